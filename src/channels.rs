@@ -1,0 +1,399 @@
+//! What the channels carry: plain types, shared by the two ends.
+//!
+//! The table of the channels themselves is at the top of the crate.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::error::{Error, RequestError};
+
+/// The id of a member, never 0. An id that was removed is never used again.
+pub type NodeId = u64;
+/// A place in the replicated log, from 1.
+pub type Index = u64;
+/// A term of office of one leader.
+pub type Term = u64;
+
+/// Names one request of one run of one member.
+///
+/// A counter alone would let an entry of an earlier run answer a waiter of this one, or a read take
+/// another read's index: hence the member, and 64 random bits drawn at each start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// The member that took the request from its client.
+    pub member: NodeId,
+    /// Drawn at random when that member started.
+    pub boot: u64,
+    /// Counts that run's requests.
+    pub counter: u64,
+}
+
+impl RequestId {
+    /// The length of an encoded id in bytes.
+    pub const LEN: usize = 24;
+
+    /// Encodes: member, boot and counter, 8 bytes each, little-endian.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[0..8].copy_from_slice(&self.member.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.boot.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.counter.to_le_bytes());
+        bytes
+    }
+
+    /// Decodes what [`to_bytes`](Self::to_bytes) wrote; `None` if the length is another.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (member, rest) = bytes.split_first_chunk::<8>()?;
+        let (boot, rest) = rest.split_first_chunk::<8>()?;
+        let counter: &[u8; 8] = rest.try_into().ok()?;
+        Some(Self {
+            member: u64::from_le_bytes(*member),
+            boot: u64::from_le_bytes(*boot),
+            counter: u64::from_le_bytes(*counter),
+        })
+    }
+}
+
+/// Makes the two halves of one request's answer.
+pub fn waiter<T>() -> (Waiter<T>, Pending<T>) {
+    let begun = Arc::new(AtomicBool::new(false));
+    let (answer_tx, answer_rx) = oneshot::channel();
+    (Waiter { begun: begun.clone(), answer_tx }, Pending { begun, answer_rx })
+}
+
+/// The half of a request's answer that travels with the request. It is answered once; dropping it
+/// unanswered says that this member is stopping.
+#[derive(Debug)]
+pub struct Waiter<T> {
+    begun: Arc<AtomicBool>,
+    answer_tx: oneshot::Sender<Result<T, RequestError>>,
+}
+
+impl<T> Waiter<T> {
+    /// Marks the request as proposed: from here on its outcome is unknown until it is answered.
+    /// Returns false if the client gave up first; then nothing may be proposed.
+    pub fn begin(&self) -> bool {
+        // `Pending::wait_until` closes the channel and then looks at `begun`: with a fence on both
+        // sides, at least one of the two sees what the other did.
+        self.begun.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        !self.answer_tx.is_closed()
+    }
+
+    /// Answers the request. That nobody waits any more is a normal event.
+    pub fn answer(self, answer: Result<T, RequestError>) {
+        let _ = self.answer_tx.send(answer);
+    }
+
+    /// True once the client gave up.
+    pub fn is_closed(&self) -> bool {
+        self.answer_tx.is_closed()
+    }
+}
+
+/// The half of a request's answer that the request's handler keeps.
+#[derive(Debug)]
+pub struct Pending<T> {
+    begun: Arc<AtomicBool>,
+    answer_rx: oneshot::Receiver<Result<T, RequestError>>,
+}
+
+impl<T> Pending<T> {
+    /// Waits for the answer until `deadline`.
+    ///
+    /// # Errors
+    /// The request's own error; past the deadline, or when this member stops,
+    /// [`RequestError::Unavailable`] if nothing was proposed, else [`RequestError::Unknown`].
+    pub async fn wait_until(mut self, deadline: Instant) -> Result<T, RequestError> {
+        let why = match tokio::time::timeout_at(deadline, &mut self.answer_rx).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(_)) => "this member is stopping",
+            Err(_) => {
+                self.answer_rx.close();
+                fence(Ordering::SeqCst);
+                // The answer may have come between the deadline and the close.
+                if let Ok(answer) = self.answer_rx.try_recv() {
+                    return answer;
+                }
+                "the deadline passed"
+            }
+        };
+        if self.begun.load(Ordering::SeqCst) {
+            Err(RequestError::Unknown(format!(
+                "{why} before the outcome was known: it may or may not have been carried out; read before repeating it"
+            )))
+        } else {
+            Err(RequestError::Unavailable(format!(
+                "{why} before a leader took the request: nothing was changed; try again"
+            )))
+        }
+    }
+}
+
+/// When a write is acknowledged (flag `--ack`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    /// Once it is on a majority's disks and applied here.
+    #[default]
+    Committed,
+    /// Once it was handed to raft, as the original does: it may still be lost.
+    Proposed,
+}
+
+/// What an acknowledged write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// Handed to raft, nothing more.
+    Proposed,
+    /// On a majority's disks and applied by this member's state machine, as this entry.
+    Applied {
+        /// The entry's index.
+        index: Index,
+        /// The entry's term.
+        term: Term,
+    },
+}
+
+/// proposeC: bytes for the log. What they mean is the state machine's affair.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The payload of the entry.
+    pub data: Bytes,
+    /// When to answer.
+    pub ack: Ack,
+    /// Whom to answer.
+    pub waiter: Waiter<Acknowledged>,
+}
+
+/// A linearizable read: answered, in order with the entries on commitC, once the state machine
+/// holds everything that was acknowledged anywhere before the request was made.
+#[derive(Debug)]
+pub struct ReadRequest {
+    /// Whom to answer.
+    pub waiter: Waiter<()>,
+}
+
+/// A change of the members, as a client asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum MemberChange {
+    /// POST: add a voter that listens for its peers at `url`.
+    Add {
+        /// The new member, an id never used before.
+        id: NodeId,
+        /// Its peer URL.
+        url: String,
+    },
+    /// DELETE: remove a member for good.
+    Remove {
+        /// The member to remove.
+        id: NodeId,
+    },
+}
+
+/// confChangeC: a change of the members, answered after it is applied.
+#[derive(Debug)]
+pub struct ConfChangeRequest {
+    /// What to change.
+    pub change: MemberChange,
+    /// True if another member passed it on: then it is not passed on again.
+    pub forwarded: bool,
+    /// Whom to answer.
+    pub waiter: Waiter<()>,
+}
+
+/// One committed entry, for the state machine.
+#[derive(Debug)]
+pub struct CommittedEntry {
+    /// Its place in the log.
+    pub index: Index,
+    /// Its term.
+    pub term: Term,
+    /// The payload, as it was proposed.
+    pub data: Bytes,
+    /// Whom to answer after applying, where the entry was proposed here.
+    pub waiter: Option<Waiter<Acknowledged>>,
+}
+
+/// commitC: what the state machine has to do next, in the order of the log.
+pub enum Commit {
+    /// Apply these entries.
+    Entries {
+        /// In the order of the log; gaps belong to raft itself.
+        entries: Vec<CommittedEntry>,
+        /// Dropped when they are applied.
+        applied: Applied,
+    },
+    /// Every entry that these reads have to see came before: answer them.
+    Reads(Vec<Waiter<()>>),
+    /// Replace the state by a snapshot's.
+    Restore(SnapshotRestore),
+    /// Make a snapshot of the state as it is now.
+    Snapshot(SnapshotRequest),
+    /// The state holds everything that this member knew to be committed when it stopped.
+    Replayed,
+}
+
+/// The "applied" signal of a batch of entries: dropping it gives the batch's bytes back to the node,
+/// which takes no more entries while too many wait to be applied.
+#[derive(Debug)]
+pub struct Applied {
+    bytes: u64,
+    outstanding_bytes: Arc<AtomicU64>,
+}
+
+impl Applied {
+    /// Adds `bytes` to `outstanding_bytes` until the signal is dropped.
+    pub fn new(bytes: u64, outstanding_bytes: &Arc<AtomicU64>) -> Self {
+        outstanding_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, outstanding_bytes: outstanding_bytes.clone() }
+    }
+}
+
+impl Drop for Applied {
+    fn drop(&mut self) {
+        self.outstanding_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A snapshot's application bytes, checked, to replace the state with.
+pub struct SnapshotRestore {
+    /// The last entry that the state contains.
+    pub index: Index,
+    /// That entry's term.
+    pub term: Term,
+    /// What the state machine wrote when the snapshot was made.
+    pub reader: Box<dyn Read + Send>,
+}
+
+/// Writes one snapshot's application bytes; given to [`SnapshotRequest::save`].
+pub type SnapshotBody<'a> = &'a mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>;
+
+/// A request for a snapshot of the state at one applied index. It may be carried out on any thread.
+pub struct SnapshotRequest {
+    /// The applied index, and so the snapshot's.
+    pub index: Index,
+    /// Writes the file and reports to the node.
+    pub save: Box<dyn FnOnce(SnapshotBody<'_>) + Send>,
+}
+
+/// Names the two ends of a message between members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerHeader {
+    /// The cluster that the sender belongs to; 0 while a joiner does not know it yet.
+    pub cluster_id: u64,
+    /// The sender.
+    pub from: NodeId,
+    /// Drawn at random when the sender's data directory was made.
+    pub incarnation: u64,
+    /// Where the sender listens for its peers.
+    pub url: String,
+    /// The receiver; 0 in a greeting to a URL whose member is not known.
+    pub to: NodeId,
+}
+
+/// What a member tells another before the first raft message, and asks of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Greeting {
+    /// The peer URLs of the first `--cluster` list; empty for a member that joined.
+    pub first_urls: Vec<String>,
+    /// True while the sender has no raft state of its own.
+    pub beginning: bool,
+}
+
+/// What the receiver of a greeting knows.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GreetingAnswer {
+    /// The receiver's own first list.
+    pub first_urls: Vec<String>,
+    /// True while the receiver has no raft state of its own.
+    pub beginning: bool,
+    /// True if the sender's id is a member in the receiver's applied state.
+    pub counts_as_member: bool,
+    /// The members, as the receiver's applied state has them.
+    pub members: BTreeMap<NodeId, String>,
+}
+
+/// Why a member does not take a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Another cluster, another receiver, another incarnation: 412.
+    #[error("{0}")]
+    Mismatch(String),
+    /// The id is known under another incarnation: 412, and final for who asks to begin.
+    #[error("{0}")]
+    OtherIncarnation(String),
+    /// The sender was removed by the entry at this index: 410.
+    #[error("member {id} was removed from the cluster at index {index}")]
+    Removed {
+        /// The sender.
+        id: NodeId,
+        /// The removal.
+        index: Index,
+    },
+    /// Not now: this member has no raft state yet, or too much to do: 503.
+    #[error("{0}")]
+    NotReady(String),
+}
+
+/// What went wrong, or ended, on the way to a peer.
+#[derive(Debug)]
+pub enum PeerReport {
+    /// A message to this peer was lost.
+    Unreachable(NodeId),
+    /// The snapshot on its way to this peer arrived and was kept, or not.
+    SnapshotStatus {
+        /// The receiver.
+        to: NodeId,
+        /// The snapshot's index.
+        index: Index,
+        /// True if the receiver has it on disk.
+        arrived: bool,
+    },
+    /// This peer refused us.
+    Refused {
+        /// Who answered; checked before it is believed.
+        header: PeerHeader,
+        /// What it answered.
+        refusal: Refusal,
+    },
+    /// This peer answered a greeting.
+    Greeted {
+        /// Where the greeting was sent.
+        url: String,
+        /// Who answered.
+        header: PeerHeader,
+        /// What it answered.
+        answer: GreetingAnswer,
+    },
+    /// A greeting got no answer; `why` is for the log.
+    NotGreeted {
+        /// Where the greeting was sent.
+        url: String,
+        /// What happened.
+        why: String,
+    },
+    /// The snapshot at this index is written, or the error that stops this member.
+    SnapshotMade {
+        /// The applied index it was made at.
+        index: Index,
+        /// Its term.
+        term: Term,
+        /// Length and checksum of the file.
+        result: Result<SnapshotFile, Error>,
+    },
+}
+
+/// A snapshot's file: what a receiver checks it against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// Bytes in the file.
+    pub length: u64,
+    /// CRC32C of the file.
+    pub checksum: u32,
+}

@@ -1,0 +1,314 @@
+//! The key-value store: a `HashMap` that follows commitC, and the twin of the original's kvstore.go.
+//!
+//! It is one state machine behind [`raft_node`](crate::raft_node), and knows nothing of raft-rs or
+//! of HTTP: bytes in, bytes out. A write goes out on proposeC as an encoded [`Command`] and comes
+//! back on commitC, on every member, in the same order; only then is it applied and answered.
+//!
+//! ```text
+//! propose ──▶ proposeC ──▶ (raft) ──▶ commitC ──▶ read_commits ──▶ apply ──▶ the waiter
+//! lookup  ──▶ readC    ──▶ (raft) ──▶ commitC ──▶ read_commits ────────────▶ the waiter ──▶ the map
+//! ```
+//!
+//! # Snapshot
+//! The records in ascending order of their keys, so that the same state gives the same bytes on
+//! every member. Each is a length and an encoded [`Record`]:
+//!
+//! ```text
+//! ┌───────────────┬──────────────────────────────────────────────┐
+//! │ length u32 LE │ key, value, index and term of its last write │ × records
+//! └───────────────┴──────────────────────────────────────────────┘
+//! ```
+//! The end of the bytes is the end of the records: the file around them has a length and a checksum.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use slog::{Logger, error, info};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::channels::{
+    Ack, Acknowledged, Commit, CommittedEntry, Index, Proposal, ReadRequest, SnapshotRequest,
+    SnapshotRestore, Term, waiter,
+};
+use crate::codec;
+use crate::error::{Error, RequestError, Result};
+
+/// What an entry of the log asks the store to do.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Command<'a> {
+    /// Set `key` to `value`.
+    Put {
+        #[serde(borrow, with = "serde_bytes")]
+        key: &'a [u8],
+        #[serde(borrow, with = "serde_bytes")]
+        value: &'a [u8],
+    },
+}
+
+/// One key of a snapshot.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record<'a> {
+    #[serde(borrow, with = "serde_bytes")]
+    key: &'a [u8],
+    #[serde(borrow, with = "serde_bytes")]
+    value: &'a [u8],
+    index: Index,
+    term: Term,
+}
+
+/// A value, and the entry that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// The bytes that were PUT.
+    pub data: Bytes,
+    /// The index of the entry that wrote them.
+    pub index: Index,
+    /// The term of that entry.
+    pub term: Term,
+}
+
+/// How current a read has to be (flag `--read`, header `Raft-Read`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Sees every write that was acknowledged anywhere before the read began (thesis 6.4).
+    #[default]
+    Linearizable,
+    /// Sees this member's map as it is: it may be old.
+    Local,
+}
+
+/// A handle on the store; clones share it. When the last one is dropped, proposeC is closed and the
+/// node stops.
+#[derive(Clone)]
+pub struct KvStore {
+    propose_tx: mpsc::Sender<Proposal>,
+    read_tx: mpsc::Sender<ReadRequest>,
+    replayed_rx: watch::Receiver<bool>,
+    state: Arc<State>,
+}
+
+/// The end of the store that follows commitC.
+pub struct CommitReader {
+    state: Arc<State>,
+    replayed_tx: watch::Sender<bool>,
+    logger: Logger,
+}
+
+#[derive(Default)]
+struct State {
+    /// Held for a lookup or for one entry, never across a wait.
+    map: RwLock<HashMap<Bytes, Value>>,
+}
+
+impl State {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Bytes, Value>> {
+        self.map.read().expect("no thread panics while it holds the map")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Bytes, Value>> {
+        self.map.write().expect("no thread panics while it holds the map")
+    }
+}
+
+impl KvStore {
+    /// Makes an empty store: its handle, and the end that has to be given commitC.
+    pub fn new(
+        propose_tx: mpsc::Sender<Proposal>,
+        read_tx: mpsc::Sender<ReadRequest>,
+        logger: Logger,
+    ) -> (Self, CommitReader) {
+        let state = Arc::new(State::default());
+        let (replayed_tx, replayed_rx) = watch::channel(false);
+        let reader = CommitReader { state: state.clone(), replayed_tx, logger };
+        (Self { propose_tx, read_tx, replayed_rx, state }, reader)
+    }
+
+    /// Sets `key` to `value` through the log, and waits until that is acknowledged.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if nothing was proposed, [`RequestError::Unknown`] if the write
+    /// may still happen. It is never proposed a second time.
+    pub async fn propose(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        ack: Ack,
+        deadline: Instant,
+    ) -> std::result::Result<Acknowledged, RequestError> {
+        let data = Bytes::from(codec::encode(&Command::Put { key, value }));
+        let (waiter, pending) = waiter();
+        self.propose_tx.try_send(Proposal { data, ack, waiter }).map_err(|_| {
+            unavailable("too many requests are waiting, or this member is stopping")
+        })?;
+        pending.wait_until(deadline).await
+    }
+
+    /// Looks `key` up; `None` if it was never written.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if the read could not be made as current as asked for in time.
+    pub async fn lookup(
+        &self,
+        key: &[u8],
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> std::result::Result<Option<Value>, RequestError> {
+        match consistency {
+            Consistency::Linearizable => {
+                let (waiter, pending) = waiter();
+                self.read_tx.try_send(ReadRequest { waiter }).map_err(|_| {
+                    unavailable("too many reads are waiting, or this member is stopping")
+                })?;
+                pending.wait_until(deadline).await?;
+            }
+            Consistency::Local => self.wait_until_replayed(deadline).await?,
+        }
+        Ok(self.state.read().get(key).cloned())
+    }
+
+    /// Waits until the state holds what this member knew to be committed when it was last stopped.
+    async fn wait_until_replayed(
+        &self,
+        deadline: Instant,
+    ) -> std::result::Result<(), RequestError> {
+        let mut replayed_rx = self.replayed_rx.clone();
+        let replayed = tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await;
+        match replayed {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(unavailable("this member is still replaying its log")),
+        }
+    }
+}
+
+fn unavailable(why: &str) -> RequestError {
+    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
+}
+
+impl CommitReader {
+    /// Follows commitC until it is closed; blocks its thread.
+    ///
+    /// # Errors
+    /// What [`handle`](Self::handle) returns: the process has to stop.
+    pub fn read_commits(mut self, mut commit_rx: mpsc::UnboundedReceiver<Commit>) -> Result<()> {
+        while let Some(commit) = commit_rx.blocking_recv() {
+            self.handle(commit)?;
+        }
+        Ok(())
+    }
+
+    /// Does what one item of commitC says.
+    ///
+    /// # Errors
+    /// A snapshot that cannot be read: its checksum was right, so it was written by another program
+    /// or the disk fails now.
+    pub fn handle(&mut self, commit: Commit) -> Result<()> {
+        match commit {
+            Commit::Entries { entries, applied } => {
+                for entry in entries {
+                    self.apply(entry);
+                }
+                drop(applied);
+            }
+            Commit::Reads(waiters) => {
+                for waiter in waiters {
+                    waiter.answer(Ok(()));
+                }
+            }
+            Commit::Restore(snapshot) => self.recover_from_snapshot(snapshot)?,
+            Commit::Snapshot(request) => self.get_snapshot(request),
+            Commit::Replayed => {
+                self.replayed_tx.send_replace(true);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, entry: CommittedEntry) {
+        let CommittedEntry { index, term, data, waiter } = entry;
+        match codec::decode::<Command<'_>>(&data) {
+            Ok(Command::Put { key, value }) => {
+                let value = Value { data: data.slice_ref(value), index, term };
+                // The key is copied where it is new, so that it does not keep the entry that first
+                // wrote it in memory.
+                let mut map = self.state.write();
+                match map.get_mut(key) {
+                    Some(old) => *old = value,
+                    None => {
+                        map.insert(Bytes::copy_from_slice(key), value);
+                    }
+                }
+            }
+            // Every member finds the same bytes and skips them alike. Stopping here would stop all
+            // members, at each start, for ever.
+            Err(error) => error!(self.logger, "skipping an entry that is no command";
+                "index" => index, "term" => term, "error" => %error),
+        }
+        if let Some(waiter) = waiter {
+            waiter.answer(Ok(Acknowledged::Applied { index, term }));
+        }
+    }
+
+    /// Writes a snapshot on a thread of its own, from handles taken here: entries go on being
+    /// applied meanwhile.
+    fn get_snapshot(&self, request: SnapshotRequest) {
+        let view = self.view();
+        std::thread::spawn(move || (request.save)(&mut |file| write_snapshot(&view, file)));
+    }
+
+    fn view(&self) -> Vec<(Bytes, Value)> {
+        self.state.read().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn recover_from_snapshot(&self, snapshot: SnapshotRestore) -> Result<()> {
+        let SnapshotRestore { index, term, reader } = snapshot;
+        info!(self.logger, "loading snapshot at term {} and index {}", term, index);
+        let map = read_snapshot(reader).map_err(|error| {
+            Error::Refused(format!(
+                "cannot read the state in the snapshot at term {term} and index {index}: {error}"
+            ))
+        })?;
+        *self.state.write() = map;
+        Ok(())
+    }
+}
+
+/// Writes `view` as the module's documentation says, in the order of the keys.
+fn write_snapshot(view: &[(Bytes, Value)], file: &mut dyn Write) -> io::Result<()> {
+    let mut records: Vec<&(Bytes, Value)> = view.iter().collect();
+    records.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    for (key, Value { data, index, term }) in records {
+        let record = codec::encode(&Record { key, value: data, index: *index, term: *term });
+        let length = u32::try_from(record.len()).expect("a record is limited to 96 MiB");
+        file.write_all(&length.to_le_bytes())?;
+        file.write_all(&record)?;
+    }
+    Ok(())
+}
+
+/// Reads what [`write_snapshot`] wrote.
+fn read_snapshot(mut reader: impl Read) -> io::Result<HashMap<Bytes, Value>> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let mut map = HashMap::new();
+    let mut length = [0; 4];
+    loop {
+        // The end of the file is an end only in front of a length.
+        match reader.read(&mut length[..1])? {
+            0 => return Ok(map),
+            _ => reader.read_exact(&mut length[1..])?,
+        }
+        let length = u32::from_le_bytes(length) as usize;
+        if length > codec::DECODE_LIMIT_BYTES {
+            return Err(invalid(format!("a record of {length} bytes is too long")));
+        }
+        let mut record = vec![0; length];
+        reader.read_exact(&mut record)?;
+        let Record { key, value, index, term } =
+            codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
+        let value = Value { data: Bytes::copy_from_slice(value), index, term };
+        map.insert(Bytes::copy_from_slice(key), value);
+    }
+}
