@@ -13,6 +13,11 @@ use tokio::time::Instant;
 
 use crate::error::{Error, RequestError};
 
+/// Requests that may wait in proposeC and in readC; one more is answered 503.
+pub const REQUESTS_MAX: usize = 4096;
+/// Requests that may wait in confChangeC; one more is answered 503.
+pub const CONF_CHANGES_MAX: usize = 16;
+
 /// The id of a member, never 0. An id that was removed is never used again.
 pub type NodeId = u64;
 /// A place in the replicated log, from 1.
@@ -84,6 +89,11 @@ impl<T> Waiter<T> {
         self.begun.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         !self.answer_tx.is_closed()
+    }
+
+    /// Takes [`begin`](Self::begin) back: nothing was proposed after all.
+    pub fn begin_was_in_vain(&self) {
+        self.begun.store(false, Ordering::SeqCst);
     }
 
     /// Answers the request. That nobody waits any more is a normal event.
@@ -387,6 +397,8 @@ pub enum PeerReport {
         /// Length and checksum of the file.
         result: Result<SnapshotFile, Error>,
     },
+    /// A snapshot that arrived could not be written here: this member has to stop.
+    DiskFailed(Error),
 }
 
 /// A snapshot's file: what a receiver checks it against.

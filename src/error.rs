@@ -7,8 +7,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a request was not carried out. The client port turns each into one status.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a request was not carried out. The client port turns each into one status; a change of
+/// members that was passed on is answered with it, encoded, by the member it was passed on to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum RequestError {
     /// The request itself is wrong: 400.
     #[error("{0}")]

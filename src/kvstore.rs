@@ -189,6 +189,14 @@ fn unavailable(why: &str) -> RequestError {
 }
 
 impl CommitReader {
+    /// Follows commitC on a thread of its own until it is closed.
+    pub fn spawn(
+        self,
+        commit_rx: mpsc::UnboundedReceiver<Commit>,
+    ) -> tokio::task::JoinHandle<Result<()>> {
+        tokio::task::spawn_blocking(move || self.read_commits(commit_rx))
+    }
+
     /// Follows commitC until it is closed; blocks its thread.
     ///
     /// # Errors

@@ -1,1 +1,150 @@
-fn main() {}
+//! The program: flags, channels, tasks, and waiting for their end. No logic.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use raftexample::config::Config;
+use raftexample::error::{Error, Result};
+use raftexample::httpapi::{self, HttpKvApi};
+use raftexample::kvstore::KvStore;
+use raftexample::listener::{BodyBudget, Limits, bind, serve};
+use raftexample::raft_node::new_raft_node;
+use raftexample::storage::DiskVfs;
+use raftexample::{channels, logging};
+use slog::{Logger, info};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// What a connection may take to close after the last deadline.
+const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let config = match Config::try_parse() {
+        Ok(config) => config,
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            // Whoever asked for help and closed the pipe does not want to hear of it.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&Error::Config(first_line(&error))),
+    };
+    if let Err(error) = config.check() {
+        return fail(&error);
+    }
+    let (logger, guard) = logging::logger(config.log_level, config.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::Config(format!("cannot start: {error}"))),
+    };
+    let result = runtime.block_on(run(config, logger));
+    // Threads that still wait for a client or a disk do not hold up the end.
+    runtime.shutdown_background();
+    // Whatever is queued for the log comes before the last line.
+    drop(guard);
+    match result {
+        Ok(()) | Err(Error::Removed) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Runs a member until it is told to stop, or has to.
+async fn run(config: Config, logger: Logger) -> Result<()> {
+    let node_config = config.node_config()?;
+    let peer_listener = bind(config.peer_address()?, "--cluster").await?;
+    let client_listener = bind(config.client_address(), "--port").await?;
+
+    // proposeC, readC and confChangeC carry what clients ask for; commitC what becomes of it.
+    let (propose_tx, propose_rx) = mpsc::channel(channels::REQUESTS_MAX);
+    let (read_tx, read_rx) = mpsc::channel(channels::REQUESTS_MAX);
+    let (conf_change_tx, conf_change_rx) = mpsc::channel(channels::CONF_CHANGES_MAX);
+    let (commit_rx, node) = new_raft_node(
+        node_config,
+        Arc::new(DiskVfs),
+        peer_listener,
+        propose_rx,
+        read_rx,
+        conf_change_rx,
+        logger.clone(),
+    );
+    let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
+    let mut store_done = commit_reader.spawn(commit_rx);
+
+    let router = httpapi::router(HttpKvApi {
+        store,
+        conf_change_tx,
+        ack: config.ack.into(),
+        read: config.read.into(),
+        request_timeout: config.request_timeout,
+        max_value_bytes: config.max_value_bytes,
+        budget: BodyBudget::default(),
+        logger: logger.clone(),
+    });
+    let (stop_tx, stop_rx) = oneshot::channel::<()>();
+    let mut server = tokio::spawn(serve(
+        client_listener,
+        router,
+        Limits { shutdown_grace: config.request_timeout + SHUTDOWN_SLACK, ..Limits::default() },
+        async {
+            let _ = stop_rx.await;
+        },
+        logger.clone(),
+    ));
+
+    let node = node.join();
+    tokio::pin!(node);
+    tokio::select! {
+        result = &mut node => return result,
+        result = &mut store_done => {
+            // The store also ends when the node does; then the node says why.
+            result.unwrap_or_else(|_| Err(panicked("the store")))?;
+            return node.await;
+        }
+        _ = &mut server => return Err(panicked("the key-value server")),
+        name = stop_signal() => info!(logger, "received {}, stopping", name),
+    }
+    // No new connections; those that are open are answered within the deadline. When the last of
+    // them is gone so is the last sender of proposeC, and the node stops by itself.
+    drop(stop_tx);
+    let in_order = async {
+        let _ = server.await;
+        node.await
+    };
+    tokio::select! {
+        result = in_order => result,
+        name = stop_signal() => Err(Error::Refused(format!("received {name} again, stopping at once"))),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stop_signal() -> &'static str {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+fn panicked(who: &str) -> Error {
+    Error::Refused(format!("{who} ended unexpectedly"))
+}
+
+/// The one line of what clap has to say.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("raftexample: {error}");
+    ExitCode::from(if matches!(error, Error::Config(_)) { 2 } else { 1 })
+}

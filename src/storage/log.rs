@@ -1,1 +1,279 @@
+//! The replicated log in memory: what raft-rs reads through its `Storage` trait.
+//!
+//! It mirrors what the write-ahead log holds from the last compaction on, and is changed only after
+//! the write-ahead log was: what raft reads here is durable.
+//!
+//! ```text
+//!        compacted                      snapshot                         last
+//!            │ entries kept for members   │                               │
+//! ───────────┼────────────────────────────┼───────────────────────────────┤
+//!            │ that are a little behind   │
+//! ```
 
+use std::cell::Cell;
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::channels::{Index, NodeId, SnapshotFile, Term};
+
+/// The log from the last compaction on.
+///
+/// * Indexes are contiguous: entry `i` is at position `i - compacted_index - 1`.
+/// * `compacted_index <= snapshot index`: whoever needs an entry that is gone gets the snapshot.
+/// * The term at `compacted_index` is known, so that an append right behind it can be matched.
+#[derive(Default)]
+pub struct Log {
+    entries: VecDeque<Entry>,
+    compacted_index: Index,
+    compacted_term: Term,
+    /// What raft starts from; not kept up to date afterwards.
+    initial_state: RaftState,
+    /// The newest snapshot whose file is durable and named by the write-ahead log.
+    snapshot: Option<(Snapshot, SnapshotFile)>,
+    /// Set when raft asked for a snapshot that could not be given.
+    snapshot_wanted: Cell<bool>,
+}
+
+impl Log {
+    /// A log that starts behind a snapshot (or behind index 0 at term 0), with `entries` following.
+    ///
+    /// # Panics
+    /// If the first entry does not follow the compacted index: recovery checked that.
+    pub fn new(
+        compacted: (Index, Term),
+        entries: Vec<Entry>,
+        hard_state: HardState,
+        conf_state: ConfState,
+        snapshot: Option<(Snapshot, SnapshotFile)>,
+    ) -> Self {
+        let (compacted_index, compacted_term) = compacted;
+        if let Some(first) = entries.first() {
+            assert_eq!(first.index, compacted_index + 1, "the log has a gap behind its snapshot");
+        }
+        Self {
+            entries: entries.into(),
+            compacted_index,
+            compacted_term,
+            initial_state: RaftState { hard_state, conf_state },
+            snapshot,
+            snapshot_wanted: Cell::new(false),
+        }
+    }
+
+    /// The index of the last entry, or the compacted index if there is none.
+    pub fn last(&self) -> Index {
+        self.compacted_index + self.entries.len() as u64
+    }
+
+    fn position(&self, index: Index) -> Option<usize> {
+        let position = index.checked_sub(self.compacted_index + 1)? as usize;
+        (position < self.entries.len()).then_some(position)
+    }
+
+    /// Appends `entries`, dropping everything from the first new index on.
+    ///
+    /// # Panics
+    /// If there is a gap in front of them, or they reach below the compaction.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        assert!(
+            self.compacted_index < first.index && first.index <= self.last() + 1,
+            "entry {} does not fit behind the log ({}, {}]",
+            first.index,
+            self.compacted_index,
+            self.last()
+        );
+        self.entries.truncate((first.index - self.compacted_index - 1) as usize);
+        self.entries.extend(entries.iter().cloned());
+    }
+
+    /// Replaces the whole log by a received snapshot.
+    pub fn apply_snapshot(&mut self, snapshot: Snapshot, file: SnapshotFile) {
+        self.entries.clear();
+        self.compacted_index = snapshot.get_metadata().index;
+        self.compacted_term = snapshot.get_metadata().term;
+        self.snapshot = Some((snapshot, file));
+    }
+
+    /// Offers a snapshot that was made here.
+    pub fn set_snapshot(&mut self, snapshot: Snapshot, file: SnapshotFile) {
+        self.snapshot = Some((snapshot, file));
+        self.snapshot_wanted.set(false);
+    }
+
+    /// The file of the snapshot that is offered, if its index is `index`.
+    pub fn snapshot_file(&self, index: Index) -> Option<SnapshotFile> {
+        let (snapshot, file) = self.snapshot.as_ref()?;
+        (snapshot.get_metadata().index == index).then_some(*file)
+    }
+
+    /// True once after raft asked for a snapshot that could not be given.
+    pub fn take_snapshot_wanted(&self) -> bool {
+        self.snapshot_wanted.take()
+    }
+
+    /// Drops the entries up to `snapshot_index`, except the last `keep_entries` before it and no more
+    /// than `keep_bytes` of those. Returns the index compacted to if there was anything to drop.
+    pub fn compact(
+        &mut self,
+        snapshot_index: Index,
+        keep_entries: u64,
+        keep_bytes: u64,
+    ) -> Option<Index> {
+        let mut compact_index = snapshot_index;
+        let mut bytes = 0;
+        while compact_index > self.compacted_index && snapshot_index - compact_index < keep_entries
+        {
+            let position = self.position(compact_index).expect("a snapshot is within the log");
+            bytes += entry_bytes(&self.entries[position]);
+            if bytes > keep_bytes {
+                break;
+            }
+            compact_index -= 1;
+        }
+        let position = self.position(compact_index)?;
+        self.compacted_term = self.entries[position].term;
+        self.entries.drain(..=position);
+        self.compacted_index = compact_index;
+        Some(compact_index)
+    }
+}
+
+/// What an entry takes in memory and on disk, in bytes, near enough for a bound.
+pub fn entry_bytes(entry: &Entry) -> u64 {
+    (entry.data.len() + entry.context.len() + std::mem::size_of::<Entry>()) as u64
+}
+
+impl Storage for Log {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(self.initial_state.clone())
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.compacted_index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        assert!(high <= self.last() + 1, "entries to {high} of a log that ends at {}", self.last());
+        let from = (low - self.compacted_index - 1) as usize;
+        let to = (high - self.compacted_index - 1) as usize;
+        let max_size = max_size.into().unwrap_or(u64::MAX);
+        let mut size = 0;
+        let mut entries = Vec::new();
+        for entry in self.entries.range(from..to) {
+            size += entry_bytes(entry);
+            // At least one, however large.
+            if size > max_size && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == self.compacted_index {
+            return Ok(self.compacted_term);
+        }
+        match self.position(index) {
+            Some(position) => Ok(self.entries[position].term),
+            None if index < self.compacted_index => {
+                Err(raft::Error::Store(StorageError::Compacted))
+            }
+            None => Err(raft::Error::Store(StorageError::Unavailable)),
+        }
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.compacted_index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    /// The newest snapshot, unless it is older than asked for or than the addition of `to`: a member
+    /// that is not in the snapshot's ConfState ignores it (etcd #12473), so a fresh one is made.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let contains = |conf_state: &ConfState, id: NodeId| {
+            conf_state.voters.contains(&id) || conf_state.learners.contains(&id)
+        };
+        if let Some((snapshot, _)) = &self.snapshot {
+            let metadata = snapshot.get_metadata();
+            if metadata.index >= request_index && contains(metadata.get_conf_state(), to) {
+                return Ok(snapshot.clone());
+            }
+        }
+        self.snapshot_wanted.set(true);
+        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: Index, term: Term) -> Entry {
+        Entry { index, term, data: vec![b'x'; 10].into(), ..Default::default() }
+    }
+
+    fn log(compacted: (Index, Term), range: std::ops::RangeInclusive<Index>) -> Log {
+        let entries = range.map(|index| entry(index, 2)).collect();
+        Log::new(compacted, entries, HardState::default(), ConfState::default(), None)
+    }
+
+    fn read(log: &Log, low: Index, high: Index, max_size: u64) -> Vec<Index> {
+        let context = GetEntriesContext::empty(false);
+        let entries = log.entries(low, high, max_size, context).expect("entries");
+        entries.iter().map(|entry| entry.index).collect()
+    }
+
+    #[test]
+    fn append_drops_the_conflicting_suffix() {
+        let mut log = log((3, 1), 4..=8);
+        log.append(&[entry(6, 3)]);
+        assert_eq!(log.last(), 6);
+        assert_eq!(log.term(6).expect("term"), 3);
+        assert_eq!(read(&log, 4, 7, u64::MAX), [4, 5, 6]);
+    }
+
+    #[test]
+    fn entries_are_limited_by_size_but_never_none() {
+        let log = log((3, 1), 4..=8);
+        assert_eq!(read(&log, 4, 9, 1), [4]);
+        assert_eq!(read(&log, 4, 9, 2 * entry_bytes(&entry(4, 2))), [4, 5]);
+    }
+
+    #[test]
+    fn compaction_keeps_the_term_in_front_of_the_first_entry() {
+        let mut log = log((0, 0), 1..=8);
+        assert_eq!(log.compact(6, 2, u64::MAX), Some(4));
+        assert_eq!(log.first_index().expect("first"), 5);
+        assert_eq!(log.term(4).expect("term"), 2);
+        assert_eq!(log.term(3), Err(raft::Error::Store(StorageError::Compacted)));
+        assert_eq!(log.compact(6, 2, u64::MAX), None, "nothing more to drop");
+        assert_eq!(log.compact(6, 2, 0), Some(6), "the bytes count too");
+    }
+
+    #[test]
+    fn a_snapshot_without_the_receiver_is_refused_and_a_fresh_one_asked_for() {
+        let mut log = log((0, 0), 1..=8);
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = 6;
+        snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2];
+        log.set_snapshot(snapshot, SnapshotFile { length: 0, checksum: 0 });
+        assert_eq!(log.snapshot(0, 2).expect("snapshot").get_metadata().index, 6);
+        assert!(!log.take_snapshot_wanted());
+        assert!(log.snapshot(0, 3).is_err());
+        assert!(log.take_snapshot_wanted());
+        assert!(!log.take_snapshot_wanted(), "asked for once");
+        assert!(log.snapshot(7, 2).is_err(), "older than asked for");
+    }
+}

@@ -6,6 +6,7 @@
 //! ```
 //! [`log`] is the mirror of both in memory that raft-rs reads from.
 
+mod files;
 pub mod log;
 pub mod snapshotter;
 pub mod vfs;

@@ -1,1 +1,623 @@
+//! The write-ahead log: everything that raft must find again after a crash, in the order in which it
+//! was written.
+//!
+//! ```text
+//! raftexample-1/
+//!   0000000000000007.wal    | head | frame | frame | … | frame |      64 MiB at most, or one frame
+//!   0000000000000008.wal    | head | frame |                          the current one
+//! ```
+//! The unit is the [`Frame`]: what one sync covers, under one checksum. It is there wholly or not at
+//! all, and the next is written only after the sync of this one returned. The bytes are described in
+//! `wal/format.rs`, beside what tells a torn frame from a damaged one.
+//!
+//! Frames go to the last segment. The first frame of each segment, its head, repeats what was known
+//! when the segment was begun: identity, incarnations, the last two snapshot marks and the hard
+//! state, and the length of the segment before. So the older segments can go.
+//!
+//! # States possible after a crash
+//!
+//! | during        | on disk                                            | at the next start          |
+//! |---------------|----------------------------------------------------|----------------------------|
+//! | [`Wal::create`] | no directory, an empty one, or a `.tmp` file     | there is no log: created again |
+//! |               | the first segment, whole                           | an empty log               |
+//! | [`Wal::save`] | the frame not at all, or wholly                    | the log without it, or with it |
+//! |               | the frame torn: some of its sectors, any length    | cut off; it was never acted upon |
+//! | a new segment | its `.tmp` file                                    | removed; begun again when needed |
+//! |               | the segment, whole, with nothing but its head      | frames go there            |
+//! | [`Wal::purge`] | some of the segments to go, always the last of them | the log with them, all the same |
+//! | [`Wal::open`] | the torn frame, or not                             | cut off again              |
+//!
+//! Since a segment gets its name only when its head is on disk, and is followed by another only when
+//! all of it is, whatever is wrong with a head, or in a segment before the last, is damage. Damage
+//! is never repaired: [`Error::Corrupt`] keeps the member from starting.
+//!
+//! A process that dies leaves what it wrote to the operating system, so [`Wal::open`] may read a
+//! frame that is not on disk. It writes the last frame again, the same bytes in the same place, and
+//! syncs it before the log is relied on. To sync is not enough: where a sync failed, some systems
+//! take the pages for clean from then on.
+//!
+//! # What it is not
+//!
+//! It knows nothing of what is committed or applied, and does not look at the snapshots. Segments
+//! missing at the front, or at the end, are for the caller to notice: by a first entry beyond the
+//! snapshot, by a commit index beyond the last entry.
 
+mod format;
+mod replay;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft::eraftpb::{Entry, HardState};
+
+use self::format::{Fault, Record, Salt};
+use self::replay::{Replay, Summary};
+use super::{Vfs, VfsFile, files};
+use crate::error::{Error, REPLACE_MEMBER, Result};
+
+/// How long a segment gets, in bytes, unless a single frame is longer. Disk space is given back in
+/// pieces of this size, and a start reads one such piece into memory at a time.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How much of the buffer for frames is kept between two of them, in bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What the names of segments end in.
+const SUFFIX: &str = ".wal";
+
+/// Whose log this is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster, 0 while a member that joins does not know it.
+    pub cluster_id: u64,
+    /// The member, never 0.
+    pub member_id: u64,
+    /// Drawn at random when the log was made.
+    pub incarnation: u64,
+    /// A hash of the first `--cluster` list, 0 unless the cluster's id was derived from it.
+    pub first_urls_hash: u64,
+}
+
+/// Names a snapshot whose file is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotMark {
+    /// The last entry that the snapshot contains.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+}
+
+/// What one sync covers; written in the order of the fields, and all of it or none is found again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frame<'a> {
+    /// The member's identity, as it is from now on.
+    pub identity: Option<&'a Identity>,
+    /// The first incarnations heard, as (member id, incarnation).
+    pub incarnations: &'a [(u64, u64)],
+    /// A snapshot that was made here. The log keeps its entries.
+    pub made: Option<SnapshotMark>,
+    /// A snapshot that was received, for which raft drops its log. The next entry follows it.
+    pub installed: Option<SnapshotMark>,
+    /// Entries without gaps. They take the place of all that were there from the first of them on.
+    pub entries: &'a [Entry],
+    /// Raft's own state, as it is from now on.
+    pub hard_state: Option<&'a HardState>,
+}
+
+impl Frame<'_> {
+    /// True if there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.identity.is_none()
+            && self.incarnations.is_empty()
+            && self.made.is_none()
+            && self.installed.is_none()
+            && self.entries.is_empty()
+            && self.hard_state.is_none()
+    }
+
+    fn put(&self, payload: &mut Vec<u8>) {
+        if let Some(identity) = self.identity {
+            format::put_identity(payload, identity);
+        }
+        for &(member_id, incarnation) in self.incarnations {
+            format::put_incarnation(payload, member_id, incarnation);
+        }
+        if let Some(mark) = self.made {
+            format::put_mark(payload, mark);
+        }
+        if let Some(mark) = self.installed {
+            format::put_install(payload, mark);
+        }
+        for entry in self.entries {
+            format::put_entry(payload, entry);
+        }
+        if let Some(hard_state) = self.hard_state {
+            format::put_hard_state(payload, hard_state);
+        }
+    }
+}
+
+/// What a log says, from its first record to its last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovered {
+    /// Whose log it is.
+    pub identity: Identity,
+    /// The first incarnation heard for each member.
+    pub incarnations: BTreeMap<u64, u64>,
+    /// The snapshots named, in ascending order: the newest two at least, where there were as many.
+    pub marks: Vec<SnapshotMark>,
+    /// The entries held, without gaps, after every truncation.
+    pub entries: Vec<Entry>,
+    /// Raft's own state.
+    pub hard_state: HardState,
+    /// The index before the first entry held, or of the installed snapshot that no entry follows.
+    /// `None` if the segments that are left name neither.
+    pub base: Option<u64>,
+    /// Where a torn frame was cut off: the file, and its length since.
+    pub cut: Option<(PathBuf, u64)>,
+}
+
+impl Recovered {
+    /// The index of the last entry held, or `base` if there is none.
+    pub fn last_index(&self) -> Option<u64> {
+        self.entries.last().map(|entry| entry.index).or(self.base)
+    }
+}
+
+/// The log of a running member.
+///
+/// - Segments are numbered without gaps; the last is the current one, the only one written to.
+/// - The current segment's length is the end of its last frame, which is synced.
+/// - After an error nothing is known about the file, and nothing may be called any more.
+pub struct Wal {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    segments: Vec<Segment>,
+    file: Box<dyn VfsFile>,
+    summary: Summary,
+    last_index: Option<u64>,
+    buffer: Vec<u8>,
+}
+
+/// One file of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Segment {
+    number: u64,
+    /// Its length in bytes.
+    length: u64,
+    /// The length of its first frame.
+    head_length: u64,
+    /// The highest index among its entries, 0 if it has none.
+    highest_index: u64,
+}
+
+impl Segment {
+    fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{:016x}{SUFFIX}", self.number))
+    }
+}
+
+impl Wal {
+    /// True if `dir` holds a log, whatever its state.
+    ///
+    /// # Errors
+    /// The directory exists and cannot be listed.
+    pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+        match vfs.list(dir) {
+            Ok(names) => Ok(names.iter().any(|name| name.ends_with(SUFFIX))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("list", dir)(error)),
+        }
+    }
+
+    /// Makes an empty log in `dir`, which is made too. It is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Refused`] if there is a log.
+    ///
+    /// # Panics
+    /// The identity's member id is 0.
+    pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
+        assert_ne!(identity.member_id, 0, "a member's id is never 0");
+        if Self::exists(&*vfs, dir)? {
+            return Err(Error::Refused(format!("{} already holds a log", dir.display())));
+        }
+        files::make_dir(&*vfs, dir)?;
+        let summary = Summary { identity: identity.clone(), ..Summary::default() };
+        let (segment, file) = create_segment(&*vfs, dir, None, &summary)?;
+        Ok(Self {
+            vfs,
+            dir: dir.to_owned(),
+            segment_bytes: SEGMENT_BYTES,
+            segments: vec![segment],
+            file,
+            summary,
+            last_index: None,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Opens the log in `dir`, cuts off a torn last frame, and leaves the log ready for more. What
+    /// it says is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Corrupt`] if the log does not hold what was written to it.
+    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<(Self, Recovered)> {
+        files::remove_temporary(&*vfs, dir, |name| parse_name(name).is_some())?;
+        let Replayed { replay, segments, last_frame, cut } = replay_segments(&*vfs, dir)?;
+        let current = segments.last().expect("a replay ends with a segment");
+        let path = current.path(dir);
+        let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+        if cut {
+            file.set_len(current.length).map_err(Error::io("cut", &path))?;
+        } else {
+            let mut frame = vec![0; (current.length - last_frame) as usize];
+            file.read_at(&mut frame, last_frame).map_err(Error::io("read", &path))?;
+            file.write_all_at(&frame, last_frame).map_err(Error::io("write to", &path))?;
+        }
+        file.sync().map_err(Error::io("sync", &path))?;
+        files::sync_dir(&*vfs, dir)?;
+        let mut summary = replay.summary.clone();
+        summary.trim();
+        let wal = Self {
+            vfs,
+            dir: dir.to_owned(),
+            segment_bytes: SEGMENT_BYTES,
+            file,
+            summary,
+            last_index: replay.last_index(),
+            buffer: Vec::new(),
+            segments,
+        };
+        let cut = cut.then(|| (path, wal.current().length));
+        Ok((wal, recovered(replay, cut)))
+    }
+
+    /// Reads the log in `dir` and changes nothing: a torn last frame is passed over.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Recovered> {
+        let Replayed { replay, segments, cut, .. } = replay_segments(vfs, dir)?;
+        let current = segments.last().expect("a replay ends with a segment");
+        Ok(recovered(replay, cut.then(|| (current.path(dir), current.length))))
+    }
+
+    /// Sets how long a segment gets, in bytes; [`SEGMENT_BYTES`] unless set.
+    #[must_use]
+    pub fn with_segment_bytes(mut self, segment_bytes: u64) -> Self {
+        self.segment_bytes = segment_bytes;
+        self
+    }
+
+    /// Writes and syncs one frame; it is on disk when this returns. An empty one writes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; it is not known then whether the frame is on disk, and nothing may be sent
+    /// that depends on it.
+    ///
+    /// # Panics
+    /// The frame cannot follow what the log holds: then it could not be read again either.
+    pub fn save(&mut self, frame: &Frame<'_>) -> Result<()> {
+        if frame.is_empty() {
+            return Ok(());
+        }
+        self.check(frame);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        format::begin_frame(&mut buffer);
+        frame.put(&mut buffer);
+        let length = format::frame_bytes(buffer.len() - format::HEADER_BYTES) as u64;
+        let current = self.current();
+        if current.length + length > self.segment_bytes && current.length > current.head_length {
+            self.cut()?;
+        }
+        let Segment { number, length: start, .. } = *self.current();
+        let salt = Salt { incarnation: self.summary.identity.incarnation, segment: number };
+        format::seal_frame(&mut buffer, start, salt);
+        let path = self.current().path(&self.dir);
+        self.file.write_all_at(&buffer, start).map_err(Error::io("write to", &path))?;
+        self.file.sync().map_err(Error::io("sync", &path))?;
+        self.advance(frame, length);
+        buffer.clear();
+        buffer.shrink_to(BUFFER_BYTES);
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// Removes the leading segments whose entries all lie at or below `index`, never the current
+    /// one.
+    ///
+    /// The newest two marks stay named. Either a segment that stays names one, or it is older than
+    /// the head of the first that stays; then it was among the newest two when that head was
+    /// written, since it still is.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// No snapshot was named that holds everything up to `index`.
+    pub fn purge(&mut self, index: u64) -> Result<()> {
+        let newest_mark = self.summary.newest_mark();
+        assert!(index <= newest_mark, "purge up to {index}, the newest snapshot is {newest_mark}");
+        while self.segments.len() > 1 && self.segments[0].highest_index <= index {
+            let path = self.segments[0].path(&self.dir);
+            self.vfs.remove(&path).map_err(Error::io("remove", &path))?;
+            // One by one, because a crash must not leave an earlier one and take a later one.
+            files::sync_dir(&*self.vfs, &self.dir)?;
+            self.segments.remove(0);
+        }
+        Ok(())
+    }
+
+    /// The length of all segments in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.length).sum()
+    }
+
+    /// Begins a new segment.
+    fn cut(&mut self) -> Result<()> {
+        let previous = *self.current();
+        let (segment, file) = create_segment(&*self.vfs, &self.dir, Some(previous), &self.summary)?;
+        self.segments.push(segment);
+        self.file = file;
+        Ok(())
+    }
+
+    fn current(&self) -> &Segment {
+        self.segments.last().expect("a log has a current segment")
+    }
+
+    /// Asserts what a replay demands of a frame that follows what the log holds.
+    fn check(&self, frame: &Frame<'_>) {
+        let mut last = self.last_index;
+        let mut newest_mark = self.summary.newest_mark();
+        if let Some(Err(reason)) = frame.identity.map(|new| self.summary.check_identity(new)) {
+            panic!("{reason}");
+        }
+        for mark in frame.made.into_iter().chain(frame.installed) {
+            if let Err(reason) = self.summary.check_mark(mark) {
+                panic!("{reason}");
+            }
+            newest_mark = newest_mark.max(mark.index);
+        }
+        if let (Some(mark), Some(last)) = (frame.made, last) {
+            assert!(mark.index <= last, "snapshot {} was made, the log ends at {last}", mark.index);
+        }
+        if let Some(mark) = frame.installed {
+            last = Some(mark.index);
+        }
+        for (position, entry) in frame.entries.iter().enumerate() {
+            let index = entry.index;
+            assert!(index > newest_mark, "entry {index} is within the snapshot {newest_mark}");
+            let previous = index - 1;
+            let follows =
+                last.is_none_or(|last| previous == last || position == 0 && index <= last);
+            assert!(follows, "entry {index} follows entry {last:?}");
+            last = Some(index);
+        }
+    }
+
+    /// Takes a frame of `length` bytes that is on disk.
+    fn advance(&mut self, frame: &Frame<'_>, length: u64) {
+        if let Some(identity) = frame.identity {
+            self.summary.identity = identity.clone();
+        }
+        self.summary.incarnations.extend(frame.incarnations.iter().copied());
+        for mark in frame.made.into_iter().chain(frame.installed) {
+            self.summary.marks.insert(mark.index, mark.term);
+        }
+        self.summary.trim();
+        if let Some(hard_state) = frame.hard_state {
+            self.summary.hard_state = hard_state.clone();
+        }
+        let last_entry = frame.entries.last().map(|entry| entry.index);
+        let last_installed = frame.installed.map(|mark| mark.index);
+        self.last_index = last_entry.or(last_installed).or(self.last_index);
+        let current = self.segments.last_mut().expect("a log has a current segment");
+        current.length += length;
+        current.highest_index = current.highest_index.max(last_entry.unwrap_or(0));
+    }
+}
+
+/// Makes the segment after `previous`, or the first, with nothing but its head. Only when it is on
+/// disk does it get its name, and only then may frames follow: a head is never torn.
+fn create_segment(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    previous: Option<Segment>,
+    summary: &Summary,
+) -> Result<(Segment, Box<dyn VfsFile>)> {
+    let mut segment = Segment::default();
+    let mut previous_bytes = 0;
+    if let Some(previous) = previous {
+        segment.number = previous.number + 1;
+        previous_bytes = previous.length;
+    }
+    let mut frame = Vec::new();
+    format::begin_frame(&mut frame);
+    summary.put_head(&mut frame, segment.number, previous_bytes);
+    format::seal_frame(&mut frame, 0, Salt::default());
+    segment.length = frame.len() as u64;
+    segment.head_length = segment.length;
+    let path = segment.path(dir);
+    let temporary = files::with_suffix(&path, files::TEMPORARY);
+    let file = vfs.create(&temporary).map_err(Error::io("create", &temporary))?;
+    file.write_all_at(&frame, 0).map_err(Error::io("write to", &temporary))?;
+    files::publish(vfs, &*file, &temporary, &path)?;
+    Ok((segment, file))
+}
+
+/// A segment's number, if `name` is a segment's.
+fn parse_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    // Written back, because a number can be spelt in many ways and a segment's name in one.
+    (format!("{number:016x}") == digits).then_some(number)
+}
+
+/// The numbers of the segments in `dir`, ascending and without gaps.
+fn list_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = Vec::new();
+    for name in vfs.list(dir).map_err(Error::io("list", dir))? {
+        if !name.ends_with(SUFFIX) {
+            continue;
+        }
+        let number = parse_name(&name).ok_or_else(|| Error::Corrupt {
+            path: dir.join(&name),
+            offset: 0,
+            reason: "it is named like a segment of the log, but no segment has this name".into(),
+            remedy: "move it elsewhere, or give it back the name it had",
+        })?;
+        numbers.push(number);
+    }
+    numbers.sort_unstable();
+    for pair in numbers.windows(2) {
+        if pair[0] + 1 != pair[1] {
+            let missing = Segment { number: pair[0] + 1, ..Segment::default() };
+            let reason = format!("it is missing, segment {:016x} is there", pair[1]);
+            return Err(damage(&missing.path(dir), 0, reason));
+        }
+    }
+    if numbers.is_empty() {
+        return Err(damage(dir, 0, "it holds no segment of the log".into()));
+    }
+    Ok(numbers)
+}
+
+fn damage(path: &Path, offset: u64, reason: String) -> Error {
+    Error::Corrupt { path: path.to_owned(), offset, reason, remedy: REPLACE_MEMBER }
+}
+
+/// A log as it was read.
+struct Replayed {
+    replay: Replay,
+    /// At least one; the last without a torn frame.
+    segments: Vec<Segment>,
+    /// Where the last whole frame starts in the last segment.
+    last_frame: u64,
+    /// True if a torn frame follows that one.
+    cut: bool,
+}
+
+fn recovered(replay: Replay, cut: Option<(PathBuf, u64)>) -> Recovered {
+    let Replay { summary, entries, base } = replay;
+    let Summary { identity, incarnations, marks, hard_state } = summary;
+    let marks = marks.into_iter().map(|(index, term)| SnapshotMark { index, term }).collect();
+    Recovered { identity, incarnations, marks, entries, hard_state, base, cut }
+}
+
+fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
+    let numbers = list_segments(vfs, dir)?;
+    let mut replayed =
+        Replayed { replay: Replay::default(), segments: Vec::new(), last_frame: 0, cut: false };
+    for (position, &number) in numbers.iter().enumerate() {
+        let may_be_torn = position + 1 == numbers.len();
+        replay_segment(vfs, dir, number, may_be_torn, &mut replayed)?;
+    }
+    Ok(replayed)
+}
+
+fn replay_segment(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    number: u64,
+    may_be_torn: bool,
+    replayed: &mut Replayed,
+) -> Result<()> {
+    let mut segment = Segment { number, ..Segment::default() };
+    let path = segment.path(dir);
+    let bytes = read_file(vfs, &path)?;
+    let mut start = 0;
+    while start < bytes.len() || start == 0 {
+        let is_head = start == 0;
+        let salt = match is_head {
+            true => Salt::default(),
+            false => {
+                let incarnation = replayed.replay.summary.identity.incarnation;
+                Salt { incarnation, segment: number }
+            }
+        };
+        let frame = match format::read_frame(&bytes, start, salt) {
+            Ok(frame) => frame,
+            Err(bad) if bad.torn && may_be_torn && !is_head => {
+                replayed.cut = true;
+                break;
+            }
+            Err(bad) => return Err(damage(&path, start as u64, bad.reason)),
+        };
+        let previous = replayed.segments.last();
+        replay_frame(frame.payload, is_head, previous, &mut replayed.replay, &mut segment)
+            .map_err(|fault| Error::Corrupt {
+                path: path.clone(),
+                offset: start as u64,
+                reason: fault.reason,
+                remedy: fault.remedy,
+            })?;
+        replayed.last_frame = start as u64;
+        start = frame.end;
+        if is_head {
+            segment.head_length = start as u64;
+        }
+    }
+    segment.length = start as u64;
+    replayed.segments.push(segment);
+    Ok(())
+}
+
+fn replay_frame(
+    payload: &[u8],
+    is_head: bool,
+    previous: Option<&Segment>,
+    replay: &mut Replay,
+    segment: &mut Segment,
+) -> std::result::Result<(), Fault> {
+    let mut records = format::records(payload);
+    if is_head {
+        check_head(records.next().transpose()?, previous, segment.number)?;
+    }
+    for record in records {
+        let record = record?;
+        if let Record::Entry(entry) = &record {
+            segment.highest_index = segment.highest_index.max(entry.index);
+        }
+        replay.apply(record)?;
+    }
+    if replay.summary.identity.member_id == 0 {
+        return Err("no member's identity in the first frame".to_owned().into());
+    }
+    Ok(())
+}
+
+/// Checks the first record of a segment's first frame.
+fn check_head(
+    record: Option<Record>,
+    previous: Option<&Segment>,
+    number: u64,
+) -> std::result::Result<(), String> {
+    let Some(Record::Head { segment, previous_bytes }) = record else {
+        return Err("the first frame does not begin with a head".to_owned());
+    };
+    if segment != number {
+        return Err(format!("it is segment {segment:016x}, named {number:016x}"));
+    }
+    // The segment before is complete frame by frame; only this tells that none is gone at its end.
+    match previous {
+        Some(previous) if previous.length != previous_bytes => Err(format!(
+            "segment {:016x} had {previous_bytes} bytes when this one was begun, it has {}",
+            previous.number, previous.length
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {
+    let file = vfs.open(path).map_err(Error::io("open", path))?;
+    let length = file.len().map_err(Error::io("read the length of", path))?;
+    let mut bytes = vec![0; length as usize];
+    let read = file.read_at(&mut bytes, 0).map_err(Error::io("read", path))?;
+    bytes.truncate(read);
+    Ok(bytes)
+}

@@ -1,0 +1,349 @@
+//! The command line: the original's four flags with its defaults, and ours.
+//!
+//! Every flag has an environment twin, `RAFTEXAMPLE_` and its name; the flag wins. What cannot be
+//! used gives one line and exit status 2.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use hyper::http::uri::Authority;
+
+use crate::channels::Ack;
+use crate::error::{Error, Result};
+use crate::kvstore::Consistency;
+use crate::membership::check_url;
+use crate::raft_node::NodeConfig;
+
+/// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
+const VALUE_BYTES_MAX: usize = 64 << 20;
+
+/// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "raftexample", version)]
+pub struct Config {
+    /// Member id; member I of the first members listens for its peers at the I-th URL of --cluster
+    #[arg(long, default_value_t = 1, env = "RAFTEXAMPLE_ID")]
+    pub id: u64,
+
+    /// Peer URLs of the members, separated by commas
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:9021",
+        env = "RAFTEXAMPLE_CLUSTER"
+    )]
+    pub cluster: Vec<String>,
+
+    /// Port of the key-value server
+    #[arg(long, default_value_t = 9121, env = "RAFTEXAMPLE_PORT")]
+    pub port: u16,
+
+    /// Join a cluster that runs already, after POST /ID on one of its members
+    #[arg(long, env = "RAFTEXAMPLE_JOIN")]
+    pub join: bool,
+
+    /// Where the directories raftexample-ID and raftexample-ID-snap are made
+    #[arg(long, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
+    pub data_dir: PathBuf,
+
+    /// Address of the key-value server [default: loopback while this member's peer URL is, else all]
+    #[arg(long, env = "RAFTEXAMPLE_HOST")]
+    pub host: Option<IpAddr>,
+
+    /// This member's own peer URL [default: the ID-th of --cluster]
+    #[arg(long, env = "RAFTEXAMPLE_PEER_URL")]
+    pub peer_url: Option<String>,
+
+    /// Cluster id, decimal or 0x… [default: derived from the first --cluster list]
+    #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
+    pub cluster_id: Option<u64>,
+
+    /// Entries between two snapshots
+    #[arg(long, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
+    pub snapshot_count: u64,
+
+    /// Entries kept behind a snapshot for members that are a little behind
+    #[arg(long, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_CATCH_UP_ENTRIES")]
+    pub snapshot_catch_up_entries: u64,
+
+    /// When a PUT is answered: once it is committed and applied, or, as the original, once proposed
+    #[arg(long, value_enum, default_value = "committed", env = "RAFTEXAMPLE_ACK")]
+    pub ack: AckFlag,
+
+    /// How current a GET is; the original's is local
+    #[arg(long, value_enum, default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
+    pub read: ReadFlag,
+
+    /// Deadline of a client's request
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
+    pub request_timeout: Duration,
+
+    /// The largest value in bytes, 64 MiB at most
+    #[arg(long, default_value_t = 16 << 20, env = "RAFTEXAMPLE_MAX_VALUE_BYTES")]
+    pub max_value_bytes: usize,
+
+    /// Length of a tick
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
+    pub tick: Duration,
+
+    /// Ticks without a leader before an election
+    #[arg(long, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
+    pub election_ticks: usize,
+
+    /// Ticks between heartbeats
+    #[arg(long, default_value_t = 1, env = "RAFTEXAMPLE_HEARTBEAT_TICKS")]
+    pub heartbeat_ticks: usize,
+
+    /// What is logged
+    #[arg(long, value_enum, default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
+    pub log_level: LogLevel,
+
+    /// How it is logged, to standard error
+    #[arg(long, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// The values of `--ack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AckFlag {
+    /// After commit and apply.
+    Committed,
+    /// After handing the write to raft: it may be lost.
+    Proposed,
+}
+
+/// The values of `--read`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReadFlag {
+    /// Sees every acknowledged write.
+    Linearizable,
+    /// Sees this member's map, which may be old.
+    Local,
+}
+
+/// The values of `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+/// The values of `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Term,
+    /// One JSON object a line.
+    Json,
+}
+
+fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(0) => Err("0 is no cluster id".into()),
+        Ok(cluster_id) => Ok(cluster_id),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Config {
+    /// Checks what clap cannot: that the flags fit together.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with one line.
+    pub fn check(&self) -> Result<()> {
+        let require =
+            |holds: bool, why: String| if holds { Ok(()) } else { Err(Error::Config(why)) };
+        let id = self.id;
+        require(id != 0, "--id 0 is no member id: ids start at 1".into())?;
+        for url in &self.cluster {
+            check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
+        }
+        for (position, url) in self.cluster.iter().enumerate() {
+            require(
+                !self.cluster[..position].contains(url),
+                format!("--cluster names {url} twice: each member has its own"),
+            )?;
+        }
+        let length = self.cluster.len() as u64;
+        match &self.peer_url {
+            Some(url) => {
+                check_url(url).map_err(|why| Error::Config(format!("--peer-url: {why}")))?;
+            }
+            None => require(
+                id <= length,
+                format!(
+                    "--id {id} has no peer URL: --cluster lists {length}; add the {id}-th or give --peer-url"
+                ),
+            )?,
+        }
+        require(
+            self.join || id <= length,
+            format!("--id {id} is none of the {length} first members in --cluster: add --join"),
+        )?;
+        if !self.join {
+            let listed = &self.cluster[id as usize - 1];
+            require(
+                self.peer_url.as_ref().is_none_or(|url| url == listed),
+                format!(
+                    "--peer-url is not the {id}-th of --cluster ({listed}): only a member that joins may differ"
+                ),
+            )?;
+        }
+        require(
+            !self.join || self.cluster.iter().any(|url| *url != self.own_url()),
+            "--join needs the URL of a member in --cluster".into(),
+        )?;
+        require(self.snapshot_count > 0, "--snapshot-count 0: it is 1 at least".into())?;
+        require(
+            (1..=VALUE_BYTES_MAX).contains(&self.max_value_bytes),
+            format!("--max-value-bytes {}: it is 1 to {VALUE_BYTES_MAX}", self.max_value_bytes),
+        )?;
+        require(self.tick >= Duration::from_millis(1), "--tick: it is 1ms at least".into())?;
+        require(
+            self.heartbeat_ticks > 0 && self.election_ticks > self.heartbeat_ticks,
+            format!(
+                "--election-ticks {} has to be more than --heartbeat-ticks {}, and that more than 0",
+                self.election_ticks, self.heartbeat_ticks
+            ),
+        )?;
+        require(!self.request_timeout.is_zero(), "--request-timeout 0s: nothing can answer".into())
+    }
+
+    /// Where this member listens for its peers, as the others know it.
+    pub fn own_url(&self) -> String {
+        let listed = || self.cluster.get(self.id as usize - 1).cloned();
+        self.peer_url.clone().or_else(listed).unwrap_or_default()
+    }
+
+    /// The address to listen on for peers: the host and port of this member's URL.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the host cannot be resolved.
+    pub fn peer_address(&self) -> Result<SocketAddr> {
+        let url = self.own_url();
+        let authority = url.strip_prefix("http://").unwrap_or(&url);
+        let failed = |why: String| Error::Config(format!("cannot listen at {url}: {why}"));
+        let mut addresses =
+            authority.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
+        addresses.next().ok_or_else(|| failed("the host has no address".into()))
+    }
+
+    /// The address to listen on for clients.
+    pub fn client_address(&self) -> SocketAddr {
+        let url = self.own_url();
+        let authority = url.strip_prefix("http://").unwrap_or_default().parse::<Authority>().ok();
+        let is_loopback = authority.is_some_and(|authority| {
+            let host = authority.host().trim_matches(['[', ']']);
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        });
+        let default = if is_loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        SocketAddr::new(self.host.unwrap_or(default.into()), self.port)
+    }
+
+    /// What the raft node is started with.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the operating system has no random bits.
+    pub fn node_config(&self) -> Result<NodeConfig> {
+        let random = || {
+            getrandom::u64().map_err(|error| Error::Config(format!("no random numbers: {error}")))
+        };
+        Ok(NodeConfig {
+            id: self.id,
+            url: self.own_url(),
+            cluster: self.cluster.clone(),
+            join: self.join,
+            cluster_id: self.cluster_id,
+            data_dir: self.data_dir.clone(),
+            snapshot_count: self.snapshot_count,
+            snapshot_catch_up_entries: self.snapshot_catch_up_entries,
+            tick: self.tick,
+            election_ticks: self.election_ticks,
+            heartbeat_ticks: self.heartbeat_ticks,
+            request_timeout: self.request_timeout,
+            boot: random()?,
+            incarnation: random()?,
+        })
+    }
+}
+
+impl From<AckFlag> for Ack {
+    fn from(flag: AckFlag) -> Self {
+        match flag {
+            AckFlag::Committed => Ack::Committed,
+            AckFlag::Proposed => Ack::Proposed,
+        }
+    }
+}
+
+impl From<ReadFlag> for Consistency {
+    fn from(flag: ReadFlag) -> Self {
+        match flag {
+            ReadFlag::Linearizable => Consistency::Linearizable,
+            ReadFlag::Local => Consistency::Local,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &str) -> std::result::Result<Config, String> {
+        let flags = std::iter::once("raftexample").chain(flags.split_whitespace());
+        let config = Config::try_parse_from(flags).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    const THREE: &str = "--cluster http://127.0.0.1:1,http://127.0.0.1:2,http://127.0.0.1:3";
+
+    #[test]
+    fn the_defaults_are_the_originals() {
+        let config = config("").expect("the defaults can be used");
+        assert_eq!(config.id, 1);
+        assert_eq!(config.own_url(), "http://127.0.0.1:9021");
+        assert_eq!(config.client_address().to_string(), "127.0.0.1:9121");
+        assert!(!config.join);
+    }
+
+    #[test]
+    fn flags_that_do_not_fit_together_are_named() {
+        for (flags, named) in [
+            ("--id 0".into(), "ids start at 1"),
+            (format!("{THREE} --id 4"), "--id 4 has no peer URL"),
+            (format!("{THREE} --id 4 --peer-url http://127.0.0.1:4"), "add --join"),
+            (format!("{THREE} --id 2 --peer-url http://127.0.0.1:4"), "not the 2-th"),
+            ("--cluster 127.0.0.1:1".into(), "http://"),
+            ("--cluster http://127.0.0.1".into(), "names no port"),
+            ("--cluster http://a:1,http://a:1".into(), "twice"),
+            ("--join".into(), "--join needs"),
+            ("--election-ticks 1".into(), "--election-ticks 1"),
+            ("--max-value-bytes 99999999999".into(), "--max-value-bytes"),
+            ("--snapshot-count 0".into(), "--snapshot-count"),
+            ("--cluster-id 0".into(), "0 is no cluster id"),
+            ("--port 99999".into(), "99999"),
+        ] {
+            let error = config(&flags).expect_err(&flags);
+            assert!(error.contains(named), "{flags}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_client_port_is_open_to_others_only_if_the_peer_port_is() {
+        let address = |flags| config(flags).expect(flags).client_address().ip().to_string();
+        assert_eq!(address("--cluster http://localhost:1"), "127.0.0.1");
+        assert_eq!(address("--cluster http://[::1]:1"), "127.0.0.1");
+        assert_eq!(address("--cluster http://192.0.2.1:1"), "0.0.0.0");
+        assert_eq!(address("--host 0.0.0.0"), "0.0.0.0");
+    }
+}

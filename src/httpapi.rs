@@ -1,0 +1,371 @@
+//! The client port: the twin of the original's httpapi.go.
+//!
+//! | request | meaning |
+//! |---|---|
+//! | `PUT key` | set the key to the body's bytes |
+//! | `GET key` | the key's bytes |
+//! | `POST /<id>`, body = peer URL | add a member |
+//! | `DELETE /<id>` | remove a member |
+//!
+//! The key is the request target as it was sent, leading slash and query string included, nothing
+//! decoded and nothing normalised. Three things the `http` crate keeps from this module: what
+//! follows a `#`, which no client that knows URLs sends, is cut off; of a whole URL as the target,
+//! scheme and empty path are normalised; and a target with `<`, `>` or a backquote in its path, or
+//! with bytes that are not UTF-8, is answered 400 before it gets here, as one above 65,534 bytes is
+//! answered 414 or 431.
+//!
+//! Every request has one deadline, [`HttpKvApi::request_timeout`] after its head arrived, for its
+//! body and for its outcome. All answers of the original keep its status, headers and body; the
+//! answers beyond them are one line of plain text that says what to do. A browser's request from
+//! another site's page is refused: such a page must not be able to add a member.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use slog::{Logger, info};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::channels::{
+    Ack, Acknowledged, ConfChangeRequest, Index, MemberChange, NodeId, Term, waiter,
+};
+use crate::error::RequestError;
+use crate::kvstore::{Consistency, KvStore};
+use crate::listener::{BodyBudget, BodyError, BodyPermit, read_body};
+
+/// The index of the entry that wrote the value: on PUT 204 and GET 200.
+const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
+/// That entry's term.
+const RAFT_TERM: HeaderName = HeaderName::from_static("raft-term");
+/// How current one GET has to be: `linearizable` or `local`.
+const RAFT_READ: HeaderName = HeaderName::from_static("raft-read");
+
+/// The largest body of a POST: a peer URL, with room to spare.
+const URL_BYTES_MAX: usize = 64 * 1024;
+
+/// The handler of the client port.
+pub struct HttpKvApi {
+    /// Answers PUT and GET.
+    pub store: KvStore,
+    /// confChangeC: takes POST and DELETE.
+    pub conf_change_tx: mpsc::Sender<ConfChangeRequest>,
+    /// When a PUT is answered.
+    pub ack: Ack,
+    /// How current a GET is that does not say so itself.
+    pub read: Consistency,
+    /// How long a request may take from its head to its answer.
+    pub request_timeout: Duration,
+    /// The largest body of a PUT.
+    pub max_value_bytes: usize,
+    /// Bounds the bodies of all requests together.
+    pub budget: BodyBudget,
+    /// Where failed requests are reported.
+    pub logger: Logger,
+}
+
+/// The service to give to [`serve`](crate::listener::serve). Every path and every method has one
+/// handler, so that nothing but this module looks at a request's target.
+pub fn router(api: HttpKvApi) -> Router {
+    Router::new().fallback(serve_http).with_state(Arc::new(api))
+}
+
+/// The twin of the original's `ServeHTTP`.
+async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Request) -> Response {
+    let deadline = Instant::now() + api.request_timeout;
+    let (head, body) = request.into_parts();
+    if is_foreign(&head.headers) {
+        let why = "a page of another origin may not use this port; send no Origin header";
+        return Failure::new(StatusCode::FORBIDDEN, why).into_response();
+    }
+    let answer = match (head.method, key(&head.uri)) {
+        (Method::PUT, Some(key)) => api.put(&key, body, deadline).await,
+        (Method::GET, Some(key)) => api.get(&key, &head.headers, deadline).await,
+        (Method::POST, Some(key)) => api.post(&key, body, deadline).await,
+        (Method::DELETE, Some(key)) => api.delete(&key, deadline).await,
+        (Method::PUT | Method::GET | Method::POST | Method::DELETE, None) => {
+            Err(Failure::new(StatusCode::BAD_REQUEST, "a key begins with a slash"))
+        }
+        _ => return method_not_allowed(),
+    };
+    answer.unwrap_or_else(Failure::into_response)
+}
+
+impl HttpKvApi {
+    async fn put(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
+        // The permit lives as long as the value does: until the answer is known.
+        let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
+        let acknowledged = self.store.propose(key.as_bytes(), &value, self.ack, deadline).await?;
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        if let Acknowledged::Applied { index, term } = acknowledged {
+            name_entry(response.headers_mut(), index, term);
+        }
+        Ok(response)
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response, Failure> {
+        let consistency = consistency(headers, self.read)?;
+        let Some(value) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
+            return Err(Failure::new(StatusCode::NOT_FOUND, "Failed to GET"));
+        };
+        // The original lets Go guess a type from the bytes. They are bytes: a browser must not run
+        // what somebody stored.
+        let mut response = Body::from(value.data).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        name_entry(headers, value.index, value.term);
+        Ok(response)
+    }
+
+    /// Reads the URL before it looks at the id, as the original does: a broken body with a bad id
+    /// is reported as a broken body. What makes a URL usable is for the node to say.
+    async fn post(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
+        let (url, _permit) = self.read("POST", body, URL_BYTES_MAX, deadline).await?;
+        let id = self.id("POST", key)?;
+        let url = String::from_utf8(url.into()).map_err(|_| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                "the body has to be the member's peer URL in UTF-8",
+            )
+        })?;
+        self.change_members(MemberChange::Add { id, url }, deadline).await
+    }
+
+    async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, Failure> {
+        let id = self.id("DELETE", key)?;
+        self.change_members(MemberChange::Remove { id }, deadline).await
+    }
+
+    async fn change_members(
+        &self,
+        change: MemberChange,
+        deadline: Instant,
+    ) -> Result<Response, Failure> {
+        let (waiter, pending) = waiter();
+        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        self.conf_change_tx.try_send(request).map_err(|_| {
+            RequestError::Unavailable(
+                "too many changes are waiting, or this member is stopping: \
+                 nothing was changed; try again"
+                    .to_owned(),
+            )
+        })?;
+        pending.wait_until(deadline).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    }
+
+    /// Reads the body of a `method` request, at most `max_bytes` of it.
+    async fn read(
+        &self,
+        method: &str,
+        body: Body,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<(Bytes, BodyPermit), Failure> {
+        let error = match read_body(body, max_bytes, &self.budget, deadline).await {
+            Ok(read) => return Ok(read),
+            Err(error) => error,
+        };
+        info!(self.logger, "Failed to read on {} ({})", method, error);
+        let (status, message) = match error {
+            BodyError::Broken(_) => (StatusCode::BAD_REQUEST, format!("Failed on {method}")),
+            BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            BodyError::TimedOut => (
+                StatusCode::REQUEST_TIMEOUT,
+                format!("{error}: nothing was changed; send it faster, or in smaller parts"),
+            ),
+            BodyError::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{error}: nothing was changed; try again"),
+            ),
+        };
+        Err(Failure { closes: true, ..Failure::new(status, message) })
+    }
+
+    /// The member that `key` names in a `method` request.
+    fn id(&self, method: &str, key: &str) -> Result<NodeId, Failure> {
+        let digits = key.get(1..).unwrap_or_default();
+        parse_uint(digits).map_err(|error| {
+            info!(self.logger, "Failed to convert ID for conf change ({})", error;
+                "id" => digits);
+            Failure::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
+        })
+    }
+}
+
+/// An answer that says no.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    /// The line that is the body.
+    message: String,
+    /// True if the request was not read to its end, so that no other can follow it.
+    closes: bool,
+}
+
+impl Failure {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), closes: false }
+    }
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Self {
+        let status = match error {
+            RequestError::Invalid(_) => StatusCode::BAD_REQUEST,
+            RequestError::Conflict(_) => StatusCode::CONFLICT,
+            RequestError::Gone(_) => StatusCode::GONE,
+            RequestError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            RequestError::Unknown(_) => StatusCode::GATEWAY_TIMEOUT,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl IntoResponse for Failure {
+    /// The headers and the line feed are those of Go's `http.Error`.
+    fn into_response(self) -> Response {
+        // A message may quote what a client sent, and it is one line all the same.
+        let mut body = self.message.replace(['\r', '\n'], " ");
+        body.push('\n');
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The answer to any other method: one `Allow` header for each that there is, as the original has.
+fn method_not_allowed() -> Response {
+    let refused = Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
+    let mut response = refused.into_response();
+    for method in ["PUT", "GET", "POST", "DELETE"] {
+        response.headers_mut().append(ALLOW, HeaderValue::from_static(method));
+    }
+    response
+}
+
+/// Names the entry that wrote a value.
+fn name_entry(headers: &mut HeaderMap, index: Index, term: Term) {
+    headers.insert(RAFT_INDEX, HeaderValue::from(index));
+    headers.insert(RAFT_TERM, HeaderValue::from(term));
+}
+
+/// The request's target; `None` if it is a bare word, which is neither a path nor a URL.
+fn key(target: &Uri) -> Option<Cow<'_, str>> {
+    if target.scheme().is_some() {
+        return Some(Cow::Owned(target.to_string()));
+    }
+    target.path_and_query().map(|path| Cow::Borrowed(path.as_str()))
+}
+
+/// How current a GET with these headers has to be.
+fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, Failure> {
+    let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
+    match (values.next(), values.next()) {
+        (None, _) => Ok(default),
+        (Some(b"linearizable"), None) => Ok(Consistency::Linearizable),
+        (Some(b"local"), None) => Ok(Consistency::Local),
+        _ => Err(Failure::new(
+            StatusCode::BAD_REQUEST,
+            "Raft-Read has to be one of: linearizable, local",
+        )),
+    }
+}
+
+/// True if a browser sent the request for a page that this port did not serve: there is an `Origin`
+/// whose host and port are not those of `Host`. What cannot be compared is foreign, `null` too.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok(),
+        _ => None,
+    };
+    headers.get_all(ORIGIN).iter().any(|origin| {
+        !host.zip(origin.to_str().ok()).is_some_and(|(host, origin)| is_same(host, origin))
+    })
+}
+
+/// True if `origin`, a scheme and an authority, has the authority `host`. The port that the scheme
+/// implies may be written or not, in either.
+fn is_same(host: &str, origin: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else {
+        return false;
+    };
+    let implied_port = match scheme.to_ascii_lowercase().as_str() {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return false,
+    };
+    let bare = |authority: &str| {
+        authority.strip_suffix(implied_port).unwrap_or(authority).to_ascii_lowercase()
+    };
+    bare(host) == bare(authority)
+}
+
+/// Why an id does not parse, in Go's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum ParseUintError {
+    /// It is not a number in any of the notations.
+    #[error("invalid syntax")]
+    Syntax,
+    /// It does not fit in 64 bits.
+    #[error("value out of range")]
+    Range,
+}
+
+/// Parses `text` as Go's `strconv.ParseUint(text, 0, 64)` does.
+///
+/// A prefix gives the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. As in Go's
+/// literals, an underscore may stand between two digits, or between the prefix and a digit. There
+/// is no sign.
+///
+/// # Errors
+/// See [`ParseUintError`].
+fn parse_uint(text: &str) -> Result<u64, ParseUintError> {
+    let (base, digits) = match text.as_bytes() {
+        [] => return Err(ParseUintError::Syntax),
+        [b'0', b'x' | b'X', digits @ ..] if !digits.is_empty() => (16, digits),
+        [b'0', b'o' | b'O', digits @ ..] if !digits.is_empty() => (8, digits),
+        [b'0', b'b' | b'B', digits @ ..] if !digits.is_empty() => (2, digits),
+        [b'0', digits @ ..] => (8, digits),
+        digits => (10, digits),
+    };
+    let mut value: u64 = 0;
+    for &byte in digits.iter().filter(|&&byte| byte != b'_') {
+        let digit = char::from(byte).to_digit(base).ok_or(ParseUintError::Syntax)?;
+        value = value
+            .checked_mul(u64::from(base))
+            .and_then(|value| value.checked_add(u64::from(digit)))
+            .ok_or(ParseUintError::Range)?;
+    }
+    // All that is left are digits, the prefix and underscores.
+    if text.starts_with('_') || text.ends_with('_') || text.contains("__") {
+        return Err(ParseUintError::Syntax);
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests;

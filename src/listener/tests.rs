@@ -1,0 +1,270 @@
+//! The bounds of a connection, seen from the client's end of a socket.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use axum::routing::get;
+use hyper::body::Frame;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// How long a test waits for something that has to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server on a free port.
+pub(crate) struct Server {
+    pub address: SocketAddr,
+    shutdown_tx: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start(router: Router, limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (shutdown_tx, shutdown_rx) = oneshot::channel();
+        let shutdown = async { shutdown_rx.await.expect("the test stops the server") };
+        let logger = Logger::root(slog::Discard, slog::o!());
+        let served = tokio::spawn(serve(listener, router, limits, shutdown, logger));
+        Self { address, shutdown_tx, served }
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("the server listens")
+    }
+
+    /// Tells the server to stop, and returns the task that ends when it has.
+    pub fn stop(self) -> JoinHandle<()> {
+        self.shutdown_tx.send(()).expect("the server runs");
+        self.served
+    }
+}
+
+/// Reads to the end of the connection.
+pub(crate) async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset is an end too; what came before it is what matters.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the server closes");
+    bytes
+}
+
+/// Reads until `end` has come.
+pub(crate) async fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end) {
+        let byte = timeout(PATIENCE, stream.read_u8()).await.expect("the server answers");
+        bytes.push(byte.expect("the server goes on"));
+    }
+    bytes
+}
+
+fn starts_with(bytes: &[u8], line: &str) {
+    let text = String::from_utf8_lossy(bytes);
+    assert!(text.starts_with(line), "{text:?} begins with {line:?}");
+}
+
+fn hello() -> Router {
+    Router::new().route("/", get(|| async { "hello" }))
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+
+#[tokio::test]
+async fn head_that_does_not_end_closes_the_connection() {
+    let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start(hello(), limits).await;
+    for sent in [&b""[..], b"GET / HTT", b"GET / HTTP/1.1\r\nHost: h\r\nA: "] {
+        let mut client = server.connect().await;
+        client.write_all(sent).await.expect("the server listens");
+        assert_eq!(read_to_end(&mut client).await, b"", "after {} bytes", sent.len());
+    }
+}
+
+#[tokio::test]
+async fn idle_connection_is_closed_after_the_time_of_a_head() {
+    let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start(hello(), limits).await;
+    let mut client = server.connect().await;
+    client.write_all(GET).await.expect("the server listens");
+    starts_with(&read_to_end(&mut client).await, "HTTP/1.1 200 OK\r\n");
+}
+
+#[tokio::test]
+async fn large_head_is_answered_431() {
+    let limits = Limits { header_bytes: 8192, header_fields: 10, ..Limits::default() };
+    let server = Server::start(hello(), limits).await;
+    let long_line = format!("A: {}\r\n", "a".repeat(8192));
+    let many_lines = "A: a\r\n".repeat(11);
+    for lines in [long_line.clone() + "\r\n", long_line, many_lines + "\r\n"] {
+        let mut client = server.connect().await;
+        let head = format!("GET / HTTP/1.1\r\n{lines}");
+        client.write_all(head.as_bytes()).await.expect("the server listens");
+        starts_with(&read_to_end(&mut client).await, "HTTP/1.1 431 ");
+    }
+}
+
+/// A connection beyond the limit is not refused: it waits until another one ends.
+#[tokio::test]
+async fn connection_beyond_the_limit_waits() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let server = Server::start(hello(), limits).await;
+    let mut first = server.connect().await;
+    first.write_all(GET).await.expect("the server listens");
+    read_until(&mut first, b"hello").await;
+
+    let mut second = server.connect().await;
+    second.write_all(GET).await.expect("the backlog takes it");
+    let early = timeout(Duration::from_millis(100), second.read_u8()).await;
+    assert!(early.is_err(), "the second was answered beside the first: {early:?}");
+    drop(first);
+    starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
+}
+
+/// A client that reads nothing of a long answer gives its place to another in the end.
+#[tokio::test]
+async fn answer_that_is_not_read_closes_the_connection() {
+    let long = || async { vec![0; 64 * 1024 * 1024] };
+    let limits =
+        Limits { connections: 1, stall_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start(hello().route("/long", get(long)), limits).await;
+    let mut first = server.connect().await;
+    first.write_all(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server listens");
+    let mut second = server.connect().await;
+    second.write_all(GET).await.expect("the backlog takes it");
+    starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
+    assert!(read_to_end(&mut first).await.len() < 64 * 1024 * 1024);
+}
+
+/// A router whose handler says that it has begun, and then waits to be released.
+fn waiting() -> (Router, Arc<Notify>, Arc<Notify>) {
+    let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let handler = {
+        let (begun, release) = (begun.clone(), release.clone());
+        move || async move {
+            begun.notify_one();
+            release.notified().await;
+            "released"
+        }
+    };
+    (hello().route("/wait", get(handler)), begun, release)
+}
+
+/// Stopping closes the port and the idle connections at once, and ends with the last request.
+#[tokio::test]
+async fn stopping_finishes_what_has_begun() {
+    let (router, begun, release) = waiting();
+    let server = Server::start(router, Limits::default()).await;
+    let address = server.address;
+    let mut idle = server.connect().await;
+    idle.write_all(GET).await.expect("the server listens");
+    read_until(&mut idle, b"hello").await;
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server listens");
+    begun.notified().await;
+
+    let mut served = server.stop();
+    assert_eq!(read_to_end(&mut idle).await, b"");
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+    assert!(timeout(Duration::from_millis(50), &mut served).await.is_err(), "one request goes on");
+    release.notify_one();
+    let answer = read_to_end(&mut busy).await;
+    starts_with(&answer, "HTTP/1.1 200 OK\r\n");
+    assert!(String::from_utf8_lossy(&answer).contains("\r\nConnection: close\r\n"));
+    assert!(answer.ends_with(b"released"));
+    drop(busy);
+    timeout(PATIENCE, served).await.expect("the server ends").expect("without a panic");
+}
+
+#[tokio::test]
+async fn stopping_cuts_what_does_not_end() {
+    let (router, begun, _release) = waiting();
+    let limits = Limits { shutdown_grace: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start(router, limits).await;
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server listens");
+    begun.notified().await;
+    timeout(PATIENCE, server.stop()).await.expect("the server ends").expect("without a panic");
+    assert_eq!(read_to_end(&mut busy).await, b"");
+}
+
+/// A body that arrives in these pieces, and then ends or never does.
+struct Pieces {
+    pieces: VecDeque<Result<Bytes, io::Error>>,
+    ends: bool,
+}
+
+impl Pieces {
+    fn body(pieces: impl IntoIterator<Item = Result<Bytes, io::Error>>, ends: bool) -> Body {
+        Body::new(Self { pieces: pieces.into_iter().collect(), ends })
+    }
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.pieces.pop_front() {
+            Some(piece) => Poll::Ready(Some(piece.map(Frame::data))),
+            None if self.ends => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(50)
+}
+
+#[tokio::test]
+async fn body_in_one_piece_is_not_copied() {
+    let budget = BodyBudget::new(100);
+    let piece = Bytes::from(vec![7; 100]);
+    let body = Pieces::body([Ok(piece.clone())], true);
+    let (bytes, permit) = read_body(body, 100, &budget, soon()).await.expect("it is whole");
+    assert_eq!(bytes, piece);
+    assert_eq!(bytes.as_ptr(), piece.as_ptr());
+    assert_eq!(budget.available_bytes(), 0);
+    drop(permit);
+    assert_eq!(budget.available_bytes(), 100);
+}
+
+#[tokio::test]
+async fn body_in_many_pieces_is_put_together() {
+    let budget = BodyBudget::new(1000);
+    let pieces = ["", "ab", "", "c", "defg", ""].map(|piece| Ok(Bytes::from(piece)));
+    let body = Pieces::body(pieces, true);
+    let (bytes, _permit) = read_body(body, 7, &budget, soon()).await.expect("it is whole");
+    assert_eq!(&bytes[..], b"abcdefg");
+    assert_eq!(budget.available_bytes(), 993);
+    let (bytes, _permit) = read_body(Body::empty(), 0, &budget, soon()).await.expect("whole");
+    assert!(bytes.is_empty());
+}
+
+/// Whatever goes wrong, the body's share of the budget is given back.
+#[tokio::test]
+async fn body_that_cannot_be_read_leaves_the_budget() {
+    let budget = BodyBudget::new(10);
+    let piece = || Ok(Bytes::from_static(b"abcd"));
+    let read = async |body, max_bytes| {
+        let error = read_body(body, max_bytes, &budget, soon()).await.expect_err("it is not read");
+        assert_eq!(budget.available_bytes(), 10, "after {error}");
+        error
+    };
+    let announced = read(Body::from("abcdefgh"), 7).await;
+    assert!(matches!(announced, BodyError::TooLarge { max_bytes: 7 }), "{announced}");
+    let grown = read(Pieces::body([piece(), piece()], true), 7).await;
+    assert!(matches!(grown, BodyError::TooLarge { max_bytes: 7 }), "{grown}");
+    let busy = read(Pieces::body([piece(), piece(), piece()], true), 100).await;
+    assert!(matches!(busy, BodyError::Busy), "{busy}");
+    let reset = Err(io::ErrorKind::ConnectionReset.into());
+    let broken = read(Pieces::body([piece(), reset], true), 100).await;
+    assert!(matches!(broken, BodyError::Broken(_)), "{broken}");
+    let late = read(Pieces::body([piece()], false), 100).await;
+    assert!(matches!(late, BodyError::TimedOut), "{late}");
+}

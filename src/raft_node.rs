@@ -1,0 +1,882 @@
+//! The raft node: the twin of the original's raft.go.
+//!
+//! [`RaftNode`] is a state machine first and a task second. Everything between "an input arrived"
+//! and "these bytes must be written, these messages sent, these entries published" is plain
+//! synchronous code over three seams: files ([`Vfs`](crate::storage::Vfs)), outgoing messages
+//! ([`Outbox`]) and time ([`Input::Tick`]). [`serve`] is the thread that feeds it.
+//!
+//! # A turn
+//! ```text
+//! inputs ──▶ handle ──▶ (queues, raft) ──▶ handle_ready ──▶ files, messages, commitC
+//! ```
+//! A turn drains its share of the inputs before it looks at raft's `Ready`, so everything that
+//! arrived meanwhile is one frame of the write-ahead log and one fdatasync: group commit.
+//!
+//! # The order of a Ready (raft-rs `src/lib.rs`, thesis 10.2.1)
+//! 1. A leader's messages: the followers may write while we do. Not if the Ready holds a new term or
+//!    vote: a leader that forgot its vote would use the term a second time.
+//! 2. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
+//! 3. A follower's messages: each acknowledges what was just made durable.
+//! 4. Publish the snapshot, then the committed entries, on commitC.
+//! 5. Advance. What becomes committed by our own write comes out here, and so does the commit index,
+//!    which goes into the next frame at the latest.
+//!
+//! # Where the rest is
+//! [`replay`] starts from the disk; [`begin`] gets a new member going; [`requests`] holds the
+//! waiters; [`changes`] the changes of members; [`validate`] what may be stepped.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType,
+    Snapshot,
+};
+use raft::{RawNode, StateRole};
+use slog::{Logger, debug, error, info, warn};
+use tokio::sync::{mpsc, watch};
+
+use crate::channels::{
+    Acknowledged, Applied, Commit, CommittedEntry, ConfChangeRequest, Greeting, Index,
+    MemberChange, NodeId, PeerReport, Proposal, ReadRequest, RequestId, SnapshotBody, SnapshotFile,
+    SnapshotRequest, SnapshotRestore, Term, Waiter,
+};
+use crate::codec;
+use crate::error::{Error, RequestError, Result};
+use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers, Verdict, majority};
+use crate::storage::log::{Log, entry_bytes};
+use crate::storage::snapshotter::Snapshotter;
+use crate::storage::wal::{Frame, Identity, SnapshotMark, Wal};
+use crate::transport::Inbound;
+
+pub mod begin;
+pub mod changes;
+pub mod peers;
+pub mod replay;
+pub mod requests;
+pub mod serve;
+pub mod validate;
+
+use begin::Beginning;
+use changes::Changes;
+use peers::Peers;
+pub use replay::Replayed;
+use requests::{Proposals, Reads};
+pub use serve::{RaftNodeHandle, new_raft_node};
+
+/// A snapshot is due after this much log, however few entries that is.
+const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+/// No more log than this is kept behind a snapshot for members that are a little behind.
+const CATCH_UP_BYTES: u64 = 64 << 20;
+/// Past this much committed but not yet applied, neither proposals nor appends are taken.
+const OUTSTANDING_BYTES_MAX: u64 = 64 << 20;
+/// raft refuses proposals past this much log that is not committed yet.
+const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// The largest append message, if it holds more than one entry; the original's figure.
+const APPEND_BYTES_MAX: u64 = 1 << 20;
+/// Appends on their way to one member; the original's figure.
+const INFLIGHT_APPENDS_MAX: usize = 256;
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This member.
+    pub id: NodeId,
+    /// Where it listens for its peers, as the others know it.
+    pub url: String,
+    /// The `--cluster` list.
+    pub cluster: Vec<String>,
+    /// True if it joins a cluster that runs already.
+    pub join: bool,
+    /// The cluster's id where it was given; by default it is derived from the list.
+    pub cluster_id: Option<u64>,
+    /// Where the two directories are made.
+    pub data_dir: PathBuf,
+    /// Entries between two snapshots.
+    pub snapshot_count: u64,
+    /// Entries kept behind a snapshot.
+    pub snapshot_catch_up_entries: u64,
+    /// The length of a tick.
+    pub tick: Duration,
+    /// Ticks without a leader before an election.
+    pub election_ticks: usize,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// How long a change of members that another member passed on may take.
+    pub request_timeout: Duration,
+    /// 64 random bits that name this run.
+    pub boot: u64,
+    /// 64 random bits that name the data directory, if it has to be made.
+    pub incarnation: u64,
+}
+
+/// What a node sends: the seam to the network. No method may block.
+pub trait Outbox: Send {
+    /// Sends a raft message to the member it names, once or never.
+    fn send(&mut self, message: Message);
+    /// Streams a snapshot's file behind its message; the outcome is reported, always.
+    fn send_snapshot(&mut self, message: Message, file: SnapshotFile);
+    /// Learns where a member listens.
+    fn add_peer(&mut self, id: NodeId, url: &str);
+    /// Forgets a member after sending what is queued for it.
+    fn remove_peer(&mut self, id: NodeId);
+    /// Greets whoever listens at `url`; an answer is reported.
+    fn greet(&mut self, url: &str, greeting: Greeting);
+    /// Hands a client's change of members to the leader, once.
+    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>);
+}
+
+/// What a node is fed.
+pub enum Input {
+    /// From proposeC.
+    Propose(Proposal),
+    /// From readC.
+    Read(ReadRequest),
+    /// From confChangeC.
+    ConfChange(ConfChangeRequest),
+    /// From a peer.
+    Inbound(Inbound),
+    /// From our own senders and snapshot makers.
+    Report(PeerReport),
+    /// Time.
+    Tick,
+}
+
+/// What the outside may know of a node at any moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// This member's term.
+    pub term: Term,
+    /// The leader it follows, itself included; 0 if none is known.
+    pub leader: NodeId,
+    /// The last entry known to be committed.
+    pub commit: Index,
+    /// The last entry handed to the state machine.
+    pub applied: Index,
+    /// The index of the newest snapshot.
+    pub snapshot: Index,
+    /// The first entry in the log.
+    pub first: Index,
+    /// True once raft runs: see [`begin`].
+    pub begun: bool,
+    /// The members.
+    pub members: Members,
+}
+
+/// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
+pub type ReportFn = Arc<dyn Fn(PeerReport) + Send + Sync>;
+
+/// One member's raft node.
+///
+/// * `applied <= committed <= last`, and everything that was applied is in the write-ahead log.
+/// * `members`, `conf_state` and what was published on commitC are all as of `applied_index`.
+/// * Whatever is sent or answered depends only on what was synced before.
+pub struct RaftNode {
+    config: NodeConfig,
+    logger: Logger,
+
+    // The seams.
+    outbox: Box<dyn Outbox>,
+    commit_tx: mpsc::UnboundedSender<Commit>,
+    report: ReportFn,
+    status_tx: watch::Sender<Status>,
+
+    // On disk. The lock is held as long as the files are open.
+    wal: Wal,
+    snapshotter: Snapshotter,
+    identity: Identity,
+    _lock: Box<dyn std::any::Any + Send>,
+
+    // Raft, and what the next frame has to hold of it.
+    raw_node: RawNode<Log>,
+    hard_state: HardState,
+    hard_state_is_unsaved: bool,
+
+    // The replicated state that is raft's own, as of the applied index.
+    members: Members,
+    conf_state: ConfState,
+    applied_index: Index,
+    applied_term: Term,
+    /// What was known to be committed at the last stop; `None` once it is applied again.
+    replay_until: Option<Index>,
+
+    // Snapshots.
+    /// The ones kept, oldest first, two at most.
+    marks: Vec<SnapshotMark>,
+    making: Option<SnapshotMembers>,
+    sending: BTreeMap<NodeId, SnapshotMark>,
+    /// Received in this turn: not to be purged before raft has seen them.
+    received: Vec<SnapshotMark>,
+    bytes_since_snapshot: u64,
+    outstanding_bytes: Arc<AtomicU64>,
+
+    // Others.
+    gate: Arc<RwLock<PeerGate>>,
+    peers: Peers,
+    beginning: Option<Beginning>,
+
+    // Requests.
+    proposals: Proposals,
+    reads: Reads,
+    changes: Changes,
+    request_counter: u64,
+
+    ticks: u64,
+    last_leadership: Leadership,
+    leaving: Option<Leaving>,
+}
+
+/// Under whom a request was proposed. A change of it means that the request may be lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leadership {
+    term: Term,
+    leader: NodeId,
+}
+
+/// A removed leader stays until a majority of the others has its removal, so that they need no
+/// election timeout to find that out.
+struct Leaving {
+    removal: Index,
+    until_tick: u64,
+}
+
+/// raft's configuration, every field set: its defaults are not for use.
+fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
+    raft::Config {
+        id: config.id,
+        election_tick: config.election_ticks,
+        heartbeat_tick: config.heartbeat_ticks,
+        applied,
+        max_size_per_msg: APPEND_BYTES_MAX,
+        max_inflight_msgs: INFLIGHT_APPENDS_MAX,
+        // A leader that lost its majority steps down, and a member that was cut off does not
+        // disturb the others when it comes back.
+        check_quorum: true,
+        pre_vote: true,
+        min_election_tick: config.election_ticks,
+        max_election_tick: 2 * config.election_ticks,
+        read_only_option: raft::ReadOnlyOption::Safe,
+        skip_bcast_commit: false,
+        // Without it 64 proposals are 256 messages, with it four.
+        batch_append: true,
+        priority: 0,
+        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: OUTSTANDING_BYTES_MAX,
+    }
+}
+
+impl RaftNode {
+    /// Makes the node from what was replayed. It does nothing until it is fed.
+    ///
+    /// # Errors
+    /// If raft-rs refuses its configuration or what was replayed.
+    pub fn new(
+        config: NodeConfig,
+        replayed: Replayed,
+        outbox: Box<dyn Outbox>,
+        commit_tx: mpsc::UnboundedSender<Commit>,
+        report: ReportFn,
+        status_tx: watch::Sender<Status>,
+        logger: Logger,
+    ) -> Result<Self> {
+        let Replayed { wal, snapshotter, identity, lock, gate, log, hard_state, marks, .. } =
+            replayed;
+        let SnapshotMembers { members, .. } = &replayed.snapshot_members;
+        let (members, conf_state) = (members.clone(), replayed.snapshot_members.conf_state());
+        let snapshot = replayed.snapshot;
+        let (applied_index, applied_term) =
+            snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+        let raw_node = RawNode::new(&raft_config(&config, applied_index), log, &logger)
+            .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))?;
+        let beginning = replayed.beginning.then(|| Beginning::new(&config));
+        let mut node = Self {
+            outbox,
+            commit_tx,
+            report,
+            status_tx,
+            wal,
+            snapshotter,
+            identity,
+            _lock: lock,
+            raw_node,
+            replay_until: Some(hard_state.commit),
+            hard_state,
+            hard_state_is_unsaved: false,
+            members,
+            conf_state,
+            applied_index,
+            applied_term,
+            marks,
+            making: None,
+            sending: BTreeMap::new(),
+            received: Vec::new(),
+            bytes_since_snapshot: 0,
+            outstanding_bytes: Arc::default(),
+            gate,
+            peers: Peers::default(),
+            beginning,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            changes: Changes::default(),
+            request_counter: 0,
+            ticks: 0,
+            last_leadership: Leadership::default(),
+            leaving: None,
+            config,
+            logger,
+        };
+        if let Some(snapshot) = snapshot {
+            node.publish(Commit::Restore(SnapshotRestore {
+                index: snapshot.index,
+                term: snapshot.term,
+                reader: snapshot.reader,
+            }));
+        }
+        node.connect_members();
+        node.try_to_begin()?;
+        Ok(node)
+    }
+
+    /// Takes one input in. Nothing is written or answered with success before
+    /// [`handle_ready`](Self::handle_ready).
+    ///
+    /// # Errors
+    /// What stops the process.
+    pub fn handle(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Propose(proposal) => self.proposals.push(proposal),
+            Input::Read(request) => self.reads.push(request.waiter),
+            Input::ConfChange(request) => self.changes.push(request),
+            Input::Inbound(inbound) => self.receive(inbound)?,
+            Input::Report(report) => self.take_report(report)?,
+            Input::Tick => self.tick()?,
+        }
+        Ok(())
+    }
+
+    /// Does everything that the inputs so far have made necessary.
+    ///
+    /// # Errors
+    /// What stops the process: a failed write, or our own removal.
+    pub fn handle_ready(&mut self) -> Result<()> {
+        loop {
+            self.propose_changes();
+            self.propose_waiting();
+            self.start_read_round();
+            if !self.raw_node.has_ready() {
+                break;
+            }
+            let mut ready = self.raw_node.ready();
+            let is_new_term_or_vote = ready.hs().is_some_and(|hs| {
+                hs.term != self.hard_state.term || hs.vote != self.hard_state.vote
+            });
+            let mut after_sync = ready.take_messages();
+            if !is_new_term_or_vote {
+                self.process_messages(std::mem::take(&mut after_sync));
+            }
+
+            self.persist(&ready)?;
+            self.process_messages(after_sync);
+            self.process_messages(ready.take_persisted_messages());
+
+            self.publish_snapshot(ready.snapshot())?;
+            self.publish_entries(ready.take_committed_entries());
+            let read_states = ready.take_read_states();
+
+            let mut light_ready = self.raw_node.advance_append(ready);
+            if let Some(commit) = light_ready.commit_index() {
+                self.hard_state.commit = commit;
+                self.hard_state_is_unsaved = true;
+            }
+            self.process_messages(light_ready.take_messages());
+            self.publish_entries(light_ready.take_committed_entries());
+            self.raw_node.advance_apply_to(self.applied_index);
+            self.take_read_states(read_states);
+        }
+        if !std::mem::take(&mut self.received).is_empty() {
+            // What raft ignored is purged.
+            self.purge_snapshots()?;
+        }
+        self.publish_replayed();
+        self.publish_reads();
+        self.note_leadership();
+        self.maybe_trigger_snapshot();
+        self.publish_status();
+        self.check_leaving()
+    }
+
+    /// Writes what only the next frame would have held. Dropping the node then closes commitC.
+    ///
+    /// # Errors
+    /// If the write fails.
+    pub fn stop(&mut self) -> Result<()> {
+        self.save_hard_state()
+    }
+
+    fn leadership(&self) -> Leadership {
+        Leadership { term: self.raw_node.raft.term, leader: self.raw_node.raft.leader_id }
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raw_node.raft.state == StateRole::Leader
+    }
+
+    fn next_request_id(&mut self) -> RequestId {
+        self.request_counter += 1;
+        RequestId { member: self.config.id, boot: self.config.boot, counter: self.request_counter }
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        self.ticks += 1;
+        if self.beginning.is_none() {
+            self.raw_node.tick();
+        }
+        self.proposals.forget_closed();
+        self.reads.forget_closed();
+        self.forget_strangers();
+        self.greet_others();
+        // A commit index that no frame took along since the last tick is written by itself, so that
+        // a restart of an idle member replays all that it knew.
+        self.save_hard_state()
+    }
+
+    fn save_hard_state(&mut self) -> Result<()> {
+        if !self.hard_state_is_unsaved {
+            return Ok(());
+        }
+        self.wal.save(&Frame { hard_state: Some(&self.hard_state), ..Frame::default() })?;
+        self.hard_state_is_unsaved = false;
+        Ok(())
+    }
+
+    /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
+    fn process_messages(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                self.outbox.send(message);
+                continue;
+            }
+            let metadata = message.get_snapshot().get_metadata();
+            let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+            let file = self.raw_node.store().snapshot_file(mark.index);
+            let file = file.expect("raft sends the snapshot that the log just offered");
+            self.sending.insert(message.to, mark);
+            self.outbox.send_snapshot(message, file);
+        }
+    }
+
+    /// Makes a Ready durable: one frame, one sync. A commit index alone waits for the next frame:
+    /// losing it loses nothing.
+    fn persist(&mut self, ready: &raft::Ready) -> Result<()> {
+        if let Some(hard_state) = ready.hs() {
+            self.hard_state = hard_state.clone();
+            self.hard_state_is_unsaved = true;
+        }
+        if !ready.must_sync() {
+            return Ok(());
+        }
+        let metadata = ready.snapshot().get_metadata();
+        let mark = (!ready.snapshot().is_empty())
+            .then_some(SnapshotMark { index: metadata.index, term: metadata.term });
+        if let Some(mark) = mark {
+            assert!(
+                self.hard_state.commit >= mark.index,
+                "commit {} is behind the snapshot at {}",
+                self.hard_state.commit,
+                mark.index
+            );
+        }
+        self.wal.save(&Frame {
+            installed: mark,
+            entries: ready.entries(),
+            hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
+            ..Frame::default()
+        })?;
+        self.hard_state_is_unsaved = false;
+
+        let log = self.raw_node.mut_store();
+        if let Some(mark) = mark {
+            let data: SnapshotData = codec::decode(&ready.snapshot().data)
+                .expect("a snapshot is validated before it is stepped");
+            let file = SnapshotFile { length: data.length, checksum: data.checksum };
+            log.apply_snapshot(ready.snapshot().clone(), file);
+            debug!(self.logger, "replaced the log by the snapshot at index {}", mark.index);
+        }
+        log.append(ready.entries());
+        self.bytes_since_snapshot += ready.entries().iter().map(entry_bytes).sum::<u64>();
+        Ok(())
+    }
+
+    /// Hands a received snapshot to the state machine, and takes the members from it.
+    fn publish_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+        if snapshot.is_empty() {
+            return Ok(());
+        }
+        let metadata = snapshot.get_metadata();
+        let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+        info!(self.logger, "publishing snapshot at index {}", mark.index);
+        assert!(
+            mark.index > self.applied_index,
+            "snapshot index [{}] should > progress.appliedIndex [{}]",
+            mark.index,
+            self.applied_index
+        );
+        let data: SnapshotData =
+            codec::decode(&snapshot.data).expect("a snapshot is validated before it is stepped");
+        let reader = self.snapshotter.open_received(mark)?;
+        self.publish(Commit::Restore(SnapshotRestore {
+            index: mark.index,
+            term: mark.term,
+            reader,
+        }));
+        self.conf_state = metadata.get_conf_state().clone();
+        self.members = data.members.members;
+        self.bytes_since_snapshot = 0;
+        (self.applied_index, self.applied_term) = (mark.index, mark.term);
+        // What was proposed here may be in the snapshot, or lost: nobody can tell.
+        self.proposals.fail_all("a snapshot replaced the log");
+        self.changes.fail_all("a snapshot replaced the log");
+        self.connect_members();
+        self.keep_snapshot(mark)?;
+        info!(self.logger, "finished publishing snapshot at index {}", mark.index);
+        Ok(())
+    }
+
+    /// The committed entries that were not published yet. raft-rs hands each out once; the check is
+    /// the original's.
+    fn entries_to_apply(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let Some(first) = entries.first() else { return entries };
+        assert!(
+            first.index <= self.applied_index + 1,
+            "first index of committed entry[{}] should <= progress.appliedIndex[{}]+1",
+            first.index,
+            self.applied_index
+        );
+        let applied = (self.applied_index + 1 - first.index) as usize;
+        entries.drain(..applied.min(entries.len()));
+        entries
+    }
+
+    /// Publishes committed entries on commitC, and applies those that change the members here.
+    fn publish_entries(&mut self, entries: Vec<Entry>) {
+        let entries = self.entries_to_apply(entries);
+        let Some(last) = entries.last() else { return };
+        let last = (last.index, last.term);
+        let mut committed = Vec::with_capacity(entries.len());
+        let mut bytes = 0;
+        for entry in entries {
+            match entry.get_entry_type() {
+                EntryType::EntryNormal => {
+                    let request_id = RequestId::from_bytes(&entry.context);
+                    // raft's own: a new leader's first entry, or a change that raft put aside.
+                    if request_id.is_none() && entry.data.is_empty() {
+                        continue;
+                    }
+                    bytes += entry_bytes(&entry);
+                    committed.push(CommittedEntry {
+                        index: entry.index,
+                        term: entry.term,
+                        waiter: request_id.and_then(|id| self.proposals.take(id)),
+                        data: entry.data,
+                    });
+                }
+                EntryType::EntryConfChange => self.apply_conf_change(&entry),
+                // Never proposed here, and the gate lets none in.
+                EntryType::EntryConfChangeV2 => {
+                    error!(self.logger, "skipping a joint change of members"; "index" => entry.index);
+                }
+            }
+        }
+        if !committed.is_empty() {
+            let applied = Applied::new(bytes, &self.outstanding_bytes);
+            self.publish(Commit::Entries { entries: committed, applied });
+        }
+        (self.applied_index, self.applied_term) = last;
+    }
+
+    fn publish(&self, commit: Commit) {
+        // A closed commitC means that the state machine stopped: the thread that feeds us sees that
+        // by itself and stops us.
+        let _ = self.commit_tx.send(commit);
+    }
+
+    fn publish_replayed(&mut self) {
+        let is_replayed = self.replay_until.is_some_and(|until| self.applied_index >= until);
+        if is_replayed && self.beginning.is_none() {
+            self.replay_until = None;
+            self.publish(Commit::Replayed);
+        }
+    }
+
+    fn publish_status(&mut self) {
+        let raft = &self.raw_node.raft;
+        let status = Status {
+            term: raft.term,
+            leader: raft.leader_id,
+            commit: raft.raft_log.committed,
+            applied: self.applied_index,
+            snapshot: self.snapshot_index(),
+            first: raft.raft_log.first_index(),
+            begun: self.beginning.is_none(),
+            members: Members::default(),
+        };
+        self.status_tx.send_if_modified(|old| {
+            let members = std::mem::take(&mut old.members);
+            let is_new = *old != status || members != self.members;
+            *old = status;
+            old.members = if members == self.members { members } else { self.members.clone() };
+            is_new
+        });
+    }
+
+    /// Applies one committed change of members, deciding again what the leader decided when it
+    /// proposed: the same everywhere, as the state decided on is.
+    fn apply_conf_change(&mut self, entry: &Entry) {
+        let answer = self.try_apply_conf_change(entry);
+        if let Err(why) = &answer {
+            warn!(self.logger, "a committed change of members does nothing: {}", why;
+                "index" => entry.index);
+        }
+        if let Some(id) = RequestId::from_bytes(&entry.context) {
+            self.changes.applied(id, answer);
+        }
+    }
+
+    fn try_apply_conf_change(&mut self, entry: &Entry) -> std::result::Result<(), RequestError> {
+        let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
+        let mut conf_change = ConfChange::default();
+        conf_change.merge_from_bytes(&entry.data).map_err(|error| invalid(error.to_string()))?;
+        let change = decode_change(&conf_change).map_err(invalid)?;
+        if self.members.check(&change)? == Verdict::Nothing {
+            return Ok(());
+        }
+        self.conf_state = self
+            .raw_node
+            .apply_conf_change(&conf_change)
+            .map_err(|error| RequestError::Conflict(error.to_string()))?;
+        self.members.apply(&change, entry.index);
+        info!(
+            self.logger,
+            "{} switched to configuration voters=({})",
+            self.config.id,
+            self.conf_state.voters.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+        );
+        match change {
+            MemberChange::Remove { id } if id == self.config.id => {
+                let patience = if self.is_leader() { self.config.election_ticks as u64 } else { 0 };
+                self.leaving =
+                    Some(Leaving { removal: entry.index, until_tick: self.ticks + patience });
+            }
+            _ => self.connect_members(),
+        }
+        Ok(())
+    }
+
+    /// Ends the process once we were removed and may go. Everything was sent and published before.
+    fn check_leaving(&mut self) -> Result<()> {
+        let Some(Leaving { removal, until_tick }) = self.leaving else { return Ok(()) };
+        let others = self.members.urls.len();
+        let progress = self.raw_node.raft.prs();
+        let have_it = self
+            .members
+            .urls
+            .keys()
+            .filter(|id| progress.get(**id).is_some_and(|peer| peer.committed_index >= removal))
+            .count();
+        if self.is_leader() && have_it < majority(others) && self.ticks < until_tick {
+            return Ok(());
+        }
+        self.stop()?;
+        Err(Error::Removed)
+    }
+
+    fn snapshot_index(&self) -> Index {
+        self.marks.last().map_or(0, |mark| mark.index)
+    }
+
+    /// Asks the state machine for a snapshot when enough log has gathered, or raft needs a fresh one.
+    fn maybe_trigger_snapshot(&mut self) {
+        let entries = self.applied_index - self.snapshot_index();
+        if self.making.is_some() || entries == 0 || self.leaving.is_some() {
+            return;
+        }
+        let is_due = entries > self.config.snapshot_count
+            || self.bytes_since_snapshot > SNAPSHOT_LOG_BYTES
+            || self.raw_node.store().take_snapshot_wanted();
+        if !is_due {
+            return;
+        }
+        info!(
+            self.logger,
+            "start snapshot [applied index: {} | last snapshot index: {}]",
+            self.applied_index,
+            self.snapshot_index()
+        );
+        let members = SnapshotMembers {
+            cluster_id: self.identity.cluster_id,
+            voters: self.conf_state.voters.clone(),
+            learners: self.conf_state.learners.clone(),
+            members: self.members.clone(),
+        };
+        let meta = codec::encode(&members);
+        self.making = Some(members);
+        self.bytes_since_snapshot = 0;
+        let (index, term) = (self.applied_index, self.applied_term);
+        let (snapshotter, report) = (self.snapshotter.clone(), self.report.clone());
+        let save = Box::new(move |body: SnapshotBody<'_>| {
+            let result = save_snap(&snapshotter, SnapshotMark { index, term }, &meta, body);
+            report(PeerReport::SnapshotMade { index, term, result });
+        });
+        self.publish(Commit::Snapshot(SnapshotRequest { index, save }));
+    }
+
+    /// Names a snapshot that was made in the write-ahead log, offers it to raft, and drops what it
+    /// makes superfluous. In this order: the log never names a file that is not there.
+    fn finish_snapshot(&mut self, mark: SnapshotMark, file: SnapshotFile) -> Result<()> {
+        let members = self.making.take().expect("one snapshot is made at a time");
+        if mark.index <= self.snapshot_index() {
+            // A snapshot that was received meanwhile is newer: the file is an orphan.
+            return self.purge_snapshots();
+        }
+        self.wal.save(&Frame {
+            made: Some(mark),
+            hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
+            ..Frame::default()
+        })?;
+        self.hard_state_is_unsaved = false;
+
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = mark.index;
+        snapshot.mut_metadata().term = mark.term;
+        snapshot.mut_metadata().set_conf_state(members.conf_state());
+        let SnapshotFile { length, checksum } = file;
+        snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
+        let log = self.raw_node.mut_store();
+        log.set_snapshot(snapshot, file);
+        let keep = self.config.snapshot_catch_up_entries;
+        if let Some(index) = log.compact(mark.index, keep, CATCH_UP_BYTES) {
+            info!(self.logger, "compacted log at index {}", index);
+        }
+        self.keep_snapshot(mark)
+    }
+
+    /// Keeps `mark` and the snapshot before it, and the write-ahead log from the older one on.
+    fn keep_snapshot(&mut self, mark: SnapshotMark) -> Result<()> {
+        self.marks.push(mark);
+        if self.marks.len() > 2 {
+            self.marks.remove(0);
+        }
+        self.purge_snapshots()?;
+        if self.marks.len() == 2 {
+            self.wal.purge(self.marks[0].index)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every snapshot that is neither kept nor on its way to a peer.
+    fn purge_snapshots(&self) -> Result<()> {
+        let mut keep = self.marks.clone();
+        keep.extend(self.sending.values());
+        keep.extend(&self.received);
+        self.snapshotter.purge(&keep)
+    }
+
+    /// Brings the peers that are connected in line with the members, and lets the transport know who
+    /// may speak.
+    fn connect_members(&mut self) {
+        let members = &self.members;
+        for (id, url) in &members.urls {
+            if *id != self.config.id {
+                self.peers.add_member(*id, url);
+                self.outbox.add_peer(*id, url);
+            }
+        }
+        for id in self.peers.remove_members_not_in(members) {
+            self.outbox.remove_peer(id);
+        }
+        self.publish_gate();
+    }
+
+    /// Brings the transport's copy of what we know up to date.
+    fn publish_gate(&self) {
+        let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
+        gate.cluster_id = self.identity.cluster_id;
+        gate.members = self.members.clone();
+    }
+
+    /// Answers the requests that a change of leader or term leaves in doubt, and logs it in the words
+    /// of the original.
+    fn note_leadership(&mut self) {
+        let (old, new) = (self.last_leadership, self.leadership());
+        if old == new {
+            return;
+        }
+        self.last_leadership = new;
+        let id = self.config.id;
+        match (old.leader, new.leader) {
+            (a, b) if a == b => {}
+            (0, to) => {
+                info!(self.logger, "raft.node: {} elected leader {} at term {}", id, to, new.term)
+            }
+            (from, 0) => {
+                info!(self.logger, "raft.node: {} lost leader {} at term {}", id, from, new.term)
+            }
+            (from, to) => info!(
+                self.logger,
+                "raft.node: {} changed leader from {} to {} at term {}", id, from, to, new.term
+            ),
+        }
+        self.proposals.fail_other_than(new);
+        self.changes.fail_other_than(new);
+    }
+}
+
+/// Writes a snapshot's file. The write-ahead log names it only afterwards: so a file that the log
+/// does not name is possible, but not the other way round.
+fn save_snap(
+    snapshotter: &Snapshotter,
+    mark: SnapshotMark,
+    meta: &[u8],
+    body: SnapshotBody<'_>,
+) -> Result<SnapshotFile> {
+    let mut writer = snapshotter.create(mark.index, mark.term, meta)?;
+    let written = body(&mut writer);
+    written.map_err(Error::io("write to", writer.path()))?;
+    writer.finish()
+}
+
+/// Reads a change of members out of raft's own form of it. Only the two that are ever proposed are
+/// known: adding a voter and removing a member.
+fn decode_change(conf_change: &ConfChange) -> std::result::Result<MemberChange, String> {
+    let id = conf_change.node_id;
+    match conf_change.get_change_type() {
+        ConfChangeType::AddNode => {
+            let url = std::str::from_utf8(&conf_change.context)
+                .map_err(|_| format!("the URL of member {id} is not UTF-8"))?;
+            Ok(MemberChange::Add { id, url: url.to_owned() })
+        }
+        ConfChangeType::RemoveNode => Ok(MemberChange::Remove { id }),
+        ConfChangeType::AddLearnerNode => Err(format!("member {id} as a learner")),
+    }
+}
+
+/// Writes a change of members in raft's own form, as the original does: the URL is the context.
+fn encode_change(change: &MemberChange) -> ConfChange {
+    let mut conf_change = ConfChange::default();
+    match change {
+        MemberChange::Add { id, url } => {
+            conf_change.set_change_type(ConfChangeType::AddNode);
+            conf_change.node_id = *id;
+            conf_change.context = url.clone().into_bytes().into();
+        }
+        MemberChange::Remove { id } => {
+            conf_change.set_change_type(ConfChangeType::RemoveNode);
+            conf_change.node_id = *id;
+        }
+    }
+    conf_change
+}

@@ -1,0 +1,208 @@
+//! Changes of members: only the leader proposes them, one at a time, and answers when it is applied.
+//!
+//! raft-rs turns a change that it does not like into an empty entry and says nothing, so everything
+//! that it could dislike is checked before, and the appended entry is read back.
+
+use std::collections::VecDeque;
+
+use protobuf::Message as _;
+use raft::eraftpb::EntryType;
+use slog::info;
+
+use super::requests::lost;
+use super::{
+    ConfChangeRequest, Leadership, MemberChange, NodeId, RaftNode, RequestError, RequestId,
+    Verdict, Waiter, encode_change,
+};
+use crate::membership::Members;
+
+/// Changes that wait for a leader; the next is answered 503.
+const WAITING_CHANGES_MAX: usize = 64;
+
+/// The changes that were not answered yet.
+#[derive(Default)]
+pub(super) struct Changes {
+    queue: VecDeque<ConfChangeRequest>,
+    /// Proposed by us, and not applied.
+    pending: Option<(RequestId, Leadership, Waiter<()>)>,
+    /// Our own removal, until another leads.
+    handover: Option<ConfChangeRequest>,
+}
+
+impl Changes {
+    pub(super) fn push(&mut self, request: ConfChangeRequest) {
+        if self.queue.len() >= WAITING_CHANGES_MAX {
+            return request.waiter.answer(Err(unavailable("too many changes wait for a leader")));
+        }
+        self.queue.push_back(request);
+    }
+
+    /// A change was applied, or does nothing.
+    pub(super) fn applied(&mut self, id: RequestId, answer: Result<(), RequestError>) {
+        if let Some((_, _, waiter)) = self.pending.take_if(|(pending, _, _)| *pending == id) {
+            waiter.answer(answer);
+        }
+    }
+
+    pub(super) fn fail_all(&mut self, why: &str) {
+        if let Some((_, _, waiter)) = self.pending.take() {
+            waiter.answer(Err(lost(why)));
+        }
+    }
+
+    pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
+        if let Some((_, _, waiter)) = self.pending.take_if(|(_, under, _)| *under != leadership) {
+            waiter.answer(Err(lost("the leader changed")));
+        }
+    }
+}
+
+fn unavailable(why: &str) -> RequestError {
+    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
+}
+
+impl RaftNode {
+    /// Deals with the changes that wait, as far as the state of raft allows.
+    pub(super) fn propose_changes(&mut self) {
+        self.finish_handover();
+        while let Some(request) = self.changes.queue.pop_front() {
+            if request.waiter.is_closed() {
+                continue;
+            }
+            if let Some(request) = self.deal_with_change(request) {
+                return self.changes.queue.push_front(request);
+            }
+        }
+    }
+
+    /// Answers, passes on or proposes a change; gives it back if it has to wait for a leader.
+    fn deal_with_change(&mut self, request: ConfChangeRequest) -> Option<ConfChangeRequest> {
+        // What no state allows needs no leader to say so.
+        if let Err(error @ RequestError::Invalid(_)) = Members::default().check(&request.change) {
+            request.waiter.answer(Err(error));
+            return None;
+        }
+        let leader = self.raw_node.raft.leader_id;
+        if self.beginning.is_some() || leader == raft::INVALID_ID {
+            return Some(request);
+        }
+        if !self.is_leader() {
+            self.pass_on(leader, request);
+            return None;
+        }
+        // A fresh leader's log may hold changes that it has not applied, and raft drops a change
+        // until it has applied an entry of its own term.
+        if !self.raw_node.raft.apply_to_current_term() {
+            return Some(request);
+        }
+        match self.check_change(&request.change) {
+            Err(error) => request.waiter.answer(Err(error)),
+            Ok(Verdict::Nothing) => request.waiter.answer(Ok(())),
+            Ok(Verdict::Change) => match request.change {
+                MemberChange::Remove { id } if id == self.config.id => self.hand_over(request),
+                _ => self.propose_change(request),
+            },
+        }
+        None
+    }
+
+    fn check_change(&self, change: &MemberChange) -> Result<Verdict, RequestError> {
+        if self.members.check(change)? == Verdict::Nothing {
+            return Ok(Verdict::Nothing);
+        }
+        let is_pending = self.changes.pending.is_some()
+            || self.changes.handover.is_some()
+            || self.raw_node.raft.has_pending_conf();
+        if is_pending {
+            return Err(RequestError::Conflict(
+                "another change of members is pending: wait for it, then try again".into(),
+            ));
+        }
+        if let MemberChange::Remove { id } = change {
+            self.members.check_majority_lives(*id, |id| self.lives(id))?;
+        }
+        Ok(Verdict::Change)
+    }
+
+    fn lives(&self, id: NodeId) -> bool {
+        let patience = self.config.election_ticks as u64;
+        id == self.config.id || self.peers.was_heard_since(id, self.ticks.saturating_sub(patience))
+    }
+
+    fn propose_change(&mut self, request: ConfChangeRequest) {
+        let ConfChangeRequest { change, waiter, .. } = request;
+        if !waiter.begin() {
+            return;
+        }
+        let id = self.next_request_id();
+        let context = id.to_bytes().to_vec();
+        let proposed = self.raw_node.propose_conf_change(context.clone(), encode_change(&change));
+        let appended = self.raw_node.raft.raft_log.unstable_entries().last();
+        let is_appended = appended.is_some_and(|entry| {
+            entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
+        });
+        if let Err(error) = proposed {
+            return waiter.answer(Err(unavailable(&format!("raft did not take it ({error})"))));
+        }
+        if !is_appended {
+            return waiter.answer(Err(RequestError::Conflict(
+                "raft put the change aside as another is pending: try again".into(),
+            )));
+        }
+        self.changes.pending = Some((id, self.leadership(), waiter));
+    }
+
+    /// Hands a client's change to the leader. It was passed on before if it comes from a member: then
+    /// the leader changed under way, and the client has to ask again.
+    fn pass_on(&mut self, leader: NodeId, request: ConfChangeRequest) {
+        let ConfChangeRequest { change, forwarded, waiter } = request;
+        if forwarded {
+            waiter.answer(Err(unavailable("this member does not lead any more")));
+        } else if waiter.begin() {
+            self.outbox.pass_on(leader, change, waiter);
+        }
+    }
+
+    /// A leader does not propose its own removal: it would lead on without being a member. It hands
+    /// over first, and the new leader removes it.
+    fn hand_over(&mut self, request: ConfChangeRequest) {
+        let progress = self.raw_node.raft.prs();
+        let others = self.members.urls.keys().filter(|id| **id != self.config.id);
+        let to = others
+            .filter(|id| self.lives(**id))
+            .max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
+        match to.copied() {
+            Some(to) => {
+                info!(self.logger, "handing leadership over to {} before leaving", to);
+                self.raw_node.transfer_leader(to);
+                self.changes.handover = Some(request);
+            }
+            None => request
+                .waiter
+                .answer(Err(RequestError::Conflict("no other member lives to take over".into()))),
+        }
+    }
+
+    fn finish_handover(&mut self) {
+        let Some(request) = self.changes.handover.take() else { return };
+        let leader = self.raw_node.raft.leader_id;
+        if request.waiter.is_closed() {
+            return;
+        }
+        if leader != raft::INVALID_ID && !self.is_leader() {
+            // Passed on once more than other requests: it found the leader the first time.
+            self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request });
+        } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none() {
+            request.waiter.answer(Err(unavailable("leadership could not be handed over in time")));
+        } else {
+            self.changes.handover = Some(request);
+        }
+    }
+}
+
+/// The encoded form of a first member's addition, as [`super::begin`] writes it.
+pub(super) fn encoded_addition(id: NodeId, url: &str) -> Vec<u8> {
+    encode_change(&MemberChange::Add { id, url: url.to_owned() })
+        .write_to_bytes()
+        .expect("a change of members can be encoded")
+}

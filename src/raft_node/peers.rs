@@ -1,0 +1,380 @@
+//! What arrives from peers: who is let in, and what is done with it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use raft::SnapshotStatus;
+use raft::eraftpb::{Message, MessageType};
+use slog::{debug, error, warn};
+
+use super::begin::first_urls;
+use super::validate::{Invalid, View, validate};
+use super::{
+    ConfChangeRequest, Error, Frame, Members, NodeId, OUTSTANDING_BYTES_MAX, Ordering, PeerReport,
+    RaftNode, RequestError, Result, SnapshotMark,
+};
+use crate::channels::{Greeting, GreetingAnswer, PeerHeader, Refusal};
+use crate::error::REPLACE_MEMBER;
+use crate::membership::Sender;
+use crate::transport::{Inbound, InboundBody};
+
+/// Peers that are no members here but may be elsewhere: this member may be the one that is behind.
+const STRANGERS_MAX: usize = 8;
+/// Runs of one peer whose late batches are recognised.
+const EARLIER_BOOTS_MAX: usize = 8;
+
+/// The peers that are connected.
+#[derive(Default)]
+pub(super) struct Peers {
+    peers: BTreeMap<NodeId, Peer>,
+    /// True once a heartbeat beyond our log was logged.
+    logged_lost_data: bool,
+}
+
+struct Peer {
+    url: String,
+    is_member: bool,
+    /// The tick at which it was heard last.
+    last_heard: Option<u64>,
+    /// True once it answered a greeting, and so knows our incarnation.
+    greeted: bool,
+    /// Batches and snapshots are numbered apart: a snapshot takes minutes.
+    batches: BatchFilter,
+    snapshots: BatchFilter,
+}
+
+/// Lets each batch through once. A `MsgPropose` delivered twice would be applied twice.
+#[derive(Default)]
+struct BatchFilter {
+    boot: u64,
+    number: u64,
+    earlier_boots: VecDeque<u64>,
+}
+
+impl BatchFilter {
+    fn is_new(&mut self, boot: u64, number: u64) -> bool {
+        if boot != self.boot {
+            if self.earlier_boots.contains(&boot) {
+                return false;
+            }
+            self.earlier_boots.push_back(self.boot);
+            if self.earlier_boots.len() > EARLIER_BOOTS_MAX {
+                self.earlier_boots.pop_front();
+            }
+            (self.boot, self.number) = (boot, 0);
+        }
+        let is_new = number > self.number;
+        self.number = self.number.max(number);
+        is_new
+    }
+}
+
+impl Peer {
+    fn new(url: &str, is_member: bool) -> Self {
+        let url = url.to_owned();
+        Self {
+            url,
+            is_member,
+            last_heard: None,
+            greeted: false,
+            batches: BatchFilter::default(),
+            snapshots: BatchFilter::default(),
+        }
+    }
+}
+
+impl Peers {
+    pub(super) fn add_member(&mut self, id: NodeId, url: &str) {
+        let peer = self.peers.entry(id).or_insert_with(|| Peer::new(url, true));
+        peer.is_member = true;
+        peer.url = url.to_owned();
+    }
+
+    /// Forgets the members that are none any more; returns their ids.
+    pub(super) fn remove_members_not_in(&mut self, members: &Members) -> Vec<NodeId> {
+        let gone = |id: &NodeId, peer: &mut Peer| peer.is_member && !members.urls.contains_key(id);
+        self.peers.extract_if(.., gone).map(|(id, _)| id).collect()
+    }
+
+    fn is_new(
+        &mut self,
+        header: &PeerHeader,
+        filter: impl Fn(&mut Peer) -> &mut BatchFilter,
+        boot: u64,
+        number: u64,
+    ) -> bool {
+        let peer = self.peers.get_mut(&header.from).expect("it was admitted");
+        filter(peer).is_new(boot, number)
+    }
+
+    pub(super) fn was_heard_since(&self, id: NodeId, tick: u64) -> bool {
+        self.peers.get(&id).and_then(|peer| peer.last_heard).is_some_and(|heard| heard >= tick)
+    }
+}
+
+impl RaftNode {
+    /// Takes in one request of a peer, and answers it.
+    pub(super) fn receive(&mut self, inbound: Inbound) -> Result<()> {
+        let Inbound { header, body, .. } = inbound;
+        match body {
+            InboundBody::Messages { boot, number, messages, answer } => {
+                let verdict = self.admit(&header)?;
+                if verdict.is_ok()
+                    && self.peers.is_new(&header, |peer| &mut peer.batches, boot, number)
+                {
+                    for message in messages {
+                        self.step(&header, message, false);
+                    }
+                }
+                if let Some(answer) = answer {
+                    let _ = answer.send(verdict);
+                }
+            }
+            InboundBody::Snapshot { boot, number, message, answer } => {
+                let mut verdict = self.admit(&header)?;
+                if verdict.is_ok()
+                    && self.peers.is_new(&header, |peer| &mut peer.snapshots, boot, number)
+                {
+                    verdict = self.step_snapshot(&header, message)?;
+                }
+                let _ = answer.send(verdict);
+            }
+            InboundBody::Greeting { greeting, answer } => {
+                let verdict = self.answer_greeting(&header, &greeting)?;
+                let _ = answer.send(verdict);
+            }
+            InboundBody::ConfChange { change, waiter } => match self.admit(&header)? {
+                Ok(()) => self.changes.push(ConfChangeRequest { change, forwarded: true, waiter }),
+                Err(refusal) => waiter.answer(Err(RequestError::Unavailable(refusal.to_string()))),
+            },
+        }
+        Ok(())
+    }
+
+    /// Decides whether a sender may speak, and notes that it was heard. Its incarnation is durable
+    /// before anything is answered.
+    fn admit(&mut self, header: &PeerHeader) -> Result<std::result::Result<(), Refusal>> {
+        if self.beginning.is_some() {
+            return Ok(Err(Refusal::NotReady(format!(
+                "member {} has not begun yet",
+                self.config.id
+            ))));
+        }
+        let verdict =
+            self.gate.read().expect("no thread panics while it holds the gate").admit(header);
+        match verdict {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(Sender::New) => self.record_incarnation(header)?,
+            Ok(Sender::Known) => {}
+        }
+        let id = header.from;
+        if !self.peers.peers.contains_key(&id) {
+            let strangers = self.peers.peers.values().filter(|peer| !peer.is_member).count();
+            if strangers >= STRANGERS_MAX {
+                return Ok(Err(Refusal::NotReady(format!(
+                    "member {} hears of member {id} for the first time, and of too many others",
+                    self.config.id
+                ))));
+            }
+            self.peers.peers.insert(id, Peer::new(&header.url, false));
+            self.outbox.add_peer(id, &header.url);
+        }
+        let peer = self.peers.peers.get_mut(&id).expect("it was inserted if it was missing");
+        peer.last_heard = Some(self.ticks);
+        Ok(Ok(()))
+    }
+
+    fn record_incarnation(&mut self, header: &PeerHeader) -> Result<()> {
+        let known = (header.from, header.incarnation);
+        self.wal.save(&Frame { incarnations: &[known], ..Frame::default() })?;
+        let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
+        gate.incarnations.insert(known.0, known.1);
+        Ok(())
+    }
+
+    fn answer_greeting(
+        &mut self,
+        header: &PeerHeader,
+        _greeting: &Greeting,
+    ) -> Result<std::result::Result<GreetingAnswer, Refusal>> {
+        let verdict = self
+            .gate
+            .read()
+            .expect("no thread panics while it holds the gate")
+            .admit_greeting(header);
+        match verdict {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(Sender::New) => self.record_incarnation(header)?,
+            Ok(Sender::Known) => {}
+        }
+        Ok(Ok(GreetingAnswer {
+            first_urls: first_urls(&self.config),
+            beginning: self.beginning.is_some(),
+            counts_as_member: self.members.urls.contains_key(&header.from),
+            members: self.members.urls.clone(),
+        }))
+    }
+
+    /// Steps one message if it passes the gate. raft-rs trusts its peers: what it would panic on must
+    /// not reach it.
+    fn step(&mut self, header: &PeerHeader, message: Message, has_file: bool) {
+        let raft = &self.raw_node.raft;
+        let view = View {
+            id: self.config.id,
+            term: raft.term,
+            leader: raft.leader_id,
+            is_leader: self.is_leader(),
+            last_index: raft.raft_log.last_index(),
+            sender_is_member: self.members.urls.contains_key(&header.from),
+            has_file,
+        };
+        let message_type = message.get_msg_type();
+        match validate(&message, header.from, &view) {
+            Ok(()) => {}
+            Err(Invalid::CommitBeyondLog { commit, last_index }) => {
+                if !std::mem::replace(&mut self.peers.logged_lost_data, true) {
+                    error!(
+                        self.logger,
+                        "member {} says that index {} is committed here, but our log ends at {}: {}",
+                        header.from,
+                        commit,
+                        last_index,
+                        REPLACE_MEMBER
+                    );
+                }
+                return;
+            }
+            Err(Invalid::Other(why)) => {
+                warn!(self.logger, "dropping a message: {}", why;
+                    "from" => header.from, "type" => ?message_type);
+                return;
+            }
+        }
+        let is_behind = self.outstanding_bytes.load(Ordering::Relaxed) > OUTSTANDING_BYTES_MAX;
+        if is_behind && message_type == MessageType::MsgAppend && !message.entries.is_empty() {
+            debug!(self.logger, "dropping an append: too much waits to be applied");
+            return;
+        }
+        if let Err(error) = self.raw_node.step(message) {
+            debug!(self.logger, "raft did not take a message"; "from" => header.from,
+                "type" => ?message_type, "error" => %error);
+        }
+    }
+
+    /// Steps a snapshot whose file was received. The file is kept until the end of this turn, by
+    /// which raft has taken or ignored it.
+    fn step_snapshot(
+        &mut self,
+        header: &PeerHeader,
+        message: Message,
+    ) -> Result<std::result::Result<(), Refusal>> {
+        let metadata = message.get_snapshot().get_metadata();
+        let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+        if !self.snapshotter.list()?.contains(&mark) {
+            return Ok(Err(Refusal::NotReady(format!(
+                "the file of the snapshot at index {} was purged before it was looked at",
+                mark.index
+            ))));
+        }
+        self.received.push(mark);
+        self.step(header, message, true);
+        Ok(Ok(()))
+    }
+
+    /// Takes in what happened to something that we sent or made.
+    pub(super) fn take_report(&mut self, report: PeerReport) -> Result<()> {
+        match report {
+            PeerReport::Unreachable(id) => self.raw_node.report_unreachable(id),
+            PeerReport::SnapshotStatus { to, index, arrived } => {
+                debug!(self.logger, "snapshot at index {} sent to {}", index, to; "arrived" => arrived);
+                self.sending.remove(&to);
+                let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.raw_node.report_snapshot(to, status);
+            }
+            PeerReport::SnapshotMade { index, term, result } => {
+                let file = result?;
+                self.finish_snapshot(SnapshotMark { index, term }, file)?;
+            }
+            PeerReport::DiskFailed(error) => return Err(error),
+            report if self.beginning.is_some() => self.take_greeting_report(report)?,
+            PeerReport::Greeted { header, .. } => {
+                if self.admit(&header)?.is_ok()
+                    && let Some(peer) = self.peers.peers.get_mut(&header.from)
+                {
+                    peer.greeted = true;
+                }
+            }
+            PeerReport::NotGreeted { .. } => {}
+            PeerReport::Refused { header, refusal } => self.take_refusal(&header, refusal)?,
+        }
+        Ok(())
+    }
+
+    /// A peer refused us. That we were removed is believed only from the member that we know, and
+    /// only if we cannot know it ourselves.
+    fn take_refusal(&mut self, header: &PeerHeader, refusal: Refusal) -> Result<()> {
+        let gate = self.gate.read().expect("no thread panics while it holds the gate");
+        let is_known = header.cluster_id == gate.cluster_id
+            && gate.incarnations.get(&header.from) == Some(&header.incarnation);
+        drop(gate);
+        if !is_known {
+            return Ok(());
+        }
+        match refusal {
+            Refusal::Removed { id, index }
+                if id == self.config.id && index > self.applied_index =>
+            {
+                self.stop()?;
+                Err(Error::Removed)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Greets whoever has not answered yet, twice in an election timeout.
+    pub(super) fn greet_others(&mut self) {
+        let interval = (self.config.election_ticks as u64 / 2).max(1);
+        if self.ticks % interval != 1 % interval {
+            return;
+        }
+        let greeting = self.greeting();
+        let urls: Vec<String> = match &self.beginning {
+            Some(beginning) => beginning.urls(),
+            None => {
+                let ungreeted =
+                    self.peers.peers.values().filter(|peer| peer.is_member && !peer.greeted);
+                ungreeted.map(|peer| peer.url.clone()).collect()
+            }
+        };
+        for url in urls {
+            self.outbox.greet(&url, greeting.clone());
+        }
+    }
+
+    /// Forgets peers that are no members and were not heard for an election timeout.
+    pub(super) fn forget_strangers(&mut self) {
+        let since = self.ticks.saturating_sub(self.config.election_ticks as u64);
+        let silent = |_: &NodeId, peer: &mut Peer| {
+            !peer.is_member && peer.last_heard.is_none_or(|heard| heard < since)
+        };
+        for (id, _) in self.peers.peers.extract_if(.., silent) {
+            self.outbox.remove_peer(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_passes_once_and_a_late_one_of_an_earlier_run_never() {
+        let mut filter = BatchFilter::default();
+        assert!(filter.is_new(7, 1));
+        assert!(!filter.is_new(7, 1), "twice");
+        assert!(filter.is_new(7, 3));
+        assert!(!filter.is_new(7, 2), "late");
+        assert!(filter.is_new(8, 1), "restarted");
+        assert!(!filter.is_new(7, 4), "of the earlier run");
+        assert!(filter.is_new(8, 2));
+    }
+}

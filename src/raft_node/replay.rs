@@ -1,0 +1,315 @@
+//! Starting from the disk: the directories, the lock, the snapshot, the write-ahead log.
+//!
+//! The newest snapshot *that the write-ahead log names* is loaded first, then the log behind it. A
+//! snapshot file that the log does not name is an orphan of a crash and is removed; the original
+//! starts its store from it, in the future. A snapshot that is damaged is set aside if an older one
+//! and the log together hold the same state.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use raft::eraftpb::{HardState, Snapshot as RaftSnapshot};
+use slog::{Logger, info, warn};
+
+use super::NodeConfig;
+use crate::channels::{Index, NodeId};
+use crate::codec;
+use crate::error::{Error, REPLACE_MEMBER, Result};
+use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
+use crate::storage::Vfs;
+use crate::storage::log::Log;
+use crate::storage::snapshotter::{Snapshot, Snapshotter};
+use crate::storage::wal::{Identity, Recovered, SnapshotMark, Wal};
+
+/// What a node is made of, as it was on disk.
+pub struct Replayed {
+    pub(super) wal: Wal,
+    pub(super) snapshotter: Snapshotter,
+    pub(super) identity: Identity,
+    pub(super) lock: Box<dyn std::any::Any + Send>,
+    pub(super) gate: Arc<RwLock<PeerGate>>,
+    pub(super) log: Log,
+    pub(super) hard_state: HardState,
+    pub(super) marks: Vec<SnapshotMark>,
+    pub(super) snapshot: Option<Snapshot>,
+    pub(super) snapshot_members: SnapshotMembers,
+    pub(super) beginning: bool,
+}
+
+impl Replayed {
+    /// What is known of who may speak: shared with the transport.
+    pub fn gate(&self) -> Arc<RwLock<PeerGate>> {
+        self.gate.clone()
+    }
+
+    /// The snapshots: shared with the transport.
+    pub fn snapshotter(&self) -> Snapshotter {
+        self.snapshotter.clone()
+    }
+}
+
+/// The directory of member `id`'s write-ahead log.
+pub fn wal_dir(data_dir: &Path, id: NodeId) -> PathBuf {
+    data_dir.join(format!("raftexample-{id}"))
+}
+
+/// The directory of member `id`'s snapshots.
+pub fn snap_dir(data_dir: &Path, id: NodeId) -> PathBuf {
+    data_dir.join(format!("raftexample-{id}-snap"))
+}
+
+/// The id of a cluster whose first list is `urls`: FNV-1a, so that it is the same in every build.
+pub fn derived_cluster_id(urls: &[String]) -> u64 {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    // 0 means "not known yet".
+    urls.join(",").bytes().fold(0xcbf2_9ce4_8422_2325, hash).max(1)
+}
+
+/// Opens the member's directories, made if they do not exist, and replays them.
+///
+/// # Errors
+/// [`Error::Refused`] if the directory is in use, or another member's or cluster's;
+/// [`Error::Corrupt`] if it is damaged beyond what a crash does; [`Error::Io`].
+pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Result<Replayed> {
+    let id = config.id;
+    let wal_dir = wal_dir(&config.data_dir, id);
+    vfs.create_dir_all(&wal_dir).map_err(Error::io("make the directory", &wal_dir))?;
+    // A power cut must not take a directory that was just made. Those further up may not be ours to
+    // sync; then we did not make them either.
+    for above in config.data_dir.ancestors().skip(1) {
+        let _ = vfs.sync_dir(above);
+    }
+    let lock = lock(vfs.as_ref(), &wal_dir)?;
+    info!(logger, "replaying WAL of member {}", id);
+    let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(&config.data_dir, id))?;
+    if !Wal::exists(vfs.as_ref(), &wal_dir)? {
+        Wal::create(vfs.clone(), &wal_dir, &new_identity(config))?;
+    }
+    let (wal, recovered) = Wal::open(vfs, &wal_dir)?;
+    if let Some((path, offset)) = &recovered.cut {
+        warn!(
+            logger,
+            "cut a frame that a crash left unfinished off {} at offset {}",
+            path.display(),
+            offset
+        );
+    }
+    check_identity(config, &recovered.identity, &wal_dir)?;
+
+    let beginning = recovered.entries.is_empty()
+        && recovered.marks.is_empty()
+        && recovered.hard_state == HardState::default();
+    let (snapshot, marks) = load_snapshot(&snapshotter, &recovered, &wal_dir, logger)?;
+    snapshotter.purge(&marks)?;
+    let (index, term) = snapshot.as_ref().map_or((0, 0), |newest| (newest.index, newest.term));
+    info!(logger, "loading WAL at term {} and index {}", term, index);
+
+    let snapshot_members = match &snapshot {
+        Some(snapshot) => read_members(snapshot, &recovered.identity)?,
+        None => SnapshotMembers {
+            cluster_id: recovered.identity.cluster_id,
+            voters: Vec::new(),
+            learners: Vec::new(),
+            members: Members::default(),
+        },
+    };
+    let gate = PeerGate {
+        cluster_id: recovered.identity.cluster_id,
+        id,
+        incarnation: recovered.identity.incarnation,
+        url: config.url.clone(),
+        members: snapshot_members.members.clone(),
+        incarnations: recovered.incarnations.clone(),
+    };
+    let identity = recovered.identity.clone();
+    let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
+    Ok(Replayed {
+        wal,
+        snapshotter,
+        identity,
+        lock,
+        gate: Arc::new(RwLock::new(gate)),
+        hard_state: raft::Storage::initial_state(&log).expect("it was just set").hard_state,
+        log,
+        marks,
+        snapshot,
+        snapshot_members,
+        beginning,
+    })
+}
+
+fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::Any + Send>> {
+    let path = wal_dir.join("lock");
+    match vfs.lock(&path).map_err(Error::io("lock", &path))? {
+        Some(lock) => Ok(lock),
+        None => Err(Error::Refused(format!(
+            "{} is in use by another process: stop that one, or choose another --data-dir",
+            wal_dir.display()
+        ))),
+    }
+}
+
+fn new_identity(config: &NodeConfig) -> Identity {
+    let derived = derived_cluster_id(&config.cluster);
+    let (cluster_id, first_urls_hash) = match config.cluster_id {
+        Some(cluster_id) => (cluster_id, 0),
+        // A joiner takes the id from the first member that counts it as one.
+        None if config.join => (0, 0),
+        None => (derived, derived),
+    };
+    Identity { cluster_id, member_id: config.id, incarnation: config.incarnation, first_urls_hash }
+}
+
+/// Checks that the directory is this member's of this cluster.
+fn check_identity(config: &NodeConfig, identity: &Identity, wal_dir: &Path) -> Result<()> {
+    let dir = wal_dir.display();
+    if identity.member_id != config.id {
+        return Err(Error::Refused(format!(
+            "{dir} belongs to member {}, not to --id {}",
+            identity.member_id, config.id
+        )));
+    }
+    let known = identity.cluster_id;
+    match config.cluster_id {
+        Some(wanted) if known != 0 && known != wanted => Err(Error::Refused(format!(
+            "{dir} belongs to cluster {known:016x}, not to --cluster-id {wanted:016x}"
+        ))),
+        None if identity.first_urls_hash != 0
+            && !config.join
+            && identity.first_urls_hash != derived_cluster_id(&config.cluster) =>
+        {
+            Err(Error::Refused(format!(
+                "{dir} was made with another --cluster list (cluster {known:016x}): start with the first list, or with --cluster-id 0x{known:016x}"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Loads the newest snapshot that the log names; the older one where that is damaged and the log
+/// reaches as far. Returns the marks of those that are kept, oldest first.
+fn load_snapshot(
+    snapshotter: &Snapshotter,
+    recovered: &Recovered,
+    wal_dir: &Path,
+    logger: &Logger,
+) -> Result<(Option<Snapshot>, Vec<SnapshotMark>)> {
+    let on_disk = snapshotter.list()?;
+    let mut marks = recovered.marks.clone();
+    let Some(newest) = marks.pop() else { return Ok((None, Vec::new())) };
+    let older = marks.pop().filter(|mark| on_disk.contains(mark));
+    let damage = match snapshotter.load(newest) {
+        Ok(snapshot) => {
+            info!(logger, "found snapshot at term {} and index {}", newest.term, newest.index);
+            return Ok((Some(snapshot), older.into_iter().chain([newest]).collect()));
+        }
+        Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => error,
+        Err(error) => return Err(error),
+    };
+    // The log has to hold everything from the older snapshot, or from its very beginning, up to the
+    // damaged one.
+    let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
+    let older_index = older.map_or(0, |mark| mark.index);
+    let reaches =
+        recovered.base.is_some_and(|base| base <= older_index) && last_index >= newest.index;
+    if !reaches {
+        return Err(damage);
+    }
+    let snapshot = older.map(|mark| snapshotter.load(mark)).transpose()?;
+    if on_disk.contains(&newest) {
+        let path = snapshotter.set_broken(newest)?;
+        warn!(logger, "{}; it is set aside as {}", damage, path.display());
+    }
+    warn!(
+        logger,
+        "replaying {} from index {} instead of the snapshot at index {}",
+        wal_dir.display(),
+        older_index,
+        newest.index
+    );
+    Ok((snapshot, older.into_iter().collect()))
+}
+
+fn read_members(snapshot: &Snapshot, identity: &Identity) -> Result<SnapshotMembers> {
+    let members: SnapshotMembers = codec::decode(&snapshot.meta).map_err(|error| {
+        Error::Refused(format!(
+            "cannot read the members in the snapshot at index {}: {error}; {REPLACE_MEMBER}",
+            snapshot.index
+        ))
+    })?;
+    if members.cluster_id != identity.cluster_id {
+        return Err(Error::Refused(format!(
+            "the snapshot at index {} belongs to cluster {:016x}, its log to {:016x}; {REPLACE_MEMBER}",
+            snapshot.index, members.cluster_id, identity.cluster_id
+        )));
+    }
+    Ok(members)
+}
+
+/// Puts snapshot and log together, and checks what raft-rs would panic on.
+fn build_log(
+    recovered: Recovered,
+    snapshot: Option<&Snapshot>,
+    members: &SnapshotMembers,
+    wal_dir: &Path,
+) -> Result<Log> {
+    let Recovered { mut entries, mut hard_state, base, .. } = recovered;
+    let refuse = |why: String| {
+        Err(Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
+    };
+    let (snapshot_index, snapshot_term) =
+        snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+    let base: Index = base.unwrap_or(snapshot_index);
+    if base > snapshot_index {
+        return refuse(format!(
+            "the log begins at index {}, behind its snapshot at index {snapshot_index}",
+            base + 1
+        ));
+    }
+    let last_index = entries.last().map_or(base, |entry| entry.index);
+    let compacted = if last_index < snapshot_index {
+        // Everything that the log holds is in the snapshot.
+        entries.clear();
+        (snapshot_index, snapshot_term)
+    } else if base == snapshot_index {
+        (snapshot_index, snapshot_term)
+    } else {
+        let at_snapshot = &entries[(snapshot_index - base - 1) as usize];
+        if at_snapshot.term != snapshot_term {
+            return refuse(format!(
+                "entry {snapshot_index} is of term {}, its snapshot of term {snapshot_term}",
+                at_snapshot.term
+            ));
+        }
+        if base == 0 {
+            (0, 0)
+        } else {
+            // The entries in front of the snapshot still help members that are a little behind. The
+            // first of them is given up: its term is needed as the one in front of the log.
+            let first = entries.remove(0);
+            (first.index, first.term)
+        }
+    };
+    hard_state.commit = hard_state.commit.max(snapshot_index);
+    let last_index = last_index.max(snapshot_index);
+    if hard_state.commit > last_index {
+        return refuse(format!(
+            "index {} was committed, but the log ends at {last_index}",
+            hard_state.commit
+        ));
+    }
+    let offered = snapshot.map(|snapshot| {
+        let mut offered = RaftSnapshot::default();
+        offered.mut_metadata().index = snapshot.index;
+        offered.mut_metadata().term = snapshot.term;
+        offered.mut_metadata().set_conf_state(members.conf_state());
+        let data = SnapshotData {
+            members: members.clone(),
+            length: snapshot.file.length,
+            checksum: snapshot.file.checksum,
+        };
+        offered.data = codec::encode(&data).into();
+        (offered, snapshot.file)
+    });
+    Ok(Log::new(compacted, entries, hard_state, members.conf_state(), offered))
+}

@@ -1,0 +1,231 @@
+//! Writes and reads that wait: each is answered once, before its deadline, whatever happens.
+//!
+//! # Writes
+//! A write that finds no leader waits in the queue: nothing was proposed, so waiting is safe. Once
+//! proposed it is pending under the leader and term it was proposed to, and ends in one of these:
+//! its entry is applied (204), leader or term change or a snapshot replaces the log (504 at once),
+//! the client's deadline passes (504, by the client's side of the waiter). An entry at its index
+//! that is another's needs no rule of its own: it was written under another term.
+//!
+//! # Reads (thesis 6.4)
+//! All waiting reads share one ReadIndex round. raft-rs drops rounds silently, so a round without an
+//! answer is followed by another, and an answer to round *n* serves every read that waited when
+//! round *n* began, however late it comes. Each round has a fresh context: a context used twice can
+//! bring another read's index.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use raft::ReadState;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use super::{
+    APPEND_BYTES_MAX, Acknowledged, Commit, Index, Leadership, OUTSTANDING_BYTES_MAX, Ordering,
+    Proposal, RaftNode, RequestError, RequestId, Waiter,
+};
+use crate::channels::Ack;
+
+/// Writes that wait for a leader; the next is answered 503.
+const WAITING_PROPOSALS_MAX: usize = 4096;
+/// Reads that wait for a round; the next is answered 503.
+const WAITING_READS_MAX: usize = 16384;
+/// A round that is not answered after this many heartbeats is followed by another.
+const READ_RETRY_HEARTBEATS: u64 = 2;
+
+/// The writes that were not answered yet.
+#[derive(Default)]
+pub(super) struct Proposals {
+    /// Not proposed.
+    queue: VecDeque<Proposal>,
+    /// Proposed, and not applied.
+    pending: HashMap<RequestId, (Leadership, Waiter<Acknowledged>)>,
+}
+
+impl Proposals {
+    pub(super) fn push(&mut self, proposal: Proposal) {
+        if self.queue.len() >= WAITING_PROPOSALS_MAX {
+            return proposal.waiter.answer(Err(RequestError::Unavailable(
+                "too many writes wait for a leader: nothing was changed; try again".into(),
+            )));
+        }
+        self.queue.push_back(proposal);
+    }
+
+    /// The waiter of an entry that was committed.
+    pub(super) fn take(&mut self, id: RequestId) -> Option<Waiter<Acknowledged>> {
+        Some(self.pending.remove(&id)?.1)
+    }
+
+    pub(super) fn fail_all(&mut self, why: &str) {
+        for (_, (_, waiter)) in self.pending.drain() {
+            waiter.answer(Err(lost(why)));
+        }
+    }
+
+    pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
+        let lost_ones = self.pending.extract_if(|_, (under, _)| *under != leadership);
+        for (_, (_, waiter)) in lost_ones {
+            waiter.answer(Err(lost("the leader changed")));
+        }
+    }
+
+    pub(super) fn forget_closed(&mut self) {
+        self.queue.retain(|proposal| !proposal.waiter.is_closed());
+        self.pending.retain(|_, (_, waiter)| !waiter.is_closed());
+    }
+}
+
+/// The answer to a request whose entry may have been lost, or not.
+pub(super) fn lost(why: &str) -> RequestError {
+    RequestError::Unknown(format!(
+        "{why} before the outcome was known: it may or may not have been carried out; read before repeating it"
+    ))
+}
+
+/// The reads that were not answered yet.
+#[derive(Default)]
+pub(super) struct Reads {
+    /// Each with the first round that may serve it.
+    waiting: VecDeque<(u64, Waiter<()>)>,
+    /// The last round that was begun.
+    round: u64,
+    in_flight: Option<(Leadership, u64)>,
+    /// Those that may be answered once the index is applied.
+    confirmed: Vec<(Index, Vec<Waiter<()>>)>,
+}
+
+impl Reads {
+    pub(super) fn push(&mut self, waiter: Waiter<()>) {
+        if self.waiting.len() >= WAITING_READS_MAX {
+            return waiter.answer(Err(RequestError::Unavailable(
+                "too many reads wait for the leader; try again".into(),
+            )));
+        }
+        self.waiting.push_back((self.round + 1, waiter));
+    }
+
+    pub(super) fn forget_closed(&mut self) {
+        self.waiting.retain(|(_, waiter)| !waiter.is_closed());
+    }
+}
+
+impl RaftNode {
+    fn takes_proposals(&self) -> bool {
+        let raft = &self.raw_node.raft;
+        self.beginning.is_none()
+            && self.leaving.is_none()
+            && raft.leader_id != raft::INVALID_ID
+            // raft would drop them while leadership is handed over.
+            && raft.lead_transferee.is_none()
+            && self.outstanding_bytes.load(Ordering::Relaxed) <= OUTSTANDING_BYTES_MAX
+    }
+
+    /// Hands the waiting writes to raft, many in one message.
+    pub(super) fn propose_waiting(&mut self) {
+        while self.takes_proposals() {
+            let batch = self.next_batch();
+            if batch.is_empty() {
+                return;
+            }
+            let ids: Vec<RequestId> = batch.iter().map(|_| self.next_request_id()).collect();
+            let mut message = Message::default();
+            message.set_msg_type(MessageType::MsgPropose);
+            message.from = self.config.id;
+            let entries = batch.iter().zip(&ids).map(|(proposal, id)| Entry {
+                data: proposal.data.clone(),
+                context: Bytes::copy_from_slice(&id.to_bytes()),
+                ..Entry::default()
+            });
+            message.entries = entries.collect::<Vec<_>>().into();
+            if self.raw_node.step(message).is_err() {
+                // Too much is uncommitted, or the leader was lost: nothing was proposed.
+                for proposal in batch.into_iter().rev() {
+                    proposal.waiter.begin_was_in_vain();
+                    self.proposals.queue.push_front(proposal);
+                }
+                return;
+            }
+            let leadership = self.leadership();
+            for (Proposal { ack, waiter, .. }, id) in batch.into_iter().zip(ids) {
+                match ack {
+                    Ack::Proposed => waiter.answer(Ok(Acknowledged::Proposed)),
+                    Ack::Committed => {
+                        self.proposals.pending.insert(id, (leadership, waiter));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes writes that somebody still waits for off the queue: one, or up to one append's bytes.
+    fn next_batch(&mut self) -> Vec<Proposal> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(proposal) = self.proposals.queue.front() {
+            bytes += proposal.data.len() as u64;
+            if bytes > APPEND_BYTES_MAX && !batch.is_empty() {
+                break;
+            }
+            let proposal = self.proposals.queue.pop_front().expect("it was just looked at");
+            if proposal.waiter.begin() {
+                batch.push(proposal);
+            }
+        }
+        batch
+    }
+
+    /// Begins a ReadIndex round for all reads that wait, unless one is on its way.
+    pub(super) fn start_read_round(&mut self) {
+        let raft = &self.raw_node.raft;
+        let leadership = self.leadership();
+        // raft drops a round in these cases; the reads wait for better times.
+        if self.beginning.is_some()
+            || self.reads.waiting.is_empty()
+            || leadership.leader == raft::INVALID_ID
+            || (self.is_leader() && !raft.commit_to_current_term())
+        {
+            return;
+        }
+        if let Some((under, since)) = self.reads.in_flight {
+            let patience = READ_RETRY_HEARTBEATS * self.config.heartbeat_ticks as u64;
+            if under == leadership && self.ticks - since < patience {
+                return;
+            }
+        }
+        self.reads.round += 1;
+        self.reads.in_flight = Some((leadership, self.ticks));
+        let context =
+            RequestId { member: self.config.id, boot: self.config.boot, counter: self.reads.round };
+        self.raw_node.read_index(context.to_bytes().to_vec());
+    }
+
+    /// Notes the index that each answered round has to wait for.
+    pub(super) fn take_read_states(&mut self, read_states: Vec<ReadState>) {
+        for ReadState { index, request_ctx } in read_states {
+            let Some(id) = RequestId::from_bytes(&request_ctx) else { continue };
+            let reads = &mut self.reads;
+            if id.member != self.config.id
+                || id.boot != self.config.boot
+                || id.counter > reads.round
+            {
+                continue;
+            }
+            if id.counter == reads.round {
+                reads.in_flight = None;
+            }
+            let served = reads.waiting.partition_point(|(round, _)| *round <= id.counter);
+            let waiters: Vec<_> = reads.waiting.drain(..served).map(|(_, waiter)| waiter).collect();
+            if !waiters.is_empty() {
+                reads.confirmed.push((index, waiters));
+            }
+        }
+    }
+
+    /// Lets the reads through whose index is applied: on commitC, behind those entries.
+    pub(super) fn publish_reads(&mut self) {
+        let applied = self.applied_index;
+        for (_, waiters) in self.reads.confirmed.extract_if(.., |(index, _)| *index <= applied) {
+            let _ = self.commit_tx.send(Commit::Reads(waiters));
+        }
+    }
+}

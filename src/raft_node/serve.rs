@@ -1,0 +1,360 @@
+//! The task: one thread that owns the node and feeds it, and the twin of the original's
+//! serveChannels and serveRaft.
+//!
+//! The thread is its own because fdatasync blocks. It waits on all channels at once, takes its share
+//! of what has arrived, then lets the node act on it. Nothing in here decides anything.
+
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
+
+use raft::eraftpb::Message;
+use slog::{Logger, error, info};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::replay::{Replayed, replay_wal};
+use super::{Input, NodeConfig, Outbox, RaftNode, Status};
+use crate::channels::{
+    Commit, ConfChangeRequest, Greeting, Index, MemberChange, NodeId, PeerHeader, PeerReport,
+    Proposal, ReadRequest, Refusal, SnapshotFile, Term, Waiter,
+};
+use crate::error::{Error, Result};
+use crate::listener::{self, Limits};
+use crate::membership::{PeerGate, Sender};
+use crate::storage::Vfs;
+use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
+use crate::transport::{
+    Admission, Gate, Inbound, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
+};
+
+/// A turn takes no more inputs than this, so that ticks and heartbeats are not kept waiting.
+const TURN_INPUTS_MAX: usize = 1024;
+/// A turn takes no more proposed bytes than this, for the same reason: they are one write.
+const TURN_BYTES_MAX: usize = 4 << 20;
+/// Requests of peers that wait for the node; one more is refused, and raft repeats what it needs.
+const INBOUND_MAX: usize = 1024;
+/// Connections of peers: each uses a few.
+const PEER_CONNECTIONS_MAX: usize = 256;
+/// What is on its way to peers when the node stops may take this long to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A running node.
+pub struct RaftNodeHandle {
+    /// What the node knows, at any moment.
+    pub status: watch::Receiver<Status>,
+    /// errorC: the node's end.
+    done_rx: oneshot::Receiver<Result<()>>,
+}
+
+impl RaftNodeHandle {
+    /// Waits for the node's end: of itself when proposeC is closed, or by an error.
+    ///
+    /// # Errors
+    /// What stopped the node.
+    pub async fn join(self) -> Result<()> {
+        match self.done_rx.await {
+            Ok(result) => result,
+            // The thread panicked: the message is on standard error already.
+            Err(_) => Err(Error::Refused("the raft node panicked".into())),
+        }
+    }
+}
+
+/// Starts a node on a thread of its own. It replays its directory, listens for its peers on
+/// `listener`, and stops when all senders of `propose_rx` are gone.
+///
+/// Returns commitC and a handle. Must be called within a tokio runtime.
+pub fn new_raft_node(
+    config: NodeConfig,
+    vfs: Arc<dyn Vfs>,
+    listener: TcpListener,
+    propose_rx: mpsc::Receiver<Proposal>,
+    read_rx: mpsc::Receiver<ReadRequest>,
+    conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
+    logger: Logger,
+) -> (mpsc::UnboundedReceiver<Commit>, RaftNodeHandle) {
+    let (commit_tx, commit_rx) = mpsc::unbounded_channel();
+    let (done_tx, done_rx) = oneshot::channel();
+    let (status_tx, status) = watch::channel(Status::default());
+    let runtime = Handle::current();
+    let channels = Channels { propose_rx, read_rx, conf_change_rx, commit_tx };
+    std::thread::Builder::new()
+        .name(format!("raft-{}", config.id))
+        .spawn(move || {
+            let result = start_raft(config, vfs, listener, channels, status_tx, &runtime, &logger);
+            let _ = done_tx.send(result);
+        })
+        .expect("the operating system can start one more thread");
+    (commit_rx, RaftNodeHandle { status, done_rx })
+}
+
+struct Channels {
+    propose_rx: mpsc::Receiver<Proposal>,
+    read_rx: mpsc::Receiver<ReadRequest>,
+    conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
+    commit_tx: mpsc::UnboundedSender<Commit>,
+}
+
+fn start_raft(
+    config: NodeConfig,
+    vfs: Arc<dyn Vfs>,
+    listener: TcpListener,
+    channels: Channels,
+    status_tx: watch::Sender<Status>,
+    runtime: &Handle,
+    logger: &Logger,
+) -> Result<()> {
+    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
+    let replayed = replay_wal(&config, vfs, logger)?;
+    let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
+    let (report_tx, report_rx) = mpsc::unbounded_channel();
+    let transport =
+        start_transport(&config, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
+    let (stop_tx, stop_rx) = oneshot::channel::<()>();
+    let server = runtime.spawn(listener::serve(
+        listener,
+        transport.router(),
+        Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() },
+        async {
+            let _ = stop_rx.await;
+        },
+        logger.clone(),
+    ));
+
+    let tick = config.tick;
+    let report = Arc::new(move |report| {
+        // A closed queue means that the node has stopped.
+        let _ = report_tx.send(report);
+    });
+    let transport = SharedTransport(Arc::new(Mutex::new(transport)));
+    let outbox = Box::new(transport.clone());
+    let mut node = RaftNode::new(
+        config,
+        replayed,
+        outbox,
+        commit_tx.clone(),
+        report,
+        status_tx,
+        logger.clone(),
+    )?;
+    let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
+    let result = runtime
+        .block_on(serve_channels(&mut node, inputs, &commit_tx, tick))
+        .and_then(|()| node.stop());
+    match &result {
+        Ok(()) => info!(logger, "the raft node stopped"),
+        Err(Error::Removed) => info!(logger, "{}", Error::Removed),
+        Err(error) => error!(logger, "the raft node stops: {}", error),
+    }
+    // Dropping the node answers the waiters that are left, and closes commitC.
+    drop(node);
+    drop(stop_tx);
+    let transport = Arc::into_inner(transport.0).expect("the node had the only other handle");
+    let transport = transport.into_inner().expect("no thread panics while it holds the transport");
+    runtime.block_on(async {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport.close()).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, server).await;
+    });
+    result
+}
+
+struct Inputs {
+    propose_rx: mpsc::Receiver<Proposal>,
+    read_rx: mpsc::Receiver<ReadRequest>,
+    conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
+    inbound_rx: mpsc::Receiver<Inbound>,
+    report_rx: mpsc::UnboundedReceiver<PeerReport>,
+}
+
+/// Feeds the node until proposeC is closed or the state machine is gone.
+async fn serve_channels(
+    node: &mut RaftNode,
+    mut inputs: Inputs,
+    commit_tx: &mpsc::UnboundedSender<Commit>,
+    tick: Duration,
+) -> Result<()> {
+    let mut next_tick = Instant::now() + tick;
+    // What beginning or replaying made necessary.
+    node.handle_ready()?;
+    loop {
+        let first = tokio::select! {
+            biased;
+            Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
+            Some(inbound) = inputs.inbound_rx.recv() => Some(Input::Inbound(inbound)),
+            Some(request) = inputs.conf_change_rx.recv() => Some(Input::ConfChange(request)),
+            Some(request) = inputs.read_rx.recv() => Some(Input::Read(request)),
+            proposal = inputs.propose_rx.recv() => match proposal {
+                Some(proposal) => Some(Input::Propose(proposal)),
+                None => return Ok(()),
+            },
+            () = tokio::time::sleep_until(next_tick) => None,
+            () = commit_tx.closed() => return Ok(()),
+        };
+        if let Some(input) = first {
+            node.handle(input)?;
+        }
+        drain(node, &mut inputs)?;
+        // Inputs come before ticks, and ticks that were missed are skipped: a member that was paused
+        // hears what its leader sent meanwhile instead of waking up into an election.
+        let now = Instant::now();
+        if now >= next_tick {
+            node.handle(Input::Tick)?;
+            next_tick = (next_tick + tick).max(now);
+        }
+        node.handle_ready()?;
+    }
+}
+
+/// Takes a turn's share of what is queued.
+fn drain(node: &mut RaftNode, inputs: &mut Inputs) -> Result<()> {
+    let mut bytes = 0;
+    let mut left = TURN_INPUTS_MAX;
+    while left > 0 && bytes < TURN_BYTES_MAX {
+        let before = left;
+        if let Ok(report) = inputs.report_rx.try_recv() {
+            left -= 1;
+            node.handle(Input::Report(report))?;
+        }
+        if let Ok(inbound) = inputs.inbound_rx.try_recv() {
+            left = left.saturating_sub(1);
+            bytes += inbound.bytes();
+            node.handle(Input::Inbound(inbound))?;
+        }
+        if let Ok(request) = inputs.conf_change_rx.try_recv() {
+            left = left.saturating_sub(1);
+            node.handle(Input::ConfChange(request))?;
+        }
+        if let Ok(request) = inputs.read_rx.try_recv() {
+            left = left.saturating_sub(1);
+            node.handle(Input::Read(request))?;
+        }
+        if let Ok(proposal) = inputs.propose_rx.try_recv() {
+            left = left.saturating_sub(1);
+            bytes += proposal.data.len();
+            node.handle(Input::Propose(proposal))?;
+        }
+        if left == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn start_transport(
+    config: &NodeConfig,
+    replayed: &Replayed,
+    inbound_tx: mpsc::Sender<Inbound>,
+    report_tx: mpsc::UnboundedSender<PeerReport>,
+    runtime: &Handle,
+    logger: &Logger,
+) -> Result<Transport> {
+    let election_timeout = config.tick * config.election_ticks as u32;
+    let transport_config = TransportConfig {
+        request_timeout: config.request_timeout,
+        ..TransportConfig::new(election_timeout, config.boot)
+    };
+    Transport::new(
+        transport_config,
+        Arc::new(SharedGate(replayed.gate())),
+        Arc::new(Snapshots(replayed.snapshotter())),
+        inbound_tx,
+        report_tx,
+        runtime.clone(),
+        logger.clone(),
+    )
+}
+
+/// The transport in the node's hands. Only the raft thread uses it: the lock is never waited for.
+#[derive(Clone)]
+struct SharedTransport(Arc<Mutex<Transport>>);
+
+impl SharedTransport {
+    fn lock(&self) -> MutexGuard<'_, Transport> {
+        self.0.lock().expect("no thread panics while it holds the transport")
+    }
+}
+
+impl Outbox for SharedTransport {
+    fn send(&mut self, message: Message) {
+        self.lock().send(message);
+    }
+
+    fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
+        self.lock().send_snapshot(message, file);
+    }
+
+    fn add_peer(&mut self, id: NodeId, url: &str) {
+        self.lock().add_peer(id, url);
+    }
+
+    fn remove_peer(&mut self, id: NodeId) {
+        self.lock().remove_peer(id);
+    }
+
+    fn greet(&mut self, url: &str, greeting: Greeting) {
+        self.lock().greet(url, greeting);
+    }
+
+    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
+        self.lock().pass_on(to, change, waiter);
+    }
+}
+
+/// The transport's view of who may speak.
+struct SharedGate(Arc<RwLock<PeerGate>>);
+
+impl Gate for SharedGate {
+    fn header(&self, to: NodeId) -> PeerHeader {
+        self.0.read().expect("no thread panics while it holds the gate").header(to)
+    }
+
+    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {
+        let gate = self.0.read().expect("no thread panics while it holds the gate");
+        // Only a greeting leaves cluster or receiver open; the transport saw to that.
+        let verdict = if header.cluster_id == 0 || header.to == 0 {
+            gate.admit_greeting(header)
+        } else {
+            gate.admit(header)
+        };
+        match verdict? {
+            Sender::Known if gate.members.urls.contains_key(&header.from) => {
+                Ok(Admission::Admitted)
+            }
+            _ => Ok(Admission::AskTheNode),
+        }
+    }
+}
+
+/// The transport's view of the snapshots.
+struct Snapshots(Snapshotter);
+
+impl SnapshotFiles for Snapshots {
+    fn open(&self, index: Index, term: Term) -> Result<(u64, Box<dyn Read + Send>)> {
+        self.0.open_raw(index, term)
+    }
+
+    fn receive(
+        &self,
+        index: Index,
+        term: Term,
+        file: SnapshotFile,
+    ) -> Result<Box<dyn SnapshotSink>> {
+        Ok(Box::new(self.0.receive(index, term, file)?))
+    }
+}
+
+impl SnapshotSink for SnapshotReceiver {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        SnapshotReceiver::write(self, bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<std::result::Result<(), String>> {
+        Ok(match SnapshotReceiver::finish(*self)? {
+            Received::Kept => Ok(()),
+            Received::Refused(why) => Err(why),
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! The gate in front of `RawNode::step`: what may be stepped.
+//!
+//! raft-rs trusts its peers. A message that no member would send can panic it, and one from another
+//! time or another cluster can poison its term. Every rule here stands for one of these: see the
+//! table of what well-formed hostile messages do in the tests.
+//!
+//! A sender that this member has not heard of is not refused as such: this member may be the one
+//! that is behind, and the sender its leader. But only what a leader or a candidate sends passes.
+
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+
+use super::{Index, NodeId, RequestId, Term};
+use crate::codec;
+use crate::membership::SnapshotData;
+
+/// No index or term is ever that high: arithmetic on those that pass cannot overflow.
+const HIGHEST: u64 = 1 << 62;
+/// How far a term may be ahead of ours. Anything further would poison it for ever.
+const TERM_LEAP_MAX: u64 = 1 << 32;
+/// What raft puts into the context of a vote that it asks for when leadership is handed over.
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+/// What a message is held against.
+pub struct View {
+    /// This member.
+    pub id: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// The leader it follows; 0 if none.
+    pub leader: NodeId,
+    /// True if that is itself.
+    pub is_leader: bool,
+    /// The end of its log.
+    pub last_index: Index,
+    /// True if the sender is a member in the state applied here.
+    pub sender_is_member: bool,
+    /// True if the message is a snapshot's and its file was received.
+    pub has_file: bool,
+}
+
+/// Why a message is dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// The leader believes that this member has entries which it does not have: it lost its data.
+    CommitBeyondLog {
+        /// What the leader says is committed here.
+        commit: Index,
+        /// The end of our log.
+        last_index: Index,
+    },
+    /// No member sends this.
+    Other(&'static str),
+}
+
+/// Decides whether `message`, which came in a request of member `sender`, may be stepped.
+///
+/// # Errors
+/// Why not: then nothing of it may have an effect.
+pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), Invalid> {
+    use MessageType::*;
+    let require = |holds: bool, why| if holds { Ok(()) } else { Err(Invalid::Other(why)) };
+
+    require(message.to == view.id, "it is for another member")?;
+    require(message.from == sender && sender != view.id, "it names another sender")?;
+    let from_anyone = matches!(
+        message.get_msg_type(),
+        MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgSnapshot
+    );
+    require(from_anyone || view.sender_is_member, "its sender is no member here")?;
+    require(message.request_snapshot == 0, "it asks for a snapshot out of turn")?;
+    let numbers =
+        [message.index, message.log_term, message.commit, message.commit_term, message.reject_hint];
+    require(numbers.iter().all(|number| *number < HIGHEST), "it holds an impossible number")?;
+    if matches!(message.get_msg_type(), MsgPropose | MsgReadIndex) {
+        require(message.term == 0, "a forwarded request has no term")?;
+        require(view.is_leader, "a request was forwarded to a member that does not lead")?;
+    } else {
+        require(message.term != 0, "it has no term")?;
+        let highest = view.term.saturating_add(TERM_LEAP_MAX).min(HIGHEST);
+        require(message.term <= highest, "its term is impossibly high")?;
+    }
+
+    match message.get_msg_type() {
+        MsgPropose => validate_proposal(message),
+        MsgReadIndex | MsgReadIndexResp => require(
+            message.entries.len() == 1 && message.entries[0].data.len() == RequestId::LEN,
+            "a read carries one context",
+        ),
+        MsgAppend => validate_append(message),
+        MsgHeartbeat if message.commit > view.last_index => {
+            Err(Invalid::CommitBeyondLog { commit: message.commit, last_index: view.last_index })
+        }
+        MsgHeartbeat | MsgHeartbeatResponse => require(
+            message.context.is_empty() || message.context.len() == RequestId::LEN,
+            "its context is not a read's",
+        ),
+        MsgAppendResponse => require(
+            !view.is_leader || message.index <= view.last_index || message.reject,
+            "it acknowledges entries that do not exist",
+        ),
+        MsgRequestVote | MsgRequestPreVote => require(
+            message.context.is_empty()
+                || (view.sender_is_member && message.context == CAMPAIGN_TRANSFER),
+            "it forces a vote without being a member",
+        ),
+        MsgRequestVoteResponse | MsgRequestPreVoteResponse => Ok(()),
+        MsgTimeoutNow => require(
+            message.term == view.term && message.from == view.leader,
+            "only the leader hands leadership over",
+        ),
+        MsgSnapshot => {
+            require(view.has_file, "a snapshot comes with its file")?;
+            validate_snapshot(message, view)
+        }
+        // Local to one node, or never sent between ours.
+        MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgTransferLeader => {
+            Err(Invalid::Other("it is of a type that is not sent"))
+        }
+    }
+}
+
+fn validate_proposal(message: &Message) -> Result<(), Invalid> {
+    let is_request = |entry: &Entry| {
+        entry.get_entry_type() == EntryType::EntryNormal
+            && RequestId::from_bytes(&entry.context).is_some()
+    };
+    if message.entries.is_empty() || !message.entries.iter().all(is_request) {
+        return Err(Invalid::Other("it proposes something that is no client's request"));
+    }
+    Ok(())
+}
+
+fn validate_append(message: &Message) -> Result<(), Invalid> {
+    let (mut index, mut term) = (message.index, message.log_term);
+    for entry in &message.entries {
+        if entry.index != index + 1 {
+            return Err(Invalid::Other("its entries have a gap"));
+        }
+        if entry.term < term || entry.term > message.term {
+            return Err(Invalid::Other("the terms of its entries do not rise"));
+        }
+        (index, term) = (entry.index, entry.term);
+    }
+    Ok(())
+}
+
+fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
+    let require = |holds: bool, why| if holds { Ok(()) } else { Err(Invalid::Other(why)) };
+    let metadata = message.get_snapshot().get_metadata();
+    let conf_state = metadata.get_conf_state();
+    require((1..HIGHEST).contains(&metadata.index), "its snapshot has an impossible index")?;
+    require((1..=message.term).contains(&metadata.term), "its snapshot has an impossible term")?;
+    require(is_simple(conf_state), "its snapshot has impossible members")?;
+    let mut ids = conf_state.voters.iter().chain(&conf_state.learners);
+    require(ids.any(|id| *id == view.id), "its snapshot does not count us as a member")?;
+    let Ok(data) = codec::decode::<SnapshotData>(&message.get_snapshot().data) else {
+        return Err(Invalid::Other("its snapshot's members cannot be decoded"));
+    };
+    let mut ids: Vec<NodeId> =
+        conf_state.voters.iter().chain(&conf_state.learners).copied().collect();
+    ids.sort_unstable();
+    let is_same = data.members.voters == conf_state.voters
+        && data.members.learners == conf_state.learners
+        && data.members.members.urls.keys().eq(&ids);
+    require(is_same, "its snapshot names other members than its ConfState")
+}
+
+/// True for a ConfState that raft can restore: not joint, no id twice, none 0, at least one voter.
+fn is_simple(conf_state: &ConfState) -> bool {
+    let mut ids: Vec<NodeId> =
+        conf_state.voters.iter().chain(&conf_state.learners).copied().collect();
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    !conf_state.voters.is_empty()
+        && ids.len() == count
+        && ids.first() != Some(&0)
+        && conf_state.voters_outgoing.is_empty()
+        && conf_state.learners_next.is_empty()
+        && !conf_state.auto_leave
+}

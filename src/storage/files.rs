@@ -1,0 +1,79 @@
+//! The steps with files that the log and the snapshots have in common.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Vfs, VfsFile};
+use crate::error::{Error, Result};
+
+/// What a file is called until it is whole.
+pub(super) const TEMPORARY: &str = ".tmp";
+
+/// The remedy for a file of another format version.
+pub(super) const OTHER_VERSION: &str = "open it with the version of this program that wrote it";
+
+/// `path` with `suffix` after its name.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes `dir`, and makes its entry in the directory above it durable.
+pub(super) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    vfs.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    sync_dir(vfs, parent)
+}
+
+/// Gives the whole and written `file` its name: a name without [`TEMPORARY`] always stands for a
+/// file that is complete on disk, because the contents are synced before the rename, and the rename
+/// before anything relies on it.
+pub(super) fn publish(vfs: &dyn Vfs, file: &dyn VfsFile, from: &Path, to: &Path) -> Result<()> {
+    file.sync().map_err(Error::io("sync", from))?;
+    vfs.rename(from, to).map_err(Error::io("rename", from))?;
+    sync_dir(vfs, to.parent().expect("a published file lies in a directory"))
+}
+
+/// Makes the names in `dir` durable.
+pub(super) fn sync_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    vfs.sync_dir(dir).map_err(Error::io("sync directory", dir))
+}
+
+/// Removes the temporary files in `dir` that a crash left behind, among the names that are ours.
+pub(super) fn remove_temporary(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<()> {
+    for name in vfs.list(dir).map_err(Error::io("list", dir))? {
+        if name.strip_suffix(TEMPORARY).is_some_and(&is_ours) {
+            let path = dir.join(name);
+            vfs.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the bytes from `offset` up to `end` of an open file, which it keeps open: what happens to
+/// the file's name meanwhile is of no concern.
+pub(super) struct FileReader {
+    pub(super) file: Box<dyn VfsFile>,
+    pub(super) offset: u64,
+    pub(super) end: u64,
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let wanted = (self.end - self.offset).min(buf.len() as u64) as usize;
+        let read = self.file.read_at(&mut buf[..wanted], self.offset)?;
+        if read < wanted {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,472 @@
+//! The way in: the four routes of the peer port.
+//!
+//! Each handler goes the same way: headers → gate → room for the body → body → node → answer. What
+//! fails on the way is a [`Rejection`], and nothing of the request was delivered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::routing::post;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use raft::eraftpb::{Message, MessageType};
+use slog::{debug, error};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
+use crate::channels::{Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, waiter};
+use crate::codec;
+
+/// The largest greeting or change of members, in bytes.
+const SMALL_BODY_BYTES: u64 = 64 << 10;
+
+/// The largest `MsgSnapshot` without its file, in bytes: members and removed ids.
+const SNAPSHOT_MESSAGE_BYTES: u64 = 1 << 20;
+
+/// Chunks of a snapshot that wait to be written.
+const CHUNKS_AHEAD: usize = 4;
+
+/// The peer port.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/raft", post(messages))
+        .route("/raft/snapshot", post(snapshot))
+        .route("/raft/greeting", post(greeting))
+        .route("/raft/members", post(members))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_found)
+        .with_state(shared)
+}
+
+/// Why a request is not taken.
+enum Rejection {
+    /// It is no request of this protocol: 400 and its kin.
+    Malformed(StatusCode, String),
+    /// It is one, but not from this sender, or not now.
+    Refused(Refusal),
+}
+
+impl From<wire::WireError> for Rejection {
+    fn from(error: wire::WireError) -> Self {
+        Rejection::Malformed(StatusCode::BAD_REQUEST, error.0)
+    }
+}
+
+impl From<codec::DecodeError> for Rejection {
+    fn from(error: codec::DecodeError) -> Self {
+        Rejection::Malformed(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        Rejection::Refused(refusal)
+    }
+}
+
+/// 503: the sender may try again.
+fn not_ready(why: &str) -> Rejection {
+    Rejection::Refused(Refusal::NotReady(why.to_owned()))
+}
+
+async fn not_found() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_FOUND, "this is the port for peers; clients use the one given by --port\n")
+}
+
+async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let taken = take_messages(&shared, &parts, body).await;
+    respond(&shared, &parts.headers, taken.map(|()| None))
+}
+
+async fn snapshot(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut closing_rx = shared.closing.subscribe();
+    let taken = tokio::select! {
+        biased;
+        _ = closing_rx.wait_for(|closing| *closing) => Err(not_ready("this member is stopping")),
+        taken = take_snapshot(&shared, &parts, body) => taken,
+    };
+    respond(&shared, &parts.headers, taken.map(|()| None))
+}
+
+async fn greeting(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let taken = take_greeting(&shared, &parts, body).await;
+    respond(&shared, &parts.headers, taken.map(Some))
+}
+
+async fn members(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let taken = take_conf_change(&shared, &parts, body).await;
+    respond(&shared, &parts.headers, taken.map(Some))
+}
+
+/// The answer: 204, 200 with a body, or one line of why not; always with this member's name on it.
+fn respond(
+    shared: &Shared,
+    headers: &HeaderMap,
+    taken: Result<Option<Vec<u8>>, Rejection>,
+) -> Response {
+    // 0 if the sender did not say who it is.
+    let sender = wire::identity(headers).map_or(0, |header| header.from);
+    let mut answer = Response::new(Body::empty());
+    match taken {
+        Ok(None) => *answer.status_mut() = StatusCode::NO_CONTENT,
+        Ok(Some(body)) => *answer.body_mut() = body.into(),
+        Err(rejection) => {
+            let (status, why) = match rejection {
+                Rejection::Malformed(status, why) => (status, why),
+                Rejection::Refused(refusal) => {
+                    (wire::put_refusal(answer.headers_mut(), &refusal), refusal.to_string())
+                }
+            };
+            debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
+            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+            answer.headers_mut().insert(CONTENT_TYPE, plain);
+            *answer.status_mut() = status;
+            *answer.body_mut() = format!("{}\n", why.replace(['\r', '\n'], " ")).into();
+        }
+    }
+    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.gate.header(sender)) {
+        // The flags allow no such URL; the sender will say that the answer is no member's.
+        error!(shared.logger, "cannot answer a peer: {}", error);
+    }
+    answer
+}
+
+/// Where a request may come from and go to.
+#[derive(PartialEq, Eq)]
+enum Kind {
+    /// The sender may not know the cluster or whom it reached.
+    Greeting,
+    /// It has to know both.
+    Raft,
+}
+
+/// Judges the sender by its headers alone.
+fn admit(
+    shared: &Shared,
+    headers: &HeaderMap,
+    kind: Kind,
+) -> Result<(PeerHeader, Admission), Rejection> {
+    let header = wire::identity(headers)?;
+    if kind == Kind::Raft && (header.to == 0 || header.cluster_id == 0) {
+        let why = "only a greeting may leave its receiver or its cluster open".to_owned();
+        return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
+    }
+    let admission = shared.gate.admit(&header)?;
+    Ok((header, admission))
+}
+
+/// The length of a body that is at most `limit` bytes.
+fn content_length(headers: &HeaderMap, limit: u64) -> Result<u64, Rejection> {
+    // hyper answers a `Content-Length` that is no number, or is given twice, by itself.
+    let Some(length) = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<u64>().ok())
+    else {
+        let why = "a peer's request has a Content-Length".to_owned();
+        return Err(Rejection::Malformed(StatusCode::LENGTH_REQUIRED, why));
+    };
+    if length > limit {
+        let why = format!("a body of {length} bytes; at most {limit} are taken here");
+        return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
+    }
+    Ok(length)
+}
+
+/// Reads a body of at most `limit` bytes, and with it what it takes out of the bytes that all bodies
+/// together may occupy.
+async fn read_body(
+    shared: &Shared,
+    parts: &Parts,
+    body: Body,
+    limit: u64,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), Rejection> {
+    let length = content_length(&parts.headers, limit)?;
+    let count = u32::try_from(length).expect("the limits are below 4 GiB");
+    let permit = shared
+        .body_bytes
+        .clone()
+        .try_acquire_many_owned(count)
+        .map_err(|_| not_ready("too many bytes of peers wait to be taken here"))?;
+    let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
+    let mut reader = BodyReader { body, deadline: Deadline::At(deadline) };
+    let mut bytes = Vec::with_capacity(length as usize);
+    while let Some(chunk) = reader.chunk().await? {
+        bytes.extend_from_slice(&chunk);
+        assert!(bytes.len() as u64 <= length, "hyper keeps to the Content-Length of {length}");
+    }
+    Ok((bytes, permit))
+}
+
+/// When a body counts as too slow.
+enum Deadline {
+    /// The whole of it has to be here by then.
+    At(Instant),
+    /// Each next byte has to be here in time.
+    Progress(Duration),
+}
+
+/// Reads a body chunk by chunk, against its deadline.
+struct BodyReader {
+    body: Body,
+    deadline: Deadline,
+}
+
+impl BodyReader {
+    /// The next bytes, `None` at the end of the body.
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Rejection> {
+        let until = match self.deadline {
+            Deadline::At(instant) => instant,
+            Deadline::Progress(patience) => Instant::now() + patience,
+        };
+        loop {
+            let frame = match timeout_at(until, self.body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => {
+                    let why = format!("the body broke off: {error}");
+                    return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
+                }
+                Err(_) => {
+                    let why = "the body came too slowly".to_owned();
+                    return Err(Rejection::Malformed(StatusCode::REQUEST_TIMEOUT, why));
+                }
+            };
+            // Trailers and empty frames are no progress: they do not move the deadline.
+            match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Waits for the node's verdict, after handing it `inbound`, for `patience` altogether.
+async fn ask_the_node<T>(
+    shared: &Shared,
+    inbound: Inbound,
+    answer_rx: oneshot::Receiver<Result<T, Refusal>>,
+    patience: Duration,
+) -> Result<T, Rejection> {
+    let verdict = async {
+        shared.inbound_tx.send(inbound).await.map_err(|_| not_ready("this member is stopping"))?;
+        let verdict = answer_rx.await.map_err(|_| not_ready("this member is stopping"))?;
+        Ok(verdict?)
+    };
+    timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
+}
+
+async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<(), Rejection> {
+    let (header, admission) = admit(shared, &parts.headers, Kind::Raft)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
+    let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
+    let messages = wire::messages(&batch)?;
+    drop(batch);
+    let (answer, answer_rx) = match admission {
+        Admission::Admitted => (None, None),
+        Admission::AskTheNode => {
+            let (answer_tx, answer_rx) = oneshot::channel();
+            (Some(answer_tx), Some(answer_rx))
+        }
+    };
+    let body = InboundBody::Messages { boot, number, messages, answer };
+    let inbound = Inbound { header, body, _bytes: Some(permit) };
+    match answer_rx {
+        Some(answer_rx) => {
+            ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
+        }
+        // Whether the node is busy or gone, the batch is dropped: the sender drops what follows.
+        None => shared
+            .inbound_tx
+            .try_send(inbound)
+            .map_err(|_| not_ready("this member has too much to do, or is stopping")),
+    }
+}
+
+async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
+    // The node answers every greeting itself, so both admissions are one.
+    let (header, _) = admit(shared, &parts.headers, Kind::Greeting)?;
+    let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
+    let greeting = codec::decode(&bytes)?;
+    let (answer, answer_rx) = oneshot::channel();
+    let inbound = Inbound::new(header, InboundBody::Greeting { greeting, answer });
+    let verdict = ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout());
+    Ok(codec::encode(&verdict.await?))
+}
+
+async fn take_conf_change(
+    shared: &Shared,
+    parts: &Parts,
+    body: Body,
+) -> Result<Vec<u8>, Rejection> {
+    // The node judges the change and who passes it on in one step, so both admissions are one.
+    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
+    let change = codec::decode(&bytes)?;
+    let deadline = Instant::now() + shared.config.request_timeout;
+    let (waiter, pending) = waiter();
+    let inbound = Inbound::new(header, InboundBody::ConfChange { change, waiter });
+    shared
+        .inbound_tx
+        .try_send(inbound)
+        .map_err(|_| not_ready("this member has too much to do, or is stopping"))?;
+    Ok(codec::encode(&pending.wait_until(deadline).await))
+}
+
+/// The right to write one snapshot: at most one per sender, and few overall.
+struct ReceivingSlot {
+    shared: Arc<Shared>,
+    sender: NodeId,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl ReceivingSlot {
+    fn new(shared: &Arc<Shared>, sender: NodeId) -> Result<Self, Rejection> {
+        let permit = shared
+            .receiving
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| not_ready("other snapshots are being received here"))?;
+        if !shared.receiving_from.lock().expect("nothing panics under it").insert(sender) {
+            return Err(not_ready("a snapshot from the same member is being received here"));
+        }
+        Ok(Self { shared: shared.clone(), sender, _permit: permit })
+    }
+}
+
+impl Drop for ReceivingSlot {
+    fn drop(&mut self) {
+        self.shared.receiving_from.lock().expect("nothing panics under it").remove(&self.sender);
+    }
+}
+
+/// Takes a snapshot. The order is what makes it safe: the file is complete, checked and durable
+/// before the node sees the message. A file whose message is then not taken is purged by the node.
+async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<(), Rejection> {
+    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
+    let file = wire::snapshot_file(&parts.headers)?;
+    let length = content_length(&parts.headers, u64::MAX)?;
+    let slot = ReceivingSlot::new(shared, header.from)?;
+    let patience = shared.config.snapshot_progress_timeout;
+    let mut reader = BodyReader { body, deadline: Deadline::Progress(patience) };
+
+    let (message, first_chunk, head_length) = read_snapshot_message(&mut reader).await?;
+    if head_length.checked_add(file.length) != Some(length) {
+        let file_length = file.length;
+        return Err(Rejection::Malformed(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "a body of {length} bytes for a message of {head_length} and a file of {file_length}"
+            ),
+        ));
+    }
+
+    let (chunk_tx, chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
+    let metadata = message.get_snapshot().get_metadata();
+    let (index, term) = (metadata.index, metadata.term);
+    let writer = tokio::task::spawn_blocking(move || {
+        // Reported from here, for the handler is gone if the sender hung up.
+        write_file(&slot, index, term, file, chunk_rx)
+            .map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
+    });
+    let fed = feed(&mut reader, first_chunk, chunk_tx).await;
+    let written = match writer.await {
+        Ok(written) => written,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => return Err(not_ready("this member is stopping")),
+    };
+    // A failed disk comes first: it is why the feeding stopped. Then a body that broke off: it is
+    // why the file is wrong.
+    let checked = written.map_err(|()| not_ready("this member's disk failed"))?;
+    fed?;
+    checked.map_err(|why| Rejection::Malformed(StatusCode::BAD_REQUEST, why))?;
+
+    let (answer, answer_rx) = oneshot::channel();
+    let body = InboundBody::Snapshot { boot, number, message, answer };
+    ask_the_node(shared, Inbound::new(header, body), answer_rx, patience / 2).await
+}
+
+/// Reads the framed `MsgSnapshot`: the message, the bytes of the file that came with it, and the
+/// length of the frame.
+async fn read_snapshot_message(
+    reader: &mut BodyReader,
+) -> Result<(Message, Bytes, u64), Rejection> {
+    let malformed = |why: String| Rejection::Malformed(StatusCode::BAD_REQUEST, why);
+    let mut head = BytesMut::new();
+    let mut wanted = wire::LENGTH_BYTES;
+    loop {
+        while head.len() < wanted {
+            let chunk = reader.chunk().await?;
+            let chunk = chunk.ok_or_else(|| malformed("the message is cut short".to_owned()))?;
+            head.extend_from_slice(&chunk);
+        }
+        let Some(length) = head.first_chunk::<{ wire::LENGTH_BYTES }>() else { continue };
+        let length = u32::from_le_bytes(*length);
+        if u64::from(length) > SNAPSHOT_MESSAGE_BYTES {
+            return Err(malformed(format!("a MsgSnapshot of {length} bytes without its file")));
+        }
+        wanted = wire::LENGTH_BYTES + length as usize;
+        if head.len() >= wanted {
+            break;
+        }
+    }
+    let frame = head.split_to(wanted);
+    let message = wire::message(&frame[wire::LENGTH_BYTES..])?;
+    if message.msg_type != MessageType::MsgSnapshot {
+        return Err(malformed(format!("a {:?} where a MsgSnapshot belongs", message.msg_type)));
+    }
+    Ok((message, head.freeze(), wanted as u64))
+}
+
+/// Passes the rest of the body on to the writer. Returning closes the channel.
+async fn feed(
+    reader: &mut BodyReader,
+    first_chunk: Bytes,
+    chunk_tx: mpsc::Sender<Bytes>,
+) -> Result<(), Rejection> {
+    let mut next = Some(first_chunk);
+    while let Some(chunk) = next {
+        if chunk_tx.send(chunk).await.is_err() {
+            // The writer gave up and says why.
+            break;
+        }
+        next = reader.chunk().await?;
+    }
+    Ok(())
+}
+
+/// Writes the file of one snapshot; blocks. `Ok(Err(…))` says what is wrong with the bytes.
+///
+/// # Errors
+/// If this member's own disk failed.
+fn write_file(
+    slot: &ReceivingSlot,
+    index: Index,
+    term: Term,
+    file: SnapshotFile,
+    mut chunk_rx: mpsc::Receiver<Bytes>,
+) -> crate::error::Result<Result<(), String>> {
+    let mut sink = slot.shared.files.receive(index, term, file)?;
+    let mut written = 0;
+    while let Some(chunk) = chunk_rx.blocking_recv() {
+        sink.write(&chunk)?;
+        written += chunk.len() as u64;
+    }
+    if written != file.length {
+        return Ok(Err(format!("{written} bytes of {} arrived", file.length)));
+    }
+    sink.finish()
+}

@@ -1,0 +1,409 @@
+//! What stands on the wire between two members, as pure functions.
+//!
+//! # Requests
+//! | path | body | answered |
+//! |---|---|---|
+//! | `POST /raft` | a batch of messages, below | 204 |
+//! | `POST /raft/snapshot` | one framed `MsgSnapshot`, then the bytes of the file | 204 |
+//! | `POST /raft/greeting` | a [`Greeting`](crate::channels::Greeting) | 200, a `GreetingAnswer` |
+//! | `POST /raft/members` | a [`MemberChange`](crate::channels::MemberChange) | 200, a `Result<(), RequestError>` |
+//!
+//! The last two, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
+//! Every body has a `Content-Length`.
+//!
+//! # Headers
+//! | name | value | where |
+//! |---|---|---|
+//! | `raft-protocol` | `1` | everywhere |
+//! | `raft-cluster-id` | 16 hexadecimal digits; 0 while a joiner does not know it | everywhere |
+//! | `raft-from` | the sender's id, decimal, not 0 | everywhere |
+//! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
+//! | `raft-from-url` | the sender's peer URL, visible ASCII | everywhere |
+//! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
+//! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `/raft/snapshot` |
+//! | `raft-number` | rises with each request of one boot and path, decimal | as `raft-boot` |
+//! | `raft-snapshot-length` | bytes in the file, decimal | `/raft/snapshot` |
+//! | `raft-snapshot-checksum` | CRC32C of the file, 8 hexadecimal digits | `/raft/snapshot` |
+//! | `raft-refusal` | `mismatch`, `other-incarnation`, `removed`, `not-ready` | 412, 412, 410, 503 |
+//! | `raft-removed-index` | the index of the removal, decimal | 410 |
+//!
+//! An answer names the answering member as a request names the asking one. What is not 2xx has one
+//! line of text as its body.
+//!
+//! # A batch
+//! ```text
+//! ┌──────────────┬────────────────────┬──────────────┬───
+//! │ length u32 LE│ message, protobuf  │ length u32 LE│ …
+//! └──────────────┴────────────────────┴──────────────┴───
+//! ```
+//! At least one and at most [`BATCH_MESSAGES`] messages, and nothing after the last.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+
+use crate::channels::{NodeId, PeerHeader, Refusal, SnapshotFile};
+
+/// The one version of this protocol. A member of another one is answered 400.
+const PROTOCOL: &str = "1";
+
+/// The most messages in one batch: an empty message is a few bytes here and hundreds in memory.
+pub(super) const BATCH_MESSAGES: usize = 65_536;
+
+/// The longest peer URL in bytes.
+const URL_BYTES: usize = 2_048;
+
+/// The length of the field before each message in bytes.
+pub(super) const LENGTH_BYTES: usize = 4;
+
+const PROTOCOL_HEADER: HeaderName = HeaderName::from_static("raft-protocol");
+const CLUSTER_ID: HeaderName = HeaderName::from_static("raft-cluster-id");
+const FROM: HeaderName = HeaderName::from_static("raft-from");
+const INCARNATION: HeaderName = HeaderName::from_static("raft-incarnation");
+const FROM_URL: HeaderName = HeaderName::from_static("raft-from-url");
+const TO: HeaderName = HeaderName::from_static("raft-to");
+const BOOT: HeaderName = HeaderName::from_static("raft-boot");
+const NUMBER: HeaderName = HeaderName::from_static("raft-number");
+const SNAPSHOT_LENGTH: HeaderName = HeaderName::from_static("raft-snapshot-length");
+const SNAPSHOT_CHECKSUM: HeaderName = HeaderName::from_static("raft-snapshot-checksum");
+const REFUSAL: HeaderName = HeaderName::from_static("raft-refusal");
+const REMOVED_INDEX: HeaderName = HeaderName::from_static("raft-removed-index");
+
+/// What is on the wire is not of this protocol: 400.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct WireError(pub(super) String);
+
+/// The place of a request among those of one run of its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// Drawn at random when the sender started.
+    pub(super) boot: u64,
+    /// Rises with each request.
+    pub(super) number: u64,
+}
+
+/// Adds the headers that name the two ends.
+///
+/// # Errors
+/// [`WireError`] if the URL cannot stand in a header.
+pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Result<(), WireError> {
+    let url = HeaderValue::from_str(&header.url)
+        .map_err(|_| WireError(format!("the URL {:?} is not visible ASCII", header.url)))?;
+    headers.insert(PROTOCOL_HEADER, HeaderValue::from_static(PROTOCOL));
+    put(headers, CLUSTER_ID, &format!("{:016x}", header.cluster_id));
+    put(headers, FROM, &header.from.to_string());
+    put(headers, INCARNATION, &format!("{:016x}", header.incarnation));
+    headers.insert(FROM_URL, url);
+    put(headers, TO, &header.to.to_string());
+    Ok(())
+}
+
+/// Reads the headers that [`put_identity`] wrote.
+///
+/// # Errors
+/// [`WireError`] naming the header that is missing or is not of this protocol.
+pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
+    let protocol = text(headers, &PROTOCOL_HEADER)?;
+    if protocol != PROTOCOL {
+        return Err(WireError(format!(
+            "this member speaks raft-protocol {PROTOCOL}, not {protocol:?}"
+        )));
+    }
+    let header = PeerHeader {
+        cluster_id: hexadecimal(headers, &CLUSTER_ID, 16)?,
+        from: decimal(headers, &FROM)?,
+        incarnation: hexadecimal(headers, &INCARNATION, 16)?,
+        url: text(headers, &FROM_URL)?.to_owned(),
+        to: decimal(headers, &TO)?,
+    };
+    if header.from == 0 {
+        return Err(WireError(format!("{FROM} is 0, which is no member's id")));
+    }
+    if header.url.is_empty() || header.url.len() > URL_BYTES {
+        return Err(WireError(format!(
+            "{FROM_URL} has {} bytes, not 1 to {URL_BYTES}",
+            header.url.len()
+        )));
+    }
+    Ok(header)
+}
+
+/// Adds the headers that place a request among its sender's.
+pub(super) fn put_sequence(headers: &mut HeaderMap, sequence: Sequence) {
+    put(headers, BOOT, &format!("{:016x}", sequence.boot));
+    put(headers, NUMBER, &sequence.number.to_string());
+}
+
+/// Reads the headers that [`put_sequence`] wrote.
+///
+/// # Errors
+/// [`WireError`] naming the header that is missing or wrong.
+pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, WireError> {
+    Ok(Sequence { boot: hexadecimal(headers, &BOOT, 16)?, number: decimal(headers, &NUMBER)? })
+}
+
+/// Adds the headers that a snapshot's file is checked against.
+pub(super) fn put_snapshot_file(headers: &mut HeaderMap, file: SnapshotFile) {
+    put(headers, SNAPSHOT_LENGTH, &file.length.to_string());
+    put(headers, SNAPSHOT_CHECKSUM, &format!("{:08x}", file.checksum));
+}
+
+/// Reads the headers that [`put_snapshot_file`] wrote.
+///
+/// # Errors
+/// [`WireError`] naming the header that is missing or wrong.
+pub(super) fn snapshot_file(headers: &HeaderMap) -> Result<SnapshotFile, WireError> {
+    let checksum = hexadecimal(headers, &SNAPSHOT_CHECKSUM, 8)?;
+    let checksum = u32::try_from(checksum).expect("8 hexadecimal digits fit");
+    Ok(SnapshotFile { length: decimal(headers, &SNAPSHOT_LENGTH)?, checksum })
+}
+
+/// The status of a refusal; its kind is added to `headers`.
+pub(super) fn put_refusal(headers: &mut HeaderMap, refusal: &Refusal) -> StatusCode {
+    let (status, kind) = match refusal {
+        Refusal::Mismatch(_) => (StatusCode::PRECONDITION_FAILED, "mismatch"),
+        Refusal::OtherIncarnation(_) => (StatusCode::PRECONDITION_FAILED, "other-incarnation"),
+        Refusal::Removed { index, .. } => {
+            put(headers, REMOVED_INDEX, &index.to_string());
+            (StatusCode::GONE, "removed")
+        }
+        Refusal::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "not-ready"),
+    };
+    headers.insert(REFUSAL, HeaderValue::from_static(kind));
+    status
+}
+
+/// Reads a refusal of `sender`'s request; `line` is the answer's body. `None` if the answer is none.
+pub(super) fn refusal(
+    status: StatusCode,
+    headers: &HeaderMap,
+    sender: NodeId,
+    line: &str,
+) -> Option<Refusal> {
+    // Status and kind have to agree: a proxy's own 503 is not a member's word.
+    match (status, text(headers, &REFUSAL).ok()?) {
+        (StatusCode::PRECONDITION_FAILED, "mismatch") => Some(Refusal::Mismatch(line.to_owned())),
+        (StatusCode::PRECONDITION_FAILED, "other-incarnation") => {
+            Some(Refusal::OtherIncarnation(line.to_owned()))
+        }
+        (StatusCode::GONE, "removed") => {
+            let index = decimal(headers, &REMOVED_INDEX).ok()?;
+            Some(Refusal::Removed { id: sender, index })
+        }
+        (StatusCode::SERVICE_UNAVAILABLE, "not-ready") => Some(Refusal::NotReady(line.to_owned())),
+        _ => None,
+    }
+}
+
+/// The length of one framed message in bytes.
+pub(super) fn framed_length(message: &Message) -> usize {
+    LENGTH_BYTES + message.compute_size() as usize
+}
+
+/// Appends one message to a batch.
+///
+/// # Panics
+/// If the message is longer than 4 GiB: protobuf itself has no such messages.
+pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
+    let start = batch.len();
+    batch.extend_from_slice(&[0; LENGTH_BYTES]);
+    message.write_to_vec(batch).expect("our own messages can be encoded");
+    let length = u32::try_from(batch.len() - start - LENGTH_BYTES).expect("a message below 4 GiB");
+    batch[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Reads a batch: all of its messages, or none. Nothing of the result points into `batch`, so that
+/// a small entry that raft keeps does not keep the whole batch in memory.
+///
+/// # Errors
+/// [`WireError`] naming the message, from 0, and the offset, in bytes.
+pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, WireError> {
+    let mut messages = Vec::new();
+    let mut rest = batch;
+    while !rest.is_empty() {
+        let at = || format!("message {} at offset {}", messages.len(), batch.len() - rest.len());
+        if messages.len() == BATCH_MESSAGES {
+            return Err(WireError(format!("more than {BATCH_MESSAGES} messages in a batch")));
+        }
+        let Some((length, after)) = rest.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(WireError(format!("{}: its length is cut short", at())));
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        let Some((encoded, after)) = after.split_at_checked(length) else {
+            let left = after.len();
+            return Err(WireError(format!("{}: {length} bytes, but {left} are left", at())));
+        };
+        let message = message(encoded).map_err(|error| WireError(format!("{}: {error}", at())))?;
+        messages.push(message);
+        rest = after;
+    }
+    if messages.is_empty() {
+        return Err(WireError("a batch without messages".to_owned()));
+    }
+    Ok(messages)
+}
+
+/// Reads one message that fills `encoded`, copying out of it.
+///
+/// # Errors
+/// [`WireError`] if it is none.
+pub(super) fn message(encoded: &[u8]) -> Result<Message, WireError> {
+    Message::parse_from_bytes(encoded)
+        .map_err(|error| WireError(format!("not a raft message: {error}")))
+}
+
+/// Adds a header whose value is made of digits.
+fn put(headers: &mut HeaderMap, name: HeaderName, digits: &str) {
+    let value = HeaderValue::from_str(digits).expect("digits can stand in a header");
+    headers.insert(name, value);
+}
+
+/// A header's value, given once, in visible ASCII.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, WireError> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().ok_or_else(|| WireError(format!("no header {name}")))?;
+    if values.next().is_some() {
+        return Err(WireError(format!("more than one header {name}")));
+    }
+    value.to_str().map_err(|_| WireError(format!("{name} is not visible ASCII")))
+}
+
+/// A number in decimal digits and nothing else.
+fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, WireError> {
+    let value = text(headers, name)?;
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    value
+        .parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or_else(|| WireError(format!("{name} is {value:?}, not a decimal number of 64 bits")))
+}
+
+/// A number in exactly `digits` hexadecimal digits.
+fn hexadecimal(headers: &HeaderMap, name: &HeaderName, digits: usize) -> Result<u64, WireError> {
+    let value = text(headers, name)?;
+    let well_formed = value.len() == digits && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u64::from_str_radix(value, 16)
+        .ok()
+        .filter(|_| well_formed)
+        .ok_or_else(|| WireError(format!("{name} is {value:?}, not {digits} hexadecimal digits")))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message_at(index: u64, data: &[u8]) -> Message {
+        let mut entry = raft::eraftpb::Entry { index, ..Default::default() };
+        entry.data = data.to_vec().into();
+        let mut message = Message { index, to: 2, from: 1, ..Default::default() };
+        message.entries.push(entry);
+        message
+    }
+
+    fn header() -> PeerHeader {
+        let url = "http://127.0.0.1:9021".to_owned();
+        PeerHeader { cluster_id: u64::MAX, from: 1, incarnation: 7, url, to: 2 }
+    }
+
+    #[test]
+    fn identity_reads_what_put_identity_wrote() {
+        let mut headers = HeaderMap::new();
+        put_identity(&mut headers, &header()).expect("visible ASCII");
+        assert_eq!(identity(&headers), Ok(header()));
+        assert_eq!(headers["raft-cluster-id"], "ffffffffffffffff");
+        assert_eq!(headers["raft-incarnation"], "0000000000000007");
+    }
+
+    #[test]
+    fn identity_refuses_each_header_that_is_missing_doubled_or_garbage() {
+        let mut good = HeaderMap::new();
+        put_identity(&mut good, &header()).expect("visible ASCII");
+        for name in [PROTOCOL_HEADER, CLUSTER_ID, FROM, INCARNATION, FROM_URL, TO] {
+            let mut missing = good.clone();
+            missing.remove(&name);
+            assert!(identity(&missing).is_err(), "{name} missing");
+            let mut doubled = good.clone();
+            doubled.append(&name, good[&name].clone());
+            assert!(identity(&doubled).is_err(), "{name} doubled");
+            for garbage in ["", "+1", "-1", "0x1", "99999999999999999999", "\u{e4}", " "] {
+                let mut headers = good.clone();
+                headers.insert(&name, HeaderValue::from_bytes(garbage.as_bytes()).expect("bytes"));
+                let url = name == FROM_URL && !garbage.is_empty() && garbage.is_ascii();
+                assert!(url || identity(&headers).is_err(), "{name}: {garbage:?}");
+            }
+        }
+        good.insert(FROM, HeaderValue::from_static("0"));
+        assert!(identity(&good).is_err(), "0 is no member's id");
+    }
+
+    #[test]
+    fn every_refusal_is_read_as_it_was_written() {
+        for written in [
+            Refusal::Mismatch("here: 1, there: 2".to_owned()),
+            Refusal::OtherIncarnation("here: 1, there: 2".to_owned()),
+            Refusal::Removed { id: 3, index: 77 },
+            Refusal::NotReady("later".to_owned()),
+        ] {
+            let mut headers = HeaderMap::new();
+            let status = put_refusal(&mut headers, &written);
+            assert_eq!(refusal(status, &headers, 3, &written.to_string()), Some(written));
+        }
+        let proxy = refusal(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), 3, "proxy");
+        assert_eq!(proxy, None);
+    }
+
+    #[test]
+    fn a_batch_is_read_as_it_was_written() {
+        let written: Vec<Message> = (1..=3).map(|index| message_at(index, b"value")).collect();
+        let mut batch = Vec::new();
+        for message in &written {
+            let before = batch.len();
+            put_message(&mut batch, message);
+            assert_eq!(batch.len() - before, framed_length(message));
+        }
+        assert_eq!(messages(&batch), Ok(written));
+    }
+
+    #[test]
+    fn a_batch_cut_anywhere_but_between_two_messages_is_refused() {
+        let mut batch = Vec::new();
+        put_message(&mut batch, &message_at(1, b"one"));
+        let first = batch.len();
+        put_message(&mut batch, &message_at(2, b"two"));
+        for cut in 0..batch.len() {
+            assert_eq!(messages(&batch[..cut]).is_ok(), cut == first, "cut at {cut}");
+        }
+        batch.push(0);
+        assert!(messages(&batch).is_err(), "trailing byte");
+    }
+
+    #[test]
+    fn a_batch_of_too_many_messages_is_refused() {
+        let empty = [0; LENGTH_BYTES];
+        assert!(messages(&empty.repeat(BATCH_MESSAGES)).is_ok());
+        assert!(messages(&empty.repeat(BATCH_MESSAGES + 1)).is_err());
+    }
+
+    /// RUSTSEC-2024-0437 is about groups nested without end: they are an error here, not a crash.
+    #[test]
+    fn nested_groups_without_end_are_an_error() {
+        let mut batch = 10_000_000_u32.to_le_bytes().to_vec();
+        // Tag of an unknown field 100, "start of a group", in two bytes.
+        batch.extend([0xa3, 0x06].repeat(5_000_000));
+        assert!(messages(&batch).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = messages(&bytes);
+            let mut framed = u32::try_from(bytes.len()).expect("short").to_le_bytes().to_vec();
+            framed.extend(&bytes);
+            let _ = messages(&framed);
+        }
+    }
+}
