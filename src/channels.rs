@@ -115,6 +115,17 @@ pub struct Pending<T> {
 }
 
 impl<T> Pending<T> {
+    /// The answer, if it has come; that it never will counts as one.
+    pub fn try_take(&mut self) -> Option<Result<T, RequestError>> {
+        match self.answer_rx.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(RequestError::Unknown(
+                "the answer was lost: read before repeating the request".into(),
+            ))),
+        }
+    }
+
     /// Waits for the answer until `deadline`.
     ///
     /// # Errors

@@ -21,6 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 /// What a connection may take to close after the last deadline.
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 
+/// What the answers of a node that has ended may take to reach the clients.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let config = match Config::try_parse() {
         Ok(config) => config,
@@ -97,19 +100,26 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
 
     let node = node.join();
     tokio::pin!(node);
-    tokio::select! {
-        result = &mut node => return result,
+    let ended = tokio::select! {
+        result = &mut node => Some(result),
         result = &mut store_done => {
             // The store also ends when the node does; then the node says why.
             result.unwrap_or_else(|_| Err(panicked("the store")))?;
-            return node.await;
+            Some((&mut node).await)
         }
         _ = &mut server => return Err(panicked("the key-value server")),
-        name = stop_signal() => info!(logger, "received {}, stopping", name),
-    }
+        name = stop_signal() => {
+            info!(logger, "received {}, stopping", name);
+            None
+        }
+    };
     // No new connections; those that are open are answered within the deadline. When the last of
     // them is gone so is the last sender of proposeC, and the node stops by itself.
     drop(stop_tx);
+    if let Some(result) = ended {
+        let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
+        return result;
+    }
     let in_order = async {
         let _ = server.await;
         node.await

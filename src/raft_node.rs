@@ -437,6 +437,7 @@ impl RaftNode {
         }
         self.proposals.forget_closed();
         self.reads.forget_closed();
+        self.relay_own_removal();
         self.forget_strangers();
         self.greet_others();
         // A commit index that no frame took along since the last tick is written by itself, so that
@@ -667,6 +668,7 @@ impl RaftNode {
         );
         match change {
             MemberChange::Remove { id } if id == self.config.id => {
+                self.answer_own_removal();
                 let patience = if self.is_leader() { self.config.election_ticks as u64 } else { 0 };
                 self.leaving =
                     Some(Leaving { removal: entry.index, until_tick: self.ticks + patience });

@@ -2,9 +2,9 @@
 //!
 //! # Outgoing
 //! Each peer has one bounded queue and one task. The task takes what is queued, up to a mebibyte,
-//! sends it as one request, and takes the next. A batch leaves **at most once**: whatever the error,
-//! it is dropped, raft hears that the peer is unreachable, and raft repeats what it needs. A queue
-//! that is full drops, too. So nothing here blocks the raft thread, and nothing grows.
+//! sends it as one request, and takes the next. A batch leaves **at most once**: whatever the
+//! error, it is dropped, raft hears that the peer is unreachable, and raft repeats what it needs. A
+//! queue that is full drops, too. So nothing here blocks the raft thread, and nothing grows.
 //!
 //! A snapshot goes to a task of its own, over a connection of its own, so that heartbeats do not
 //! wait behind it. Its end is always reported: raft sends nothing else to that peer until it is.
@@ -82,18 +82,18 @@ pub struct Inbound {
     /// What it sent.
     pub body: InboundBody,
     /// The bytes it occupies, out of [`PEER_BODIES_BYTES`], given back when the node has taken it.
-    _bytes: Option<OwnedSemaphorePermit>,
+    bytes: Option<OwnedSemaphorePermit>,
 }
 
 impl Inbound {
     /// What a peer sent, without counting its bytes.
     pub fn new(header: PeerHeader, body: InboundBody) -> Self {
-        Self { header, body, _bytes: None }
+        Self { header, body, bytes: None }
     }
 
     /// The bytes it occupies out of [`PEER_BODIES_BYTES`].
     pub fn bytes(&self) -> usize {
-        self._bytes.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+        self.bytes.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 }
 
@@ -152,7 +152,7 @@ pub enum Admission {
     AskTheNode,
 }
 
-/// The node's verdict on a sender before its body is read, from a shared copy of what the node knows.
+/// The node's verdict on a sender before its body is read, from a shared copy of what it knows.
 pub trait Gate: Send + Sync {
     /// This member's own header to `to`, for requests and answers; 0 in a greeting.
     fn header(&self, to: NodeId) -> PeerHeader;
@@ -248,8 +248,10 @@ fn allowance(bytes: u64) -> Duration {
 /// What the tasks and the handlers of one transport share.
 struct Shared {
     config: TransportConfig,
-    /// Makes every outgoing request; see [`outbound::client`] for why none is sent twice.
+    /// Makes the outgoing requests; see [`outbound::client`] for why none is sent twice.
     client: reqwest::Client,
+    /// Sends snapshots: a receiver that writes to its disk may take no bytes for longer.
+    snapshot_client: reqwest::Client,
     gate: Arc<dyn Gate>,
     files: Arc<dyn SnapshotFiles>,
     inbound_tx: mpsc::Sender<Inbound>,
@@ -321,11 +323,14 @@ impl Transport {
         runtime: Handle,
         logger: Logger,
     ) -> Result<Self> {
-        let client = outbound::client(&config)
-            .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))?;
+        let client = |patience| {
+            outbound::client(&config, patience)
+                .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))
+        };
         let shared = Shared {
+            client: client(config.half_election_timeout())?,
+            snapshot_client: client(config.snapshot_progress_timeout)?,
             config,
-            client,
             gate,
             files,
             inbound_tx,
@@ -351,8 +356,8 @@ impl Transport {
         inbound::router(self.shared.clone())
     }
 
-    /// Sends to peer `id` at `url` from now on. The same URL again changes nothing; with another one
-    /// the old queue drains to where it was meant for.
+    /// Sends to peer `id` at `url` from now on. The same URL again changes nothing; with another
+    /// one the old queue drains to where it was meant for.
     pub fn add_peer(&mut self, id: NodeId, url: &str) {
         if self.peers.get(&id).is_some_and(|peer| *peer.url == *url) {
             return;
@@ -399,8 +404,8 @@ impl Transport {
         }
     }
 
-    /// Sends a `MsgSnapshot` and the file it stands for; `file` is what the receiver checks. One at a
-    /// time per peer. Its end is always reported as a [`PeerReport::SnapshotStatus`].
+    /// Sends a `MsgSnapshot` and the file it stands for; `file` is what the receiver checks. One at
+    /// a time per peer. Its end is always reported as a [`PeerReport::SnapshotStatus`].
     pub fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
         reap(&mut self.errands);
         let metadata = message.get_snapshot().get_metadata();

@@ -14,6 +14,7 @@ use super::{
     ConfChangeRequest, Leadership, MemberChange, NodeId, RaftNode, RequestError, RequestId,
     Verdict, Waiter, encode_change,
 };
+use crate::channels::{self, Pending};
 use crate::membership::Members;
 
 /// Changes that wait for a leader; the next is answered 503.
@@ -27,6 +28,8 @@ pub(super) struct Changes {
     pending: Option<(RequestId, Leadership, Waiter<()>)>,
     /// Our own removal, until another leads.
     handover: Option<ConfChangeRequest>,
+    /// Our own removal, passed on. Its answer may come too late: applying it ends this member.
+    own_removal: Option<(Waiter<()>, Pending<()>)>,
 }
 
 impl Changes {
@@ -157,9 +160,38 @@ impl RaftNode {
     fn pass_on(&mut self, leader: NodeId, request: ConfChangeRequest) {
         let ConfChangeRequest { change, forwarded, waiter } = request;
         if forwarded {
-            waiter.answer(Err(unavailable("this member does not lead any more")));
-        } else if waiter.begin() {
-            self.outbox.pass_on(leader, change, waiter);
+            return waiter.answer(Err(unavailable("this member does not lead any more")));
+        }
+        if !waiter.begin() {
+            return;
+        }
+        if change != (MemberChange::Remove { id: self.config.id }) {
+            return self.outbox.pass_on(leader, change, waiter);
+        }
+        if self.changes.own_removal.is_some() {
+            return waiter.answer(Err(RequestError::Conflict(
+                "this member is being removed already: wait for it".into(),
+            )));
+        }
+        let (relayed, pending) = channels::waiter();
+        self.changes.own_removal = Some((waiter, pending));
+        self.outbox.pass_on(leader, change, relayed);
+    }
+
+    /// Hands the leader's answer to our own removal on.
+    pub(super) fn relay_own_removal(&mut self) {
+        if let Some((waiter, mut pending)) = self.changes.own_removal.take() {
+            match pending.try_take() {
+                Some(answer) => waiter.answer(answer),
+                None => self.changes.own_removal = Some((waiter, pending)),
+            }
+        }
+    }
+
+    /// Our own removal is applied: whoever asked for it here is told before this member ends.
+    pub(super) fn answer_own_removal(&mut self) {
+        if let Some((waiter, _)) = self.changes.own_removal.take() {
+            waiter.answer(Ok(()));
         }
     }
 

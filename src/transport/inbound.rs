@@ -185,8 +185,8 @@ fn content_length(headers: &HeaderMap, limit: u64) -> Result<u64, Rejection> {
     Ok(length)
 }
 
-/// Reads a body of at most `limit` bytes, and with it what it takes out of the bytes that all bodies
-/// together may occupy.
+/// Reads a body of at most `limit` bytes, and with it what it takes out of the bytes that all
+/// bodies together may occupy.
 async fn read_body(
     shared: &Shared,
     parts: &Parts,
@@ -282,7 +282,7 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<(),
         }
     };
     let body = InboundBody::Messages { boot, number, messages, answer };
-    let inbound = Inbound { header, body, _bytes: Some(permit) };
+    let inbound = Inbound { header, body, bytes: Some(permit) };
     match answer_rx {
         Some(answer_rx) => {
             ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
@@ -365,13 +365,11 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
 
     let (message, first_chunk, head_length) = read_snapshot_message(&mut reader).await?;
     if head_length.checked_add(file.length) != Some(length) {
-        let file_length = file.length;
-        return Err(Rejection::Malformed(
-            StatusCode::BAD_REQUEST,
-            format!(
-                "a body of {length} bytes for a message of {head_length} and a file of {file_length}"
-            ),
-        ));
+        let why = format!(
+            "a body of {length} bytes for a message of {head_length} and a file of {}",
+            file.length
+        );
+        return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
     }
 
     let (chunk_tx, chunk_rx) = mpsc::channel(CHUNKS_AHEAD);

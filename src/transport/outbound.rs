@@ -50,22 +50,32 @@ const CHUNKS_AHEAD: usize = 4;
 /// - Below it, hyper-util (0.1.21, `client/legacy/client.rs`, `send_request`) tries a request again
 ///   on another connection if a reused one was closed, and reqwest leaves that on. It does so only
 ///   if hyper hands the whole request back, and hyper (1.12, `client/dispatch.rs`) does so only
-///   with one still in the connection's mailbox. Once the connection's task took it, which is before
-///   its first byte is written, an error comes without the request, and is final.
+///   with one still in the connection's mailbox. Once the connection's task took it, which is
+///   before its first byte is written, an error comes without the request, and is final.
 /// - The receiver drops a number that is not above the last one it saw: the second line.
 ///
 /// HTTP/1 it has to be: a request whose future is dropped closes its connection (hyper's dispatcher
-/// sees that nobody waits for the answer), so one that timed out is never used again.
-pub(super) fn client(config: &TransportConfig) -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
+/// sees that nobody waits for the answer), so one that timed out is never used again. But before it
+/// closes, hyper flushes what it took (1.12, `proto/h1/io.rs`, `poll_shutdown`), and to a peer that
+/// reads nothing that takes for ever, with the batch in memory. So Linux is told to give up a
+/// connection whose bytes are not taken for `patience`; elsewhere it does so in its own time.
+pub(super) fn client(
+    config: &TransportConfig,
+    patience: Duration,
+) -> reqwest::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .http1_only()
         .tcp_nodelay(true)
         .connect_timeout(config.half_election_timeout())
-        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-        .build()
+        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
+    #[cfg(target_os = "linux")]
+    let builder = builder.tcp_user_timeout(patience);
+    #[cfg(not(target_os = "linux"))]
+    let _ = patience;
+    builder.build()
 }
 
 /// Why a request brought no answer to go by.
@@ -84,8 +94,8 @@ enum Failure {
 }
 
 impl Failure {
-    /// A refusal that says something about who we are, and so is for the node to judge. "Not now" is
-    /// none of these.
+    /// A refusal that says something about who we are, and so is for the node to judge. "Not now"
+    /// is none of these.
     fn report(&self) -> Option<PeerReport> {
         match self {
             Failure::Refused { refusal: Refusal::NotReady(_), .. } => None,
@@ -116,6 +126,7 @@ struct Answered {
 
 /// One request: where it goes and what it says of itself.
 struct Call<'a> {
+    client: &'a reqwest::Client,
     /// The receiver; 0 if whoever answers is meant.
     to: NodeId,
     url: &'a str,
@@ -140,7 +151,7 @@ impl Shared {
         wire::put_identity(&mut headers, &ours)
             .map_err(|error| Failure::NotSent(error.to_string()))?;
         let url = format!("{}{}", call.url.trim_end_matches('/'), call.path);
-        let request = self.client.post(url).headers(headers).body(call.body);
+        let request = call.client.post(url).headers(headers).body(call.body);
         let mut response = request.send().await.map_err(|error| {
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
@@ -254,7 +265,14 @@ impl PeerSender {
             let mut headers = HeaderMap::new();
             wire::put_sequence(&mut headers, self.shared.next_sequence());
             let body = batch.into();
-            let call = Call { to: self.id, url: &self.url, path: "/raft", headers, body };
+            let call = Call {
+                client: &self.shared.client,
+                to: self.id,
+                url: &self.url,
+                path: "/raft",
+                headers,
+                body,
+            };
             // Connecting is part of it: a peer that is not there is as bad as one that is silent.
             let patience = self.shared.config.half_election_timeout() + allowance(length);
             match self.shared.call(call, patience).await {
@@ -464,7 +482,14 @@ pub(super) async fn send_snapshot(
     wire::put_snapshot_file(&mut headers, file);
     let progress_rx = body.progress_tx.subscribe();
     let body = reqwest::Body::wrap(body);
-    let call = Call { to, url: &url, path: "/raft/snapshot", headers, body };
+    let call = Call {
+        client: &shared.snapshot_client,
+        to,
+        url: &url,
+        path: "/raft/snapshot",
+        headers,
+        body,
+    };
     let patience = shared.config.snapshot_progress_timeout;
     let result = tokio::select! {
         answered = shared.call_without_deadline(call) => answered,
@@ -487,8 +512,8 @@ pub(super) async fn send_snapshot(
 }
 
 /// Returns once a snapshot makes no progress: no chunk was taken for `patience`, or there was no
-/// answer for `answer_patience` after the last. The receiver syncs the file before it answers, hence
-/// the second one is longer.
+/// answer for `answer_patience` after the last. The receiver syncs the file before it answers,
+/// hence the second one is longer.
 async fn stalled(
     mut progress_rx: watch::Receiver<u64>,
     patience: Duration,
@@ -514,7 +539,8 @@ async fn stalled(
 pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) {
     let body = codec::encode(&greeting).into();
     let headers = HeaderMap::new();
-    let call = Call { to: 0, url: &url, path: "/raft/greeting", headers, body };
+    let call =
+        Call { client: &shared.client, to: 0, url: &url, path: "/raft/greeting", headers, body };
     let report = match shared.call(call, shared.config.half_election_timeout()).await {
         Ok(Answered { header, body }) => match codec::decode::<GreetingAnswer>(&body) {
             Ok(answer) => PeerReport::Greeted { url, header, answer },
@@ -541,7 +567,7 @@ pub(super) async fn pass_on(
     }
     let body = codec::encode(&change).into();
     let headers = HeaderMap::new();
-    let call = Call { to, url: &url, path: "/raft/members", headers, body };
+    let call = Call { client: &shared.client, to, url: &url, path: "/raft/members", headers, body };
     // The leader answers within the request timeout; the answer has to come back, too.
     let patience = shared.config.request_timeout + shared.config.half_election_timeout();
     let answer = match shared.call(call, patience).await {

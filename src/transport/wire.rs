@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | `POST /raft` | a batch of messages, below | 204 |
 //! | `POST /raft/snapshot` | one framed `MsgSnapshot`, then the bytes of the file | 204 |
-//! | `POST /raft/greeting` | a [`Greeting`](crate::channels::Greeting) | 200, a `GreetingAnswer` |
-//! | `POST /raft/members` | a [`MemberChange`](crate::channels::MemberChange) | 200, a `Result<(), RequestError>` |
+//! | `POST /raft/greeting` | a `Greeting` | 200, a `GreetingAnswer` |
+//! | `POST /raft/members` | a `MemberChange` | 200, a `Result<(), RequestError>` |
 //!
 //! The last two, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
 //! Every body has a `Content-Length`.
@@ -24,7 +24,7 @@
 //! | `raft-number` | rises with each request of one boot and path, decimal | as `raft-boot` |
 //! | `raft-snapshot-length` | bytes in the file, decimal | `/raft/snapshot` |
 //! | `raft-snapshot-checksum` | CRC32C of the file, 8 hexadecimal digits | `/raft/snapshot` |
-//! | `raft-refusal` | `mismatch`, `other-incarnation`, `removed`, `not-ready` | 412, 412, 410, 503 |
+//! | `raft-refusal` | `mismatch` or `other-incarnation`, `removed`, `not-ready` | 412, 410, 503 |
 //! | `raft-removed-index` | the index of the removal, decimal | 410 |
 //!
 //! An answer names the answering member as a request names the asking one. What is not 2xx has one
@@ -174,7 +174,7 @@ pub(super) fn put_refusal(headers: &mut HeaderMap, refusal: &Refusal) -> StatusC
     status
 }
 
-/// Reads a refusal of `sender`'s request; `line` is the answer's body. `None` if the answer is none.
+/// Reads a refusal of `sender`'s request; `line` is the answer's body. `None` if it is no refusal.
 pub(super) fn refusal(
     status: StatusCode,
     headers: &HeaderMap,
