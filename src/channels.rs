@@ -399,15 +399,8 @@ pub enum PeerReport {
         /// What happened.
         why: String,
     },
-    /// The snapshot at this index is written, or the error that stops this member.
-    SnapshotMade {
-        /// The applied index it was made at.
-        index: Index,
-        /// Its term.
-        term: Term,
-        /// Length and checksum of the file.
-        result: Result<SnapshotFile, Error>,
-    },
+    /// The snapshot that was asked for is on disk; or the error that stops this member.
+    SnapshotMade(Result<SnapshotFile, Error>),
     /// A snapshot that arrived could not be written here: this member has to stop.
     DiskFailed(Error),
 }

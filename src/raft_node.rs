@@ -207,7 +207,8 @@ pub struct RaftNode {
     // Snapshots.
     /// The ones kept, oldest first, two at most.
     marks: Vec<SnapshotMark>,
-    making: Option<SnapshotMembers>,
+    /// Asked of the state machine, with the members as of its index. Its file may be there already.
+    making: Option<(SnapshotMark, SnapshotMembers)>,
     sending: BTreeMap<NodeId, SnapshotMark>,
     /// Received in this turn: not to be purged before raft has seen them.
     received: Vec<SnapshotMark>,
@@ -725,21 +726,20 @@ impl RaftNode {
             members: self.members.clone(),
         };
         let meta = codec::encode(&members);
-        self.making = Some(members);
+        let mark = SnapshotMark { index: self.applied_index, term: self.applied_term };
+        self.making = Some((mark, members));
         self.bytes_since_snapshot = 0;
-        let (index, term) = (self.applied_index, self.applied_term);
         let (snapshotter, report) = (self.snapshotter.clone(), self.report.clone());
         let save = Box::new(move |body: SnapshotBody<'_>| {
-            let result = save_snap(&snapshotter, SnapshotMark { index, term }, &meta, body);
-            report(PeerReport::SnapshotMade { index, term, result });
+            report(PeerReport::SnapshotMade(save_snap(&snapshotter, mark, &meta, body)));
         });
-        self.publish(Commit::Snapshot(SnapshotRequest { index, save }));
+        self.publish(Commit::Snapshot(SnapshotRequest { index: mark.index, save }));
     }
 
     /// Names a snapshot that was made in the write-ahead log, offers it to raft, and drops what it
     /// makes superfluous. In this order: the log never names a file that is not there.
-    fn finish_snapshot(&mut self, mark: SnapshotMark, file: SnapshotFile) -> Result<()> {
-        let members = self.making.take().expect("one snapshot is made at a time");
+    fn finish_snapshot(&mut self, file: SnapshotFile) -> Result<()> {
+        let (mark, members) = self.making.take().expect("one snapshot is made at a time");
         if mark.index <= self.snapshot_index() {
             // A snapshot that was received meanwhile is newer: the file is an orphan.
             return self.purge_snapshots();
@@ -779,11 +779,12 @@ impl RaftNode {
         Ok(())
     }
 
-    /// Removes every snapshot that is neither kept nor on its way to a peer.
+    /// Removes every snapshot that is neither kept, nor on its way to a peer, nor new.
     fn purge_snapshots(&self) -> Result<()> {
         let mut keep = self.marks.clone();
         keep.extend(self.sending.values());
         keep.extend(&self.received);
+        keep.extend(self.making.iter().map(|(mark, _)| *mark));
         self.snapshotter.purge(&keep)
     }
 

@@ -290,10 +290,7 @@ impl RaftNode {
                 let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
                 self.raw_node.report_snapshot(to, status);
             }
-            PeerReport::SnapshotMade { index, term, result } => {
-                let file = result?;
-                self.finish_snapshot(SnapshotMark { index, term }, file)?;
-            }
+            PeerReport::SnapshotMade(made) => self.finish_snapshot(made?)?,
             PeerReport::DiskFailed(error) => return Err(error),
             report if self.beginning.is_some() => self.take_greeting_report(report)?,
             PeerReport::Greeted { header, .. } => {

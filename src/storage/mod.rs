@@ -6,6 +6,8 @@
 //! ```
 //! [`log`] is the mirror of both in memory that raft-rs reads from.
 
+#[cfg(test)]
+mod failing;
 mod files;
 pub mod log;
 pub mod snapshotter;

@@ -6,7 +6,7 @@
 //!   0000000000000002-0000000000004e22.snap           the next; two are kept
 //!   0000000000000002-0000000000007533.snap.0.tmp     being written, or received
 //! ```
-//! A file's bytes, numbers little-endian, checksums CRC32C:
+//! A file's bytes, numbers little-endian, checksums masked CRC32C:
 //!
 //! ```text
 //!  | magic     | version | meta bytes | index | term  | meta | checksum of all |
@@ -17,6 +17,10 @@
 //!  | application bytes' length (u64) | checksum of all before it (u32)         |     the trailer
 //!  +---------------------------------+-----------------------------------------+
 //! ```
+//! Masked means turned right by 15 bits, plus 0xa282ead8, as LevelDB does: a plain CRC over bytes
+//! that end in their own CRC is the same whatever the bytes, and [`SnapshotFile::checksum`], over
+//! the whole file, could not tell one snapshot from another.
+//!
 //! The application bytes are the state machine's. The meta bytes are the node's: what else a member
 //! has to know as of the index. This module looks into neither.
 //!
@@ -196,7 +200,8 @@ impl Snapshotter {
         Ok(broken)
     }
 
-    /// Removes every snapshot but those in `keep`. What is set aside or not finished stays.
+    /// Removes every snapshot but those in `keep`, which must have those that the log is about to
+    /// name. What is set aside or not finished stays.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -276,7 +281,7 @@ impl SnapshotWriter {
     /// [`Error::Io`]; the snapshot is not to be relied on then.
     pub fn finish(mut self) -> Result<SnapshotFile> {
         let mut trailer = (self.file.length() - self.application_start).to_le_bytes().to_vec();
-        let checksum = crc32c::crc32c_append(self.file.checksum, &trailer);
+        let checksum = masked(crc32c::crc32c_append(self.file.checksum, &trailer));
         trailer.extend_from_slice(&checksum.to_le_bytes());
         self.file.write(&trailer).map_err(Error::io("write to", &self.file.path))?;
         self.file.publish()
@@ -431,6 +436,11 @@ impl Drop for TemporaryFile {
     }
 }
 
+/// A CRC32C as it is stored behind the bytes that it covers.
+fn masked(checksum: u32) -> u32 {
+    checksum.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
 fn encode_header(mark: SnapshotMark, meta: &[u8]) -> Vec<u8> {
     let meta_length = u32::try_from(meta.len()).expect("the members fit far below 4 GiB");
     let mut header = Vec::with_capacity(FIXED_BYTES + meta.len() + CHECKSUM_BYTES);
@@ -440,7 +450,7 @@ fn encode_header(mark: SnapshotMark, meta: &[u8]) -> Vec<u8> {
     header.extend_from_slice(&mark.index.to_le_bytes());
     header.extend_from_slice(&mark.term.to_le_bytes());
     header.extend_from_slice(meta);
-    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+    header.extend_from_slice(&masked(crc32c::crc32c(&header)).to_le_bytes());
     header
 }
 
@@ -481,11 +491,12 @@ fn check(
     let fixed: [u8; FIXED_BYTES] = read_array(file, 0)?;
     let meta_length = number::<4>(&fixed, 12);
     let header_length = FIXED_BYTES as u64 + meta_length + CHECKSUM_BYTES as u64;
-    let Some(trailer_start) = (length - TRAILER_BYTES as u64).checked_sub(header_length) else {
+    let Some(application_length) = (length - TRAILER_BYTES as u64).checked_sub(header_length)
+    else {
         let reason = format!("{meta_length} bytes of meta do not fit into a file of {length}");
         return Ok(Err(Fault::new(12, reason)));
     };
-    let application = header_length..header_length + trailer_start;
+    let application = header_length..header_length + application_length;
     let mut header = vec![0; header_length as usize];
     read_exact(file, &mut header, 0)?;
     if let Err(fault) = check_header(&header, mark) {
@@ -493,7 +504,6 @@ fn check(
     }
     let (checksum, file_checksum) = checksums(file, length)?;
     let trailer: [u8; TRAILER_BYTES] = read_array(file, application.end)?;
-    let application_length = application.end - application.start;
     let (recorded_length, recorded) = (number::<8>(&trailer, 0), number::<4>(&trailer, 8));
     if recorded_length != application_length {
         let reason = format!("{recorded_length} application bytes, there are {application_length}");
@@ -514,7 +524,7 @@ fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fa
         let reason = format!("it begins with {magic:02x?}, a snapshot with {MAGIC:02x?}");
         return Err(Fault::new(0, reason));
     }
-    let (checksum, recorded) = (crc32c::crc32c(&header[..end]), number::<4>(header, end));
+    let (checksum, recorded) = (masked(crc32c::crc32c(&header[..end])), number::<4>(header, end));
     let version = number::<4>(header, 8);
     if version != u64::from(VERSION) {
         let reason = format!("format version {version}, this program reads {VERSION}");
@@ -532,7 +542,7 @@ fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fa
     Ok(())
 }
 
-/// The checksums of a file of `length` bytes: without its last field, and of the whole.
+/// The checksums of a file of `length` bytes: masked without its last field, plain of the whole.
 fn checksums(file: &dyn VfsFile, length: u64) -> io::Result<(u32, u32)> {
     let covered = length - CHECKSUM_BYTES as u64;
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -544,7 +554,7 @@ fn checksums(file: &dyn VfsFile, length: u64) -> io::Result<(u32, u32)> {
         offset += piece.len() as u64;
     }
     let last: [u8; CHECKSUM_BYTES] = read_array(file, covered)?;
-    Ok((checksum, crc32c::crc32c_append(checksum, &last)))
+    Ok((masked(checksum), crc32c::crc32c_append(checksum, &last)))
 }
 
 fn read_exact(file: &dyn VfsFile, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -566,3 +576,6 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     number[..N].copy_from_slice(&bytes[at..at + N]);
     u64::from_le_bytes(number)
 }
+
+#[cfg(test)]
+mod tests;

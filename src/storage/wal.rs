@@ -1,14 +1,13 @@
-//! The write-ahead log: everything that raft must find again after a crash, in the order in which it
-//! was written.
+//! The write-ahead log: what raft must find again after a crash, in the order it was written.
 //!
 //! ```text
 //! raftexample-1/
-//!   0000000000000007.wal    | head | frame | frame | … | frame |      64 MiB at most, or one frame
-//!   0000000000000008.wal    | head | frame |                          the current one
+//!   0000000000000007.wal    | head | frame | frame | … | frame |
+//!   0000000000000008.wal    | head | frame |                           the current segment
 //! ```
-//! The unit is the [`Frame`]: what one sync covers, under one checksum. It is there wholly or not at
-//! all, and the next is written only after the sync of this one returned. The bytes are described in
-//! `wal/format.rs`, beside what tells a torn frame from a damaged one.
+//! The unit is the [`Frame`]: what one sync covers, under one checksum. It is there wholly or not
+//! at all, and the next is written only after the sync of this one returned. `wal/format.rs`
+//! describes the bytes, and what tells a torn frame from a damaged one.
 //!
 //! Frames go to the last segment. The first frame of each segment, its head, repeats what was known
 //! when the segment was begun: identity, incarnations, the last two snapshot marks and the hard
@@ -16,25 +15,36 @@
 //!
 //! # States possible after a crash
 //!
-//! | during        | on disk                                            | at the next start          |
-//! |---------------|----------------------------------------------------|----------------------------|
-//! | [`Wal::create`] | no directory, an empty one, or a `.tmp` file     | there is no log: created again |
-//! |               | the first segment, whole                           | an empty log               |
-//! | [`Wal::save`] | the frame not at all, or wholly                    | the log without it, or with it |
-//! |               | the frame torn: some of its sectors, any length    | cut off; it was never acted upon |
-//! | a new segment | its `.tmp` file                                    | removed; begun again when needed |
-//! |               | the segment, whole, with nothing but its head      | frames go there            |
-//! | [`Wal::purge`] | some of the segments to go, always the last of them | the log with them, all the same |
-//! | [`Wal::open`] | the torn frame, or not                             | cut off again              |
+//! During [`Wal::create`]:
+//! - no directory, or one without a segment, perhaps with a `.tmp` file: there is no log, and it is
+//!   created again;
+//! - the first segment, whole: the log is there, and empty.
 //!
-//! Since a segment gets its name only when its head is on disk, and is followed by another only when
-//! all of it is, whatever is wrong with a head, or in a segment before the last, is damage. Damage
-//! is never repaired: [`Error::Corrupt`] keeps the member from starting.
+//! During [`Wal::save`]:
+//! - the frame not at all, or wholly: the log without it, or with it;
+//! - some sectors of the frame, in a file of any length up to its end: the frame is torn, and is
+//!   cut off. Nobody was told of it.
+//!
+//! During [`Wal::save`], while it begins a new segment:
+//! - a `.tmp` file: removed, and begun again when it is needed;
+//! - the new segment with nothing but its head: the log without the frame, which has still to come.
+//!
+//! During [`Wal::purge`]:
+//! - some of the segments to go, and always the last of them: they are read too, and say nothing
+//!   that the later ones do not take back or repeat.
+//!
+//! During [`Wal::open`]:
+//! - the torn frame, or not: as above;
+//! - the last frame, written again over itself: as it was.
+//!
+//! A segment gets its name only when its head is on disk, and a successor only when all of it is.
+//! So whatever is wrong with a head, or in a segment before the last, is damage. Damage is never
+//! repaired: [`Error::Corrupt`] keeps the member from starting.
 //!
 //! A process that dies leaves what it wrote to the operating system, so [`Wal::open`] may read a
 //! frame that is not on disk. It writes the last frame again, the same bytes in the same place, and
-//! syncs it before the log is relied on. To sync is not enough: where a sync failed, some systems
-//! take the pages for clean from then on.
+//! syncs it before the log is relied on. To sync is not enough: after a sync that failed, some
+//! systems take the pages for written.
 //!
 //! # What it is not
 //!
@@ -44,6 +54,8 @@
 
 mod format;
 mod replay;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -254,9 +266,8 @@ impl Wal {
         if cut {
             file.set_len(current.length).map_err(Error::io("cut", &path))?;
         } else {
-            let mut frame = vec![0; (current.length - last_frame) as usize];
-            file.read_at(&mut frame, last_frame).map_err(Error::io("read", &path))?;
-            file.write_all_at(&frame, last_frame).map_err(Error::io("write to", &path))?;
+            let start = current.length - last_frame.len() as u64;
+            file.write_all_at(&last_frame, start).map_err(Error::io("write to", &path))?;
         }
         file.sync().map_err(Error::io("sync", &path))?;
         files::sync_dir(&*vfs, dir)?;
@@ -496,8 +507,8 @@ struct Replayed {
     replay: Replay,
     /// At least one; the last without a torn frame.
     segments: Vec<Segment>,
-    /// Where the last whole frame starts in the last segment.
-    last_frame: u64,
+    /// The last segment's last whole frame, as read.
+    last_frame: Vec<u8>,
     /// True if a torn frame follows that one.
     cut: bool,
 }
@@ -511,8 +522,12 @@ fn recovered(replay: Replay, cut: Option<(PathBuf, u64)>) -> Recovered {
 
 fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
     let numbers = list_segments(vfs, dir)?;
-    let mut replayed =
-        Replayed { replay: Replay::default(), segments: Vec::new(), last_frame: 0, cut: false };
+    let mut replayed = Replayed {
+        replay: Replay::default(),
+        segments: Vec::new(),
+        last_frame: Vec::new(),
+        cut: false,
+    };
     for (position, &number) in numbers.iter().enumerate() {
         let may_be_torn = position + 1 == numbers.len();
         replay_segment(vfs, dir, number, may_be_torn, &mut replayed)?;
@@ -530,16 +545,12 @@ fn replay_segment(
     let mut segment = Segment { number, ..Segment::default() };
     let path = segment.path(dir);
     let bytes = read_file(vfs, &path)?;
-    let mut start = 0;
+    let (mut start, mut last_start) = (0, 0);
+    // An empty file has no head, which is as bad as a bad one.
     while start < bytes.len() || start == 0 {
         let is_head = start == 0;
-        let salt = match is_head {
-            true => Salt::default(),
-            false => {
-                let incarnation = replayed.replay.summary.identity.incarnation;
-                Salt { incarnation, segment: number }
-            }
-        };
+        let incarnation = replayed.replay.summary.identity.incarnation;
+        let salt = if is_head { Salt::default() } else { Salt { incarnation, segment: number } };
         let frame = match format::read_frame(&bytes, start, salt) {
             Ok(frame) => frame,
             Err(bad) if bad.torn && may_be_torn && !is_head => {
@@ -556,12 +567,13 @@ fn replay_segment(
                 reason: fault.reason,
                 remedy: fault.remedy,
             })?;
-        replayed.last_frame = start as u64;
+        last_start = start;
         start = frame.end;
         if is_head {
             segment.head_length = start as u64;
         }
     }
+    replayed.last_frame = bytes[last_start..start].to_vec();
     segment.length = start as u64;
     replayed.segments.push(segment);
     Ok(())

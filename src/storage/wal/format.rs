@@ -41,10 +41,10 @@
 //!
 //! # What became of a frame
 //!
-//! The next frame is written only after the sync of this one returned. So bytes behind a frame prove
-//! that it once was whole, and only the last frame can be torn. The disk is assumed to write a
-//! sector wholly or not at all, and a sector never written reads as zeros. That leaves these shapes
-//! of a torn frame, whichever of its sectors arrived and however far the file's length came:
+//! The next frame is written only after the sync of this one returned. So bytes behind a frame
+//! prove that it once was whole, and only the last frame can be torn. The disk is assumed to write
+//! a sector wholly or not at all, and a sector never written reads as zeros. That leaves these
+//! shapes of a torn frame, whichever of its sectors arrived and however far the file's length came:
 //!
 //! 1. The file ends within the header, or where a valid header says that more must follow.
 //! 2. The header is valid, and the frame has more zero portions than its header counts.
@@ -230,13 +230,12 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
         MARK => Record::Mark(SnapshotMark { index: body.u64()?, term: body.u64()? }),
         INSTALL => Record::Install(SnapshotMark { index: body.u64()?, term: body.u64()? }),
         ENTRY => Record::Entry(take_entry(&mut body)?),
-        HARD_STATE => {
-            let mut hard_state = HardState::default();
-            hard_state.term = body.u64()?;
-            hard_state.vote = body.u64()?;
-            hard_state.commit = body.u64()?;
-            Record::HardState(hard_state)
-        }
+        HARD_STATE => Record::HardState(HardState {
+            term: body.u64()?,
+            vote: body.u64()?,
+            commit: body.u64()?,
+            ..HardState::default()
+        }),
         _ => return Err(format!("record kind {kind}, known are {HEAD} to {HARD_STATE}").into()),
     };
     match body.0.len() {
@@ -261,19 +260,17 @@ fn take_head(body: &mut Fields<'_>) -> Result<Record, Fault> {
 }
 
 fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {
-    let mut entry = Entry::default();
-    entry.index = body.u64()?;
-    entry.term = body.u64()?;
-    entry.entry_type = match body.u8()? {
+    let (index, term) = (body.u64()?, body.u64()?);
+    let entry_type = match body.u8()? {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
         unknown => return Err(format!("entry type {unknown}, known are 0 to 2")),
     };
     let context_length = body.u32()?;
-    entry.context = Bytes::copy_from_slice(body.take(context_length as usize)?);
-    entry.data = Bytes::copy_from_slice(body.take(body.0.len())?);
-    Ok(entry)
+    let context = Bytes::copy_from_slice(body.take(context_length as usize)?);
+    let data = Bytes::copy_from_slice(body.take(body.0.len())?);
+    Ok(Entry { index, term, entry_type, context, data, ..Entry::default() })
 }
 
 /// The bytes not decoded yet.

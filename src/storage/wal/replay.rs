@@ -90,7 +90,7 @@ pub(super) struct Replay {
     pub summary: Summary,
     /// In the order of their indexes, without gaps, the first at `base + 1`.
     pub entries: Vec<Entry>,
-    /// The index before the first entry; `None` while neither entry nor installed snapshot was seen.
+    /// The index before the first entry; `None` before any entry or installed snapshot.
     pub base: Option<u64>,
 }
 

@@ -1,0 +1,279 @@
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::storage::DiskVfs;
+use crate::storage::failing::FailingVfs;
+
+const MARK: SnapshotMark = SnapshotMark { index: 10_001, term: 2 };
+const META: &[u8] = b"members, removed ids, ConfState";
+
+fn snapshotter(dir: &TempDir) -> Snapshotter {
+    Snapshotter::new(FailingVfs::sound(), &dir.path().join("snap")).expect("a directory")
+}
+
+fn names(snapshotter: &Snapshotter) -> Vec<String> {
+    DiskVfs.list(&snapshotter.dir).expect("a directory")
+}
+
+fn save(snapshotter: &Snapshotter, mark: SnapshotMark, application: &[u8]) -> SnapshotFile {
+    let mut writer = snapshotter.create(mark.index, mark.term, META).expect("a temporary file");
+    writer.write_all(application).expect("written");
+    writer.finish().expect("finished")
+}
+
+fn read_all(mut reader: Box<dyn Read + Send>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).expect("read");
+    bytes
+}
+
+fn receive(snapshotter: &Snapshotter, bytes: &[u8], expected: SnapshotFile) -> Received {
+    let mut receiver = snapshotter.receive(MARK.index, MARK.term, expected).expect("a file");
+    for piece in bytes.chunks(7) {
+        receiver.write(piece).expect("written");
+    }
+    receiver.finish().expect("the disk is sound")
+}
+
+#[test]
+fn a_snapshot_is_read_as_it_was_written() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    // Longer than the buffer, and in uneven pieces.
+    let application: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let mut writer = snapshotter.create(MARK.index, MARK.term, META).expect("a temporary file");
+    writer.write_all(&application[..1]).expect("written");
+    writer.write_all(&application[1..2_500_000]).expect("written");
+    writer.write_all(&application[2_500_000..]).expect("written");
+    let file = writer.finish().expect("finished");
+
+    assert_eq!(names(&snapshotter), ["0000000000000002-0000000000002711.snap"]);
+    let on_disk = fs::read(snapshotter.path(MARK)).expect("a file");
+    assert_eq!(file.length, on_disk.len() as u64);
+    assert_eq!(file.checksum, crc32c::crc32c(&on_disk));
+    let snapshot = snapshotter.load(MARK).expect("a snapshot");
+    assert_eq!((snapshot.index, snapshot.term), (MARK.index, MARK.term));
+    assert_eq!((snapshot.meta.as_slice(), snapshot.file), (META, file));
+    assert!(read_all(snapshot.reader) == application);
+    let (length, raw) = snapshotter.open_raw(MARK.index, MARK.term).expect("a snapshot");
+    assert_eq!(length, file.length);
+    assert!(read_all(raw) == on_disk);
+}
+
+#[test]
+fn the_checksum_of_a_file_tells_snapshots_apart() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    let other = SnapshotMark { index: MARK.index + 1, ..MARK };
+    let files = [(MARK, "a"), (MARK, "b"), (other, "a")]
+        .map(|(mark, state)| save(&snapshotter, mark, state.as_bytes()).checksum);
+    assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2], "{files:x?}");
+}
+
+#[test]
+fn an_empty_state_makes_a_snapshot_too() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    let writer = snapshotter.create(1, 1, b"").expect("a temporary file");
+    writer.finish().expect("finished");
+    let snapshot = snapshotter.load(SnapshotMark { index: 1, term: 1 }).expect("a snapshot");
+    assert_eq!(snapshot.meta, b"");
+    assert_eq!(read_all(snapshot.reader), b"");
+}
+
+#[test]
+fn a_change_of_any_bit_is_refused_naming_file_and_offset() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    save(&snapshotter, MARK, b"the state of the application");
+    let path = snapshotter.path(MARK);
+    let whole = fs::read(&path).expect("a file");
+    let file = DiskVfs.open(&path).expect("a file");
+    for bit in 0..whole.len() * 8 {
+        let at = bit / 8;
+        file.write_all_at(&[whole[at] ^ (1 << (bit % 8))], at as u64).expect("written");
+        match snapshotter.load(MARK) {
+            Err(Error::Corrupt { path: named, offset, .. }) => {
+                assert_eq!(named, path);
+                assert!(offset < whole.len() as u64);
+            }
+            Err(other) => panic!("bit {bit}: {other}"),
+            Ok(_) => panic!("bit {bit}: accepted"),
+        }
+        file.write_all_at(&whole[at..=at], at as u64).expect("written");
+    }
+}
+
+#[test]
+fn a_file_of_any_other_length_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    save(&snapshotter, MARK, b"the state of the application");
+    let path = snapshotter.path(MARK);
+    let whole = fs::read(&path).expect("a file");
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).expect("written");
+        assert!(matches!(snapshotter.load(MARK), Err(Error::Corrupt { .. })), "{length} bytes");
+    }
+    fs::write(&path, [whole.as_slice(), b"\0"].concat()).expect("written");
+    assert!(matches!(snapshotter.load(MARK), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn a_file_under_another_snapshots_name_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    save(&snapshotter, MARK, b"state");
+    let other = SnapshotMark { index: MARK.index + 1, ..MARK };
+    fs::rename(snapshotter.path(MARK), snapshotter.path(other)).expect("renamed");
+    let error = snapshotter.load(other).err().expect("refused");
+    assert!(error.to_string().contains("is damaged at offset 16"), "{error}");
+}
+
+#[test]
+fn a_snapshot_that_is_not_there_is_an_error_of_the_disk() {
+    let dir = TempDir::new().expect("a directory");
+    assert!(matches!(snapshotter(&dir).load(MARK), Err(Error::Io { .. })));
+}
+
+#[test]
+fn purging_keeps_what_is_named_and_what_is_being_read() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    let marks = [(1, 10), (1, 200), (2, 150), (3, 300)];
+    let marks = marks.map(|(term, index)| SnapshotMark { index, term });
+    for mark in marks.iter().rev() {
+        save(&snapshotter, *mark, &mark.index.to_le_bytes());
+    }
+    assert_eq!(snapshotter.list().expect("listed"), marks);
+    snapshotter.set_broken(marks[2]).expect("set aside");
+    let unfinished = snapshotter.create(400, 3, META).expect("a temporary file");
+    let read_meanwhile = snapshotter.load(marks[0]).expect("a snapshot");
+
+    snapshotter.purge(&marks[2..]).expect("purged");
+    assert_eq!(snapshotter.list().expect("listed"), marks[3..]);
+    assert_eq!(read_all(read_meanwhile.reader), 10_u64.to_le_bytes());
+    unfinished.finish().expect("finished");
+    assert_eq!(
+        names(&snapshotter),
+        [
+            "0000000000000002-0000000000000096.snap.broken",
+            "0000000000000003-000000000000012c.snap",
+            "0000000000000003-0000000000000190.snap",
+        ]
+    );
+}
+
+#[test]
+fn a_damaged_snapshot_is_set_aside_under_a_name_that_says_so() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    save(&snapshotter, MARK, b"state");
+    let broken = snapshotter.set_broken(MARK).expect("set aside");
+    assert!(broken.ends_with("0000000000000002-0000000000002711.snap.broken"));
+    assert!(broken.exists());
+    assert_eq!(snapshotter.list().expect("listed"), []);
+}
+
+#[test]
+fn what_is_dropped_half_way_leaves_nothing_behind() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    let mut writer = snapshotter.create(MARK.index, MARK.term, META).expect("a temporary file");
+    writer.write_all(&[1; 2 << 20]).expect("written");
+    let expected = SnapshotFile { length: 100, checksum: 0 };
+    let mut receiver = snapshotter.receive(MARK.index, MARK.term, expected).expect("a file");
+    receiver.write(b"some").expect("written");
+    assert_eq!(names(&snapshotter).len(), 2, "two temporary files, told apart");
+    drop((writer, receiver));
+    assert_eq!(names(&snapshotter), [""; 0]);
+}
+
+#[test]
+fn what_a_crash_left_half_written_is_removed_and_nothing_else() {
+    let dir = TempDir::new().expect("a directory");
+    let before = snapshotter(&dir);
+    save(&before, MARK, b"state");
+    fs::write(before.dir.join("notes.tmp"), b"not ours").expect("written");
+    // A crash runs no destructors.
+    std::mem::forget(before.create(20_000, 2, META).expect("a temporary file"));
+    assert_eq!(names(&before).len(), 3);
+    let after = snapshotter(&dir);
+    assert_eq!(names(&after), ["0000000000000002-0000000000002711.snap", "notes.tmp"]);
+}
+
+#[test]
+fn a_file_received_is_the_file_sent() {
+    let dirs = [TempDir::new().expect("a directory"), TempDir::new().expect("a directory")];
+    let [sender, receiver] = dirs.each_ref().map(snapshotter);
+    let file = save(&sender, MARK, b"state");
+    let sent = fs::read(sender.path(MARK)).expect("a file");
+    assert_eq!(receive(&receiver, &sent, file), Received::Kept);
+    let snapshot = receiver.load(MARK).expect("a snapshot");
+    assert_eq!((snapshot.meta.as_slice(), snapshot.file), (META, file));
+    assert_eq!(read_all(snapshot.reader), b"state");
+}
+
+#[test]
+fn wrong_bytes_from_a_peer_are_refused_and_leave_nothing_behind() {
+    let dir = TempDir::new().expect("a directory");
+    let snapshotter = snapshotter(&dir);
+    let file = save(&snapshotter, MARK, b"state");
+    let sent = fs::read(snapshotter.path(MARK)).expect("a file");
+    let other = SnapshotMark { term: MARK.term + 1, ..MARK };
+    let other_file = save(&snapshotter, other, b"state");
+    let other_sent = fs::read(snapshotter.path(other)).expect("a file");
+    snapshotter.purge(&[]).expect("purged");
+
+    let mut flipped = sent.clone();
+    flipped[40] ^= 1;
+    let flipped_file = SnapshotFile { checksum: crc32c::crc32c(&flipped), ..file };
+    let short_file = SnapshotFile { length: 3, checksum: crc32c::crc32c(&sent[..3]) };
+    let cases: [(&str, &[u8], SnapshotFile); 6] = [
+        ("too short", &sent[..sent.len() - 1], file),
+        ("too long", &[sent.as_slice(), b"!"].concat(), file),
+        ("not what was announced", &flipped, file),
+        ("announced, and damaged", &flipped, flipped_file),
+        ("announced, and no snapshot", &sent[..3], short_file),
+        ("announced, and another snapshot", &other_sent, other_file),
+    ];
+    for (case, bytes, expected) in cases {
+        let received = receive(&snapshotter, bytes, expected);
+        assert!(matches!(received, Received::Refused(_)), "{case}: {received:?}");
+        assert_eq!(names(&snapshotter), [""; 0], "{case}");
+    }
+}
+
+#[test]
+fn a_failure_of_the_disk_is_an_error_at_each_step_and_no_write_is_tried_again() {
+    let mut failures = 0;
+    for operations in 0.. {
+        let dir = TempDir::new().expect("a directory");
+        let vfs = FailingVfs::sound();
+        let snapshotter = Snapshotter::new(vfs.clone(), dir.path()).expect("a directory");
+        vfs.fail_after(operations);
+        let mut writer = match snapshotter.create(MARK.index, MARK.term, META) {
+            Ok(writer) => writer,
+            Err(error) => {
+                assert!(matches!(error, Error::Io { .. }), "{error}");
+                failures += 1;
+                continue;
+            }
+        };
+        let written = writer.write_all(&[7; 3 << 20]);
+        if written.is_err() {
+            // The disk is sound again, or seems to be.
+            vfs.fail_after(u64::MAX);
+        }
+        let finished = writer.finish();
+        assert!(written.is_ok() || finished.is_err(), "a failed write was forgotten");
+        match finished {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, Error::Io { .. }), "{error}"),
+        }
+        failures += 1;
+    }
+    assert_eq!(failures, 9, "a file made, five writes, a sync, a rename, a directory synced");
+}
