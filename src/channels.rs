@@ -367,6 +367,13 @@ pub enum Refusal {
 pub enum PeerReport {
     /// A message to this peer was lost.
     Unreachable(NodeId),
+    /// These proposals to a leader were not lost under way: they never left.
+    NotProposed {
+        /// The leader they were meant for.
+        to: NodeId,
+        /// Each one's request id, encoded, and its payload.
+        requests: Vec<(Bytes, Bytes)>,
+    },
     /// The snapshot on its way to this peer arrived and was kept, or not.
     SnapshotStatus {
         /// The receiver.

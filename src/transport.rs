@@ -276,6 +276,16 @@ impl Shared {
         let _ = self.report_tx.send(report);
     }
 
+    /// Tells the node of a message that was not sent, where it has to know: raft repeats the others.
+    fn report_unsent(&self, message: Message) {
+        if message.msg_type == MessageType::MsgPropose {
+            let to = message.to;
+            let entries = message.entries.into_iter();
+            let requests = entries.map(|entry| (entry.context, entry.data)).collect();
+            self.report(PeerReport::NotProposed { to, requests });
+        }
+    }
+
     /// The place of the next batch or snapshot among those of this boot.
     fn next_sequence(&self) -> wire::Sequence {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -393,14 +403,18 @@ impl Transport {
         let to = message.to;
         let Some(peer) = self.peers.get_mut(&to) else {
             debug!(self.shared.logger, "dropped a {:?} to unknown peer {}", message.msg_type, to);
-            return;
+            return self.shared.report_unsent(message);
         };
-        if peer.queue_tx.try_send(message).is_ok() {
-            peer.overflowing = false;
-        } else if !peer.overflowing {
-            // Once is enough: raft stops streaming to this peer until it answers.
-            peer.overflowing = true;
-            self.shared.report(PeerReport::Unreachable(to));
+        match peer.queue_tx.try_send(message) {
+            Ok(()) => peer.overflowing = false,
+            Err(error) => {
+                self.shared.report_unsent(error.into_inner());
+                if !peer.overflowing {
+                    // Once is enough: raft stops streaming to this peer until it answers.
+                    peer.overflowing = true;
+                    self.shared.report(PeerReport::Unreachable(to));
+                }
+            }
         }
     }
 

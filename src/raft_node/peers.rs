@@ -35,6 +35,8 @@ struct Peer {
     is_member: bool,
     /// The tick at which it was heard last.
     last_heard: Option<u64>,
+    /// True from a proposal that could not leave for it until it is heard again.
+    is_out_of_reach: bool,
     /// True once it answered a greeting, and so knows our incarnation.
     greeted: bool,
     /// Batches and snapshots are numbered apart: a snapshot takes minutes.
@@ -75,6 +77,7 @@ impl Peer {
             url,
             is_member,
             last_heard: None,
+            is_out_of_reach: false,
             greeted: false,
             batches: BatchFilter::default(),
             snapshots: BatchFilter::default(),
@@ -104,6 +107,10 @@ impl Peers {
     ) -> bool {
         let peer = self.peers.get_mut(&header.from).expect("it was admitted");
         filter(peer).is_new(boot, number)
+    }
+
+    pub(super) fn is_out_of_reach(&self, id: NodeId) -> bool {
+        self.peers.get(&id).is_some_and(|peer| peer.is_out_of_reach)
     }
 
     pub(super) fn was_heard_since(&self, id: NodeId, tick: u64) -> bool {
@@ -180,6 +187,7 @@ impl RaftNode {
         }
         let peer = self.peers.peers.get_mut(&id).expect("it was inserted if it was missing");
         peer.last_heard = Some(self.ticks);
+        peer.is_out_of_reach = false;
         Ok(Ok(()))
     }
 
@@ -284,6 +292,12 @@ impl RaftNode {
     pub(super) fn take_report(&mut self, report: PeerReport) -> Result<()> {
         match report {
             PeerReport::Unreachable(id) => self.raw_node.report_unreachable(id),
+            PeerReport::NotProposed { to, requests } => {
+                if let Some(peer) = self.peers.peers.get_mut(&to) {
+                    peer.is_out_of_reach = true;
+                }
+                self.proposals.take_back(requests);
+            }
             PeerReport::SnapshotStatus { to, index, arrived } => {
                 debug!(self.logger, "snapshot at index {} sent to {}", index, to; "arrived" => arrived);
                 self.sending.remove(&to);

@@ -1,7 +1,8 @@
 //! Writes and reads that wait: each is answered once, before its deadline, whatever happens.
 //!
 //! # Writes
-//! A write that finds no leader waits in the queue: nothing was proposed, so waiting is safe. Once
+//! A write that finds no leader waits in the queue: nothing was proposed, so waiting is safe; so does
+//! one that could not leave for a leader that just died. Once
 //! proposed it is pending under the leader and term it was proposed to, and ends in one of these:
 //! its entry is applied (204), leader or term change or a snapshot replaces the log (504 at once),
 //! the client's deadline passes (504, by the client's side of the waiter). An entry at its index
@@ -49,6 +50,18 @@ impl Proposals {
             )));
         }
         self.queue.push_back(proposal);
+    }
+
+    /// Queues what never left for the leader once more: nothing was proposed, so waiting is safe.
+    pub(super) fn take_back(&mut self, requests: Vec<(Bytes, Bytes)>) {
+        for (id, data) in requests.into_iter().rev() {
+            // Whoever is not pending any more was answered meanwhile.
+            let id = RequestId::from_bytes(&id);
+            if let Some((_, waiter)) = id.and_then(|id| self.pending.remove(&id)) {
+                waiter.begin_was_in_vain();
+                self.queue.push_front(Proposal { data, ack: Ack::Committed, waiter });
+            }
+        }
     }
 
     /// The waiter of an entry that was committed.
@@ -117,6 +130,7 @@ impl RaftNode {
             && raft.leader_id != raft::INVALID_ID
             // raft would drop them while leadership is handed over.
             && raft.lead_transferee.is_none()
+            && !self.peers.is_out_of_reach(raft.leader_id)
             && self.outstanding_bytes.load(Ordering::Relaxed) <= OUTSTANDING_BYTES_MAX
     }
 

@@ -1,6 +1,5 @@
 //! The way out: batches, snapshots, greetings and changes of members.
 
-use std::error::Error as StdError;
 use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use slog::{crit, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -155,12 +154,12 @@ impl Shared {
         let mut response = request.send().await.map_err(|error| {
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
-            let why = with_causes(&error);
+            let why = cause(&error);
             if not_sent { Failure::NotSent(why) } else { Failure::Lost(why) }
         })?;
         let mut body = Vec::new();
         while let Some(chunk) =
-            response.chunk().await.map_err(|error| Failure::Lost(with_causes(&error)))?
+            response.chunk().await.map_err(|error| Failure::Lost(cause(&error)))?
         {
             body.extend_from_slice(&chunk);
             if body.len() > ANSWER_BYTES {
@@ -201,15 +200,14 @@ fn answered(
     Ok(Answered { header, body })
 }
 
-/// An error and what caused it, on one line. reqwest's own words leave the cause out.
-fn with_causes(error: &reqwest::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
+/// What an error comes from, on one line: what reqwest and hyper put around it names the URL and the
+/// layers, which the reader of a log line knows.
+fn cause(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
     }
-    line
+    innermost.to_string()
 }
 
 /// What is known of a peer, for the log: one line per change.
@@ -229,6 +227,8 @@ pub(super) struct PeerSender {
     queue_rx: mpsc::Receiver<Message>,
     /// Taken from the queue, but too large for the batch before it.
     held: Option<Message>,
+    /// The proposals in the batch that is being sent.
+    proposals: Vec<Message>,
     activity: Activity,
     /// The pause after the next failure.
     backoff: Duration,
@@ -243,7 +243,16 @@ impl PeerSender {
         queue_rx: mpsc::Receiver<Message>,
     ) -> Self {
         let activity = Activity::Unknown;
-        Self { shared, id, url, queue_rx, held: None, activity, backoff: BACKOFF_MIN }
+        Self {
+            shared,
+            id,
+            url,
+            queue_rx,
+            held: None,
+            proposals: Vec::new(),
+            activity,
+            backoff: BACKOFF_MIN,
+        }
     }
 
     /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
@@ -291,6 +300,7 @@ impl PeerSender {
         };
         let mut batch = Vec::new();
         let mut messages = 0;
+        self.proposals.clear();
         while let Some(message) = next.take() {
             let full = batch.len() + wire::framed_length(&message) > BATCH_BYTES;
             if messages > 0 && (full || messages == wire::BATCH_MESSAGES) {
@@ -299,6 +309,9 @@ impl PeerSender {
             }
             wire::put_message(&mut batch, &message);
             messages += 1;
+            if message.msg_type == MessageType::MsgPropose {
+                self.proposals.push(message);
+            }
             next = self.queue_rx.try_recv().ok();
         }
         Some(batch)
@@ -325,9 +338,16 @@ impl PeerSender {
         }
         // What waited follows on what was lost, and is out of date once the peer is back. It is
         // dropped before the report, so that what raft sends in answer to the report is not.
-        self.held = None;
+        let mut unsent = match failure {
+            Failure::NotSent(_) => std::mem::take(&mut self.proposals),
+            Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
+        };
+        unsent.extend(self.held.take());
         for _ in 0..self.queue_rx.len() {
-            let _ = self.queue_rx.try_recv();
+            unsent.extend(self.queue_rx.try_recv().ok());
+        }
+        for message in unsent {
+            self.shared.report_unsent(message);
         }
         if let Some(refused) = failure.report() {
             self.shared.report(refused);
