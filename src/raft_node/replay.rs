@@ -83,6 +83,14 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     info!(logger, "replaying WAL of member {}", id);
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(&config.data_dir, id))?;
     if !Wal::exists(vfs.as_ref(), &wal_dir)? {
+        // The log is made before the first snapshot: without it somebody removed it.
+        if let Some(mark) = snapshotter.list()?.last() {
+            return Err(Error::Refused(format!(
+                "{} holds no log, but there is a snapshot at index {}: move both directories away, or bring the log back; {REPLACE_MEMBER}",
+                wal_dir.display(),
+                mark.index
+            )));
+        }
         Wal::create(vfs.clone(), &wal_dir, &new_identity(config))?;
     }
     let (wal, recovered) = Wal::open(vfs, &wal_dir)?;
