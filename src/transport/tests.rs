@@ -516,6 +516,40 @@ async fn a_batch_is_never_sent_again() {
     }
 }
 
+fn proposal(to: NodeId, data: &'static [u8]) -> Message {
+    let mut message = Message { to, from: 1, ..Message::default() };
+    message.set_msg_type(MessageType::MsgPropose);
+    let entry = raft::eraftpb::Entry { data: data.into(), ..Default::default() };
+    message.entries = vec![entry].into();
+    message
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_that_never_left_is_given_back_and_one_that_may_have_arrived_is_not() {
+    let mut one = Member::start(1).await;
+    let nobody = nobody().await;
+    one.transport.add_peer(2, &nobody);
+    one.transport.send(proposal(2, b"never left"));
+    match one.report().await {
+        PeerReport::NotProposed { to: 2, requests } => assert_eq!(requests[0].1, b"never left"[..]),
+        other => panic!("{other:?}"),
+    }
+    one.unreachable(2).await;
+    one.transport.send(proposal(9, b"to nobody known"));
+    match one.report().await {
+        PeerReport::NotProposed { to: 9, requests } => assert_eq!(requests.len(), 1),
+        other => panic!("{other:?}"),
+    }
+
+    let url = server(|mut stream| async move {
+        read_request(&mut stream).await.expect("a request");
+    })
+    .await;
+    one.transport.add_peer(3, &url);
+    one.transport.send(proposal(3, b"may have arrived"));
+    one.unreachable(3).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_is_not_followed() {
     let mut one = Member::start(1).await;
