@@ -1,7 +1,7 @@
 //! The key-value store: a `HashMap` that follows commitC, and the twin of the original's kvstore.go.
 //!
 //! It is one state machine behind [`raft_node`](crate::raft_node), and knows nothing of raft-rs or
-//! of HTTP: bytes in, bytes out. A write goes out on proposeC as an encoded [`Command`] and comes
+//! of HTTP: bytes in, bytes out. A write goes out on proposeC as an encoded `Command` and comes
 //! back on commitC, on every member, in the same order; only then is it applied and answered.
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //!
 //! # Snapshot
 //! The records in ascending order of their keys, so that the same state gives the same bytes on
-//! every member. Each is a length and an encoded [`Record`]:
+//! every member. Each is a length and an encoded `Record`:
 //!
 //! ```text
 //! ┌───────────────┬──────────────────────────────────────────────┐
