@@ -323,7 +323,7 @@ pub struct PeerHeader {
 pub struct Greeting {
     /// The peer URLs of the first `--cluster` list; empty for a member that joined.
     pub first_urls: Vec<String>,
-    /// True while the sender has no raft state of its own.
+    /// True while the sender has no raft state of its own, or none but its first entries.
     pub beginning: bool,
 }
 
@@ -332,7 +332,7 @@ pub struct Greeting {
 pub struct GreetingAnswer {
     /// The receiver's own first list.
     pub first_urls: Vec<String>,
-    /// True while the receiver has no raft state of its own.
+    /// True while the receiver has no raft state of its own, or none but its first entries.
     pub beginning: bool,
     /// True if the sender's id is a member in the receiver's applied state.
     pub counts_as_member: bool,

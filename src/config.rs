@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 
 use crate::channels::Ack;
@@ -41,7 +42,7 @@ pub struct Config {
     pub port: u16,
 
     /// Join a cluster that runs already, after POST /ID on one of its members
-    #[arg(long, env = "RAFTEXAMPLE_JOIN")]
+    #[arg(long, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new(), env = "RAFTEXAMPLE_JOIN")]
     pub join: bool,
 
     /// Where the directories raftexample-ID and raftexample-ID-snap are made

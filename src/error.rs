@@ -69,6 +69,9 @@ pub enum Error {
 pub const REPLACE_MEMBER: &str =
     "this member's data is lost: DELETE it on another member and add it again under a new id";
 
+/// The remedy for a file of another format version, which is not damaged.
+pub const OTHER_VERSION: &str = "open it with the version of this program that wrote it";
+
 impl Error {
     /// An [`Error::Io`] for `action` on `path`, for use with `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

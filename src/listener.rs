@@ -49,6 +49,8 @@ use crate::error::Error;
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
 /// The longest wait after a failed accept.
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Accepting works again once it has not failed for this long.
+const ACCEPT_CALM: Duration = Duration::from_secs(2);
 /// How long a closed connection is still read from, see [`linger`].
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -175,8 +177,8 @@ fn check(ended: Result<(), JoinError>) {
 struct Acceptor {
     listener: TcpListener,
     permits: Arc<Semaphore>,
-    /// The system's number of the last failure, while accepting fails.
-    failure: Option<Option<i32>>,
+    /// The system's number of the last failure, and when it was, until accepting works steadily.
+    failure: Option<(Option<i32>, Instant)>,
     backoff: Duration,
     logger: Logger,
 }
@@ -196,8 +198,11 @@ impl Acceptor {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    if self.failure.take().is_some() {
-                        self.backoff = ACCEPT_BACKOFF_MIN;
+                    self.backoff = ACCEPT_BACKOFF_MIN;
+                    // Each descriptor that comes free is one success between two failures: that is
+                    // nothing to log.
+                    let calm = |(_, at): &mut (_, Instant)| at.elapsed() > ACCEPT_CALM;
+                    if self.failure.take_if(calm).is_some() {
                         info!(self.logger, "accepting connections again");
                     }
                     return (stream, permit);
@@ -211,7 +216,9 @@ impl Acceptor {
     /// process has no descriptor left: trying again at once would spin, ending would be worse. When
     /// a connection ends meanwhile, the wait is cut short: that gave a descriptor back.
     async fn back_off(&mut self, error: &io::Error) {
-        if self.failure.replace(error.raw_os_error()) != Some(error.raw_os_error()) {
+        let failure = error.raw_os_error();
+        let last = self.failure.replace((failure, Instant::now()));
+        if last.is_none_or(|(last, _)| last != failure) {
             warn!(self.logger, "cannot accept connections, trying again"; "error" => %error);
         }
         let backoff = self.backoff;

@@ -147,11 +147,12 @@ fn panicked(who: &str) -> Error {
     Error::Refused(format!("{who} ended unexpectedly"))
 }
 
-/// The one line of what clap has to say.
+/// What clap has to say, as one line: its first paragraph, which ends with the values possible.
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let paragraph = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let line = paragraph.collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 fn fail(error: &Error) -> ExitCode {

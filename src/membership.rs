@@ -171,8 +171,7 @@ fn check_id(id: NodeId) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Decides whether `url` can be a peer URL: `http://host:port`, and nothing behind the port but a
-/// slash. The original commits anything, and then panics at every start on every member.
+/// Decides whether `url` can be a peer URL: `http://host:port`, and nothing behind the port. The original commits anything, and then panics at every start on every member.
 ///
 /// # Errors
 /// One line that says what is wrong.
@@ -211,6 +210,8 @@ pub struct PeerGate {
     pub incarnation: u64,
     /// Where we listen for our peers.
     pub url: String,
+    /// Our list of first URLs; empty if we joined.
+    pub first_urls: Vec<String>,
     /// The members, as applied here.
     pub members: Members,
     /// The first incarnation heard for each id.
@@ -245,8 +246,14 @@ impl PeerGate {
     pub fn admit(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
         if header.cluster_id != self.cluster_id || self.cluster_id == 0 {
             return Err(Refusal::Mismatch(format!(
-                "this is member {} of cluster {:016x}, the sender belongs to cluster {:016x}",
-                self.id, self.cluster_id, header.cluster_id
+                "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}",
+                self.id,
+                self.cluster_id,
+                match &self.first_urls[..] {
+                    [] => String::new(),
+                    urls => format!(" (--cluster {})", urls.join(",")),
+                },
+                header.cluster_id
             )));
         }
         if header.to != self.id {
@@ -295,18 +302,32 @@ impl PeerGate {
         if let Some(index) = self.members.removed.get(&id) {
             return Err(Refusal::Removed { id, index: *index });
         }
-        match self.incarnations.get(&id) {
-            Some(known) if *known == header.incarnation => Ok(Sender::Known),
-            Some(known) => Err(Refusal::OtherIncarnation(format!(
+        let incarnation = self.incarnations.get(&id);
+        if let Some(known) = incarnation
+            && *known != header.incarnation
+        {
+            return Err(Refusal::OtherIncarnation(format!(
                 "member {id} is known with the data directory {known:016x}, not {:016x}: it lost its data; DELETE it and add it under a new id",
                 header.incarnation
-            ))),
+            )));
+        }
+        // A copy of a member's directory has its incarnation too. Nobody sends anything to where the
+        // copy listens, but what it says would be taken for the member's.
+        if let Some(url) = self.members.urls.get(&id)
+            && *url != header.url
+        {
+            return Err(Refusal::Mismatch(format!(
+                "member {id} listens at {url}, not at {}: start it there, and no copy of it anywhere",
+                header.url
+            )));
+        }
+        match incarnation {
+            Some(_) => Ok(Sender::Known),
             None => {
-                let others = self
-                    .incarnations
-                    .keys()
-                    .filter(|id| !self.members.urls.contains_key(id))
-                    .count();
+                let is_other = |id: &&NodeId| {
+                    !self.members.urls.contains_key(id) && !self.members.removed.contains_key(id)
+                };
+                let others = self.incarnations.keys().filter(is_other).count();
                 if !self.members.urls.contains_key(&id) && others >= OTHER_INCARNATIONS_MAX {
                     return Err(Refusal::NotReady(format!(
                         "too many ids that are no members have spoken; {id} is one more"

@@ -228,6 +228,8 @@ pub struct RaftNode {
 
     ticks: u64,
     last_leadership: Leadership,
+    /// The tick at which we were elected, if we lead.
+    leads_since: u64,
     leaving: Option<Leaving>,
 }
 
@@ -326,6 +328,7 @@ impl RaftNode {
             request_counter: 0,
             ticks: 0,
             last_leadership: Leadership::default(),
+            leads_since: 0,
             leaving: None,
             config,
             logger,
@@ -464,8 +467,10 @@ impl RaftNode {
             }
             let metadata = message.get_snapshot().get_metadata();
             let mark = SnapshotMark { index: metadata.index, term: metadata.term };
-            let file = self.raw_node.store().snapshot_file(mark.index);
-            let file = file.expect("raft sends the snapshot that the log just offered");
+            // Not the log's: a newer one may have been made since raft asked for it.
+            let data: SnapshotData =
+                codec::decode(&message.get_snapshot().data).expect("we encoded it");
+            let file = SnapshotFile { length: data.length, checksum: data.checksum };
             self.sending.insert(message.to, mark);
             self.outbox.send_snapshot(message, file);
         }
@@ -502,10 +507,7 @@ impl RaftNode {
 
         let log = self.raw_node.mut_store();
         if let Some(mark) = mark {
-            let data: SnapshotData = codec::decode(&ready.snapshot().data)
-                .expect("a snapshot is validated before it is stepped");
-            let file = SnapshotFile { length: data.length, checksum: data.checksum };
-            log.apply_snapshot(ready.snapshot().clone(), file);
+            log.apply_snapshot(ready.snapshot().clone());
             debug!(self.logger, "replaced the log by the snapshot at index {}", mark.index);
         }
         log.append(ready.entries());
@@ -529,7 +531,7 @@ impl RaftNode {
         );
         let data: SnapshotData =
             codec::decode(&snapshot.data).expect("a snapshot is validated before it is stepped");
-        let reader = self.snapshotter.open_received(mark)?;
+        let (_, reader) = self.snapshotter.open_received(mark)?;
         self.publish(Commit::Restore(SnapshotRestore {
             index: mark.index,
             term: mark.term,
@@ -656,10 +658,18 @@ impl RaftNode {
         if self.members.check(&change)? == Verdict::Nothing {
             return Ok(());
         }
-        self.conf_state = self
-            .raw_node
-            .apply_conf_change(&conf_change)
-            .map_err(|error| RequestError::Conflict(error.to_string()))?;
+        let is_own_removal = change == MemberChange::Remove { id: self.config.id };
+        if is_own_removal && self.is_leader() {
+            // raft 0.7.0 panics when a leader that is no member appends or commits, and lets one
+            // that leaves a single voter read without asking it. So raft goes on with the members
+            // as they were; any majority of these holds one of those that remain.
+            self.conf_state.voters.retain(|id| *id != self.config.id);
+        } else {
+            self.conf_state = self
+                .raw_node
+                .apply_conf_change(&conf_change)
+                .map_err(|error| RequestError::Conflict(error.to_string()))?;
+        }
         self.members.apply(&change, entry.index);
         info!(
             self.logger,
@@ -721,8 +731,9 @@ impl RaftNode {
         );
         let members = SnapshotMembers {
             cluster_id: self.identity.cluster_id,
-            voters: self.conf_state.voters.clone(),
-            learners: self.conf_state.learners.clone(),
+            // Sorted, as raft's own order differs from member to member.
+            voters: sorted(&self.conf_state.voters),
+            learners: sorted(&self.conf_state.learners),
             members: self.members.clone(),
         };
         let meta = codec::encode(&members);
@@ -758,7 +769,7 @@ impl RaftNode {
         let SnapshotFile { length, checksum } = file;
         snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
         let log = self.raw_node.mut_store();
-        log.set_snapshot(snapshot, file);
+        log.set_snapshot(snapshot);
         let keep = self.config.snapshot_catch_up_entries;
         if let Some(index) = log.compact(mark.index, keep, CATCH_UP_BYTES) {
             info!(self.logger, "compacted log at index {}", index);
@@ -819,6 +830,9 @@ impl RaftNode {
             return;
         }
         self.last_leadership = new;
+        if new.leader == self.config.id {
+            self.leads_since = self.ticks;
+        }
         let id = self.config.id;
         match (old.leader, new.leader) {
             (a, b) if a == b => {}
@@ -836,6 +850,12 @@ impl RaftNode {
         self.proposals.fail_other_than(new);
         self.changes.fail_other_than(new);
     }
+}
+
+fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids
 }
 
 /// Writes a snapshot's file. The write-ahead log names it only afterwards: so a file that the log

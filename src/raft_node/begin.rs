@@ -10,6 +10,10 @@
 //!   beginning too and are a majority together with it;
 //!   with `--join`: one that counts its id as a member has answered.
 //!
+//! A first member that has written its first entries and seen no election since still counts as
+//! beginning. Otherwise the first of two that begin together would keep the other from it until the
+//! third is there.
+//!
 //! First members then write what the original's StartNode does: one entry for each member's addition,
 //! at term 1, committed, the same on all of them. One frame: a crash leaves all of it or nothing.
 
@@ -73,7 +77,11 @@ impl Beginning {
         if missing.is_empty() || (all_begin && with_us >= majority(self.answers.len() + 1)) {
             return None;
         }
-        Some(format!("waiting for {} before the first start", missing.join(", ")))
+        Some(format!(
+            "waiting for {} before the first start; our --cluster is {}",
+            missing.join(", "),
+            config.cluster.join(",")
+        ))
     }
 }
 
@@ -83,9 +91,18 @@ pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
 }
 
 impl RaftNode {
+    /// True while nothing has happened here that a vote or an entry of another member was part of.
+    pub(super) fn counts_as_beginning(&self) -> bool {
+        let first_members = self.config.cluster.len() as u64;
+        let is_untouched = !self.config.join
+            && (self.hard_state.term, self.hard_state.vote) == (1, 0)
+            && self.raw_node.raft.raft_log.last_index() == first_members;
+        self.beginning.is_some() || is_untouched
+    }
+
     /// What we tell the others about us.
     pub(super) fn greeting(&self) -> Greeting {
-        Greeting { first_urls: first_urls(&self.config), beginning: self.beginning.is_some() }
+        Greeting { first_urls: first_urls(&self.config), beginning: self.counts_as_beginning() }
     }
 
     /// Takes in what a greeting brought while we are beginning.

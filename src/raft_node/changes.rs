@@ -98,6 +98,12 @@ impl RaftNode {
         if !self.raw_node.raft.apply_to_current_term() {
             return Some(request);
         }
+        // Members speak to their leader alone: until we have led for an election timeout, that one
+        // was not heard says nothing.
+        let leads_newly = self.ticks - self.leads_since < self.config.election_ticks as u64;
+        if leads_newly && self.check_majority_lives(&request.change).is_err() {
+            return Some(request);
+        }
         match self.check_change(&request.change) {
             Err(error) => request.waiter.answer(Err(error)),
             Ok(Verdict::Nothing) => request.waiter.answer(Ok(())),
@@ -121,10 +127,17 @@ impl RaftNode {
                 "another change of members is pending: wait for it, then try again".into(),
             ));
         }
-        if let MemberChange::Remove { id } = change {
-            self.members.check_majority_lives(*id, |id| self.lives(id))?;
-        }
+        self.check_majority_lives(change)?;
         Ok(Verdict::Change)
+    }
+
+    fn check_majority_lives(&self, change: &MemberChange) -> Result<(), RequestError> {
+        match change {
+            MemberChange::Remove { id } => {
+                self.members.check_majority_lives(*id, |id| self.lives(id))
+            }
+            MemberChange::Add { .. } => Ok(()),
+        }
     }
 
     fn lives(&self, id: NodeId) -> bool {

@@ -13,8 +13,9 @@ use super::{
     RaftNode, RequestError, Result, SnapshotMark,
 };
 use crate::channels::{Greeting, GreetingAnswer, PeerHeader, Refusal};
+use crate::codec;
 use crate::error::REPLACE_MEMBER;
-use crate::membership::Sender;
+use crate::membership::{Sender, SnapshotData, SnapshotMembers};
 use crate::transport::{Inbound, InboundBody};
 
 /// Peers that are no members here but may be elsewhere: this member may be the one that is behind.
@@ -143,6 +144,10 @@ impl RaftNode {
                 {
                     verdict = self.step_snapshot(&header, message)?;
                 }
+                if verdict.is_err() {
+                    // The file came in vain.
+                    self.purge_snapshots()?;
+                }
                 let _ = answer.send(verdict);
             }
             InboundBody::Greeting { greeting, answer } => {
@@ -150,6 +155,12 @@ impl RaftNode {
                 let _ = answer.send(verdict);
             }
             InboundBody::ConfChange { change, waiter } => match self.admit(&header)? {
+                Ok(()) if !self.members.urls.contains_key(&header.from) => {
+                    waiter.answer(Err(RequestError::Unavailable(format!(
+                        "member {} is none here: only a member passes a change on",
+                        header.from
+                    ))));
+                }
                 Ok(()) => self.changes.push(ConfChangeRequest { change, forwarded: true, waiter }),
                 Err(refusal) => waiter.answer(Err(RequestError::Unavailable(refusal.to_string()))),
             },
@@ -216,7 +227,7 @@ impl RaftNode {
         }
         Ok(Ok(GreetingAnswer {
             first_urls: first_urls(&self.config),
-            beginning: self.beginning.is_some(),
+            beginning: self.counts_as_beginning(),
             counts_as_member: self.members.urls.contains_key(&header.from),
             members: self.members.urls.clone(),
         }))
@@ -232,6 +243,8 @@ impl RaftNode {
             leader: raft.leader_id,
             is_leader: self.is_leader(),
             last_index: raft.raft_log.last_index(),
+            is_persisted: raft.raft_log.persisted == raft.raft_log.last_index(),
+            is_leaving: self.leaving.is_some(),
             sender_is_member: self.members.urls.contains_key(&header.from),
             has_file,
         };
@@ -277,11 +290,24 @@ impl RaftNode {
     ) -> Result<std::result::Result<(), Refusal>> {
         let metadata = message.get_snapshot().get_metadata();
         let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+        let refuse = |why: &str| {
+            Ok(Err(Refusal::NotReady(format!("the snapshot at index {}: {why}", mark.index))))
+        };
         if !self.snapshotter.list()?.contains(&mark) {
-            return Ok(Err(Refusal::NotReady(format!(
-                "the file of the snapshot at index {} was purged before it was looked at",
-                mark.index
-            ))));
+            return refuse("its file was purged before it was looked at");
+        }
+        let raft_log = &self.raw_node.raft.raft_log;
+        if mark.index == raft_log.committed && !raft_log.match_term(mark.index, mark.term) {
+            return refuse("another entry is committed there");
+        }
+        let (meta, _) = self.snapshotter.open_received(mark)?;
+        let data = codec::decode::<SnapshotData>(&message.get_snapshot().data);
+        let is_consistent = data.is_ok_and(|data| {
+            data.members.cluster_id == self.identity.cluster_id
+                && codec::decode(&meta).is_ok_and(|held: SnapshotMembers| held == data.members)
+        });
+        if !is_consistent {
+            return refuse("its file names other members than its message");
         }
         self.received.push(mark);
         self.step(header, message, true);
@@ -334,6 +360,7 @@ impl RaftNode {
             Refusal::Removed { id, index }
                 if id == self.config.id && index > self.applied_index =>
             {
+                self.answer_own_removal();
                 self.stop()?;
                 Err(Error::Removed)
             }

@@ -12,9 +12,10 @@ use raft::eraftpb::{HardState, Snapshot as RaftSnapshot};
 use slog::{Logger, info, warn};
 
 use super::NodeConfig;
+use super::begin::first_urls;
 use crate::channels::{Index, NodeId};
 use crate::codec;
-use crate::error::{Error, REPLACE_MEMBER, Result};
+use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
 use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
@@ -45,6 +46,13 @@ impl Replayed {
     /// The snapshots: shared with the transport.
     pub fn snapshotter(&self) -> Snapshotter {
         self.snapshotter.clone()
+    }
+
+    /// Sets how long a segment of the write-ahead log gets, in bytes.
+    #[must_use]
+    pub fn with_segment_bytes(mut self, segment_bytes: u64) -> Self {
+        self.wal = self.wal.with_segment_bytes(segment_bytes);
+        self
     }
 }
 
@@ -126,6 +134,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         id,
         incarnation: recovered.identity.incarnation,
         url: config.url.clone(),
+        first_urls: first_urls(config),
         members: snapshot_members.members.clone(),
         incarnations: recovered.incarnations.clone(),
     };
@@ -211,7 +220,10 @@ fn load_snapshot(
             info!(logger, "found snapshot at term {} and index {}", newest.term, newest.index);
             return Ok((Some(snapshot), older.into_iter().chain([newest]).collect()));
         }
-        Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => error,
+        // Another program wrote it: that is no damage, and setting it aside would not help that one.
+        Err(error @ Error::Corrupt { remedy: OTHER_VERSION, .. }) => return Err(error),
+        Err(error @ Error::Corrupt { .. }) => error,
+        Err(error @ Error::Io { .. }) => Error::Refused(format!("{error}; {REPLACE_MEMBER}")),
         Err(error) => return Err(error),
     };
     // The log has to hold everything from the older snapshot, or from its very beginning, up to the
@@ -317,7 +329,7 @@ fn build_log(
             checksum: snapshot.file.checksum,
         };
         offered.data = codec::encode(&data).into();
-        (offered, snapshot.file)
+        offered
     });
     Ok(Log::new(compacted, entries, hard_state, members.conf_state(), offered))
 }

@@ -119,6 +119,10 @@ impl Reads {
 
     pub(super) fn forget_closed(&mut self) {
         self.waiting.retain(|(_, waiter)| !waiter.is_closed());
+        for (_, waiters) in &mut self.confirmed {
+            waiters.retain(|waiter| !waiter.is_closed());
+        }
+        self.confirmed.retain(|(_, waiters)| !waiters.is_empty());
     }
 }
 
@@ -194,6 +198,7 @@ impl RaftNode {
         let leadership = self.leadership();
         // raft drops a round in these cases; the reads wait for better times.
         if self.beginning.is_some()
+            || self.leaving.is_some()
             || self.reads.waiting.is_empty()
             || leadership.leader == raft::INVALID_ID
             || (self.is_leader() && !raft.commit_to_current_term())

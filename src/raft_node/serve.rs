@@ -180,6 +180,11 @@ async fn serve_channels(
     // What beginning or replaying made necessary.
     node.handle_ready()?;
     loop {
+        // Looked at in each turn: peers may have something to say in all of them.
+        let is_closed = inputs.propose_rx.is_closed() && inputs.propose_rx.is_empty();
+        if is_closed || commit_tx.is_closed() {
+            return Ok(());
+        }
         let first = tokio::select! {
             biased;
             Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
@@ -202,7 +207,10 @@ async fn serve_channels(
         let now = Instant::now();
         if now >= next_tick {
             node.handle(Input::Tick)?;
-            next_tick = (next_tick + tick).max(now);
+            next_tick += tick;
+            if next_tick <= now {
+                next_tick = now + tick;
+            }
         }
         node.handle_ready()?;
     }

@@ -32,6 +32,10 @@ pub struct View {
     pub is_leader: bool,
     /// The end of its log.
     pub last_index: Index,
+    /// True if all of the log is on disk.
+    pub is_persisted: bool,
+    /// True if this member was removed and only stays to tell the others.
+    pub is_leaving: bool,
     /// True if the sender is a member in the state applied here.
     pub sender_is_member: bool,
     /// True if the message is a snapshot's and its file was received.
@@ -68,12 +72,15 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
     );
     require(from_anyone || view.sender_is_member, "its sender is no member here")?;
     require(message.request_snapshot == 0, "it asks for a snapshot out of turn")?;
+    let has_priority = message.priority != 0 || message.deprecated_priority != 0;
+    require(!has_priority, "no member here has a priority")?;
     let numbers =
         [message.index, message.log_term, message.commit, message.commit_term, message.reject_hint];
     require(numbers.iter().all(|number| *number < HIGHEST), "it holds an impossible number")?;
     if matches!(message.get_msg_type(), MsgPropose | MsgReadIndex) {
         require(message.term == 0, "a forwarded request has no term")?;
         require(view.is_leader, "a request was forwarded to a member that does not lead")?;
+        require(!view.is_leaving, "a request was forwarded to a member that was removed")?;
     } else {
         require(message.term != 0, "it has no term")?;
         let highest = view.term.saturating_add(TERM_LEAP_MAX).min(HIGHEST);
@@ -103,7 +110,10 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
                 || (view.sender_is_member && message.context == CAMPAIGN_TRANSFER),
             "it forces a vote without being a member",
         ),
-        MsgRequestVoteResponse | MsgRequestPreVoteResponse => Ok(()),
+        // Votes are asked for when everything is on disk: raft asserts that it is when it wins.
+        MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
+            require(view.is_persisted, "it answers what was not asked yet")
+        }
         MsgTimeoutNow => require(
             message.term == view.term && message.from == view.leader,
             "only the leader hands leadership over",
@@ -132,11 +142,15 @@ fn validate_proposal(message: &Message) -> Result<(), Invalid> {
 
 fn validate_append(message: &Message) -> Result<(), Invalid> {
     let (mut index, mut term) = (message.index, message.log_term);
+    // raft takes term 0 for a match with whatever lies beyond the log.
+    if (index == 0) != (term == 0) || term > message.term {
+        return Err(Invalid::Other("it names no possible term for the entry before its own"));
+    }
     for entry in &message.entries {
         if entry.index != index + 1 {
             return Err(Invalid::Other("its entries have a gap"));
         }
-        if entry.term < term || entry.term > message.term {
+        if entry.term < term.max(1) || entry.term > message.term {
             return Err(Invalid::Other("the terms of its entries do not rise"));
         }
         (index, term) = (entry.index, entry.term);

@@ -9,8 +9,7 @@ use crate::error::{Error, Result};
 /// What a file is called until it is whole.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-/// The remedy for a file of another format version.
-pub(super) const OTHER_VERSION: &str = "open it with the version of this program that wrote it";
+pub(super) use crate::error::OTHER_VERSION;
 
 /// `path` with `suffix` after its name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

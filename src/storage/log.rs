@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::channels::{Index, NodeId, SnapshotFile, Term};
+use crate::channels::{Index, NodeId, Term};
 
 /// The log from the last compaction on.
 ///
@@ -31,7 +31,7 @@ pub struct Log {
     /// What raft starts from; not kept up to date afterwards.
     initial_state: RaftState,
     /// The newest snapshot whose file is durable and named by the write-ahead log.
-    snapshot: Option<(Snapshot, SnapshotFile)>,
+    snapshot: Option<Snapshot>,
     /// Set when raft asked for a snapshot that could not be given.
     snapshot_wanted: Cell<bool>,
 }
@@ -46,7 +46,7 @@ impl Log {
         entries: Vec<Entry>,
         hard_state: HardState,
         conf_state: ConfState,
-        snapshot: Option<(Snapshot, SnapshotFile)>,
+        snapshot: Option<Snapshot>,
     ) -> Self {
         let (compacted_index, compacted_term) = compacted;
         if let Some(first) = entries.first() {
@@ -90,23 +90,17 @@ impl Log {
     }
 
     /// Replaces the whole log by a received snapshot.
-    pub fn apply_snapshot(&mut self, snapshot: Snapshot, file: SnapshotFile) {
+    pub fn apply_snapshot(&mut self, snapshot: Snapshot) {
         self.entries.clear();
         self.compacted_index = snapshot.get_metadata().index;
         self.compacted_term = snapshot.get_metadata().term;
-        self.snapshot = Some((snapshot, file));
+        self.snapshot = Some(snapshot);
     }
 
     /// Offers a snapshot that was made here.
-    pub fn set_snapshot(&mut self, snapshot: Snapshot, file: SnapshotFile) {
-        self.snapshot = Some((snapshot, file));
+    pub fn set_snapshot(&mut self, snapshot: Snapshot) {
+        self.snapshot = Some(snapshot);
         self.snapshot_wanted.set(false);
-    }
-
-    /// The file of the snapshot that is offered, if its index is `index`.
-    pub fn snapshot_file(&self, index: Index) -> Option<SnapshotFile> {
-        let (snapshot, file) = self.snapshot.as_ref()?;
-        (snapshot.get_metadata().index == index).then_some(*file)
     }
 
     /// True once after raft asked for a snapshot that could not be given.
@@ -205,7 +199,7 @@ impl Storage for Log {
         let contains = |conf_state: &ConfState, id: NodeId| {
             conf_state.voters.contains(&id) || conf_state.learners.contains(&id)
         };
-        if let Some((snapshot, _)) = &self.snapshot {
+        if let Some(snapshot) = &self.snapshot {
             let metadata = snapshot.get_metadata();
             if metadata.index >= request_index && contains(metadata.get_conf_state(), to) {
                 return Ok(snapshot.clone());
@@ -268,7 +262,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = 6;
         snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2];
-        log.set_snapshot(snapshot, SnapshotFile { length: 0, checksum: 0 });
+        log.set_snapshot(snapshot);
         assert_eq!(log.snapshot(0, 2).expect("snapshot").get_metadata().index, 6);
         assert!(!log.take_snapshot_wanted());
         assert!(log.snapshot(0, 3).is_err());

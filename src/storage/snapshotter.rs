@@ -157,22 +157,24 @@ impl Snapshotter {
         })
     }
 
-    /// Opens the application bytes of a snapshot that was checked when it was received, without
-    /// reading all of it once more.
+    /// Opens a snapshot that was checked when it was received, without reading all of it once more:
+    /// its meta bytes, and its application bytes to be read.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn open_received(&self, mark: SnapshotMark) -> Result<Box<dyn Read + Send>> {
+    pub fn open_received(&self, mark: SnapshotMark) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
         let path = self.path(mark);
         let file = self.vfs.open(&path).map_err(Error::io("open", &path))?;
         let opened = file.len().and_then(|length| {
             let fixed: [u8; FIXED_BYTES] = read_array(&*file, 0)?;
-            let start = (FIXED_BYTES + CHECKSUM_BYTES) as u64 + number::<4>(&fixed, 12);
-            Ok((start, length - TRAILER_BYTES as u64))
+            let mut meta = vec![0; number::<4>(&fixed, 12) as usize];
+            read_exact(&*file, &mut meta, FIXED_BYTES as u64)?;
+            let start = (FIXED_BYTES + meta.len() + CHECKSUM_BYTES) as u64;
+            Ok((meta, start, length - TRAILER_BYTES as u64))
         });
-        let (offset, end) = opened.map_err(Error::io("read", &path))?;
+        let (meta, offset, end) = opened.map_err(Error::io("read", &path))?;
         let reader = FileReader { file, offset, end };
-        Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, reader)))
+        Ok((meta, Box::new(BufReader::with_capacity(BUFFER_BYTES, reader))))
     }
 
     /// Opens all of a snapshot's file, to send it; returns its length in bytes too. The receiver

@@ -566,9 +566,13 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
             Ok(answer) => PeerReport::Greeted { url, header, answer },
             Err(error) => PeerReport::NotGreeted { url, why: error.to_string() },
         },
-        Err(failure) => failure
-            .report()
-            .unwrap_or_else(|| PeerReport::NotGreeted { url, why: failure.to_string() }),
+        Err(failure) => {
+            // A member that waits to begin logs why it has no answer from there.
+            let is_mismatch =
+                matches!(failure, Failure::Refused { refusal: Refusal::Mismatch(_), .. });
+            let refused = failure.report().filter(|_| !is_mismatch);
+            refused.unwrap_or_else(|| PeerReport::NotGreeted { url, why: failure.to_string() })
+        }
     };
     shared.report(report);
 }

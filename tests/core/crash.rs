@@ -1,0 +1,287 @@
+//! A crash at every operation on files (etcd #8082, #12691, #13929): what was acknowledged is there
+//! afterwards, and starting twice finds the same.
+
+use std::io;
+
+use raftexample::raft_node::NodeConfig;
+
+use crate::harness::*;
+
+const SEGMENT_BYTES: u64 = 512;
+const SURVIVALS: [Survives; 5] = [
+    Survives::Nothing,
+    Survives::Everything,
+    Survives::Some(1),
+    Survives::Some(2),
+    Survives::Some(3),
+];
+
+fn single() -> NodeConfig {
+    NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
+}
+
+fn start(disk: &MemVfs, transcript: &Transcript) -> raftexample::error::Result<Member> {
+    Member::start_with_segments(&single(), disk, transcript, Some(SEGMENT_BYTES))
+}
+
+/// Thirty PUTs, one after the other; returns how many were acknowledged before an error.
+pub fn thirty_puts(
+    disk: &MemVfs,
+    transcript: &Transcript,
+) -> (u64, raftexample::error::Result<()>) {
+    let mut acknowledged = 0;
+    let mut run = || {
+        let mut member = start(disk, transcript)?;
+        member.tick_until_leader()?;
+        for number in 0..30 {
+            let mut answer = member.put(&format!("key{}", number % 7), &number.to_string())?;
+            assert!(answer.is_ok(), "a single member answers in the same turn");
+            acknowledged = number + 1;
+        }
+        member.tick()?;
+        member.node.stop()
+    };
+    let result = run();
+    (acknowledged, result)
+}
+
+/// The values of the keys after the first `count` PUTs.
+fn expected(count: u64) -> Vec<(String, String)> {
+    let mut state = std::collections::BTreeMap::new();
+    for number in 0..count {
+        state.insert(format!("key{}", number % 7), number.to_string());
+    }
+    state.into_iter().collect()
+}
+
+fn values(state: &State) -> Vec<(String, String)> {
+    state.iter().map(|(key, (value, ..))| (key.clone(), value.clone())).collect()
+}
+
+/// Starts the member, has it answer a read, and returns what it holds.
+fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
+    let mut member = start(disk, &Transcript::default())
+        .unwrap_or_else(|error| panic!("{what}: it does not start: {error}"));
+    let wal = member.wal();
+    let indexes: Vec<u64> = wal.entries.iter().map(|entry| entry.index).collect();
+    assert!(indexes.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{what}: {indexes:?}");
+    assert!(wal.hard_state.commit <= wal.last_index().unwrap_or(0), "{what}: {:?}", wal.hard_state);
+    member.tick_until_leader().unwrap();
+    let mut read = member.read().unwrap();
+    assert!(read.is_ok(), "{what}: a fresh read is answered");
+    let state = member.state();
+    (member, state)
+}
+
+/// `acknowledged` PUTs are there, and perhaps the one under way; and again after the next start.
+pub fn check_recovery(disk: &MemVfs, acknowledged: u64, what: &str) {
+    let (member, state) = recover(disk, what);
+    let found = values(&state);
+    assert!(
+        found == expected(acknowledged) || found == expected(acknowledged + 1),
+        "{what}: {acknowledged} were acknowledged, found {found:?}"
+    );
+    let disk = member.crash(Survives::Nothing);
+    let (_, again) = recover(&disk, what);
+    assert_eq!(again, state, "{what}: started a second time");
+}
+
+/// The scenario does what it is for: snapshots, marks, new segments, purges.
+#[test]
+fn the_scenario_has_every_kind_of_operation() {
+    let transcript = Transcript::default();
+    let disk = MemVfs::default();
+    assert_eq!(thirty_puts(&disk, &transcript).0, 30);
+    let all = transcript.lines().join("\n");
+    for part in [
+        "with mark",
+        "with entry",
+        ".snap.0.tmp to",
+        ".wal.tmp to",
+        "remove raftexample-1/",
+        "remove raftexample-1-snap/",
+    ] {
+        assert!(all.contains(part), "no {part} in:\n{all}");
+    }
+}
+
+#[test]
+fn a_member_that_crashes_at_any_operation_keeps_what_it_acknowledged() {
+    for survives in SURVIVALS {
+        for operation in 1.. {
+            let disk = MemVfs::default();
+            disk.inject(operation, Fault::Crash);
+            let (acknowledged, result) = thirty_puts(&disk, &Transcript::default());
+            if !disk.fault_happened() {
+                result.unwrap();
+                break;
+            }
+            let what = format!("crash at operation {operation}, {survives:?}");
+            assert!(result.is_err(), "{what}");
+            check_recovery(&disk.crash(survives), acknowledged, &what);
+        }
+    }
+}
+
+/// Crashes during the recovery from a crash.
+#[test]
+fn a_member_that_crashes_while_it_starts_again_keeps_what_it_acknowledged() {
+    for first in (5..120).step_by(7) {
+        let torn = MemVfs::default();
+        torn.inject(first, Fault::Crash);
+        let (acknowledged, _) = thirty_puts(&torn, &Transcript::default());
+        let torn = torn.crash(Survives::Some(first));
+        for operation in 1.. {
+            let disk = torn.image();
+            disk.inject(operation, Fault::Crash);
+            let started = start(&disk, &Transcript::default());
+            if !disk.fault_happened() {
+                started.unwrap();
+                break;
+            }
+            drop(started);
+            let what = format!("crash at {first}, then at operation {operation} of the start");
+            check_recovery(&disk.crash(Survives::Some(operation)), acknowledged, &what);
+        }
+    }
+}
+
+/// Whoever begins first still counts, for the other, as one that begins with it.
+#[test]
+fn two_of_three_first_members_begin_without_the_third() {
+    let mut network = Network::default();
+    network.start(&config(1, 3), &MemVfs::default()).unwrap();
+    network.tick(7);
+    network.start(&config(2, 3), &MemVfs::default()).unwrap();
+    network.tick_until("both have begun", |network| {
+        network.members.values().all(|member| member.status().begun)
+    });
+    network.elect(2);
+    assert!(network.put(2, "key", "value").is_ok());
+    // Without its disk a member is not one of those that began.
+    network.members.remove(&1);
+    let wiped = NodeConfig { incarnation: 999, ..config(1, 3) };
+    network.start(&wiped, &MemVfs::default()).unwrap();
+    network.tick(7);
+    let error = network.ended.remove(&1).expect("it is refused").to_string();
+    assert!(error.contains("under a new id"), "{error}");
+}
+
+/// Members 1 and 2 begin with each other; member 3 crashes at some operation of its first start.
+#[test]
+fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
+    for survives in SURVIVALS {
+        for operation in 1.. {
+            let mut network = Network::default();
+            for id in [1, 2] {
+                network.start(&config(id, 3), &MemVfs::default()).unwrap();
+            }
+            network.tick_until("two have begun", |network| {
+                network.members.values().all(|member| member.status().begun)
+            });
+            network.elect(1);
+            assert!(network.put(1, "key", "value").is_ok());
+
+            let disk = MemVfs::default();
+            disk.inject(operation, Fault::Crash);
+            let _ = network.start(&config(3, 3), &disk);
+            network.tick(8);
+            if !disk.fault_happened() {
+                assert!(network.ended.is_empty(), "{:?}", network.ended);
+                break;
+            }
+            network.members.remove(&3);
+            let what = format!("crash at operation {operation}, {survives:?}");
+            // A process that is started anew draws anew.
+            let again = NodeConfig { boot: 2003, incarnation: 203, ..config(3, 3) };
+            network
+                .start(&again, &disk.crash(survives))
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            let caught_up = |network: &Network| {
+                network.members.get(&3).is_some_and(|member| {
+                    member.status().leader != 0
+                        && member.status().applied == network.members[&1].status().applied
+                })
+            };
+            for _ in 0..100 {
+                network.tick(1);
+            }
+            assert!(caught_up(&network), "{what}: {:?}", network.ended);
+            let state = network.member(1).state();
+            assert_eq!(network.member(3).state(), state, "{what}");
+        }
+    }
+}
+
+/// Three members; member 3 was cut off and will be sent a snapshot.
+pub fn lagging_follower() -> Network {
+    let mut network = Network::new(3, |config| {
+        config.snapshot_count = 5;
+        config.snapshot_catch_up_entries = 1;
+    });
+    network.cut.insert(3);
+    for number in 0..12 {
+        assert!(network.put(1, &format!("key{}", number % 5), &number.to_string()).is_ok());
+    }
+    network.cut.clear();
+    network
+}
+
+#[test]
+fn a_follower_that_crashes_while_it_installs_a_snapshot_catches_up() {
+    for survives in SURVIVALS {
+        for operation in 1.. {
+            let mut network = lagging_follower();
+            let disk = network.member(3).disk.clone();
+            disk.inject(operation, Fault::Crash);
+            network.settle();
+            if !disk.fault_happened() {
+                assert!(network.ended.is_empty(), "{:?}", network.ended);
+                let lines = network.transcript.of(3);
+                assert!(lines.iter().any(|line| line.contains("commit restore")));
+                break;
+            }
+            let what = format!("crash at operation {operation}, {survives:?}");
+            assert!(network.ended.contains_key(&3), "{what}");
+            let again = NodeConfig {
+                boot: 2003,
+                snapshot_count: 5,
+                snapshot_catch_up_entries: 1,
+                ..config(3, 3)
+            };
+            network
+                .start(&again, &disk.crash(survives))
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            network.settle();
+            let (bytes, applied) =
+                (network.member(1).state_bytes(), network.member(1).status().applied);
+            assert_eq!(network.member(3).status().applied, applied, "{what}");
+            assert_eq!(network.member(3).state_bytes(), bytes, "{what}");
+            // And once more from its own disk alone.
+            let disk = network.crash(3, Survives::Nothing);
+            let mut member = Member::start(&again, &disk, &Transcript::default()).unwrap();
+            assert!(member.status().applied >= applied - 1, "{what}: {:?}", member.status());
+            assert!(!member.state().is_empty(), "{what}");
+        }
+    }
+}
+
+/// A process that died, and a power cut right after its next start.
+#[test]
+fn what_was_read_at_a_start_is_on_disk() {
+    for operation in (1..200).step_by(3) {
+        let disk = MemVfs::default();
+        disk.inject(operation, Fault::Fails(io::ErrorKind::Other));
+        let (acknowledged, _) = thirty_puts(&disk, &Transcript::default());
+        let disk = disk.crash(Survives::Everything);
+        let (mut member, state) = recover(&disk, "after the process died");
+        let (term, leader) = (member.status().term, member.status().leader);
+        member.tick().unwrap();
+        let disk = member.crash(Survives::Nothing);
+        let (member, again) = recover(&disk, "after the power cut");
+        assert_eq!(state, again);
+        assert_eq!(leader, member.id);
+        assert!(member.status().term > term, "a term is led once");
+        assert!(acknowledged <= 30);
+    }
+}

@@ -1,0 +1,162 @@
+//! A data directory of each version of the formats. `UPDATE_GOLDEN=1 cargo test --test core data`
+//! makes the one of the current version anew; never do that for a version that was released.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raftexample::raft_node::NodeConfig;
+use raftexample::storage::DiskVfs;
+
+use crate::harness::*;
+
+fn kept() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1")
+}
+
+fn v1() -> NodeConfig {
+    NodeConfig {
+        incarnation: 0x1122_3344_5566_7788,
+        snapshot_count: 5,
+        snapshot_catch_up_entries: 2,
+        ..config(1, 1)
+    }
+}
+
+/// What it holds.
+const KEYS: [(&str, &str, u64); 4] = [
+    ("/binary", "a\u{0}b\n", 5),
+    ("/hello", "world", 3),
+    ("/last", "behind the snapshot", 9),
+    ("/path?query", "overwritten", 8),
+];
+
+fn make() {
+    let mut member = Member::start(&v1(), &MemVfs::default(), &Transcript::default()).unwrap();
+    member.tick_until_leader().unwrap();
+    for (key, value) in [
+        ("/hello", "world"),
+        ("/path?query", "first"),
+        ("/binary", "a\u{0}b\n"),
+        ("/path?query", "second"),
+        ("/path?query", "third"),
+        ("/path?query", "overwritten"),
+        ("/last", "behind the snapshot"),
+    ] {
+        assert!(member.put(key, value).unwrap().is_ok());
+    }
+    member.node.stop().unwrap();
+    let disk = member.crash(Survives::Nothing);
+    for path in disk.paths() {
+        let target = kept().join(path.strip_prefix(DATA).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(target, disk.contents(&path)).unwrap();
+    }
+}
+
+/// A copy of the kept directory in memory.
+fn copy() -> MemVfs {
+    let disk = MemVfs::default();
+    for dir in ["raftexample-1", "raftexample-1-snap"] {
+        for file in std::fs::read_dir(kept().join(dir)).unwrap() {
+            let path = file.unwrap().path();
+            let target = Path::new(DATA).join(dir).join(path.file_name().unwrap());
+            disk.put(&target, &std::fs::read(&path).unwrap());
+        }
+    }
+    disk
+}
+
+fn check_keys(member: &mut Member) {
+    let state = member.state();
+    let found: Vec<_> =
+        state.iter().map(|(key, (value, index, _))| (&key[..], &value[..], *index)).collect();
+    assert_eq!(found, KEYS);
+}
+
+#[test]
+fn a_directory_of_version_1_is_opened() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        make();
+    }
+    let mut member = Member::start(&v1(), &copy(), &Transcript::default()).unwrap();
+    assert!(member.status().snapshot > 0, "it has a snapshot");
+    check_keys(&mut member);
+    let wal = member.wal();
+    assert_eq!(wal.identity.incarnation, 0x1122_3344_5566_7788);
+    member.tick_until_leader().unwrap();
+    assert!(member.put("/new", "value").unwrap().is_ok());
+}
+
+/// The same through the real file system.
+#[test]
+fn a_directory_of_version_1_is_opened_on_a_real_disk() {
+    let temporary = tempfile::tempdir().unwrap();
+    for dir in ["raftexample-1", "raftexample-1-snap"] {
+        std::fs::create_dir(temporary.path().join(dir)).unwrap();
+        for file in std::fs::read_dir(kept().join(dir)).unwrap() {
+            let path = file.unwrap().path();
+            let target = temporary.path().join(dir).join(path.file_name().unwrap());
+            std::fs::copy(&path, target).unwrap();
+        }
+    }
+    let config = NodeConfig { data_dir: temporary.path().into(), ..v1() };
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let vfs = Arc::new(DiskVfs);
+    let first = raftexample::raft_node::replay::replay_wal(&config, vfs.clone(), &logger).unwrap();
+    let second = raftexample::raft_node::replay::replay_wal(&config, vfs, &logger);
+    let error = second.err().expect("the directory is locked").to_string();
+    assert!(error.contains("in use by another process"), "{error}");
+    drop(first);
+}
+
+/// Offsets as in `wal/format.rs` and `snapshotter.rs`.
+#[test]
+fn a_directory_of_another_version_is_refused_with_both_versions() {
+    let refusal = |disk: &MemVfs| {
+        let started = Member::start(&v1(), disk, &Transcript::default());
+        started.err().expect("it is refused").to_string()
+    };
+    let disk = copy();
+    let segments: Vec<_> = disk
+        .paths()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "wal"))
+        .collect();
+    disk.tamper(&segments[0], |bytes| {
+        // The header's 16 bytes, the record's kind and length, the magic.
+        let version = 16 + 5 + 8;
+        assert_eq!(bytes[version..version + 4], 1_u32.to_le_bytes());
+        bytes[version] = 2;
+        let payload = u32::from_le_bytes(bytes[0..4].try_into().unwrap()) as usize;
+        let end = 16 + (payload / 16 + 1) * 16;
+        let checksum = crc32c::crc32c(&bytes[16..end]);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        let mut header = crc32c::crc32c(&bytes[..12]);
+        for salt in [0_u64, 0, 0] {
+            header = crc32c::crc32c_append(header, &salt.to_le_bytes());
+        }
+        bytes[12..16].copy_from_slice(&header.to_le_bytes());
+    });
+    let error = refusal(&disk);
+    assert!(error.contains("format version 2, this program reads 1"), "{error}");
+
+    let disk = copy();
+    let snapshots: Vec<_> = disk
+        .paths()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "snap"))
+        .collect();
+    // The log alone must not make up for it.
+    disk.tamper(snapshots.last().unwrap(), |bytes| {
+        assert_eq!(bytes[8..12], 1_u32.to_le_bytes());
+        bytes[8] = 2;
+        let header = 32 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let checksum = crc32c::crc32c(&bytes[..header]);
+        bytes[header..header + 4].copy_from_slice(&checksum.to_le_bytes());
+        let end = bytes.len() - 4;
+        let checksum = crc32c::crc32c(&bytes[..end]);
+        bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+    });
+    let error = refusal(&disk);
+    assert!(error.contains("format version 2, this program reads 1"), "{error}");
+}

@@ -1,0 +1,107 @@
+//! A write or a sync that fails: the member stops, and nothing that depended on it gets out.
+
+use std::io::ErrorKind;
+
+use crate::crash::{check_recovery, lagging_follower, thirty_puts};
+use crate::harness::*;
+
+const KINDS: [ErrorKind; 2] = [ErrorKind::Other, ErrorKind::StorageFull];
+
+/// Nothing is sent or answered by member `id` after its fault; files may be tidied up.
+fn assert_silent_after_fault(transcript: &Transcript, id: u64, what: &str) {
+    let lines = transcript.of(id);
+    let fault = lines.iter().position(|line| line.contains("FAULT")).unwrap();
+    for line in &lines[fault + 1..] {
+        let silent = line.starts_with(&format!("{id} remove ")) && line.ends_with(".tmp");
+        assert!(silent, "{what}: after {:?} came {line:?}", lines[fault]);
+    }
+}
+
+#[test]
+fn a_single_member_whose_disk_fails_at_any_operation_stops_and_acknowledges_nothing_more() {
+    for kind in KINDS {
+        for operation in 1.. {
+            let (disk, transcript) = (MemVfs::default(), Transcript::default());
+            disk.inject(operation, Fault::Fails(kind));
+            let (acknowledged, result) = thirty_puts(&disk, &transcript);
+            if !disk.fault_happened() {
+                break;
+            }
+            let what = format!("{kind:?} at operation {operation}");
+            // The directories above the data directory may not be ours to sync.
+            if transcript.lines().contains(&"1 FAULT sync directory /".to_owned()) {
+                continue;
+            }
+            assert!(result.is_err(), "{what}: it goes on");
+            assert_silent_after_fault(&transcript, 1, &what);
+            check_recovery(&disk.crash(Survives::Nothing), acknowledged, &what);
+        }
+    }
+}
+
+/// Whose disk fails while PUTs are made at the leader, member 1.
+fn put_while_the_disk_fails_of(failing: u64) {
+    for kind in KINDS {
+        for operation in 1.. {
+            let mut network = Network::new(3, |_| {});
+            network.transcript.clear();
+            let disk = network.member(failing).disk.clone();
+            disk.inject(operation, Fault::Fails(kind));
+            let mut answers = Vec::new();
+            for number in 0..4 {
+                if !network.members.contains_key(&1) {
+                    break;
+                }
+                match network.member(1).put("key", &number.to_string()) {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => {
+                        network.members.remove(&1);
+                        network.ended.insert(1, error);
+                    }
+                }
+                network.deliver();
+            }
+            network.settle();
+            if !disk.fault_happened() {
+                assert!(operation > 4, "the fault is within the scenario");
+                assert!(answers.iter_mut().all(Answer::is_ok));
+                break;
+            }
+            let what = format!("{kind:?} at operation {operation} of member {failing}");
+            assert!(network.ended.contains_key(&failing), "{what}: it goes on");
+            assert_silent_after_fault(&network.transcript, failing, &what);
+            if failing != 1 {
+                assert!(answers.iter_mut().all(Answer::is_ok), "{what}: two are a majority");
+                assert_eq!(answers.len(), 4, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_leader_whose_disk_fails_sends_and_answers_nothing_more() {
+    put_while_the_disk_fails_of(1);
+}
+
+#[test]
+fn a_follower_whose_disk_fails_acknowledges_nothing_more() {
+    put_while_the_disk_fails_of(2);
+}
+
+#[test]
+fn a_follower_whose_disk_fails_while_it_installs_a_snapshot_stops() {
+    for operation in 1.. {
+        let mut network = lagging_follower();
+        network.transcript.clear();
+        let disk = network.member(3).disk.clone();
+        disk.inject(operation, Fault::Fails(ErrorKind::StorageFull));
+        network.settle();
+        if !disk.fault_happened() {
+            assert!(operation > 5);
+            break;
+        }
+        let what = format!("operation {operation}");
+        assert!(network.ended.contains_key(&3), "{what}: it goes on");
+        assert_silent_after_fault(&network.transcript, 3, &what);
+    }
+}

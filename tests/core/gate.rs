@@ -1,0 +1,434 @@
+//! What may come in from peers, who may send it, and what becomes of the rest.
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot};
+use raftexample::channels::{MemberChange, PeerHeader, Refusal, RequestId, SnapshotFile};
+use raftexample::codec;
+use raftexample::membership::{Members, SnapshotData, SnapshotMembers};
+use raftexample::raft_node::{Input, NodeConfig};
+use raftexample::transport::{Inbound, InboundBody};
+use tokio::sync::oneshot;
+
+use crate::harness::*;
+
+/// A stranger's header, right in everything.
+fn stranger(member: &Member, id: u64) -> PeerHeader {
+    let gate = member.gate.read().unwrap();
+    PeerHeader {
+        cluster_id: gate.cluster_id,
+        from: id,
+        incarnation: 900 + id,
+        url: url(id),
+        to: member.id,
+    }
+}
+
+/// What no message may change: term, leader, commit, applied, members; and the log on disk.
+fn facts(member: &Member) -> String {
+    let wal = member.wal();
+    let last = wal.entries.last().map(|entry| (entry.index, entry.term));
+    format!("{:?} {last:?} {:?}", member.status(), wal.hard_state)
+}
+
+fn message(kind: MessageType, from: u64, member: &Member) -> Message {
+    let mut message =
+        Message { from, to: member.id, term: member.status().term, ..Message::default() };
+    message.set_msg_type(kind);
+    message
+}
+
+fn last(member: &Member) -> (u64, u64) {
+    let entries = member.wal().entries;
+    let last = entries.last().unwrap();
+    (last.index, last.term)
+}
+
+fn request(data: &[u8]) -> Entry {
+    let id = RequestId { member: 3, boot: 1003, counter: 77 };
+    Entry {
+        data: data.to_vec().into(),
+        context: Bytes::copy_from_slice(&id.to_bytes()),
+        ..Entry::default()
+    }
+}
+
+type Forge = fn(&Member, Message) -> Message;
+
+/// Messages in the name of member 3, each with a change that makes it impossible.
+#[rustfmt::skip]
+const FORGED: &[(&str, MessageType, Forge)] = {
+    use MessageType::*;
+    &[
+        ("a heartbeat beyond the log", MsgHeartbeat, |member, mut m| { m.commit = last(member).0 + 1000; m }),
+        ("a heartbeat of the last term", MsgHeartbeat, |_, mut m| { m.term = u64::MAX; m }),
+        ("a term far away", MsgHeartbeat, |_, mut m| { m.term += (1 << 32) + 1; m }),
+        ("a heartbeat with a wrong context", MsgHeartbeat, |_, mut m| { m.context = vec![1; 5].into(); m }),
+        ("another receiver", MsgHeartbeat, |_, mut m| { m.to = 77; m.term += 1; m }),
+        ("another sender", MsgHeartbeat, |_, mut m| { m.from = 9; m.term += 1; m }),
+        ("no sender", MsgHeartbeat, |_, mut m| { m.from = 0; m.term += 1; m }),
+        ("from itself", MsgHeartbeat, |member, mut m| { m.from = member.id; m.term += 1; m }),
+        ("an append of the last index", MsgAppend, |_, mut m| { m.index = u64::MAX - 1; m.entries = vec![entry(u64::MAX, 1, vec![])].into(); m }),
+        ("an append with a gap", MsgAppend, |member, mut m| { let (i, t) = last(member); (m.index, m.log_term, m.term) = (i, t, t + 1); m.entries = vec![entry(i + 1, t, vec![]), entry(i + 9, t, vec![])].into(); m }),
+        ("an append whose terms fall", MsgAppend, |member, mut m| { let (i, t) = last(member); (m.index, m.log_term, m.term) = (i, t, t + 2); m.entries = vec![entry(i + 1, t + 1, vec![]), entry(i + 2, t, vec![])].into(); m }),
+        ("an entry of a later term than its message", MsgAppend, |member, mut m| { let (i, t) = last(member); (m.index, m.log_term, m.term) = (i, t, t + 1); m.entries = vec![entry(i + 1, t + 2, vec![])].into(); m }),
+        ("an append without a term", MsgAppend, |member, mut m| { let (i, t) = last(member); (m.index, m.log_term, m.term) = (i, t, 0); m.entries = vec![entry(i + 1, t, vec![])].into(); m }),
+        ("an append behind nothing", MsgAppend, |_, mut m| { m.term += 1; (m.index, m.log_term, m.commit) = (1000, 0, 1000); m }),
+        ("entries behind nothing", MsgAppend, |_, mut m| { m.term += 1; (m.index, m.log_term) = (1000, 0); m.entries = vec![entry(1001, 1, vec![])].into(); m }),
+        ("entries without a term", MsgAppend, |_, mut m| { m.term += 1; m.commit = 500; m.entries = (1..=500).map(|i| entry(i, 0, vec![])).collect::<Vec<_>>().into(); m }),
+        ("a snapshot without its file", MsgSnapshot, |_, mut m| { m.term += 1; m }),
+        ("a forced vote for no reason", MsgRequestVote, |_, mut m| { m.term += 1; m.context = b"Campaign".to_vec().into(); m }),
+        ("leadership from someone who has none", MsgTimeoutNow, |_, m| m),
+        ("leadership of a later term", MsgTimeoutNow, |_, mut m| { m.term += 1; m }),
+        ("an empty proposal", MsgPropose, |_, mut m| { m.term = 0; m }),
+        ("a proposal with a term", MsgPropose, |_, mut m| { m.entries = vec![request(b"x")].into(); m }),
+        ("a proposal that is no request", MsgPropose, |_, mut m| { m.term = 0; m.entries = vec![entry(0, 0, b"x".to_vec())].into(); m }),
+        ("a change of members as a proposal", MsgPropose, |_, mut m| { m.term = 0; let mut e = request(b"x"); e.set_entry_type(EntryType::EntryConfChange); m.entries = vec![e].into(); m }),
+        ("a read with a term", MsgReadIndex, |_, mut m| { m.entries = vec![request(&[1; 24])].into(); m }),
+        ("a read without a context", MsgReadIndex, |_, mut m| { m.term = 0; m }),
+        ("a read with a short context", MsgReadIndex, |_, mut m| { m.term = 0; m.entries = vec![request(b"x")].into(); m }),
+        ("an answer to no read", MsgReadIndexResp, |_, m| m),
+        ("a rejection of the last index", MsgAppendResponse, |member, mut m| { m.reject = true; m.index = last(member).0; m.reject_hint = u64::MAX; m }),
+        ("a rejection with an impossible index", MsgAppendResponse, |_, mut m| { m.reject = true; m.index = u64::MAX; m }),
+        ("a wish for a snapshot", MsgAppendResponse, |_, mut m| { m.reject = true; m.request_snapshot = 5; m }),
+        ("MsgHup", MsgHup, |_, m| m),
+        ("MsgBeat", MsgBeat, |_, m| m),
+        ("MsgUnreachable", MsgUnreachable, |_, m| m),
+        ("MsgSnapStatus", MsgSnapStatus, |_, m| m),
+        ("MsgCheckQuorum", MsgCheckQuorum, |_, m| m),
+        ("MsgTransferLeader", MsgTransferLeader, |_, m| m),
+    ]
+};
+
+/// A cluster where member 1 leads and has one more entry on its way.
+fn cluster() -> Network {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    network
+}
+
+#[test]
+fn a_forged_message_changes_nothing() {
+    let mut network = cluster();
+    for to in [1, 2] {
+        for (what, kind, forge) in FORGED {
+            let member = network.member(to);
+            let before = facts(member);
+            let forged = forge(member, message(*kind, 3, member));
+            let inbound = network.member(3).batch(to, vec![forged]);
+            let member = network.member(to);
+            member.turn([Input::Inbound(inbound)]).unwrap();
+            assert_eq!(facts(member), before, "{what}, at member {to}");
+            assert!(member.logged("dropping") || member.logged("our log ends"), "{what}");
+        }
+    }
+    assert!(network.put(1, "key", "later").is_ok(), "the cluster lives");
+}
+
+/// An acknowledgement of what was never sent would commit what nobody has.
+#[test]
+fn an_acknowledgement_beyond_the_log_is_dropped_at_the_leader() {
+    let mut network = cluster();
+    let leader = network.member(1);
+    let mut forged = message(MessageType::MsgAppendResponse, 3, leader);
+    forged.index = last(leader).0 + 5;
+    let inbound = network.member(3).batch(1, vec![forged]);
+    network.turn(1, [Input::Inbound(inbound)]);
+    assert!(network.put(1, "key", "later").is_ok());
+}
+
+/// A reply that was never asked for, in the turn of the entries that it jumps ahead of (raft-rs:
+/// become_leader asserts that all entries are persisted).
+#[test]
+fn votes_that_come_before_they_were_asked_for_elect_nobody() {
+    let mut network = cluster();
+    let follower = network.member(2);
+    let ((index, log_term), term) = (last(follower), follower.status().term);
+    let mut append = message(MessageType::MsgAppend, 1, follower);
+    (append.index, append.log_term) = (index, log_term);
+    append.entries = vec![entry(index + 1, term, vec![])].into();
+    let timeout_now = message(MessageType::MsgTimeoutNow, 1, follower);
+    let mut vote = message(MessageType::MsgRequestVoteResponse, 1, follower);
+    vote.term = term + 1;
+    let inbound = network.member(1).batch(2, vec![append, timeout_now, vote]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    assert_ne!(network.member(2).status().leader, 2);
+}
+
+/// Strangers may be the leader of a cluster that we are behind of, but not its followers.
+#[test]
+fn of_a_stranger_only_what_leaders_and_candidates_send_passes() {
+    use MessageType::*;
+    let mut network = cluster();
+    for to in [1, 2] {
+        let member = network.member(to);
+        let header = stranger(member, 9);
+        let before = facts(member);
+        let kinds = [
+            MsgPropose,
+            MsgReadIndex,
+            MsgReadIndexResp,
+            MsgTimeoutNow,
+            MsgAppendResponse,
+            MsgHeartbeatResponse,
+            MsgRequestVoteResponse,
+            MsgRequestPreVoteResponse,
+            MsgHup,
+            MsgTransferLeader,
+        ];
+        for (number, kind) in kinds.into_iter().enumerate() {
+            let mut forged = message(kind, 9, member);
+            forged.term += 1;
+            if matches!(kind, MsgPropose | MsgReadIndex) {
+                forged.term = 0;
+                forged.entries = vec![request(&[1; 24])].into();
+            }
+            let inbound = batch(header.clone(), 1, number as u64 + 1, vec![forged]);
+            member.turn([Input::Inbound(inbound)]).unwrap();
+            assert_eq!(facts(member), before, "{kind:?} at member {to}");
+        }
+        // A vote by force, which a member may ask for when leadership is handed over to it.
+        let mut forged = message(MsgRequestVote, 9, member);
+        forged.term += 1;
+        forged.context = b"CampaignTransfer".to_vec().into();
+        member.turn([Input::Inbound(batch(header, 1, 50, vec![forged]))]).unwrap();
+        assert_eq!(facts(member), before, "a vote by force at member {to}");
+    }
+}
+
+#[test]
+fn a_stranger_that_leads_is_followed_without_losing_what_was_committed() {
+    let mut network = cluster();
+    let member = network.member(2);
+    let header = stranger(member, 9);
+    let (index, log_term) = last(member);
+    let term = member.status().term + 1;
+    let mut append = message(MessageType::MsgAppend, 9, member);
+    (append.term, append.index, append.log_term, append.commit) =
+        (term, index, log_term, index + 1);
+    append.entries = vec![entry(index + 1, term, put("stranger", "value"))].into();
+    member.turn([Input::Inbound(batch(header.clone(), 1, 1, vec![append]))]).unwrap();
+    assert_eq!(member.status().leader, 9);
+    assert!(member.sent.lock().unwrap().peers.contains_key(&9), "it can be answered");
+    let state = member.state();
+    assert_eq!(state["key"].0, "value");
+    assert_eq!(state["stranger"].0, "value");
+
+    // It rewrites what is committed: raft drops it.
+    let mut rewrite = message(MessageType::MsgAppend, 9, member);
+    (rewrite.index, rewrite.log_term, rewrite.commit) = (0, 0, index);
+    rewrite.entries = (1..=index).map(|i| entry(i, term, vec![])).collect::<Vec<_>>().into();
+    member.turn([Input::Inbound(batch(header, 1, 2, vec![rewrite]))]).unwrap();
+    assert_eq!(member.state(), state);
+    // Silent for an election timeout, it is forgotten.
+    for _ in 0..12 {
+        member.tick().unwrap();
+    }
+    assert!(!member.sent.lock().unwrap().peers.contains_key(&9));
+}
+
+#[test]
+fn no_more_than_eight_strangers_are_kept() {
+    let mut network = cluster();
+    let member = network.member(2);
+    for id in 11..30 {
+        let heartbeat = message(MessageType::MsgHeartbeat, id, member);
+        let inbound = batch(stranger(member, id), 1, 1, vec![heartbeat]);
+        member.turn([Input::Inbound(inbound)]).unwrap();
+    }
+    assert_eq!(member.sent.lock().unwrap().peers.len(), 2 + 8);
+}
+
+fn verdict(member: &mut Member, header: PeerHeader) -> Result<(), Refusal> {
+    let (answer, mut verdict) = oneshot::channel();
+    let mut heartbeat = message(MessageType::MsgHeartbeat, header.from, member);
+    heartbeat.term += 1;
+    let body = InboundBody::Messages {
+        boot: 4711,
+        number: 1,
+        messages: vec![heartbeat],
+        answer: Some(answer),
+    };
+    member.turn([Input::Inbound(Inbound::new(header, body))]).unwrap();
+    verdict.try_recv().unwrap()
+}
+
+#[test]
+fn another_cluster_receiver_or_incarnation_and_the_removed_are_refused() {
+    let mut network = Network::new(4, |_| {});
+    let mut removal = network.member(1).change(MemberChange::Remove { id: 4 }).unwrap();
+    network.deliver();
+    network.settle();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+    let right = network.member(3).header(2);
+    let removed = PeerHeader { from: 4, incarnation: 104, url: url(4), ..right.clone() };
+    let member = network.member(2);
+    let before = facts(member);
+    let wrong = [
+        PeerHeader { cluster_id: right.cluster_id + 1, ..right.clone() },
+        PeerHeader { cluster_id: 0, ..right.clone() },
+        PeerHeader { to: 3, ..right.clone() },
+        PeerHeader { to: 0, ..right.clone() },
+        PeerHeader { from: 0, ..right.clone() },
+        PeerHeader { from: 2, incarnation: 102, ..right.clone() },
+        PeerHeader { url: "nonsense".into(), ..right.clone() },
+    ];
+    for header in wrong {
+        let refusal = verdict(member, header.clone());
+        assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{header:?}: {refusal:?}");
+    }
+    for header in [
+        PeerHeader { incarnation: 5, ..right.clone() },
+        PeerHeader { from: 2, incarnation: 5, ..right.clone() },
+    ] {
+        let refusal = verdict(member, header.clone());
+        assert!(matches!(refusal, Err(Refusal::OtherIncarnation(_))), "{header:?}: {refusal:?}");
+    }
+    let refusal = verdict(member, removed);
+    assert!(matches!(refusal, Err(Refusal::Removed { id: 4, .. })), "{refusal:?}");
+    assert_eq!(facts(member), before);
+    assert_eq!(verdict(member, right), Ok(()));
+}
+
+#[test]
+fn a_proposal_that_is_delivered_twice_is_applied_once() {
+    let mut network = cluster();
+    let (header, boot) = (network.member(3).header(1), network.member(3).config.boot);
+    let leader = network.member(1);
+    let mut proposal = message(MessageType::MsgPropose, 3, leader);
+    proposal.term = 0;
+    proposal.entries = vec![request(&put("twice", "once"))].into();
+    let index = last(leader).0;
+    let twice =
+        |number| Input::Inbound(batch(header.clone(), boot, number, vec![proposal.clone()]));
+    leader.turn([twice(100), twice(100)]).unwrap();
+    leader.turn([twice(100), twice(99)]).unwrap();
+    assert_eq!(last(leader).0, index + 1, "appended once");
+
+    // The sender starts again; what was under way comes late.
+    let again = |number| Input::Inbound(batch(header.clone(), 31, number, vec![proposal.clone()]));
+    leader.turn([again(1)]).unwrap();
+    assert_eq!(last(leader).0, index + 2, "its next run counts anew");
+    leader.turn([twice(101)]).unwrap();
+    assert_eq!(last(leader).0, index + 2, "a batch of the earlier run is late");
+}
+
+fn snapshot_message(member: &Member, index: u64, change: impl FnOnce(&mut Snapshot)) -> Message {
+    let mut forged = message(MessageType::MsgSnapshot, 3, member);
+    forged.term += 1;
+    let term = forged.term;
+    let members = Members { urls: (1..=3).map(|id| (id, url(id))).collect(), ..Members::default() };
+    let cluster_id = member.gate.read().unwrap().cluster_id;
+    let members = SnapshotMembers { cluster_id, voters: vec![1, 2, 3], learners: vec![], members };
+    let snapshot = forged.mut_snapshot();
+    let mut writer = member.snapshotter.create(index, term, &codec::encode(&members)).unwrap();
+    std::io::Write::write_all(&mut writer, b"").unwrap();
+    let SnapshotFile { length, checksum } = writer.finish().unwrap();
+    snapshot.mut_metadata().index = index;
+    snapshot.mut_metadata().term = term;
+    snapshot.mut_metadata().set_conf_state(members.conf_state());
+    snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
+    change(snapshot);
+    forged
+}
+
+#[test]
+fn a_snapshot_with_impossible_members_is_dropped_and_its_file_removed() {
+    type Change = fn(&mut Snapshot);
+    let changes: &[(&str, Change)] = &[
+        ("a voter that is a learner", |s| s.mut_metadata().mut_conf_state().learners = vec![3]),
+        ("a voter twice", |s| s.mut_metadata().mut_conf_state().voters = vec![1, 2, 2, 3]),
+        ("voter 0", |s| s.mut_metadata().mut_conf_state().voters = vec![0, 1, 2]),
+        ("no voter", |s| s.mut_metadata().mut_conf_state().voters = vec![]),
+        ("without us", |s| s.mut_metadata().mut_conf_state().voters = vec![1, 3]),
+        ("joint", |s| s.mut_metadata().mut_conf_state().voters_outgoing = vec![1]),
+        ("other members", |s| s.mut_metadata().mut_conf_state().voters = vec![1, 2]),
+        ("members that cannot be read", |s| s.data = vec![7; 3].into()),
+        ("a term to come", |s| s.mut_metadata().term += 1),
+        ("no term", |s| s.mut_metadata().term = 0),
+    ];
+    for to in [1, 2] {
+        for (what, change) in changes {
+            let mut network = cluster();
+            let header = network.member(3).header(to);
+            let member = network.member(to);
+            let before = facts(member);
+            let forged = snapshot_message(member, 100, change);
+            let (answer, _answer_rx) = oneshot::channel();
+            let body = InboundBody::Snapshot { boot: 1, number: 1, message: forged, answer };
+            member.turn([Input::Inbound(Inbound::new(header, body))]).unwrap();
+            assert_eq!(facts(member), before, "{what} at member {to}");
+            member.tick().unwrap();
+            let files = member.disk.paths();
+            // A file by another name than the message's is not known to have come with it.
+            if !what.contains("term") {
+                assert!(
+                    !files.iter().any(|path| path.extension().is_some_and(|e| e == "snap")),
+                    "{what}"
+                );
+            }
+        }
+    }
+}
+
+/// Committed entries that no member can read: skipped alike, now and at each start.
+#[test]
+fn a_committed_entry_that_cannot_be_read_does_nothing() {
+    let change = |kind: ConfChangeType, id: u64, context: &[u8]| {
+        let mut change = ConfChange::default();
+        change.set_change_type(kind);
+        change.node_id = id;
+        change.context = context.to_vec().into();
+        change.write_to_bytes().unwrap()
+    };
+    let poison: Vec<(EntryType, Vec<u8>)> = vec![
+        (EntryType::EntryNormal, vec![0xff; 40]),
+        (EntryType::EntryNormal, vec![]),
+        (EntryType::EntryConfChange, vec![0xff; 7]),
+        (EntryType::EntryConfChange, vec![]),
+        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, b"no url")),
+        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, &[0xff, 0xfe])),
+        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 0, url(9).as_bytes())),
+        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, url(1).as_bytes())),
+        (EntryType::EntryConfChange, change(ConfChangeType::AddLearnerNode, 9, url(9).as_bytes())),
+        (EntryType::EntryConfChange, change(ConfChangeType::RemoveNode, 77, b"")),
+        (EntryType::EntryConfChangeV2, vec![0xff; 9]),
+        (EntryType::EntryConfChangeV2, vec![]),
+    ];
+    let mut network = cluster();
+    let members = network.member(1).status().members;
+    let (first, log_term) = last(network.member(1));
+    let term = network.member(1).status().term + 1;
+    // A stranger leads and commits them at all three.
+    for id in 1..=3 {
+        let member = network.member(id);
+        let header = stranger(member, 9);
+        let mut append = message(MessageType::MsgAppend, 9, member);
+        (append.term, append.index, append.log_term) = (term, first, log_term);
+        append.commit = first + poison.len() as u64;
+        let entries = poison.iter().zip(first + 1..).map(|((kind, data), index)| {
+            let mut entry = entry(index, term, data.clone());
+            entry.set_entry_type(*kind);
+            entry
+        });
+        append.entries = entries.collect::<Vec<_>>().into();
+        member.turn([Input::Inbound(batch(header, 1, 1, vec![append]))]).unwrap();
+        assert_eq!(member.status().applied, first + poison.len() as u64);
+        assert_eq!(member.status().members, members, "member {id}");
+        member.tick().unwrap();
+    }
+    let state = network.member(1).state_bytes();
+    for id in 1..=3 {
+        assert_eq!(network.member(id).state_bytes(), state, "member {id}");
+    }
+    for id in 1..=3 {
+        let config = NodeConfig { boot: 3000 + id, ..network.member(id).config.clone() };
+        let disk = network.crash(id, Survives::Nothing);
+        network.start(&config, &disk).unwrap();
+        assert_eq!(network.member(id).state_bytes(), state, "member {id}, started again");
+        assert_eq!(network.member(id).status().members, members);
+    }
+    network.elect(2);
+    assert!(network.put(2, "key", "later").is_ok(), "the cluster lives");
+}

@@ -1,0 +1,17 @@
+//! The synchronous core of a node, driven without threads, clocks or disks.
+//!
+//! [`harness`] puts an in-memory file system, a list of outgoing messages and a hand-driven clock in
+//! place of the real ones; the other files are the behaviours.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod harness;
+
+mod crash;
+mod data;
+mod failing_disk;
+mod gate;
+mod golden;
+mod hostile;
+mod recovery;
+mod requests;

@@ -1,0 +1,200 @@
+//! Requests: each is answered once, with the truth, and at once where the truth is "unknown".
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
+use raftexample::channels::{Ack, Acknowledged, RequestId};
+use raftexample::raft_node::Input;
+
+use crate::crash::lagging_follower;
+use crate::harness::*;
+
+fn heartbeat(from: u64, to: u64, term: u64) -> Message {
+    let mut message = Message { from, to, term, ..Message::default() };
+    message.set_msg_type(MessageType::MsgHeartbeat);
+    message
+}
+
+#[test]
+fn a_write_whose_leader_changed_is_answered_at_once_as_unknown() {
+    for at in [1, 2] {
+        let mut network = Network::new(3, |_| {});
+        network.cut.insert(at);
+        let mut answer = network.put(at, "key", "value");
+        assert!(answer.get().is_none(), "member {at} waits");
+        let term = network.member(at).status().term;
+        let inbound = network.member(3).batch(at, vec![heartbeat(3, at, term + 1)]);
+        network.turn(at, [Input::Inbound(inbound)]);
+        assert!(answer.is_unknown(), "member {at}: {:?}", answer.get());
+    }
+}
+
+#[test]
+fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_wait() {
+    let mut network = Network::new(3, |_| {});
+    network.cut.insert(1);
+    let mut proposed = network.put(1, "key", "value");
+    for _ in 0..25 {
+        network.turn(1, [Input::Tick]);
+    }
+    assert_eq!(network.member(1).status().leader, 0);
+    assert!(proposed.is_unknown(), "{:?}", proposed.get());
+
+    let mut waiting = network.put(1, "key", "later");
+    let mut read = network.member(1).read().unwrap();
+    for _ in 0..100 {
+        network.turn(1, [Input::Tick]);
+    }
+    assert!(waiting.get().is_none() && read.get().is_none(), "nothing was proposed: they wait");
+    network.cut.clear();
+    network.tick_until("a leader is back", |network| network.members[&1].status().leader != 0);
+    network.settle();
+    network.settle();
+    assert!(waiting.is_ok(), "{:?}", waiting.get());
+    assert!(read.is_ok(), "{:?}", read.get());
+}
+
+#[test]
+fn a_snapshot_that_replaces_the_log_answers_pending_writes_as_unknown() {
+    let mut network = lagging_follower();
+    let mut answer = network.member(3).put("key", "mine").unwrap();
+    network.member(3).take_messages();
+    assert!(answer.get().is_none());
+    network.settle();
+    assert!(network.transcript.of(3).iter().any(|line| line.contains("commit restore")));
+    assert!(answer.is_unknown(), "{:?}", answer.get());
+}
+
+#[test]
+fn a_write_to_be_acknowledged_when_proposed_is_answered_at_once() {
+    let mut network = Network::new(3, |_| {});
+    network.cut.insert(1);
+    let member = network.member(1);
+    let (input, mut answer) = member.propose(put("key", "value"), Ack::Proposed);
+    member.turn([input]).unwrap();
+    assert_eq!(answer.get(), Some(&Ok(Acknowledged::Proposed)));
+}
+
+#[test]
+fn a_write_is_answered_with_its_own_index_and_term_on_whichever_member() {
+    let mut network = Network::new(3, |_| {});
+    for (number, id) in [1, 2, 3, 2].into_iter().enumerate() {
+        let mut answer = network.put(id, &format!("key{number}"), "value");
+        network.settle();
+        let Some(Ok(Acknowledged::Applied { index, term })) = answer.get().cloned() else {
+            panic!("{:?}", answer.get())
+        };
+        let state = network.member(id).state();
+        assert_eq!(state[&format!("key{number}")], ("value".into(), index, term));
+    }
+}
+
+/// The contexts of the read rounds that a member has sent and nobody took.
+fn contexts(member: &mut Member) -> Vec<Bytes> {
+    let reads = member
+        .take_messages()
+        .into_iter()
+        .filter(|message| message.get_msg_type() == MessageType::MsgReadIndex);
+    reads.map(|message| message.entries[0].data.clone()).collect()
+}
+
+fn read_answer(from: u64, to: u64, term: u64, index: u64, context: &[u8]) -> Message {
+    let mut message = Message { from, to, term, index, ..Message::default() };
+    message.set_msg_type(MessageType::MsgReadIndexResp);
+    let context = Entry { data: context.to_vec().into(), ..Entry::default() };
+    message.entries = vec![context].into();
+    message
+}
+
+#[test]
+fn a_read_round_that_is_lost_is_followed_by_another_with_a_context_of_its_own() {
+    let mut network = Network::new(3, |_| {});
+    let member = network.member(2);
+    member.take_messages();
+    let mut first = member.read().unwrap();
+    let mut all = contexts(member);
+    assert_eq!(all.len(), 1);
+    // A read that comes while a round is under way waits for the next.
+    let mut second = member.read().unwrap();
+    assert!(contexts(member).is_empty(), "reads share rounds");
+    for _ in 0..6 {
+        member.tick().unwrap();
+        all.extend(contexts(member));
+    }
+    assert!(all.len() >= 3, "it is tried again: {all:?}");
+    let distinct: BTreeSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len(), "no context is used twice");
+    assert!(first.get().is_none() && second.get().is_none());
+
+    // The answer to the first round comes late: it serves the first read and not the second.
+    let (term, applied) = (member.status().term, member.status().applied);
+    let late = read_answer(1, 2, term, applied, &all[0]);
+    let inbound = network.member(1).batch(2, vec![late.clone(), late]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    assert!(first.is_ok());
+    assert!(second.get().is_none(), "its round began before the read");
+    let answer = read_answer(1, 2, term, applied, &all[1]);
+    let inbound = network.member(1).batch(2, vec![answer]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    assert!(second.is_ok());
+}
+
+#[test]
+fn a_read_is_not_served_before_its_index_is_applied() {
+    let mut network = Network::new(3, |_| {});
+    let member = network.member(2);
+    let mut read = member.read().unwrap();
+    let context = contexts(member).remove(0);
+    let (term, applied) = (member.status().term, member.status().applied);
+    let inbound = network.member(1).batch(2, vec![read_answer(1, 2, term, applied + 1, &context)]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    assert!(read.get().is_none());
+    network.put(1, "key", "value");
+    network.settle();
+    assert!(read.is_ok());
+}
+
+/// A context of another run, of another member, or of a round that was never begun.
+#[test]
+fn an_answer_to_another_runs_read_answers_nothing() {
+    let mut network = Network::new(3, |_| {});
+    let member = network.member(2);
+    let mut read = member.read().unwrap();
+    let context = contexts(member).remove(0);
+    let id = RequestId::from_bytes(&context).unwrap();
+    let (term, applied) = (member.status().term, member.status().applied);
+    for wrong in [
+        RequestId { boot: id.boot + 1, ..id },
+        RequestId { member: 3, ..id },
+        RequestId { counter: id.counter + 5, ..id },
+    ] {
+        let answer = read_answer(1, 2, term, applied, &wrong.to_bytes());
+        let inbound = network.member(1).batch(2, vec![answer]);
+        network.turn(2, [Input::Inbound(inbound)]);
+        assert!(read.get().is_none(), "{wrong:?}");
+    }
+}
+
+/// The leader of an older term must not serve a read after another leader took writes.
+#[test]
+fn a_leader_that_was_replaced_serves_no_read() {
+    let mut network = Network::new(3, |_| {});
+    network.cut.insert(1);
+    network.give_up_leader(&[2, 3]);
+    network.elect(2);
+    assert!(network.put(2, "key", "new").is_ok());
+    assert_eq!(network.member(1).status().leader, 1, "it does not know yet");
+    let mut read = network.member(1).read().unwrap();
+    network.deliver();
+    for _ in 0..5 {
+        network.turn(1, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(read.get().is_none(), "{:?}", read.get());
+    network.cut.clear();
+    network.settle();
+    network.settle();
+    assert!(read.is_ok(), "{:?}", read.get());
+    assert_eq!(network.member(1).state()["key"].0, "new");
+}

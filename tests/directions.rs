@@ -1,0 +1,166 @@
+//! Which module may import which: the arrows of the picture at the top of the crate.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Each module of the library, and what of the crate it may name.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("channels", &["error"]),
+    ("codec", &[]),
+    ("config", &["logging", "channels", "error", "kvstore", "membership", "raft_node"]),
+    ("error", &[]),
+    ("httpapi", &["kvstore", "listener", "channels", "error"]),
+    ("kvstore", &["codec", "channels", "error"]),
+    ("listener", &["error"]),
+    ("logging", &["config"]),
+    ("membership", &["channels", "codec", "error"]),
+    (
+        "raft_node",
+        &["channels", "codec", "error", "listener", "membership", "storage", "transport"],
+    ),
+    ("storage", &["channels", "error"]),
+    ("transport", &["channels", "codec", "error"]),
+];
+
+/// Names of other crates that a module must not mention.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("storage", &["tokio", "axum", "reqwest", "hyper", "hyper_util"]),
+    ("kvstore", &["raft", "raft_proto", "axum", "hyper", "reqwest"]),
+    ("httpapi", &["raft", "raft_proto"]),
+    ("membership", &["tokio", "axum", "reqwest"]),
+];
+
+/// A source file without its comments and without its unit tests.
+fn code(source: &str) -> String {
+    let without_tests = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let lines = without_tests.lines().map(|line| line.split("//").next().unwrap());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The modules that the code names with `crate::`, groups included.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (place, _) in code.match_indices("crate::") {
+        let before = code[..place].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &code[place + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut start = true;
+            for (at, c) in group.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => start = true,
+                    c if c.is_alphabetic() && start && depth == 0 => {
+                        found.insert(identifier(&group[at..]));
+                        start = false;
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            found.insert(identifier(rest));
+        }
+    }
+    found
+}
+
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// True if the code names another crate by path or import.
+fn mentions(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(place, _)| {
+        let before = code[..place].chars().next_back().unwrap_or(' ');
+        let after = &code[place + name.len()..];
+        let inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '"' || c == '-';
+        !inside(before) && (after.starts_with("::") || after.starts_with(';'))
+    })
+}
+
+/// What is wrong in a file of `module`.
+fn violations(module: &str, code: &str) -> Vec<String> {
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    let Some(allowed) = allowed.get(module) else {
+        return vec![format!("module {module} is not in the picture")];
+    };
+    let mut wrong = Vec::new();
+    for import in imports(code) {
+        if import != module && !allowed.contains(&import.as_str()) {
+            wrong.push(format!("{module} imports {import}"));
+        }
+    }
+    for (of, crates) in FORBIDDEN {
+        for name in crates.iter().filter(|name| *of == module && mentions(code, name)) {
+            wrong.push(format!("{module} names {name}"));
+        }
+    }
+    if module != "codec" && mentions(code, "bincode") {
+        wrong.push(format!("{module} names bincode"));
+    }
+    wrong
+}
+
+fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_modules_import_along_the_arrows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 15, "{files:?}");
+    let mut wrong = Vec::new();
+    for file in files {
+        let inside = file.strip_prefix(&src).unwrap();
+        let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let stem = file.file_stem().unwrap();
+        assert_ne!(stem, "raft", "a module of this name hides the crate");
+        // Unit tests in files of their own; the two roots, which name everything.
+        let is_test =
+            stem == "tests" || stem == "failing" || inside.iter().any(|part| part == "tests");
+        if is_test || module == "lib" || module == "main" {
+            continue;
+        }
+        let source = std::fs::read_to_string(&file).unwrap();
+        for violation in violations(module, &code(&source)) {
+            wrong.push(format!("{}: {violation}", inside.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The test sees what it is there to see.
+#[test]
+fn an_import_against_the_arrows_is_found() {
+    let bad = "use crate::channels::Index;\nuse crate::{codec, raft_node::{RaftNode, Input}};\nfn f() { crate::httpapi::serve(); }";
+    assert_eq!(
+        violations("kvstore", bad),
+        ["kvstore imports httpapi", "kvstore imports raft_node"]
+    );
+    assert_eq!(violations("storage", "use tokio::sync::mpsc;"), ["storage names tokio"]);
+    assert_eq!(violations("transport", "bincode::encode()"), ["transport names bincode"]);
+    assert!(
+        violations(
+            "kvstore",
+            &code("// crate::raft_node\n#[cfg(test)]\nmod tests { use crate::httpapi; }")
+        )
+        .is_empty()
+    );
+    assert_eq!(violations("raft", ""), ["module raft is not in the picture"]);
+}

@@ -1,0 +1,93 @@
+//! What a member holds depends on what is stored, not on how much was ever written.
+
+use std::fs;
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use super::harness::{BINARY, Client, FAST, PATIENCE, Site, eventually, files_in, get, serves};
+
+const CLIENTS: usize = 32;
+const WRITES: usize = 40_000;
+const KEYS: usize = 192;
+const VALUE_BYTES: usize = 4096;
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Two and a half segments of log go through a member that stores less than a megabyte.
+///
+/// Memory: the log holds 1,000 entries for catching up, 1,000 until the next snapshot is due, and
+/// what arrives while that one is made: 4,000 of 4 KiB are 16 MiB. The rest is the process itself,
+/// its connections, the frame, and what the allocator keeps: 80 MiB is half of what is written.
+/// Disk: the current segment, the one that holds the entries since the older snapshot, and four
+/// snapshots of 1 MiB at most.
+#[test]
+fn memory_and_disk_do_not_grow_with_the_number_of_writes() {
+    let site = Site::new();
+    let small = ["--snapshot-count", "1000", "--snapshot-catch-up-entries", "1000"];
+    let (flags, address) = site.single(&[&FAST[..], &small].concat());
+    let mut member = site.spawn("member", &flags);
+    serves(address);
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            scope.spawn(move || {
+                let mut client = Client::new(address);
+                let value = vec![number as u8; VALUE_BYTES];
+                for sequence in 0..WRITES / CLIENTS {
+                    let key =
+                        format!("/key-{}", number * (KEYS / CLIENTS) + sequence % (KEYS / CLIENTS));
+                    assert_eq!(client.put(&key, &value).unwrap(), 204);
+                }
+            });
+        }
+    });
+    let written = (WRITES * VALUE_BYTES) as u64;
+    assert!(written > 2 * SEGMENT_BYTES);
+    let resident = member.resident_bytes();
+    assert!(resident < 80 << 20, "{resident} bytes of memory after {written} written");
+    let on_disk = || -> u64 {
+        let files = files_in(site.dir());
+        files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum()
+    };
+    eventually(PATIENCE, "old segments and snapshots are removed", || {
+        on_disk() < 2 * SEGMENT_BYTES + (8 << 20) && names(&site, "raftexample-1-snap") <= 4
+    });
+    let first = site.dir().join("raftexample-1").join(format!("{:016x}.wal", 1));
+    assert!(!first.exists(), "the first segment is still there");
+    // All of it is still there, also after a restart.
+    member.kill();
+    let begun = std::time::Instant::now();
+    let _member = site.spawn("member", &flags);
+    for key in 0..KEYS {
+        let value = get(address, &format!("/key-{key}")).expect("it was acknowledged");
+        assert_eq!(value, vec![(key / (KEYS / CLIENTS)) as u8; VALUE_BYTES]);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "replaying took {:?}", begun.elapsed());
+}
+
+fn names(site: &Site, dir: &str) -> usize {
+    files_in(&site.dir().join(dir)).len()
+}
+
+/// More clients than descriptors: those that are served stay served, and the others are once there
+/// is room.
+#[test]
+fn a_member_that_ran_out_of_descriptors_goes_on_when_some_are_free() {
+    let site = Site::new();
+    let (flags, address) = site.single(&FAST);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 48 && exec \"$0\" \"$@\"", BINARY]).args(&flags);
+    let mut member = site.spawn_command("member", limited, false);
+    serves(address);
+    let mut served = Client::new(address);
+    assert_eq!(served.put("/k", b"before").unwrap(), 204);
+    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+    eventually(PATIENCE, "it runs out of descriptors", || {
+        member.stderr().contains("cannot accept connections")
+    });
+    assert_eq!(served.put("/k", b"meanwhile").unwrap(), 204);
+    drop(idle);
+    assert_eq!(get(address, "/k").as_deref(), Some(&b"meanwhile"[..]));
+    assert!(member.exited().is_none());
+    let said = member.stderr().matches("cannot accept connections").count();
+    assert!(said <= 3, "it is logged {said} times");
+}

@@ -1,0 +1,149 @@
+//! Disks that fail and disks that are full: the process stops, and nothing acknowledged is missing.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::harness::{
+    BINARY, Client, FAST, PATIENCE, Process, Signal, Site, assert_holds, serves, skip,
+};
+
+/// Writes until the process ends; returns the keys that were acknowledged.
+fn write_until_it_ends(
+    process: &mut Process,
+    address: SocketAddr,
+    value_bytes: usize,
+) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    let begun = Instant::now();
+    let mut client = Client::new(address);
+    for sequence in 0.. {
+        if process.exited().is_some() {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it did not stop: {}", process.stderr());
+        let key = format!("/{sequence:0value_bytes$}");
+        match client.put(&key, key.as_bytes()) {
+            Ok(204) => acknowledged.push(key),
+            _ => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    }
+    acknowledged
+}
+
+/// It ended with status 1 and one line that names a file of its own and the reason.
+fn stopped_because(process: &mut Process, why: &str) {
+    assert_eq!(process.wait(PATIENCE), 1, "{}", process.stderr());
+    let words = process.last_words();
+    assert_eq!(words.len(), 1, "one line: {}", process.stderr());
+    assert!(words[0].contains("raftexample-1"), "it names the file: {words:?}");
+    assert!(words[0].contains(why), "{words:?}");
+}
+
+#[test]
+fn a_failed_sync_stops_the_process_and_no_acknowledged_write_is_missing() {
+    let works = Command::new("strace")
+        .args(["-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "true"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !works {
+        return skip("fdatasync is not made to fail: strace is not installed, or may not trace");
+    }
+    // The first falls on making the directory, the last ones between writes.
+    for (round, when) in [1, 2, 4, 5, 9, 30].into_iter().enumerate() {
+        let site = Site::new();
+        let (flags, address) = site.single(&[&FAST[..], &["--snapshot-count", "10"]].concat());
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "--seccomp-bpf", "-o", "strace.txt", "-e", "trace=fdatasync"]);
+        strace.arg("-e").arg(format!("inject=fdatasync:error=EIO:when={when}"));
+        strace.arg(BINARY).args(&flags);
+        let mut member = site.spawn_command("member", strace, true);
+        let acknowledged = write_until_it_ends(&mut member, address, 8);
+        println!(
+            "{when}-th sync failed: {} acknowledged, {:?}",
+            acknowledged.len(),
+            member.last_words()
+        );
+        stopped_because(&mut member, "Input/output error");
+        assert!(round == 0 || member.stderr().contains("replaying WAL"), "it got that far");
+        assert!(when < 10 || !acknowledged.is_empty(), "some were written before");
+        let _member = site.spawn("member", &flags);
+        serves(address);
+        assert_holds(&[address], &acknowledged);
+    }
+}
+
+/// A small file system in memory, gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: &Path, size: &str) -> Option<Self> {
+        std::fs::create_dir(path).unwrap();
+        let mounted = mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], path);
+        mounted.then(|| Self(path.to_owned()))
+    }
+
+    fn grow(&self, size: &str) {
+        assert!(mount(&["-o", &format!("remount,size={size}")], &self.0));
+    }
+}
+
+fn mount(options: &[&str], path: &Path) -> bool {
+    let mut command = Command::new("mount");
+    command.args(options).arg(path).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_the_process_and_with_more_space_all_acknowledged_writes_are_there() {
+    let site = Site::new();
+    let Some(disk) = SmallDisk::mount(&site.dir().join("disk"), "2m") else {
+        return skip("no disk is filled up: mounting one takes root");
+    };
+    // Once while a log is full, once while snapshots are made all the time.
+    for (name, value_bytes, count) in [("log", 4000, "10000"), ("snapshots", 500, "20")] {
+        disk.grow("2m");
+        let data_dir = format!("disk/{name}");
+        let small = ["--data-dir", &data_dir, "--snapshot-count", count];
+        let (flags, address) = site.single(&[&FAST[..], &small].concat());
+        let mut member = site.spawn(name, &flags);
+        let acknowledged = write_until_it_ends(&mut member, address, value_bytes);
+        println!("{name}: {} acknowledged, {:?}", acknowledged.len(), member.last_words());
+        stopped_because(&mut member, "No space left on device");
+        assert!(!acknowledged.is_empty());
+        // Not more room yet: it ends again, and damages nothing.
+        let mut again = site.spawn(name, &flags);
+        if write_until_it_ends_or_serves(&mut again, address) {
+            again.signal(Signal::SIGKILL);
+        }
+        disk.grow("64m");
+        let mut member = site.spawn(name, &flags);
+        serves(address);
+        assert_holds(&[address], &acknowledged);
+        member.kill();
+        std::fs::remove_dir_all(site.dir().join(&data_dir)).unwrap();
+    }
+}
+
+/// True if a member that may find no room serves all the same.
+fn write_until_it_ends_or_serves(process: &mut Process, address: SocketAddr) -> bool {
+    let begun = Instant::now();
+    loop {
+        if process.exited().is_some() {
+            stopped_because(process, "No space left on device");
+            return false;
+        }
+        if Client::new(address).get("/k").is_ok_and(|answer| answer.status == 404) {
+            return true;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", process.stderr());
+    }
+}

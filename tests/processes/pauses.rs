@@ -1,0 +1,80 @@
+//! Members that hang: alive, connected and silent.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::harness::{Client, Cluster, FAST, Signal, put_in_term, request};
+
+/// With default flags: two election timeouts. A write that a hung follower holds up waits for much
+/// longer, until its connection is given up.
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_hung_follower_does_not_hold_up_writes() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.put(1, "/k", "before");
+    let (leader, term) = cluster.leader();
+    let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    cluster.process(follower).signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    let mut client = Client::new(cluster.address(leader));
+    let mut count = 0;
+    while begun.elapsed() < Duration::from_secs(3) {
+        let sent = Instant::now();
+        assert_eq!(client.put(&format!("/{count}"), b"value").unwrap(), 204);
+        assert!(sent.elapsed() < SOON, "a write took {:?}", sent.elapsed());
+        count += 1;
+        thread::sleep(Duration::from_millis(5));
+    }
+    cluster.process(follower).signal(Signal::SIGCONT);
+    cluster.put(leader, "/k", "after");
+    // It hears what it missed and does not disturb the leader.
+    assert_eq!(cluster.get(follower, "/k").as_deref(), Some("after"));
+    assert_eq!(cluster.get(follower, &format!("/{}", count - 1)).as_deref(), Some("value"));
+    assert_eq!(cluster.leader(), (leader, term));
+}
+
+/// etcd #20418: a leader that was paused wakes up, believes that it still leads, and answers a read.
+#[test]
+fn a_leader_that_was_paused_never_answers_with_an_old_value() {
+    const READERS: usize = 16;
+    let mut cluster = Cluster::start(3, &FAST);
+    let mut proved = 0;
+    for round in 0..12 {
+        if proved == 3 {
+            break;
+        }
+        let (old, new) = (format!("old-{round}"), format!("new-{round}"));
+        let (leader, _) = cluster.leader();
+        let term = put_in_term(cluster.address(leader), "/k", old.as_bytes());
+        let paused = Instant::now();
+        cluster.process(leader).signal(Signal::SIGSTOP);
+        // Half of the reads wait in its sockets when it wakes up.
+        let mut clients: Vec<Client> =
+            (0..READERS).map(|_| Client::new(cluster.address(leader))).collect();
+        let other = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+        let new_term = put_in_term(cluster.address(other), "/k", new.as_bytes());
+        // On a busy machine another one may have taken over before.
+        proved += usize::from(new_term > term);
+        thread::sleep(Duration::from_millis(600).saturating_sub(paused.elapsed()));
+        let (early, late) = clients.split_at_mut(READERS / 2);
+        early.iter_mut().for_each(|client| client.send("GET", "/k", b"").unwrap());
+        cluster.process(leader).signal(Signal::SIGCONT);
+        late.iter_mut().for_each(|client| client.send("GET", "/k", b"").unwrap());
+        let mut answered = 0;
+        for client in &mut clients {
+            let answer = client.receive().unwrap();
+            match answer.status {
+                200 => {
+                    assert_eq!(String::from_utf8(answer.body).unwrap(), new, "an old value");
+                    answered += 1;
+                }
+                status => assert!([503, 504].contains(&status), "{status}"),
+            }
+        }
+        println!("round {round}: {answered} of {READERS} reads were answered");
+        let answer = request(cluster.address(other), "GET", "/k", b"").unwrap();
+        assert_eq!(answer.body, new.as_bytes());
+    }
+    assert_eq!(proved, 3, "too few of the paused members led");
+}
