@@ -375,6 +375,8 @@ impl RaftNode {
                 break;
             }
             let mut ready = self.raw_node.ready();
+
+            // 1. A leader's messages, unless they speak for a term or vote that is not on disk.
             let is_new_term_or_vote = ready.hs().is_some_and(|hs| {
                 hs.term != self.hard_state.term || hs.vote != self.hard_state.vote
             });
@@ -383,14 +385,19 @@ impl RaftNode {
                 self.process_messages(std::mem::take(&mut after_sync));
             }
 
+            // 2. The disk.
             self.persist(&ready)?;
+
+            // 3. What waited for it.
             self.process_messages(after_sync);
             self.process_messages(ready.take_persisted_messages());
 
+            // 4. The state machine.
             self.publish_snapshot(ready.snapshot())?;
             self.publish_entries(ready.take_committed_entries());
             let read_states = ready.take_read_states();
 
+            // 5. What our own write committed.
             let mut light_ready = self.raw_node.advance_append(ready);
             if let Some(commit) = light_ready.commit_index() {
                 self.hard_state.commit = commit;

@@ -90,26 +90,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let lock = lock(vfs.as_ref(), &wal_dir)?;
     info!(logger, "replaying WAL of member {}", id);
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(&config.data_dir, id))?;
-    if !Wal::exists(vfs.as_ref(), &wal_dir)? {
-        // The log is made before the first snapshot: without it somebody removed it.
-        if let Some(mark) = snapshotter.list()?.last() {
-            return Err(Error::Refused(format!(
-                "{} holds no log, but there is a snapshot at index {}: move both directories away, or bring the log back; {REPLACE_MEMBER}",
-                wal_dir.display(),
-                mark.index
-            )));
-        }
-        Wal::create(vfs.clone(), &wal_dir, &new_identity(config))?;
-    }
-    let (wal, recovered) = Wal::open(vfs, &wal_dir)?;
-    if let Some((path, offset)) = &recovered.cut {
-        warn!(
-            logger,
-            "cut a frame that a crash left unfinished off {} at offset {}",
-            path.display(),
-            offset
-        );
-    }
+    let (wal, recovered) = open_wal(config, vfs, &wal_dir, &snapshotter, logger)?;
     check_identity(config, &recovered.identity, &wal_dir)?;
 
     let beginning = recovered.entries.is_empty()
@@ -153,6 +134,37 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         snapshot_members,
         beginning,
     })
+}
+
+/// Opens the write-ahead log, made if this is the first start.
+fn open_wal(
+    config: &NodeConfig,
+    vfs: Arc<dyn Vfs>,
+    wal_dir: &Path,
+    snapshotter: &Snapshotter,
+    logger: &Logger,
+) -> Result<(Wal, Recovered)> {
+    if !Wal::exists(vfs.as_ref(), wal_dir)? {
+        // The log is made before the first snapshot: without it somebody removed it.
+        if let Some(mark) = snapshotter.list()?.last() {
+            return Err(Error::Refused(format!(
+                "{} holds no log, but there is a snapshot at index {}: move both directories away, or bring the log back; {REPLACE_MEMBER}",
+                wal_dir.display(),
+                mark.index
+            )));
+        }
+        Wal::create(vfs.clone(), wal_dir, &new_identity(config))?;
+    }
+    let (wal, recovered) = Wal::open(vfs, wal_dir)?;
+    if let Some((path, offset)) = &recovered.cut {
+        warn!(
+            logger,
+            "cut a frame that a crash left unfinished off {} at offset {}",
+            path.display(),
+            offset
+        );
+    }
+    Ok((wal, recovered))
 }
 
 fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::Any + Send>> {
