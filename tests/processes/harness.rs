@@ -290,6 +290,23 @@ impl Client {
         connection.get_mut().write_all(&request).inspect_err(|_| self.connection = None)
     }
 
+    /// Sends a PUT and returns once the member reads its body, and so has the request.
+    pub fn send_and_be_heard(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+        let stream = TcpStream::connect_timeout(&self.address, ANSWER_TIMEOUT)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        let head = format!(
+            "PUT {key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+            self.address,
+            value.len()
+        );
+        let mut connection = BufReader::new(stream);
+        connection.get_mut().write_all(head.as_bytes())?;
+        assert_eq!(read_answer(&mut connection)?.status, 100);
+        connection.get_mut().write_all(value)?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
     pub fn receive(&mut self) -> io::Result<Answer> {
         let mut connection = self.connection.take().expect("a request was sent");
         let answer = read_answer(&mut connection)?;

@@ -108,7 +108,7 @@ fn a_second_sigterm_ends_the_process_at_once() {
     let (mut cluster, _waiting) = without_majority("60s");
     let member = cluster.process(1);
     member.signal(Signal::SIGTERM);
-    thread::sleep(Duration::from_millis(300));
+    eventually(PATIENCE, "it is stopping", || member.stderr().contains("received SIGTERM"));
     assert!(member.exited().is_none(), "a request still waits");
     member.signal(Signal::SIGTERM);
     assert_ne!(member.wait(Duration::from_secs(2)), 0, "{}", member.stderr());
@@ -125,7 +125,6 @@ fn without_majority(request_timeout: &str) -> (Cluster, Client) {
     // It must know that it has no leader, or the write is answered when it finds out.
     eventually(PATIENCE, "it has no leader", || has_no_leader(&cluster.process(1).stderr()));
     let mut waiting = Client::new(cluster.address(1));
-    waiting.send("PUT", "/k", b"waits").unwrap();
-    thread::sleep(Duration::from_millis(300));
+    waiting.send_and_be_heard("/k", b"waits").unwrap();
     (cluster, waiting)
 }
