@@ -25,7 +25,7 @@ async fn main() -> Result<()> {
     let dir = tempfile::tempdir()?;
 
     let (store, node) = start(dir.path()).await?;
-    let written = store.propose(b"/greeting", b"hello", Ack::Committed, soon()).await?;
+    let written = store.propose(b"/greeting", "hello".into(), Ack::Committed, soon()).await?;
     println!("put /greeting = hello: {written:?}");
     println!("get /greeting = {}", get(&store).await?);
     // The last handle is gone: proposeC is closed, and the node stops.

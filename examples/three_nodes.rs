@@ -91,8 +91,8 @@ fn start(
     Ok(Member { store, node })
 }
 
-async fn put(member: &Member, value: &str) -> Result<()> {
-    member.store.propose(b"/my-key", value.as_bytes(), Ack::Committed, soon()).await?;
+async fn put(member: &Member, value: &'static str) -> Result<()> {
+    member.store.propose(b"/my-key", value.into(), Ack::Committed, soon()).await?;
     Ok(())
 }
 

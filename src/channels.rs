@@ -2,7 +2,6 @@
 //!
 //! The table of the channels themselves is at the top of the crate.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -13,6 +12,8 @@ use tokio::time::Instant;
 
 use crate::error::{Error, RequestError};
 
+/// The longest peer URL in bytes: it stands in a header of every request between members.
+pub const PEER_URL_BYTES_MAX: usize = 2048;
 /// Requests that may wait in proposeC and in readC; one more is answered 503.
 pub const REQUESTS_MAX: usize = 4096;
 /// Requests that may wait in confChangeC; one more is answered 503.
@@ -323,21 +324,15 @@ pub struct PeerHeader {
 pub struct Greeting {
     /// The peer URLs of the first `--cluster` list; empty for a member that joined.
     pub first_urls: Vec<String>,
-    /// True while the sender has no raft state of its own, or none but its first entries.
-    pub beginning: bool,
 }
 
 /// What the receiver of a greeting knows.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GreetingAnswer {
-    /// The receiver's own first list.
-    pub first_urls: Vec<String>,
     /// True while the receiver has no raft state of its own, or none but its first entries.
     pub beginning: bool,
     /// True if the sender's id is a member in the receiver's applied state.
     pub counts_as_member: bool,
-    /// The members, as the receiver's applied state has them.
-    pub members: BTreeMap<NodeId, String>,
 }
 
 /// Why a member does not take a message.

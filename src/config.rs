@@ -20,6 +20,12 @@ use crate::raft_node::NodeConfig;
 /// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
 const VALUE_BYTES_MAX: usize = 64 << 20;
 
+/// Bounds that keep the arithmetic on times far from its end, and every sensible value inside.
+const TICK_MIN: Duration = Duration::from_millis(1);
+const TICK_MAX: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const ELECTION_TICKS_MAX: usize = 10_000;
+
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "raftexample", version)]
@@ -208,15 +214,23 @@ impl Config {
             (1..=VALUE_BYTES_MAX).contains(&self.max_value_bytes),
             format!("--max-value-bytes {}: it is 1 to {VALUE_BYTES_MAX}", self.max_value_bytes),
         )?;
-        require(self.tick >= Duration::from_millis(1), "--tick: it is 1ms at least".into())?;
         require(
-            self.heartbeat_ticks > 0 && self.election_ticks > self.heartbeat_ticks,
+            (TICK_MIN..=TICK_MAX).contains(&self.tick),
+            format!("--tick {:?}: it is 1ms to 1min", self.tick),
+        )?;
+        require(
+            self.heartbeat_ticks > 0
+                && self.election_ticks > self.heartbeat_ticks
+                && self.election_ticks <= ELECTION_TICKS_MAX,
             format!(
-                "--election-ticks {} has to be more than --heartbeat-ticks {}, and that more than 0",
+                "--election-ticks {} has to be more than --heartbeat-ticks {}, that more than 0, and neither more than {ELECTION_TICKS_MAX}",
                 self.election_ticks, self.heartbeat_ticks
             ),
         )?;
-        require(!self.request_timeout.is_zero(), "--request-timeout 0s: nothing can answer".into())
+        require(
+            (TICK_MIN..=REQUEST_TIMEOUT_MAX).contains(&self.request_timeout),
+            format!("--request-timeout {:?}: it is 1ms to 1day", self.request_timeout),
+        )
     }
 
     /// Where this member listens for its peers, as the others know it.
@@ -331,6 +345,10 @@ mod tests {
             ("--election-ticks 1".into(), "--election-ticks 1"),
             ("--max-value-bytes 99999999999".into(), "--max-value-bytes"),
             ("--snapshot-count 0".into(), "--snapshot-count"),
+            ("--tick 100000000000years".into(), "--tick"),
+            ("--request-timeout 300000000000years".into(), "--request-timeout"),
+            ("--request-timeout 0s".into(), "--request-timeout"),
+            ("--election-ticks 9223372036854775808".into(), "--election-ticks"),
             ("--cluster-id 0".into(), "0 is no cluster id"),
             ("--port 99999".into(), "99999"),
         ] {

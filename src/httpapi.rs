@@ -104,7 +104,7 @@ impl HttpKvApi {
     async fn put(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
         // The permit lives as long as the value does: until the answer is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
-        let acknowledged = self.store.propose(key.as_bytes(), &value, self.ack, deadline).await?;
+        let acknowledged = self.store.propose(key.as_bytes(), value, self.ack, deadline).await?;
         let mut response = StatusCode::NO_CONTENT.into_response();
         if let Acknowledged::Applied { index, term } = acknowledged {
             name_entry(response.headers_mut(), index, term);

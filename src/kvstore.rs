@@ -135,11 +135,13 @@ impl KvStore {
     pub async fn propose(
         &self,
         key: &[u8],
-        value: &[u8],
+        value: Bytes,
         ack: Ack,
         deadline: Instant,
     ) -> std::result::Result<Acknowledged, RequestError> {
-        let data = Bytes::from(codec::encode(&Command::Put { key, value }));
+        let data = Bytes::from(codec::encode(&Command::Put { key, value: &value }));
+        // Not held twice while the request waits.
+        drop(value);
         let (waiter, pending) = waiter();
         self.propose_tx.try_send(Proposal { data, ack, waiter }).map_err(|_| {
             unavailable("too many requests are waiting, or this member is stopping")

@@ -17,7 +17,7 @@ use hyper::http::uri::Authority;
 use raft::eraftpb::ConfState;
 use serde::{Deserialize, Serialize};
 
-use crate::channels::{Index, MemberChange, NodeId, PeerHeader, Refusal};
+use crate::channels::{Index, MemberChange, NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal};
 use crate::error::RequestError;
 
 /// How many ids that are no members may have a recorded incarnation. Whoever holds the cluster's id
@@ -177,6 +177,12 @@ fn check_id(id: NodeId) -> Result<(), RequestError> {
 /// # Errors
 /// One line that says what is wrong.
 pub fn check_url(url: &str) -> Result<(), String> {
+    if url.len() > PEER_URL_BYTES_MAX {
+        return Err(format!(
+            "a peer URL has {PEER_URL_BYTES_MAX} bytes at most, not {}",
+            url.len()
+        ));
+    }
     let wrong = |why: &str| Err(format!("{url:?} is no peer URL: {why}; write http://HOST:PORT"));
     let Some(authority) = url.strip_prefix("http://") else {
         return wrong("it does not start with http://");
@@ -337,5 +343,253 @@ impl PeerGate {
                 Ok(Sender::New)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(id: NodeId) -> String {
+        format!("http://127.0.0.1:{}", 9020 + id)
+    }
+
+    fn members(ids: impl IntoIterator<Item = NodeId>) -> Members {
+        Members { urls: ids.into_iter().map(|id| (id, url(id))).collect(), ..Members::default() }
+    }
+
+    fn add(id: NodeId) -> MemberChange {
+        MemberChange::Add { id, url: url(id) }
+    }
+
+    fn remove(id: NodeId) -> MemberChange {
+        MemberChange::Remove { id }
+    }
+
+    #[test]
+    fn a_peer_url_is_a_host_and_a_port_and_nothing_else() {
+        for right in [
+            "http://127.0.0.1:9021",
+            "http://localhost:1",
+            "http://a.b-c.example:65535",
+            "http://[::1]:9021",
+        ] {
+            assert_eq!(check_url(right), Ok(()), "{right}");
+        }
+        for wrong in [
+            "",
+            "http://",
+            "127.0.0.1:9021",
+            "https://127.0.0.1:9021",
+            "HTTP://127.0.0.1:9021",
+            "ftp://127.0.0.1:9021",
+            "http://127.0.0.1",
+            "http://127.0.0.1:",
+            "http://127.0.0.1:0",
+            "http://127.0.0.1:65536",
+            "http://127.0.0.1:-1",
+            "http://127.0.0.1:port",
+            "http://:9021",
+            "http://127.0.0.1:9021/",
+            "http://127.0.0.1:9021/raft",
+            "http://127.0.0.1:9021?a=b",
+            "http://127.0.0.1:9021#a",
+            "http://user@127.0.0.1:9021",
+            "http://user:word@127.0.0.1:9021",
+            "http://::1:9021",
+            "http://[::1:9021",
+            "http://a b:9021",
+            " http://127.0.0.1:9021",
+            "http://127.0.0.1:9021 ",
+            "http://127.0.0.1:9021\n",
+            "http://127.0.0.1\r\n:9021",
+            "http://b\u{fc}cher:9021",
+            "http://a:9021,http://b:9021",
+        ] {
+            let why = check_url(wrong).expect_err(wrong);
+            assert!(why.contains("http://HOST:PORT"), "{wrong:?}: {why}");
+            assert!(!why.contains(['\n', '\r']), "one line: {why}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_decided_on_the_state_alone() {
+        use RequestError::{Conflict, Gone, Invalid};
+        let mut state = members([1, 2, 3]);
+        state.apply(&add(4), 10);
+        state.apply(&remove(3), 11);
+        assert_eq!(state.urls, members([1, 2, 4]).urls);
+        assert_eq!(state.removed, BTreeMap::from([(3, 11)]));
+
+        assert_eq!(state.check(&add(5)), Ok(Verdict::Change));
+        assert_eq!(state.check(&remove(4)), Ok(Verdict::Change));
+        assert_eq!(state.check(&remove(3)), Ok(Verdict::Nothing), "removed already");
+        assert_eq!(state.check(&remove(0)), Ok(Verdict::Nothing));
+        assert_eq!(state.check(&remove(77)), Ok(Verdict::Nothing));
+        assert!(matches!(state.check(&add(0)), Err(Invalid(_))));
+        let no_url = MemberChange::Add { id: 3, url: "no url".into() };
+        assert!(matches!(state.check(&no_url), Err(Invalid(_))), "before anything else");
+        assert!(matches!(state.check(&add(3)), Err(Gone(why)) if why.contains("index 11")));
+        let conflict = state.check(&add(2));
+        assert!(matches!(&conflict, Err(Conflict(why)) if why.contains(&url(2))), "{conflict:?}");
+        let same_url = MemberChange::Add { id: 5, url: url(4) };
+        let conflict = state.check(&same_url);
+        assert!(
+            matches!(&conflict, Err(Conflict(why)) if why.contains("member 4")),
+            "{conflict:?}"
+        );
+        // Where a removed member listened another may listen.
+        let reused = MemberChange::Add { id: 5, url: url(3) };
+        assert_eq!(state.check(&reused), Ok(Verdict::Change));
+
+        let last = members([1]);
+        assert!(matches!(last.check(&remove(1)), Err(Conflict(why)) if why.contains("last")));
+        assert_eq!(last.check(&remove(2)), Ok(Verdict::Nothing));
+    }
+
+    #[test]
+    fn a_member_is_removed_only_if_a_majority_of_the_rest_lives() {
+        // The members, those that live, the one to remove, and the one to remove first.
+        type Case = (u64, &'static [NodeId], NodeId, Option<NodeId>);
+        let cases: &[Case] = &[
+            (1, &[1], 1, None),
+            (1, &[], 1, None),
+            (2, &[1, 2], 2, None),
+            (2, &[1], 2, None),
+            (2, &[1], 1, Some(2)),
+            (3, &[1, 2, 3], 3, None),
+            (3, &[1, 2], 3, None),
+            (3, &[1, 2], 2, Some(3)),
+            (4, &[1, 2, 3], 4, None),
+            (4, &[1, 2, 3], 1, None),
+            (5, &[1, 2, 3], 1, Some(4)),
+            (5, &[1, 2, 3], 5, None),
+            (5, &[1, 2, 3, 4], 4, None),
+        ];
+        for (n, living, removed, first) in cases {
+            let what = format!("{removed} of {n}, living {living:?}");
+            let verdict = members(1..=*n).check_majority_lives(*removed, |id| living.contains(&id));
+            match first {
+                None => assert_eq!(verdict, Ok(()), "{what}"),
+                Some(first) => {
+                    let RequestError::Conflict(why) = verdict.expect_err(&what) else {
+                        panic!("{what}: not a conflict")
+                    };
+                    assert!(why.contains(&format!("remove member {first} first")), "{what}: {why}");
+                }
+            }
+        }
+    }
+
+    /// Member 1 of three; it has heard of member 2, and of member 4 which was removed.
+    fn gate() -> PeerGate {
+        let mut members = members([1, 2, 3, 4]);
+        members.apply(&remove(4), 20);
+        PeerGate {
+            cluster_id: 0xc1,
+            id: 1,
+            incarnation: 101,
+            url: url(1),
+            first_urls: (1..=3).map(url).collect(),
+            members,
+            incarnations: [(2, 102), (4, 104)].into(),
+        }
+    }
+
+    fn from(id: NodeId) -> PeerHeader {
+        PeerHeader { cluster_id: 0xc1, from: id, incarnation: 100 + id, url: url(id), to: 1 }
+    }
+
+    #[test]
+    fn who_may_speak_is_decided_by_cluster_receiver_id_incarnation_and_url() {
+        let gate = gate();
+        assert_eq!(gate.admit(&from(2)), Ok(Sender::Known));
+        assert_eq!(gate.admit(&from(3)), Ok(Sender::New));
+        assert_eq!(gate.admit(&from(9)), Ok(Sender::New), "we may be the one that is behind");
+        assert_eq!(gate.admit(&from(4)), Err(Refusal::Removed { id: 4, index: 20 }));
+        let elsewhere = PeerHeader { url: url(7), ..from(9) };
+        assert_eq!(gate.admit(&elsewhere), Ok(Sender::New), "no URL of it is replicated");
+
+        let mismatches = [
+            ("another cluster", PeerHeader { cluster_id: 0xc2, ..from(2) }),
+            ("no cluster", PeerHeader { cluster_id: 0, ..from(2) }),
+            ("another receiver", PeerHeader { to: 2, ..from(2) }),
+            ("no receiver", PeerHeader { to: 0, ..from(2) }),
+            ("no sender", from(0)),
+            ("no URL", PeerHeader { url: String::new(), ..from(2) }),
+            ("ourselves", from(1)),
+            ("a copy of a member elsewhere", PeerHeader { url: url(7), ..from(2) }),
+            ("a new member elsewhere", PeerHeader { url: url(7), ..from(3) }),
+        ];
+        for (what, header) in mismatches {
+            let refusal = gate.admit(&header);
+            assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{what}: {refusal:?}");
+        }
+        for (what, header) in [
+            ("a member that lost its data", PeerHeader { incarnation: 5, ..from(2) }),
+            ("and moved", PeerHeader { incarnation: 5, url: url(7), ..from(2) }),
+            ("another with our id", PeerHeader { incarnation: 5, ..from(1) }),
+        ] {
+            let refusal = gate.admit(&header);
+            assert!(matches!(refusal, Err(Refusal::OtherIncarnation(_))), "{what}: {refusal:?}");
+        }
+        let Err(Refusal::Mismatch(why)) = gate.admit(&PeerHeader { cluster_id: 0xc2, ..from(2) })
+        else {
+            panic!("another cluster is a mismatch")
+        };
+        assert!(why.contains(&url(3)), "it names our list: {why}");
+    }
+
+    #[test]
+    fn a_greeting_may_leave_cluster_and_receiver_open_and_nothing_else() {
+        let joins = PeerGate { cluster_id: 0, first_urls: Vec::new(), ..gate() };
+        let gate = gate();
+        let open = |header| PeerHeader { cluster_id: 0, to: 0, ..header };
+        assert_eq!(gate.admit_greeting(&from(2)), Ok(Sender::Known));
+        assert_eq!(gate.admit_greeting(&open(from(2))), Ok(Sender::Known));
+        assert_eq!(gate.admit_greeting(&open(from(3))), Ok(Sender::New));
+        assert_eq!(gate.admit_greeting(&open(from(9))), Ok(Sender::New));
+        let refusal = gate.admit_greeting(&open(from(4)));
+        assert_eq!(refusal, Err(Refusal::Removed { id: 4, index: 20 }));
+        let refusal = gate.admit_greeting(&open(PeerHeader { incarnation: 5, ..from(2) }));
+        assert!(matches!(refusal, Err(Refusal::OtherIncarnation(_))), "{refusal:?}");
+        for (what, header) in [
+            ("another cluster", PeerHeader { cluster_id: 0xc2, to: 0, ..from(2) }),
+            ("another receiver", PeerHeader { cluster_id: 0, to: 2, ..from(2) }),
+            ("another URL", open(PeerHeader { url: url(7), ..from(2) })),
+            ("ourselves", open(from(1))),
+        ] {
+            let refusal = gate.admit_greeting(&header);
+            assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{what}: {refusal:?}");
+        }
+        // Two joiners know no cluster, and so nothing of each other.
+        let refusal = joins.admit_greeting(&open(from(9)));
+        assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{refusal:?}");
+    }
+
+    /// Each member that was ever removed has left its incarnation.
+    #[test]
+    fn any_number_of_removed_ids_keeps_no_new_sender_out() {
+        let mut gate = gate();
+        for id in 100..200 {
+            gate.members.apply(&add(id), id);
+            gate.members.apply(&remove(id), id + 1);
+            gate.incarnations.insert(id, id);
+        }
+        assert_eq!(gate.admit(&from(9)), Ok(Sender::New));
+        assert_eq!(gate.admit_greeting(&from(9)), Ok(Sender::New));
+    }
+
+    #[test]
+    fn only_so_many_ids_that_never_were_members_are_recorded() {
+        let mut gate = gate();
+        for id in 1000..1000 + OTHER_INCARNATIONS_MAX as u64 {
+            assert_eq!(gate.admit(&from(id)), Ok(Sender::New), "{id}");
+            gate.incarnations.insert(id, 100 + id);
+        }
+        let refusal = gate.admit(&from(9));
+        assert!(matches!(refusal, Err(Refusal::NotReady(_))), "{refusal:?}");
+        assert_eq!(gate.admit(&from(1000)), Ok(Sender::Known), "it was there before");
+        assert_eq!(gate.admit(&from(3)), Ok(Sender::New), "a member always may");
     }
 }

@@ -428,6 +428,11 @@ impl RaftNode {
         self.save_hard_state()
     }
 
+    /// True from when a snapshot is asked of the state machine until its file is reported.
+    pub fn is_making_snapshot(&self) -> bool {
+        self.making.is_some()
+    }
+
     fn leadership(&self) -> Leadership {
         Leadership { term: self.raw_node.raft.term, leader: self.raw_node.raft.leader_id }
     }

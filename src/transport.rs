@@ -57,6 +57,9 @@ pub const PEER_BODIES_BYTES: u64 = 2 * PEER_BODY_BYTES;
 /// The most messages that wait for one peer; more are dropped.
 pub const PEER_QUEUE_MESSAGES: usize = 4_096;
 
+/// The most bytes of payload that wait for one peer, unless it is a single message.
+pub const PEER_QUEUE_BYTES: u64 = 64 << 20;
+
 /// How many snapshots a member receives at once, from different senders.
 const SNAPSHOTS_RECEIVED_AT_ONCE: u32 = 2;
 
@@ -255,7 +258,8 @@ struct Shared {
     gate: Arc<dyn Gate>,
     files: Arc<dyn SnapshotFiles>,
     inbound_tx: mpsc::Sender<Inbound>,
-    /// Unbounded, but bounded in effect: a peer's task reports a few times per backoff.
+    /// Unbounded, but bounded in effect: a peer's task reports a few times per backoff, and what it
+    /// gives back is what its queue held.
     report_tx: mpsc::UnboundedSender<PeerReport>,
     logger: Logger,
     /// Numbers this boot's batches and snapshots; shared by all peers, so it rises for each.
@@ -297,6 +301,8 @@ impl Shared {
 struct Peer {
     url: Arc<str>,
     queue_tx: mpsc::Sender<Message>,
+    /// The payload of what is queued.
+    queued_bytes: Arc<AtomicU64>,
     /// Never sent on: dropping it starts the time that the queue has to drain.
     _removed_tx: oneshot::Sender<()>,
     /// True while the full queue was reported and nothing was queued since.
@@ -376,11 +382,14 @@ impl Transport {
         let url: Arc<str> = url.into();
         let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
         let (removed_tx, removed_rx) = oneshot::channel();
-        let sender = outbound::PeerSender::new(self.shared.clone(), id, url.clone(), queue_rx);
+        let queued_bytes = Arc::<AtomicU64>::default();
+        let queue = outbound::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
+        let sender = outbound::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
         self.peer_tasks.spawn_on(sender.run(removed_rx), &self.runtime);
         let peer = Peer {
             url,
             queue_tx,
+            queued_bytes,
             _removed_tx: removed_tx,
             overflowing: false,
             snapshot_on_its_way: Arc::default(),
@@ -405,16 +414,23 @@ impl Transport {
             debug!(self.shared.logger, "dropped a {:?} to unknown peer {}", message.msg_type, to);
             return self.shared.report_unsent(message);
         };
-        match peer.queue_tx.try_send(message) {
-            Ok(()) => peer.overflowing = false,
-            Err(error) => {
-                self.shared.report_unsent(error.into_inner());
-                if !peer.overflowing {
-                    // Once is enough: raft stops streaming to this peer until it answers.
-                    peer.overflowing = true;
-                    self.shared.report(PeerReport::Unreachable(to));
-                }
-            }
+        let bytes = payload_bytes(&message);
+        let queued_bytes = peer.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let unsent = if queued_bytes > 0 && queued_bytes + bytes > PEER_QUEUE_BYTES {
+            Some(message)
+        } else {
+            peer.queue_tx.try_send(message).err().map(|error| error.into_inner())
+        };
+        let Some(unsent) = unsent else {
+            peer.overflowing = false;
+            return;
+        };
+        peer.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.shared.report_unsent(unsent);
+        if !peer.overflowing {
+            // Once is enough: raft stops streaming to this peer until it answers.
+            peer.overflowing = true;
+            self.shared.report(PeerReport::Unreachable(to));
         }
     }
 
@@ -482,6 +498,12 @@ impl Transport {
             permits.forget();
         }
     }
+}
+
+/// What a message holds of the log, or for it, in bytes.
+fn payload_bytes(message: &Message) -> u64 {
+    let entries = message.entries.iter();
+    entries.map(|entry| (entry.data.len() + entry.context.len()) as u64).sum()
 }
 
 /// Takes the tasks that ended out of `tasks`.

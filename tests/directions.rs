@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("channels", &["error"]),
     ("codec", &[]),
-    ("config", &["logging", "channels", "error", "kvstore", "membership", "raft_node"]),
+    ("config", &["channels", "error", "kvstore", "membership", "raft_node"]),
     ("error", &[]),
     ("httpapi", &["kvstore", "listener", "channels", "error"]),
     ("kvstore", &["codec", "channels", "error"]),

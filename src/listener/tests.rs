@@ -268,3 +268,54 @@ async fn body_that_cannot_be_read_leaves_the_budget() {
     let late = read(Pieces::body([piece()], false), 100).await;
     assert!(matches!(late, BodyError::TimedOut), "{late}");
 }
+
+/// Counts the lines of a log that hold a text.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl slog::Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        self.0.lock().expect("lines").push(record.msg().to_string());
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn count(&self, text: &str) -> usize {
+        self.0.lock().expect("lines").iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+/// Out of descriptors, each one that comes free is one success between two failures.
+#[tokio::test]
+async fn accepting_that_fails_now_and_then_is_logged_once_in_a_period_of_failures() {
+    let log = Lines::default();
+    let logger = Logger::root(log.clone(), slog::o!());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let mut acceptor = Acceptor::new(listener, 1, logger);
+    let no_descriptors = || io::Error::from_raw_os_error(24);
+    let logged = || (log.count("cannot accept"), log.count("accepting connections again"));
+    for _ in 0..3 {
+        acceptor.back_off(&no_descriptors()).await;
+        acceptor.back_off(&no_descriptors()).await;
+        let _client = TcpStream::connect(address).await.expect("the backlog takes it");
+        drop(acceptor.accept().await);
+        assert_eq!(logged(), (1, 0));
+        assert_eq!(acceptor.backoff, ACCEPT_BACKOFF_MIN, "it worked");
+    }
+    acceptor.back_off(&io::Error::from_raw_os_error(12)).await;
+    assert_eq!(logged(), (2, 0), "another failure");
+
+    // Long after the last failure it is over, and the next is a new one.
+    let (_, at) = acceptor.failure.as_mut().expect("it failed");
+    *at -= ACCEPT_CALM + Duration::from_secs(1);
+    let _client = TcpStream::connect(address).await.expect("the backlog takes it");
+    drop(acceptor.accept().await);
+    assert_eq!(logged(), (2, 1));
+    acceptor.back_off(&no_descriptors()).await;
+    assert_eq!(logged(), (3, 1));
+}

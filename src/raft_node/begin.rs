@@ -5,7 +5,7 @@
 //! and answers their greetings, but takes no raft message. It begins when
 //!
 //! * no answer knows its id under another incarnation, or as removed,
-//! * no answer comes from another first list, and
+//! * nobody answered that it goes by another first list, and
 //! * without `--join`: every other URL of the list has answered, or those that answered are
 //!   beginning too and are a majority together with it;
 //!   with `--join`: one that counts its id as a member has answered.
@@ -102,7 +102,7 @@ impl RaftNode {
 
     /// What we tell the others about us.
     pub(super) fn greeting(&self) -> Greeting {
-        Greeting { first_urls: first_urls(&self.config), beginning: self.counts_as_beginning() }
+        Greeting { first_urls: first_urls(&self.config) }
     }
 
     /// Takes in what a greeting brought while we are beginning.
@@ -110,21 +110,11 @@ impl RaftNode {
         let Some(beginning) = &mut self.beginning else { return Ok(()) };
         match report {
             PeerReport::Greeted { url, header, answer } => {
-                let ours = first_urls(&self.config);
                 let known = self.identity.cluster_id;
                 let outcome = if known != 0 && header.cluster_id != known {
                     Err(format!(
                         "it belongs to cluster {:016x}, we to {known:016x}",
                         header.cluster_id
-                    ))
-                } else if !ours.is_empty()
-                    && !answer.first_urls.is_empty()
-                    && answer.first_urls != ours
-                {
-                    Err(format!(
-                        "its --cluster is {}, ours is {}",
-                        answer.first_urls.join(","),
-                        ours.join(",")
                     ))
                 } else {
                     Ok((header, answer))

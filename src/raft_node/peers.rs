@@ -110,8 +110,9 @@ impl Peers {
         filter(peer).is_new(boot, number)
     }
 
+    /// True for a peer that a proposal could not leave for, or that is not connected at all.
     pub(super) fn is_out_of_reach(&self, id: NodeId) -> bool {
-        self.peers.get(&id).is_some_and(|peer| peer.is_out_of_reach)
+        self.peers.get(&id).is_none_or(|peer| peer.is_out_of_reach)
     }
 
     pub(super) fn was_heard_since(&self, id: NodeId, tick: u64) -> bool {
@@ -213,23 +214,36 @@ impl RaftNode {
     fn answer_greeting(
         &mut self,
         header: &PeerHeader,
-        _greeting: &Greeting,
+        greeting: &Greeting,
     ) -> Result<std::result::Result<GreetingAnswer, Refusal>> {
         let verdict = self
             .gate
             .read()
             .expect("no thread panics while it holds the gate")
             .admit_greeting(header);
-        match verdict {
+        let sender = match verdict {
             Err(refusal) => return Ok(Err(refusal)),
-            Ok(Sender::New) => self.record_incarnation(header)?,
-            Ok(Sender::Known) => {}
+            Ok(sender) => sender,
+        };
+        let ours = first_urls(&self.config);
+        let theirs = &greeting.first_urls;
+        if !ours.is_empty() && !theirs.is_empty() && *theirs != ours {
+            return Ok(Err(Refusal::Mismatch(format!(
+                "the sender's --cluster is {}, this member's is {}",
+                theirs.join(","),
+                ours.join(",")
+            ))));
+        }
+        let is_member = self.members.urls.contains_key(&header.from);
+        // Whoever is no member yet may still begin with another directory: its id is not bound to
+        // this one. First members are members to be.
+        let is_first = self.beginning.is_some() && header.from <= ours.len() as u64;
+        if sender == Sender::New && (is_member || is_first) {
+            self.record_incarnation(header)?;
         }
         Ok(Ok(GreetingAnswer {
-            first_urls: first_urls(&self.config),
             beginning: self.counts_as_beginning(),
-            counts_as_member: self.members.urls.contains_key(&header.from),
-            members: self.members.urls.clone(),
+            counts_as_member: is_member,
         }))
     }
 
@@ -271,8 +285,10 @@ impl RaftNode {
             }
         }
         let is_behind = self.outstanding_bytes.load(Ordering::Relaxed) > OUTSTANDING_BYTES_MAX;
-        if is_behind && message_type == MessageType::MsgAppend && !message.entries.is_empty() {
-            debug!(self.logger, "dropping an append: too much waits to be applied");
+        let brings_entries =
+            matches!(message_type, MessageType::MsgAppend | MessageType::MsgPropose);
+        if is_behind && brings_entries && !message.entries.is_empty() {
+            debug!(self.logger, "dropping entries: too much waits to be applied");
             return;
         }
         if let Err(error) = self.raw_node.step(message) {

@@ -134,7 +134,7 @@ impl RaftNode {
             && raft.leader_id != raft::INVALID_ID
             // raft would drop them while leadership is handed over.
             && raft.lead_transferee.is_none()
-            && !self.peers.is_out_of_reach(raft.leader_id)
+            && (self.is_leader() || !self.peers.is_out_of_reach(raft.leader_id))
             && self.outstanding_bytes.load(Ordering::Relaxed) <= OUTSTANDING_BYTES_MAX
     }
 

@@ -32,7 +32,7 @@ use crate::transport::{
 
 /// A turn takes no more inputs than this, so that ticks and heartbeats are not kept waiting.
 const TURN_INPUTS_MAX: usize = 1024;
-/// A turn takes no more proposed bytes than this, for the same reason: they are one write.
+/// A turn stops taking inputs after this many bytes, for the same reason: they are one write.
 const TURN_BYTES_MAX: usize = 4 << 20;
 /// Requests of peers that wait for the node; one more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
@@ -40,6 +40,8 @@ const INBOUND_MAX: usize = 1024;
 const PEER_CONNECTIONS_MAX: usize = 256;
 /// What is on its way to peers when the node stops may take this long to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A snapshot that is being made when the node stops may take this long to be finished.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running node.
 pub struct RaftNodeHandle {
@@ -140,9 +142,12 @@ fn start_raft(
         status_tx,
         logger.clone(),
     )?;
-    let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
+    let mut inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
     let result = runtime
-        .block_on(serve_channels(&mut node, inputs, &commit_tx, tick))
+        .block_on(async {
+            serve_channels(&mut node, &mut inputs, &commit_tx, tick).await?;
+            finish_snapshot(&mut node, &mut inputs, &commit_tx).await
+        })
         .and_then(|()| node.stop());
     match &result {
         Ok(()) => info!(logger, "the raft node stopped"),
@@ -172,7 +177,7 @@ struct Inputs {
 /// Feeds the node until proposeC is closed or the state machine is gone.
 async fn serve_channels(
     node: &mut RaftNode,
-    mut inputs: Inputs,
+    inputs: &mut Inputs,
     commit_tx: &mpsc::UnboundedSender<Commit>,
     tick: Duration,
 ) -> Result<()> {
@@ -201,7 +206,7 @@ async fn serve_channels(
         if let Some(input) = first {
             node.handle(input)?;
         }
-        drain(node, &mut inputs)?;
+        drain(node, inputs)?;
         // Inputs come before ticks, and ticks that were missed are skipped: a member that was paused
         // hears what its leader sent meanwhile instead of waking up into an election.
         let now = Instant::now();
@@ -214,6 +219,24 @@ async fn serve_channels(
         }
         node.handle_ready()?;
     }
+}
+
+/// Waits for the snapshot that is being made, if there is one: its maker is the last that uses the
+/// directory, and the next process may want it.
+async fn finish_snapshot(
+    node: &mut RaftNode,
+    inputs: &mut Inputs,
+    commit_tx: &mpsc::UnboundedSender<Commit>,
+) -> Result<()> {
+    let finished = async {
+        while node.is_making_snapshot() && !commit_tx.is_closed() {
+            let Some(report) = inputs.report_rx.recv().await else { break };
+            node.handle(Input::Report(report))?;
+        }
+        Ok(())
+    };
+    // Whoever waits longer than that for a disk had better be told nothing than be kept.
+    tokio::time::timeout(SNAPSHOT_TIMEOUT, finished).await.unwrap_or(Ok(()))
 }
 
 /// Takes a turn's share of what is queued.
@@ -364,5 +387,113 @@ impl SnapshotSink for SnapshotReceiver {
             Received::Kept => Ok(()),
             Received::Refused(why) => Err(why),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::DiskVfs;
+    use crate::transport::InboundBody;
+
+    /// Takes everything, sends nothing.
+    struct Nowhere;
+
+    impl Outbox for Nowhere {
+        fn send(&mut self, _: Message) {}
+        fn send_snapshot(&mut self, _: Message, _: SnapshotFile) {}
+        fn add_peer(&mut self, _: NodeId, _: &str) {}
+        fn remove_peer(&mut self, _: NodeId) {}
+        fn greet(&mut self, _: &str, _: Greeting) {}
+        fn pass_on(&mut self, _: NodeId, _: MemberChange, _: Waiter<()>) {}
+    }
+
+    /// A greeting of member 9, and whether it was looked at.
+    fn greeting(to: &PeerHeader) -> (Inbound, oneshot::Receiver<impl Sized + use<>>) {
+        let header = PeerHeader {
+            from: 9,
+            incarnation: 9,
+            url: "http://127.0.0.1:9029".into(),
+            to: to.from,
+            ..to.clone()
+        };
+        let greeting = Greeting { first_urls: Vec::new() };
+        let (answer, answer_rx) = oneshot::channel();
+        (Inbound::new(header, InboundBody::Greeting { greeting, answer }), answer_rx)
+    }
+
+    /// Runs a node whose peers have `waiting` greetings for it; returns how many it looked at.
+    async fn looked_at(
+        waiting: usize,
+        keep_open: impl FnOnce(
+            mpsc::Sender<Proposal>,
+            mpsc::UnboundedReceiver<Commit>,
+        ) -> Box<dyn std::any::Any>,
+    ) -> usize {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = "http://127.0.0.1:9021".to_owned();
+        let config = NodeConfig {
+            id: 1,
+            url: url.clone(),
+            cluster: vec![url],
+            join: false,
+            cluster_id: None,
+            data_dir: dir.path().into(),
+            snapshot_count: 10_000,
+            snapshot_catch_up_entries: 10_000,
+            tick: Duration::from_millis(100),
+            election_ticks: 10,
+            heartbeat_ticks: 1,
+            request_timeout: Duration::from_secs(5),
+            boot: 1,
+            incarnation: 1,
+        };
+        let logger = Logger::root(slog::Discard, slog::o!());
+        let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");
+        let header = replayed.gate().read().expect("gate").header(1);
+        let (commit_tx, commit_rx) = mpsc::unbounded_channel();
+        let (report_tx, report_rx) = mpsc::unbounded_channel();
+        let report = Arc::new(move |report| {
+            let _ = report_tx.send(report);
+        });
+        let tick = config.tick;
+        let mut node = RaftNode::new(
+            config,
+            replayed,
+            Box::new(Nowhere),
+            commit_tx.clone(),
+            report,
+            watch::channel(Status::default()).0,
+            logger,
+        )
+        .expect("a node");
+        let (propose_tx, propose_rx) = mpsc::channel(1);
+        let (_read_tx, read_rx) = mpsc::channel(1);
+        let (_conf_change_tx, conf_change_rx) = mpsc::channel(1);
+        let (inbound_tx, inbound_rx) = mpsc::channel(waiting);
+        let mut answers = Vec::new();
+        for _ in 0..waiting {
+            let (inbound, answer_rx) = greeting(&header);
+            assert!(inbound_tx.try_send(inbound).is_ok(), "there is room");
+            answers.push(answer_rx);
+        }
+        let _open = keep_open(propose_tx, commit_rx);
+        let mut inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
+        serve_channels(&mut node, &mut inputs, &commit_tx, tick)
+            .await
+            .expect("it was told to stop");
+        answers.iter_mut().filter_map(|answer_rx| answer_rx.try_recv().ok()).count()
+    }
+
+    /// Peers that always have something to say must not keep a node from stopping: so it stops with
+    /// most of that unread.
+    #[tokio::test]
+    async fn a_node_stops_when_propose_c_or_commit_c_is_closed_however_much_its_peers_have_to_say()
+    {
+        const WAITING: usize = 5 * TURN_INPUTS_MAX;
+        let count = looked_at(WAITING, |_propose_tx, commit_rx| Box::new(commit_rx)).await;
+        assert!(count <= 2 * TURN_INPUTS_MAX, "proposeC is closed: it looked at {count}");
+        let count = looked_at(WAITING, |propose_tx, _commit_rx| Box::new(propose_tx)).await;
+        assert!(count <= 2 * TURN_INPUTS_MAX, "commitC is closed: it looked at {count}");
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use slog::{crit, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::{IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, allowance, wire};
+use super::{IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, allowance, payload_bytes, wire};
 use crate::channels::{
     Greeting, GreetingAnswer, Index, MemberChange, NodeId, PeerHeader, PeerReport, Refusal,
     SnapshotFile, Term, Waiter,
@@ -219,12 +219,36 @@ enum Activity {
     Inactive,
 }
 
+/// What waits for one peer.
+pub(super) struct Queue {
+    pub(super) queue_rx: mpsc::Receiver<Message>,
+    /// The payload of what is in it.
+    pub(super) queued_bytes: Arc<AtomicU64>,
+}
+
+impl Queue {
+    async fn recv(&mut self) -> Option<Message> {
+        let message = self.queue_rx.recv().await?;
+        Some(self.taken(message))
+    }
+
+    fn try_recv(&mut self) -> Option<Message> {
+        let message = self.queue_rx.try_recv().ok()?;
+        Some(self.taken(message))
+    }
+
+    fn taken(&self, message: Message) -> Message {
+        self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
+        message
+    }
+}
+
 /// Sends one peer its batches, one after the other.
 pub(super) struct PeerSender {
     shared: Arc<Shared>,
     id: NodeId,
     url: Arc<str>,
-    queue_rx: mpsc::Receiver<Message>,
+    queue: Queue,
     /// Taken from the queue, but too large for the batch before it.
     held: Option<Message>,
     /// The proposals in the batch that is being sent.
@@ -236,18 +260,13 @@ pub(super) struct PeerSender {
 
 impl PeerSender {
     /// A sender of what is queued for peer `id` to `url`.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        id: NodeId,
-        url: Arc<str>,
-        queue_rx: mpsc::Receiver<Message>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
         let activity = Activity::Unknown;
         Self {
             shared,
             id,
             url,
-            queue_rx,
+            queue,
             held: None,
             proposals: Vec::new(),
             activity,
@@ -296,7 +315,7 @@ impl PeerSender {
     async fn next_batch(&mut self) -> Option<Vec<u8>> {
         let mut next = match self.held.take() {
             Some(message) => Some(message),
-            None => Some(self.queue_rx.recv().await?),
+            None => Some(self.queue.recv().await?),
         };
         let mut batch = Vec::new();
         let mut messages = 0;
@@ -312,7 +331,7 @@ impl PeerSender {
             if message.msg_type == MessageType::MsgPropose {
                 self.proposals.push(message);
             }
-            next = self.queue_rx.try_recv().ok();
+            next = self.queue.try_recv();
         }
         Some(batch)
     }
@@ -343,8 +362,8 @@ impl PeerSender {
             Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
         };
         unsent.extend(self.held.take());
-        for _ in 0..self.queue_rx.len() {
-            unsent.extend(self.queue_rx.try_recv().ok());
+        for _ in 0..self.queue.queue_rx.len() {
+            unsent.extend(self.queue.try_recv());
         }
         for message in unsent {
             self.shared.report_unsent(message);

@@ -877,14 +877,8 @@ async fn a_failed_disk_reaches_the_receivers_node() {
 async fn greetings_are_answered_refused_or_not_answered() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    let greeting = Greeting { first_urls: vec!["http://a".to_owned()], beginning: true };
-    let members = [(2, two.url.clone())].into();
-    let answer = GreetingAnswer {
-        first_urls: Vec::new(),
-        beginning: false,
-        counts_as_member: true,
-        members,
-    };
+    let greeting = Greeting { first_urls: vec!["http://a".to_owned()] };
+    let answer = GreetingAnswer { beginning: false, counts_as_member: true };
     one.transport.greet(&two.url, greeting.clone());
     let inbound = two.inbound().await;
     assert_eq!(inbound.header.to, 0, "whoever listens there");
@@ -910,6 +904,38 @@ async fn greetings_are_answered_refused_or_not_answered() {
     let nobody = nobody().await;
     one.transport.greet(&nobody, greeting);
     assert!(matches!(one.report().await, PeerReport::NotGreeted { url, .. } if url == nobody));
+}
+
+/// A member that waits to begin logs what `NotGreeted` says; a refusal of that kind is final for none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_with_the_reason() {
+    let mut one = Member::start(1).await;
+    let mut two = Member::start(2).await;
+    let greeting = Greeting { first_urls: Vec::new() };
+    two.judge(|_| Err(Refusal::Mismatch("another --cluster".to_owned())));
+    one.transport.greet(&two.url, greeting.clone());
+    match one.report().await {
+        PeerReport::NotGreeted { url, why } => {
+            assert_eq!(url, two.url);
+            assert!(why.contains("another --cluster"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // The other refusals are the node's to judge, with the header of who answered.
+    for refusal in [Refusal::Removed { id: 1, index: 5 }, Refusal::OtherIncarnation("8".to_owned())]
+    {
+        let answered = refusal.clone();
+        two.judge(move |_| Err(answered.clone()));
+        one.transport.greet(&two.url, greeting.clone());
+        match one.report().await {
+            PeerReport::Refused { header, refusal: reported } => {
+                assert_eq!(header, two.gate.header(1));
+                assert_eq!(reported, refusal);
+            }
+            other => panic!("{refusal:?}: {other:?}"),
+        }
+    }
+    assert!(two.inbound_rx.try_recv().is_err(), "none of them reached the node");
 }
 
 /// Passes a change on from `one` to member 2.

@@ -42,16 +42,13 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use crate::channels::{NodeId, PeerHeader, Refusal, SnapshotFile};
+use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotFile};
 
 /// The one version of this protocol. A member of another one is answered 400.
 const PROTOCOL: &str = "1";
 
 /// The most messages in one batch: an empty message is a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;
-
-/// The longest peer URL in bytes.
-const URL_BYTES: usize = 2_048;
 
 /// The length of the field before each message in bytes.
 pub(super) const LENGTH_BYTES: usize = 4;
@@ -120,9 +117,9 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
     if header.from == 0 {
         return Err(WireError(format!("{FROM} is 0, which is no member's id")));
     }
-    if header.url.is_empty() || header.url.len() > URL_BYTES {
+    if header.url.is_empty() || header.url.len() > PEER_URL_BYTES_MAX {
         return Err(WireError(format!(
-            "{FROM_URL} has {} bytes, not 1 to {URL_BYTES}",
+            "{FROM_URL} has {} bytes, not 1 to {PEER_URL_BYTES_MAX}",
             header.url.len()
         )));
     }

@@ -552,7 +552,9 @@ pub async fn propose(
     key: &[u8],
     value: &[u8],
 ) -> std::result::Result<Acknowledged, RequestError> {
-    store.propose(key, value, Ack::Committed, Instant::now() + PATIENCE).await
+    store
+        .propose(key, Bytes::copy_from_slice(value), Ack::Committed, Instant::now() + PATIENCE)
+        .await
 }
 
 /// Speaks to one member's client port. Nothing is sent twice.

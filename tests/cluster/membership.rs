@@ -289,3 +289,20 @@ async fn a_joiner_waits_until_it_is_added() {
     cluster.holds(2, "/k", "v").await;
     cluster.stop_all().await;
 }
+
+/// A greeting binds no id: only a member's directory is known by its incarnation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_whose_directory_was_wiped_before_it_was_added_is_welcome() {
+    let mut cluster = Cluster::started(1, Options::default()).await;
+    cluster.joiner(2);
+    cluster.start(2).await;
+    cluster.until_logged(2, "1 answered").await;
+    cluster.stop(2).await;
+    cluster.wipe(2);
+    cluster.start(2).await;
+    let url = cluster.url(2);
+    within("member 2 is added", cluster.client(1).add(2, &url)).await.expect(204);
+    cluster.write(1, "/k", "v").await;
+    cluster.holds(2, "/k", "v").await;
+    cluster.stop_all().await;
+}

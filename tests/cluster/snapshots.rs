@@ -113,8 +113,10 @@ impl Store {
             self.reader.handle(Commit::Entries { entries, applied }).unwrap();
         };
         let deadline = Instant::now() + PATIENCE;
-        let (answer, ()) =
-            tokio::join!(self.store.propose(key, value, Ack::Committed, deadline), commit);
+        let (answer, ()) = tokio::join!(
+            self.store.propose(key, Bytes::copy_from_slice(value), Ack::Committed, deadline),
+            commit
+        );
         answer.unwrap();
     }
 

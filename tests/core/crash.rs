@@ -3,7 +3,8 @@
 
 use std::io;
 
-use raftexample::raft_node::NodeConfig;
+use raftexample::channels::MemberChange;
+use raftexample::raft_node::{Input, NodeConfig};
 
 use crate::harness::*;
 
@@ -167,6 +168,50 @@ fn two_of_three_first_members_begin_without_the_third() {
     assert!(error.contains("under a new id"), "{error}");
 }
 
+/// It wrote its first entries, which nobody else has, and greets anew.
+#[test]
+fn a_first_member_that_crashes_right_after_it_began_keeps_no_other_from_beginning() {
+    for survives in SURVIVALS {
+        let mut network = Network::default();
+        network.start(&config(1, 3), &MemVfs::default()).unwrap();
+        network.start(&config(2, 3), &MemVfs::default()).unwrap();
+        let begun = |network: &Network| -> Vec<u64> {
+            let begun = network.members.values().filter(|member| member.status().begun);
+            begun.map(|member| member.id).collect()
+        };
+        let first = 'begun: {
+            for _ in 0..20 {
+                for id in [1, 2] {
+                    network.turn(id, [Input::Tick]);
+                    // Not until quiet: in the same round the other would begin as well.
+                    network.deliver_round();
+                    if let [first] = begun(&network)[..] {
+                        break 'begun first;
+                    }
+                    assert!(begun(&network).is_empty(), "both at once");
+                }
+            }
+            panic!("nobody begins");
+        };
+        let other = 3 - first;
+        let again = NodeConfig { boot: 2000 + first, ..config(first, 3) };
+        let disk = network.crash(first, survives);
+        // The other tries alone meanwhile.
+        network.tick(7);
+        assert!(begun(&network).is_empty(), "{survives:?}: one of three begins alone");
+        network.start(&again, &disk).unwrap();
+        assert_eq!(begun(&network), [first], "{survives:?}: its beginning is on disk");
+        // Longer than an election takes: it asks for votes in vain meanwhile.
+        for _ in 0..30 {
+            network.turn(first, [Input::Tick]);
+            network.member(first).take_messages();
+        }
+        network.tick_until("both have begun", |network| begun(network).len() == 2);
+        network.elect(other);
+        assert!(network.put(other, "key", "value").is_ok(), "{survives:?}");
+    }
+}
+
 /// Members 1 and 2 begin with each other; member 3 crashes at some operation of its first start.
 #[test]
 fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
@@ -209,6 +254,51 @@ fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
             assert!(caught_up(&network), "{what}: {:?}", network.ended);
             let state = network.member(1).state();
             assert_eq!(network.member(3).state(), state, "{what}");
+        }
+    }
+}
+
+/// Member 4 is added to three members and crashes at some operation of its first start.
+#[test]
+fn a_first_start_of_a_joiner_that_crashes_at_any_operation_can_be_repeated() {
+    for survives in SURVIVALS {
+        for operation in 1.. {
+            let mut network = Network::new(3, |_| {});
+            assert!(network.put(1, "key", "value").is_ok());
+            let change = MemberChange::Add { id: 4, url: url(4) };
+            let mut addition = network.member(1).change(change).unwrap();
+            network.deliver();
+            assert!(addition.is_ok(), "{:?}", addition.get());
+
+            let joiner = NodeConfig { join: true, ..config(4, 4) };
+            let disk = MemVfs::default();
+            disk.inject(operation, Fault::Crash);
+            let _ = network.start(&joiner, &disk);
+            network.tick(8);
+            let caught_up = |network: &Network| {
+                network.members.get(&4).is_some_and(|member| {
+                    member.status().leader == 1
+                        && member.status().applied == network.members[&1].status().applied
+                })
+            };
+            if !disk.fault_happened() {
+                assert!(network.ended.is_empty(), "{:?}", network.ended);
+                assert!(caught_up(&network), "without a crash");
+                assert!(operation > 5, "a start needs more operations");
+                break;
+            }
+            network.members.remove(&4);
+            let what = format!("crash at operation {operation}, {survives:?}");
+            // A process that is started anew draws anew.
+            let again = NodeConfig { boot: 2004, incarnation: 204, ..joiner };
+            network
+                .start(&again, &disk.crash(survives))
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            network.tick(12);
+            assert!(caught_up(&network), "{what}: {:?}", network.ended.get(&4));
+            let state = network.member(1).state();
+            assert_eq!(network.member(4).state(), state, "{what}");
+            assert!(network.put(4, "key", "later").is_ok(), "{what}");
         }
     }
 }

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot};
-use raftexample::channels::{MemberChange, PeerHeader, Refusal, RequestId, SnapshotFile};
+use raftexample::channels::{MemberChange, PeerHeader, Refusal, RequestId, SnapshotFile, waiter};
 use raftexample::codec;
+use raftexample::error::RequestError;
 use raftexample::membership::{Members, SnapshotData, SnapshotMembers};
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::transport::{Inbound, InboundBody};
@@ -314,23 +315,171 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
     assert_eq!(last(leader).0, index + 2, "a batch of the earlier run is late");
 }
 
+fn three_members(member: &Member) -> SnapshotMembers {
+    let members = Members { urls: (1..=3).map(|id| (id, url(id))).collect(), ..Members::default() };
+    let cluster_id = member.gate.read().unwrap().cluster_id;
+    SnapshotMembers { cluster_id, voters: vec![1, 2, 3], learners: vec![], members }
+}
+
 fn snapshot_message(member: &Member, index: u64, change: impl FnOnce(&mut Snapshot)) -> Message {
+    let members = three_members(member);
+    let mut forged = snapshot_message_of(member, index, members.clone(), &members);
+    change(forged.mut_snapshot());
+    forged
+}
+
+/// A snapshot of a later term and its file here, which holds `in_file`.
+fn snapshot_message_of(
+    member: &Member,
+    index: u64,
+    members: SnapshotMembers,
+    in_file: &SnapshotMembers,
+) -> Message {
     let mut forged = message(MessageType::MsgSnapshot, 3, member);
     forged.term += 1;
     let term = forged.term;
-    let members = Members { urls: (1..=3).map(|id| (id, url(id))).collect(), ..Members::default() };
-    let cluster_id = member.gate.read().unwrap().cluster_id;
-    let members = SnapshotMembers { cluster_id, voters: vec![1, 2, 3], learners: vec![], members };
     let snapshot = forged.mut_snapshot();
-    let mut writer = member.snapshotter.create(index, term, &codec::encode(&members)).unwrap();
+    let mut writer = member.snapshotter.create(index, term, &codec::encode(in_file)).unwrap();
     std::io::Write::write_all(&mut writer, b"").unwrap();
     let SnapshotFile { length, checksum } = writer.finish().unwrap();
     snapshot.mut_metadata().index = index;
     snapshot.mut_metadata().term = term;
     snapshot.mut_metadata().set_conf_state(members.conf_state());
     snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
-    change(snapshot);
     forged
+}
+
+/// Delivers a snapshot in the name of member 3: it is refused, has no effect, and leaves no file.
+fn check_that_a_snapshot_is_refused(to: u64, what: &str, forge: impl Fn(&Member) -> Message) {
+    let mut network = cluster();
+    let header = network.member(3).header(to);
+    let member = network.member(to);
+    let before = facts(member);
+    let state = member.state();
+    let forged = forge(member);
+    let (answer, mut verdict) = oneshot::channel();
+    let body = InboundBody::Snapshot { boot: 1, number: 1, message: forged, answer };
+    member.turn([Input::Inbound(Inbound::new(header, body))]).unwrap();
+    let refusal = verdict.try_recv().unwrap();
+    assert!(matches!(refusal, Err(Refusal::NotReady(_))), "{what} at member {to}: {refusal:?}");
+    assert_eq!(facts(member), before, "{what} at member {to}");
+    let has_snapshot = |member: &Member| {
+        member.disk.paths().iter().any(|path| path.extension().is_some_and(|e| e == "snap"))
+    };
+    assert!(!has_snapshot(member), "{what} at member {to}: its file is left");
+
+    let config = NodeConfig { boot: 3000 + to, ..member.config.clone() };
+    let disk = network.crash(to, Survives::Nothing);
+    network.start(&config, &disk).unwrap();
+    network.tick_until("there is a leader", |network| {
+        network.members.values().all(|member| member.status().leader != 0)
+    });
+    network.settle();
+    assert_eq!(network.member(to).state(), state, "{what} at member {to}, started again");
+    assert!(network.put(to, "key", "later").is_ok(), "{what} at member {to}: the cluster lives");
+}
+
+/// raft would replace the log by it: it asks only whether the index is committed already.
+#[test]
+fn a_snapshot_at_the_committed_index_with_another_term_is_refused() {
+    for to in [1, 2] {
+        check_that_a_snapshot_is_refused(to, "another term", |member| {
+            snapshot_message(member, member.status().commit, |_| {})
+        });
+    }
+}
+
+/// It would be installed, and the next start would refuse it.
+#[test]
+fn a_snapshot_of_another_cluster_or_with_other_members_than_its_file_is_refused() {
+    type Change = fn(&mut SnapshotMembers);
+    let files: &[(&str, Change)] = &[
+        ("another cluster in the file", |m| m.cluster_id += 1),
+        ("another URL in the file", |m| m.members.urls.extend([(3, url(7))])),
+        ("one voter less in the file", |m| m.voters = vec![1, 2]),
+        ("a removed member in the file", |m| m.members.removed.extend([(9, 4)])),
+    ];
+    for to in [1, 2] {
+        for (what, change) in files {
+            check_that_a_snapshot_is_refused(to, what, |member| {
+                let members = three_members(member);
+                let mut in_file = members.clone();
+                change(&mut in_file);
+                snapshot_message_of(member, 100, members, &in_file)
+            });
+        }
+        check_that_a_snapshot_is_refused(to, "another cluster in both", |member| {
+            let mut members = three_members(member);
+            members.cluster_id += 1;
+            snapshot_message_of(member, 100, members.clone(), &members)
+        });
+    }
+}
+
+/// A joiner that was counted as a member before any leader reached it is at term 0. raft refuses a
+/// pre-vote of a lower priority with its own term, and panics if that is 0.
+#[test]
+fn a_pre_vote_with_a_priority_does_not_stop_a_member_at_term_0() {
+    let mut network = cluster();
+    let mut addition = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    network.deliver();
+    assert!(addition.is_ok(), "{:?}", addition.get());
+    let joiner = NodeConfig { join: true, ..config(4, 4) };
+    network.start(&joiner, &MemVfs::default()).unwrap();
+    network.turn(4, [Input::Tick]);
+    network.deliver_round();
+    let header = network.member(3).header(4);
+    let member = network.member(4);
+    assert!(member.status().begun);
+    assert_eq!((member.status().term, member.status().leader), (0, 0));
+    let before = facts_of_a_joiner(member);
+    for (number, (priority, deprecated)) in
+        [(-1, 0), (i64::MIN, 0), (1, 0), (0, 1), (0, u64::MAX)].into_iter().enumerate()
+    {
+        let mut pre_vote = message(MessageType::MsgRequestPreVote, 3, member);
+        pre_vote.term = 2;
+        (pre_vote.priority, pre_vote.deprecated_priority) = (priority, deprecated);
+        let inbound = batch(header.clone(), 5000, number as u64 + 1, vec![pre_vote]);
+        member.turn([Input::Inbound(inbound)]).unwrap();
+        assert!(member.take_messages().is_empty(), "{priority} and {deprecated} are answered");
+        assert_eq!(facts_of_a_joiner(member), before, "{priority} and {deprecated}");
+    }
+    network.settle();
+    let applied = network.member(1).status().applied;
+    assert_eq!(network.member(4).status().applied, applied, "it follows the leader");
+}
+
+fn facts_of_a_joiner(member: &Member) -> String {
+    format!("{:?} {:?}", member.status(), member.wal().hard_state)
+}
+
+#[test]
+fn a_change_that_a_stranger_passes_on_is_answered_unavailable_and_changes_nothing() {
+    let mut network = cluster();
+    for to in [1, 2] {
+        for change in [MemberChange::Add { id: 9, url: url(9) }, MemberChange::Remove { id: 3 }] {
+            let member = network.member(to);
+            let before = facts(member);
+            let (waiter, pending) = waiter();
+            let mut answer = Answer::new(pending);
+            let body = InboundBody::ConfChange { change: change.clone(), waiter };
+            let inbound = Inbound::new(stranger(member, 9), body);
+            member.turn([Input::Inbound(inbound)]).unwrap();
+            let why = format!("{change:?} at member {to}: {:?}", answer.get());
+            assert!(matches!(answer.get(), Some(Err(RequestError::Unavailable(_)))), "{why}");
+            network.deliver();
+            assert_eq!(facts(network.member(to)), before, "{why}");
+        }
+    }
+    // The same from a member is carried out.
+    let (waiter, pending) = waiter();
+    let mut answer = Answer::new(pending);
+    let header = network.member(3).header(1);
+    let change = MemberChange::Add { id: 9, url: url(9) };
+    let inbound = Inbound::new(header, InboundBody::ConfChange { change, waiter });
+    network.turn(1, [Input::Inbound(inbound)]);
+    network.deliver();
+    assert!(answer.is_ok(), "{:?}", answer.get());
 }
 
 #[test]

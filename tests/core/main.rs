@@ -13,5 +13,6 @@ mod failing_disk;
 mod gate;
 mod golden;
 mod hostile;
+mod members;
 mod recovery;
 mod requests;

@@ -72,6 +72,7 @@ fn a_leader_that_was_paused_never_answers_with_an_old_value() {
                 status => assert!([503, 504].contains(&status), "{status}"),
             }
         }
+        assert!(answered > 0, "round {round}: no read was answered at all");
         println!("round {round}: {answered} of {READERS} reads were answered");
         let answer = request(cluster.address(other), "GET", "/k", b"").unwrap();
         assert_eq!(answer.body, new.as_bytes());

@@ -1,0 +1,273 @@
+//! Changes of members at awkward moments: under a new leader, by a leader that is the one to go.
+
+use raft::eraftpb::{Message, MessageType};
+use raftexample::channels::{Ack, MemberChange};
+use raftexample::error::{Error, RequestError};
+use raftexample::raft_node::{Input, NodeConfig};
+
+use crate::harness::*;
+
+/// What `from` has sent to `to` so far; what it sent to others is lost.
+fn sent_to(network: &mut Network, from: u64, to: u64) -> Vec<Message> {
+    let messages = network.member(from).take_messages();
+    messages.into_iter().filter(|message| message.to == to).collect()
+}
+
+/// Brings `messages` from `from` to `to`, which takes `more` in the same turn.
+fn bring(network: &mut Network, from: u64, to: u64, messages: Vec<Message>, more: Vec<Input>) {
+    let inbound = network.member(from).batch(to, messages);
+    network.turn(to, [Input::Inbound(inbound)].into_iter().chain(more));
+}
+
+/// Member 1 of `n` leads and proposes to remove member 2, which alone hears of it. Then member 1 is
+/// gone, or with two members only forgets that it leads. Member 2 wins with the vote of the last
+/// member, which has acknowledged all that member 2 has: these messages are returned. In the turn
+/// that takes them member 2 commits its own removal.
+fn about_to_commit_its_own_removal(n: u64) -> (Network, u64, Vec<Message>) {
+    let mut network = Network::new(n, |_| {});
+    assert!(network.put(1, "key", "before").is_ok());
+    network.settle();
+    network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    let removal = network.member(1).wal().last_index().unwrap();
+    let append = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, append, vec![]);
+    assert_eq!(network.member(2).wal().last_index(), Some(removal), "member 2 has it");
+    network.member(2).take_messages();
+    if n > 2 {
+        network.crash(1, Survives::Nothing);
+        assert_eq!(network.member(n).wal().last_index(), Some(removal - 1), "nobody else");
+    } else {
+        network.give_up_leader(&[1, 1]);
+        assert_eq!(network.member(1).status().leader, 0);
+    }
+    let other = if n > 2 { n } else { 1 };
+    network.give_up_leader(&[2, other]);
+    for _ in 0..100 {
+        let messages = sent_to(&mut network, 2, other);
+        if messages.is_empty() {
+            network.turn(2, [Input::Tick]);
+            continue;
+        }
+        bring(&mut network, 2, other, messages, vec![]);
+        let answers = sent_to(&mut network, other, 2);
+        let acknowledges = |answer: &Message| {
+            answer.get_msg_type() == MessageType::MsgAppendResponse
+                && !answer.reject
+                && answer.index > removal
+        };
+        if answers.iter().any(acknowledges) {
+            assert_eq!(network.member(2).status().leader, 2);
+            assert!(network.member(2).status().commit < removal);
+            return (network, removal, answers);
+        }
+        bring(&mut network, other, 2, answers, vec![]);
+    }
+    panic!("member 2 does not lead: {:?}", network.member(2).status());
+}
+
+/// The members that are left work on, without member 2.
+fn check_that_the_others_work_on(network: &mut Network, removal: u64) {
+    let ids: Vec<u64> = network.members.keys().copied().collect();
+    network.tick_until("another leads", |network| {
+        network.members.values().all(|member| ![0, 2].contains(&member.status().leader))
+    });
+    network.settle();
+    for &id in &ids {
+        let members = network.member(id).status().members;
+        assert_eq!(members.removed.get(&2), Some(&removal), "at member {id}");
+        assert!(!members.urls.contains_key(&2), "at member {id}");
+    }
+    assert!(network.put(ids[0], "key", "after").is_ok());
+    network.settle();
+    for id in ids {
+        assert_eq!(network.member(id).state()["key"].0, "after", "at member {id}");
+    }
+}
+
+/// raft 0.7.0 unwraps its own progress when a leader appends, persists or commits.
+#[test]
+fn a_leader_that_commits_its_own_removal_goes_without_a_panic_once_the_others_have_it() {
+    let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(3);
+    // Not synced when the removal is applied: they are in the same Ready.
+    let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
+    bring(&mut network, 3, 2, acknowledgements, vec![first]);
+    let status = network.member(2).status();
+    assert_eq!(status.members.removed.get(&2), Some(&removal));
+    assert_eq!(status.leader, 2, "it leads on until the others know");
+    let last = network.member(2).wal().last_index().unwrap();
+    assert!(status.commit < last, "there is more to commit");
+    // Member 3 would confirm it together with what it learns of the removal.
+    let mut early_read = network.member(2).read().unwrap();
+
+    // What was proposed before is committed afterwards.
+    network.deliver();
+    assert_eq!(network.member(2).status().commit, last);
+    assert!(first_answer.is_ok(), "{:?}", first_answer.get());
+    assert!(!network.ended.contains_key(&2), "one of two others is no majority");
+    assert!(early_read.get().is_none(), "{:?}", early_read.get());
+
+    // It takes nothing more, neither from its clients nor from other members'.
+    let mut answers = [network.put(2, "k", "second"), network.put(3, "k", "third")];
+    let mut reads = [network.member(2).read().unwrap(), network.member(3).read().unwrap()];
+    network.deliver();
+    for _ in 0..5 {
+        network.turn(2, [Input::Tick]);
+        network.turn(3, [Input::Tick]);
+        network.deliver();
+    }
+    assert_eq!(network.member(2).wal().last_index(), Some(last), "nothing was appended");
+    assert!(answers.iter_mut().all(|answer| answer.get().is_none()));
+    assert!(reads.iter_mut().all(|read| read.get().is_none()));
+
+    for _ in 0..10 {
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+    // Member 3 needs member 1 to go on.
+    assert_eq!(network.member(3).status().members.removed.get(&2), Some(&removal));
+}
+
+/// The whole cluster after it: the one that died comes back and learns of the removal.
+#[test]
+fn after_a_leader_committed_its_own_removal_the_others_go_on() {
+    let mut network = Network::new(3, |_| {});
+    let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
+    network.settle();
+    network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    let removal = network.member(1).wal().last_index().unwrap();
+    let append = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, append, vec![]);
+    let disk = network.crash(1, Survives::Nothing);
+    network.give_up_leader(&[2, 3]);
+    for _ in 0..60 {
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+    network.start(&again, &disk).unwrap();
+    check_that_the_others_work_on(&mut network, removal);
+}
+
+/// raft would have one voter that is not the leader, and serve reads without asking it.
+#[test]
+fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
+    let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
+    let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
+    bring(&mut network, 1, 2, acknowledgements, vec![first]);
+    assert_eq!(network.member(2).status().members.removed.get(&2), Some(&removal));
+    assert!(first_answer.get().is_none(), "member 1 does not have it");
+    let last = network.member(2).wal().last_index().unwrap();
+
+    // What member 1 asks for before it knows.
+    let (forwarded, mut write) = network.member(1).propose(put("k", "second"), Ack::Committed);
+    network.turn(1, [forwarded]);
+    let mut forwarded_read = network.member(1).read().unwrap();
+    let requests = sent_to(&mut network, 1, 2);
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    bring(&mut network, 1, 2, requests, vec![]);
+    let mut own_write = network.member(2).put("k", "third").unwrap();
+    let mut own_read = network.member(2).read().unwrap();
+    for _ in 0..3 {
+        network.turn(2, [Input::Tick]);
+    }
+    assert_eq!(network.member(2).wal().last_index(), Some(last), "nothing was appended");
+    let sent = network.member(2).take_messages();
+    assert!(
+        !sent.iter().any(|message| message.get_msg_type() == MessageType::MsgReadIndexResp),
+        "member 1 was not asked"
+    );
+    assert!(sent.iter().all(|message| message.context.is_empty()), "it asks for no read any more");
+    assert!(own_read.get().is_none() && own_write.get().is_none());
+    assert!(forwarded_read.get().is_none() && write.get().is_none());
+
+    // What was taken out above is lost: the next heartbeat finds out.
+    for _ in 0..4 {
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+    check_that_the_others_work_on(&mut network, removal);
+}
+
+/// Member 2 was just elected by member 3; member 1 lives and was not heard yet.
+fn just_elected() -> Network {
+    let mut network = Network::new(3, |_| {});
+    network.cut.insert(1);
+    network.give_up_leader(&[2, 3]);
+    network.elect(2);
+    network
+}
+
+#[test]
+fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard() {
+    let mut network = just_elected();
+    network.cut.clear();
+    let mut removal = network.member(2).change(MemberChange::Remove { id: 3 }).unwrap();
+    network.deliver();
+    assert!(removal.get().is_none(), "member 1 may live: {:?}", removal.get());
+    network.settle();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+
+    // Without a sign of life the answer comes, and it is no.
+    let mut network = just_elected();
+    let mut removal = network.member(2).change(MemberChange::Remove { id: 3 }).unwrap();
+    for _ in 0..12 {
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(
+        matches!(removal.get(), Some(Err(RequestError::Conflict(why))) if why.contains("remove member 1")),
+        "{:?}",
+        removal.get()
+    );
+    // The dead one itself can be removed at once.
+    let mut network = just_elected();
+    let mut removal = network.member(2).change(MemberChange::Remove { id: 1 }).unwrap();
+    network.deliver();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+}
+
+/// raft keeps the voters in a hash set: their order tells how large that ever was.
+#[test]
+fn members_with_another_past_make_the_same_snapshot_files() {
+    let mut network = Network::new(3, |config| {
+        config.snapshot_count = 8;
+        config.snapshot_catch_up_entries = 1;
+    });
+    // Room for a fourth voter is made, and stays.
+    for change in [MemberChange::Add { id: 4, url: url(4) }, MemberChange::Remove { id: 4 }] {
+        let mut answer = network.member(1).change(change).unwrap();
+        network.deliver();
+        assert!(answer.is_ok(), "{:?}", answer.get());
+        network.settle();
+    }
+    let puts = |network: &mut Network| {
+        for number in 0..12 {
+            network.put(1, "key", &number.to_string());
+            network.settle();
+        }
+        network.member(1).status().snapshot
+    };
+    // Member 2 begins again with the three of its snapshot.
+    let first = puts(&mut network);
+    let again = NodeConfig { boot: 2002, ..network.member(2).config.clone() };
+    let disk = network.crash(2, Survives::Nothing);
+    network.start(&again, &disk).unwrap();
+    network.settle();
+    let mut answer = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    network.deliver();
+    assert!(answer.is_ok(), "{:?}", answer.get());
+    network.settle();
+    let second = puts(&mut network);
+    assert!(second > first);
+
+    let newest = |member: &Member| {
+        let paths = member.disk.paths().into_iter();
+        let newest = paths.filter(|path| path.extension().is_some_and(|e| e == "snap")).max();
+        let newest = newest.unwrap();
+        (newest.file_name().unwrap().to_owned(), member.disk.contents(&newest))
+    };
+    assert_eq!(network.member(2).status().snapshot, second);
+    assert!(newest(network.member(1)) == newest(network.member(2)), "they differ");
+}
