@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{Error, RequestError};
@@ -152,10 +152,19 @@ impl<T> Pending<T> {
             )))
         } else {
             Err(RequestError::Unavailable(format!(
-                "{why} before a leader took the request: nothing was changed; try again"
+                "{why} before a leader took the request (does a majority of the members run?): nothing was changed; try again"
             )))
         }
     }
+}
+
+/// What a request is answered that did not even fit into its channel.
+pub fn not_taken<T>(error: &mpsc::error::TrySendError<T>) -> RequestError {
+    let why = match error {
+        mpsc::error::TrySendError::Full(_) => "too many requests are waiting",
+        mpsc::error::TrySendError::Closed(_) => "this member is stopping",
+    };
+    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
 }
 
 /// When a write is acknowledged (flag `--ack`).

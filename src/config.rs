@@ -3,6 +3,7 @@
 //! Every flag has an environment twin, `RAFTEXAMPLE_` and its name; the flag wins. What cannot be
 //! used gives one line and exit status 2.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,7 +49,17 @@ pub struct Config {
     pub port: u16,
 
     /// Join a cluster that runs already, after POST /ID on one of its members
-    #[arg(long, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new(), env = "RAFTEXAMPLE_JOIN")]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new(),
+        action = ArgAction::Set,
+        env = "RAFTEXAMPLE_JOIN"
+    )]
     pub join: bool,
 
     /// Where the directories raftexample-ID and raftexample-ID-snap are made
@@ -162,6 +173,25 @@ fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
 }
 
 impl Config {
+    /// Reads a command line, the program's name first. Go's flags, and so the original's, may begin
+    /// with one dash: `-id 1`; here they have no other meaning.
+    ///
+    /// # Errors
+    /// What clap has to say, help and version included.
+    pub fn read(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> std::result::Result<Self, clap::Error> {
+        let is_go_style = |argument: &str| {
+            argument.len() > 2
+                && argument.starts_with('-')
+                && argument[1..].starts_with(|c: char| c.is_ascii_alphabetic())
+        };
+        Self::try_parse_from(arguments.into_iter().map(|argument| match argument.to_str() {
+            Some(text) if is_go_style(text) => format!("-{text}").into(),
+            _ => argument,
+        }))
+    }
+
     /// Checks what clap cannot: that the flags fit together.
     ///
     /// # Errors
@@ -318,6 +348,17 @@ mod tests {
         let config = Config::try_parse_from(flags).map_err(|error| error.to_string())?;
         config.check().map_err(|error| error.to_string())?;
         Ok(config)
+    }
+
+    #[test]
+    fn flags_may_be_written_as_go_writes_them() {
+        let read = |flags: &str| {
+            let flags = std::iter::once("raftexample").chain(flags.split_whitespace());
+            Config::read(flags.map(OsString::from)).expect("the flags are known")
+        };
+        let config = read("-id 2 -port=7 --join=true -cluster http://a:1,http://b:2");
+        assert_eq!((config.id, config.port, config.join), (2, 7, true));
+        assert!(read("-join").join && read("--join").join && !read("--join=false").join);
     }
 
     const THREE: &str = "--cluster http://127.0.0.1:1,http://127.0.0.1:2,http://127.0.0.1:3";

@@ -37,7 +37,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::channels::{
-    Ack, Acknowledged, ConfChangeRequest, Index, MemberChange, NodeId, Term, waiter,
+    Ack, Acknowledged, ConfChangeRequest, Index, MemberChange, NodeId, Term, not_taken, waiter,
 };
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
@@ -157,13 +157,7 @@ impl HttpKvApi {
     ) -> Result<Response, Failure> {
         let (waiter, pending) = waiter();
         let request = ConfChangeRequest { change, forwarded: false, waiter };
-        self.conf_change_tx.try_send(request).map_err(|_| {
-            RequestError::Unavailable(
-                "too many changes are waiting, or this member is stopping: \
-                 nothing was changed; try again"
-                    .to_owned(),
-            )
-        })?;
+        self.conf_change_tx.try_send(request).map_err(|error| not_taken(&error))?;
         pending.wait_until(deadline).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     }

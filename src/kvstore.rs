@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use crate::channels::{
     Ack, Acknowledged, Commit, CommittedEntry, Index, Proposal, ReadRequest, SnapshotRequest,
-    SnapshotRestore, Term, waiter,
+    SnapshotRestore, Term, not_taken, waiter,
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
@@ -143,9 +143,9 @@ impl KvStore {
         // Not held twice while the request waits.
         drop(value);
         let (waiter, pending) = waiter();
-        self.propose_tx.try_send(Proposal { data, ack, waiter }).map_err(|_| {
-            unavailable("too many requests are waiting, or this member is stopping")
-        })?;
+        self.propose_tx
+            .try_send(Proposal { data, ack, waiter })
+            .map_err(|error| not_taken(&error))?;
         pending.wait_until(deadline).await
     }
 
@@ -162,9 +162,7 @@ impl KvStore {
         match consistency {
             Consistency::Linearizable => {
                 let (waiter, pending) = waiter();
-                self.read_tx.try_send(ReadRequest { waiter }).map_err(|_| {
-                    unavailable("too many reads are waiting, or this member is stopping")
-                })?;
+                self.read_tx.try_send(ReadRequest { waiter }).map_err(|error| not_taken(&error))?;
                 pending.wait_until(deadline).await?;
             }
             Consistency::Local => self.wait_until_replayed(deadline).await?,
@@ -181,13 +179,11 @@ impl KvStore {
         let replayed = tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await;
         match replayed {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(unavailable("this member is still replaying its log")),
+            _ => Err(RequestError::Unavailable(
+                "this member is still replaying its log; try again".into(),
+            )),
         }
     }
-}
-
-fn unavailable(why: &str) -> RequestError {
-    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
 }
 
 impl CommitReader {

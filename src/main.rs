@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use raftexample::config::Config;
 use raftexample::error::{Error, Result};
@@ -25,7 +24,7 @@ const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let config = match Config::try_parse() {
+    let config = match Config::read(std::env::args_os()) {
         Ok(config) => config,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
@@ -60,6 +59,9 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let node_config = config.node_config()?;
     let peer_listener = bind(config.peer_address()?, "--cluster").await?;
     let client_listener = bind(config.client_address(), "--port").await?;
+
+    let (client_address, peer_url) = (config.client_address(), config.own_url());
+    info!(logger, "serving keys on {} and peers on {}", client_address, peer_url);
 
     // proposeC, readC and confChangeC carry what clients ask for; commitC what becomes of it.
     let (propose_tx, propose_rx) = mpsc::channel(channels::REQUESTS_MAX);

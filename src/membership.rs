@@ -200,7 +200,7 @@ pub fn check_url(url: &str) -> Result<(), String> {
         return wrong("it holds a user name");
     }
     match parsed.port_u16() {
-        None | Some(0) => wrong("it names no port"),
+        None | Some(0) => wrong("it names no port from 1 to 65535"),
         Some(_) if parsed.host().is_empty() => wrong("it names no host"),
         Some(_) => Ok(()),
     }
@@ -314,7 +314,7 @@ impl PeerGate {
             && *known != header.incarnation
         {
             return Err(Refusal::OtherIncarnation(format!(
-                "member {id} is known with the data directory {known:016x}, not {:016x}: it lost its data; DELETE it and add it under a new id",
+                "member {id} is known with the data directory {known:016x}, not {:016x}: if its data is lost, DELETE /{id} on another member and add it under a new id",
                 header.incarnation
             )));
         }

@@ -64,11 +64,12 @@ impl Beginning {
                 return None;
             }
             return Some(format!(
-                "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; {} answered, not {}",
+                "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; {} answered{}{}",
                 config.id,
                 config.id,
                 config.url,
                 answered().count(),
+                if missing.is_empty() { "" } else { ", but not " },
                 missing.join(", ")
             ));
         }
@@ -143,10 +144,9 @@ impl RaftNode {
             return Ok(());
         }
         match refusal {
-            Refusal::OtherIncarnation(why) => Err(Error::Refused(format!(
-                "member {} refuses this one: {why}. If the data directory was lost: DELETE /{id} on another member, and add this one under a new id",
-                header.from
-            ))),
+            Refusal::OtherIncarnation(why) => {
+                Err(Error::Refused(format!("member {} refuses this one: {why}", header.from)))
+            }
             Refusal::Removed { index, .. } => Err(Error::Refused(format!(
                 "member {id} was removed at index {index}; an id is never used again: add this member under a new one"
             ))),

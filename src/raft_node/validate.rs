@@ -110,9 +110,10 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
                 || (view.sender_is_member && message.context == CAMPAIGN_TRANSFER),
             "it forces a vote without being a member",
         ),
-        // Votes are asked for when everything is on disk: raft asserts that it is when it wins.
+        // Votes are asked for when everything is on disk: raft asserts that it is when it wins. A
+        // leader has won already.
         MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
-            require(view.is_persisted, "it answers what was not asked yet")
+            require(view.is_leader || view.is_persisted, "it answers what was not asked yet")
         }
         MsgTimeoutNow => require(
             message.term == view.term && message.from == view.leader,

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::harness::{
-    BINARY, Client, FAST, PATIENCE, Process, Signal, Site, assert_holds, serves, skip,
-};
+use super::harness::{BINARY, Client, FAST, PATIENCE, Process, Site, assert_holds, serves, skip};
 
 /// Writes until the process ends; returns the keys that were acknowledged.
 fn write_until_it_ends(
@@ -122,7 +120,7 @@ fn a_full_disk_stops_the_process_and_with_more_space_all_acknowledged_writes_are
         // Not more room yet: it ends again, and damages nothing.
         let mut again = site.spawn(name, &flags);
         if write_until_it_ends_or_serves(&mut again, address) {
-            again.signal(Signal::SIGKILL);
+            again.kill();
         }
         disk.grow("64m");
         let mut member = site.spawn(name, &flags);
