@@ -86,7 +86,7 @@ impl RaftNode {
             return None;
         }
         let leader = self.raw_node.raft.leader_id;
-        if self.beginning.is_some() || leader == raft::INVALID_ID {
+        if self.beginning.is_some() || self.leaving.is_some() || leader == raft::INVALID_ID {
             return Some(request);
         }
         if !self.is_leader() {
