@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raftexample::channels::{Ack, Acknowledged, RequestId};
+use raftexample::channels::{Ack, Acknowledged, PeerReport, RequestId};
 use raftexample::raft_node::Input;
 
 use crate::crash::lagging_follower;
@@ -197,4 +197,34 @@ fn a_leader_that_was_replaced_serves_no_read() {
     network.settle();
     assert!(read.is_ok(), "{:?}", read.get());
     assert_eq!(network.member(1).state()["key"].0, "new");
+}
+
+/// What could not leave was not proposed: it waits, for a leader that can be reached, and is not sent
+/// to the one that cannot over and over.
+#[test]
+fn a_write_that_never_left_for_its_leader_waits_for_the_next_one() {
+    let mut network = Network::new(3, |_| {});
+    let term = network.member(2).status().term;
+    let follower = network.member(2);
+    follower.take_messages();
+    let mut answer = follower.put("key", "value").unwrap();
+    let proposals = |messages: Vec<Message>| -> Vec<Message> {
+        messages.into_iter().filter(|m| m.get_msg_type() == MessageType::MsgPropose).collect()
+    };
+    let sent = proposals(follower.take_messages());
+    assert_eq!(sent.len(), 1, "it is forwarded to the leader");
+    let requests =
+        sent[0].entries.iter().map(|entry| (entry.context.clone(), entry.data.clone())).collect();
+    let report = PeerReport::NotProposed { to: sent[0].to, requests };
+    follower.turn([Input::Report(report)]).unwrap();
+    follower.tick().unwrap();
+    assert_eq!(proposals(follower.take_messages()), [], "the leader is out of reach");
+    assert!(answer.get().is_none(), "{:?}", answer.get());
+
+    let inbound = network.member(3).batch(2, vec![heartbeat(3, 2, term + 1)]);
+    let follower = network.member(2);
+    follower.turn([Input::Inbound(inbound)]).unwrap();
+    let sent = proposals(follower.take_messages());
+    assert_eq!(sent.iter().map(|message| message.to).collect::<Vec<_>>(), [3]);
+    assert!(answer.get().is_none(), "it may still be carried out: {:?}", answer.get());
 }
