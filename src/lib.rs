@@ -30,7 +30,7 @@
 //! | commitC | [`Commit`](channels::Commit): entries, reads, snapshots | raft_node → kvstore | 64 MiB of entries not yet applied: past it the node takes neither proposals nor appends | the node stopped |
 //! | inbound | [`Inbound`](transport::Inbound): what peers ask | transport → raft_node | 1,024, then refused | – |
 //! | reports | [`PeerReport`](channels::PeerReport): what became of what we sent | transport → raft_node | by the peers' queues | – |
-//! | peer N | raft messages | raft_node → transport | 4,096, then dropped | the peer was removed |
+//! | peer N | raft messages | raft_node → transport | 4,096 and 64 MiB, then dropped | the peer was removed |
 //! | errorC | the node's end, [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
 //!
 //! # The parts, and what may import what
@@ -41,7 +41,8 @@
 //!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
 //!              ├───────▶ membership   id → URL, removed ids, who may speak, which change is allowed
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
-//! channels: what the channels carry. error: what can go wrong. Both are everybody's.
+//! channels: what the channels carry. error: what can go wrong. Both are everybody's, and codec is of
+//! whoever encodes: kvstore, membership, transport, raft_node.
 //! ```
 //! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
 //! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are

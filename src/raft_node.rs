@@ -22,8 +22,10 @@
 //!    which goes into the next frame at the latest.
 //!
 //! # Where the rest is
-//! [`replay`] starts from the disk; [`begin`] gets a new member going; [`requests`] holds the
-//! waiters; [`changes`] the changes of members; [`validate`] what may be stepped.
+//! [`replay`] starts from the disk; [`begin`] gets a new member going; [`peers`] is what arrives from
+//! the others, and [`validate`] what of it may be stepped; [`requests`] holds the writes and reads
+//! that wait; [`changes`] proposes and applies changes of members; [`snapshots`] makes and takes over
+//! snapshots; [`serve`] is the thread.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,23 +33,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use protobuf::Message as _;
-use raft::eraftpb::{
-    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType,
-    Snapshot,
-};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{RawNode, StateRole};
-use slog::{Logger, debug, error, info, warn};
+use slog::{Logger, debug, error, info};
 use tokio::sync::{mpsc, watch};
 
 use crate::channels::{
     Acknowledged, Applied, Commit, CommittedEntry, ConfChangeRequest, Greeting, Index,
-    MemberChange, NodeId, PeerReport, Proposal, ReadRequest, RequestId, SnapshotBody, SnapshotFile,
-    SnapshotRequest, SnapshotRestore, Term, Waiter,
+    MemberChange, NodeId, PeerReport, Proposal, ReadRequest, RequestId, SnapshotFile,
+    SnapshotRestore, Term, Waiter,
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
-use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers, Verdict, majority};
+use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::snapshotter::Snapshotter;
 use crate::storage::wal::{Frame, Identity, SnapshotMark, Wal};
@@ -59,6 +57,7 @@ pub mod peers;
 pub mod replay;
 pub mod requests;
 pub mod serve;
+pub mod snapshots;
 pub mod validate;
 
 use begin::Beginning;
@@ -527,41 +526,6 @@ impl RaftNode {
         Ok(())
     }
 
-    /// Hands a received snapshot to the state machine, and takes the members from it.
-    fn publish_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if snapshot.is_empty() {
-            return Ok(());
-        }
-        let metadata = snapshot.get_metadata();
-        let mark = SnapshotMark { index: metadata.index, term: metadata.term };
-        info!(self.logger, "publishing snapshot at index {}", mark.index);
-        assert!(
-            mark.index > self.applied_index,
-            "snapshot index [{}] should > progress.appliedIndex [{}]",
-            mark.index,
-            self.applied_index
-        );
-        let data: SnapshotData =
-            codec::decode(&snapshot.data).expect("a snapshot is validated before it is stepped");
-        let (_, reader) = self.snapshotter.open_received(mark)?;
-        self.publish(Commit::Restore(SnapshotRestore {
-            index: mark.index,
-            term: mark.term,
-            reader,
-        }));
-        self.conf_state = metadata.get_conf_state().clone();
-        self.members = data.members.members;
-        self.bytes_since_snapshot = 0;
-        (self.applied_index, self.applied_term) = (mark.index, mark.term);
-        // What was proposed here may be in the snapshot, or lost: nobody can tell.
-        self.proposals.fail_all("a snapshot replaced the log");
-        self.changes.fail_all("a snapshot replaced the log");
-        self.connect_members();
-        self.keep_snapshot(mark)?;
-        info!(self.logger, "finished publishing snapshot at index {}", mark.index);
-        Ok(())
-    }
-
     /// The committed entries that were not published yet. raft-rs hands each out once; the check is
     /// the original's.
     fn entries_to_apply(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
@@ -649,168 +613,6 @@ impl RaftNode {
         });
     }
 
-    /// Applies one committed change of members, deciding again what the leader decided when it
-    /// proposed: the same everywhere, as the state decided on is.
-    fn apply_conf_change(&mut self, entry: &Entry) {
-        let answer = self.try_apply_conf_change(entry);
-        if let Err(why) = &answer {
-            warn!(self.logger, "a committed change of members does nothing: {}", why;
-                "index" => entry.index);
-        }
-        if let Some(id) = RequestId::from_bytes(&entry.context) {
-            self.changes.applied(id, answer);
-        }
-    }
-
-    fn try_apply_conf_change(&mut self, entry: &Entry) -> std::result::Result<(), RequestError> {
-        let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
-        let mut conf_change = ConfChange::default();
-        conf_change.merge_from_bytes(&entry.data).map_err(|error| invalid(error.to_string()))?;
-        let change = decode_change(&conf_change).map_err(invalid)?;
-        if self.members.check(&change)? == Verdict::Nothing {
-            return Ok(());
-        }
-        let is_own_removal = change == MemberChange::Remove { id: self.config.id };
-        if is_own_removal && self.is_leader() {
-            // raft 0.7.0 panics when a leader that is no member appends or commits, and lets one
-            // that leaves a single voter read without asking it. So raft goes on with the members
-            // as they were; any majority of these holds one of those that remain.
-            self.conf_state.voters.retain(|id| *id != self.config.id);
-        } else {
-            self.conf_state = self
-                .raw_node
-                .apply_conf_change(&conf_change)
-                .map_err(|error| RequestError::Conflict(error.to_string()))?;
-        }
-        self.members.apply(&change, entry.index);
-        info!(
-            self.logger,
-            "{} switched to configuration voters=({})",
-            self.config.id,
-            self.conf_state.voters.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
-        );
-        match change {
-            MemberChange::Remove { id } if id == self.config.id => {
-                self.answer_own_removal();
-                let patience = if self.is_leader() { self.config.election_ticks as u64 } else { 0 };
-                self.leaving =
-                    Some(Leaving { removal: entry.index, until_tick: self.ticks + patience });
-            }
-            _ => self.connect_members(),
-        }
-        Ok(())
-    }
-
-    /// Ends the process once we were removed and may go. Everything was sent and published before.
-    fn check_leaving(&mut self) -> Result<()> {
-        let Some(Leaving { removal, until_tick }) = self.leaving else { return Ok(()) };
-        let others = self.members.urls.len();
-        let progress = self.raw_node.raft.prs();
-        let have_it = self
-            .members
-            .urls
-            .keys()
-            .filter(|id| progress.get(**id).is_some_and(|peer| peer.committed_index >= removal))
-            .count();
-        if self.is_leader() && have_it < majority(others) && self.ticks < until_tick {
-            return Ok(());
-        }
-        self.stop()?;
-        Err(Error::Removed)
-    }
-
-    fn snapshot_index(&self) -> Index {
-        self.marks.last().map_or(0, |mark| mark.index)
-    }
-
-    /// Asks the state machine for a snapshot when enough log has gathered, or raft needs a fresh one.
-    fn maybe_trigger_snapshot(&mut self) {
-        let entries = self.applied_index - self.snapshot_index();
-        if self.making.is_some() || entries == 0 || self.leaving.is_some() {
-            return;
-        }
-        let is_due = entries > self.config.snapshot_count
-            || self.bytes_since_snapshot > SNAPSHOT_LOG_BYTES
-            || self.raw_node.store().take_snapshot_wanted();
-        if !is_due {
-            return;
-        }
-        info!(
-            self.logger,
-            "start snapshot [applied index: {} | last snapshot index: {}]",
-            self.applied_index,
-            self.snapshot_index()
-        );
-        let members = SnapshotMembers {
-            cluster_id: self.identity.cluster_id,
-            // Sorted, as raft's own order differs from member to member.
-            voters: sorted(&self.conf_state.voters),
-            learners: sorted(&self.conf_state.learners),
-            members: self.members.clone(),
-        };
-        let meta = codec::encode(&members);
-        let mark = SnapshotMark { index: self.applied_index, term: self.applied_term };
-        self.making = Some((mark, members));
-        self.bytes_since_snapshot = 0;
-        let (snapshotter, report) = (self.snapshotter.clone(), self.report.clone());
-        let save = Box::new(move |body: SnapshotBody<'_>| {
-            report(PeerReport::SnapshotMade(save_snap(&snapshotter, mark, &meta, body)));
-        });
-        self.publish(Commit::Snapshot(SnapshotRequest { index: mark.index, save }));
-    }
-
-    /// Names a snapshot that was made in the write-ahead log, offers it to raft, and drops what it
-    /// makes superfluous. In this order: the log never names a file that is not there.
-    fn finish_snapshot(&mut self, file: SnapshotFile) -> Result<()> {
-        let (mark, members) = self.making.take().expect("one snapshot is made at a time");
-        if mark.index <= self.snapshot_index() {
-            // A snapshot that was received meanwhile is newer: the file is an orphan.
-            return self.purge_snapshots();
-        }
-        self.wal.save(&Frame {
-            made: Some(mark),
-            hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
-            ..Frame::default()
-        })?;
-        self.hard_state_is_unsaved = false;
-
-        let mut snapshot = Snapshot::default();
-        snapshot.mut_metadata().index = mark.index;
-        snapshot.mut_metadata().term = mark.term;
-        snapshot.mut_metadata().set_conf_state(members.conf_state());
-        let SnapshotFile { length, checksum } = file;
-        snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
-        let log = self.raw_node.mut_store();
-        log.set_snapshot(snapshot);
-        let keep = self.config.snapshot_catch_up_entries;
-        if let Some(index) = log.compact(mark.index, keep, CATCH_UP_BYTES) {
-            info!(self.logger, "compacted log at index {}", index);
-        }
-        self.keep_snapshot(mark)
-    }
-
-    /// Keeps `mark` and the snapshot before it, and the write-ahead log from the older one on.
-    fn keep_snapshot(&mut self, mark: SnapshotMark) -> Result<()> {
-        self.marks.push(mark);
-        if self.marks.len() > 2 {
-            self.marks.remove(0);
-        }
-        self.purge_snapshots()?;
-        if self.marks.len() == 2 {
-            self.wal.purge(self.marks[0].index)?;
-        }
-        Ok(())
-    }
-
-    /// Removes every snapshot that is neither kept, nor on its way to a peer, nor new.
-    fn purge_snapshots(&self) -> Result<()> {
-        let mut keep = self.marks.clone();
-        keep.extend(self.sending.values());
-        keep.extend(&self.received);
-        keep.extend(self.making.iter().map(|(mark, _)| *mark));
-        self.snapshotter.purge(&keep)
-    }
-
     /// Brings the peers that are connected in line with the members, and lets the transport know who
     /// may speak.
     fn connect_members(&mut self) {
@@ -862,56 +664,4 @@ impl RaftNode {
         self.proposals.fail_other_than(new);
         self.changes.fail_other_than(new);
     }
-}
-
-fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
-    let mut ids = ids.to_vec();
-    ids.sort_unstable();
-    ids
-}
-
-/// Writes a snapshot's file. The write-ahead log names it only afterwards: so a file that the log
-/// does not name is possible, but not the other way round.
-fn save_snap(
-    snapshotter: &Snapshotter,
-    mark: SnapshotMark,
-    meta: &[u8],
-    body: SnapshotBody<'_>,
-) -> Result<SnapshotFile> {
-    let mut writer = snapshotter.create(mark.index, mark.term, meta)?;
-    let written = body(&mut writer);
-    written.map_err(Error::io("write to", writer.path()))?;
-    writer.finish()
-}
-
-/// Reads a change of members out of raft's own form of it. Only the two that are ever proposed are
-/// known: adding a voter and removing a member.
-fn decode_change(conf_change: &ConfChange) -> std::result::Result<MemberChange, String> {
-    let id = conf_change.node_id;
-    match conf_change.get_change_type() {
-        ConfChangeType::AddNode => {
-            let url = std::str::from_utf8(&conf_change.context)
-                .map_err(|_| format!("the URL of member {id} is not UTF-8"))?;
-            Ok(MemberChange::Add { id, url: url.to_owned() })
-        }
-        ConfChangeType::RemoveNode => Ok(MemberChange::Remove { id }),
-        ConfChangeType::AddLearnerNode => Err(format!("member {id} as a learner")),
-    }
-}
-
-/// Writes a change of members in raft's own form, as the original does: the URL is the context.
-fn encode_change(change: &MemberChange) -> ConfChange {
-    let mut conf_change = ConfChange::default();
-    match change {
-        MemberChange::Add { id, url } => {
-            conf_change.set_change_type(ConfChangeType::AddNode);
-            conf_change.node_id = *id;
-            conf_change.context = url.clone().into_bytes().into();
-        }
-        MemberChange::Remove { id } => {
-            conf_change.set_change_type(ConfChangeType::RemoveNode);
-            conf_change.node_id = *id;
-        }
-    }
-    conf_change
 }

@@ -1,21 +1,23 @@
 //! Changes of members: only the leader proposes them, one at a time, and answers when it is applied.
 //!
 //! raft-rs turns a change that it does not like into an empty entry and says nothing, so everything
-//! that it could dislike is checked before, and the appended entry is read back.
+//! that it could dislike is checked before, and the appended entry is read back. When it is applied,
+//! every member decides once more, on replicated state alone: what fails then is a no-op everywhere.
 
 use std::collections::VecDeque;
 
 use protobuf::Message as _;
-use raft::eraftpb::EntryType;
-use slog::info;
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
+use slog::{info, warn};
 
 use super::requests::lost;
 use super::{
-    ConfChangeRequest, Leadership, MemberChange, NodeId, RaftNode, RequestError, RequestId,
-    Verdict, Waiter, encode_change,
+    ConfChangeRequest, Leadership, Leaving, MemberChange, NodeId, RaftNode, RequestError,
+    RequestId, Waiter,
 };
 use crate::channels::{self, Pending};
-use crate::membership::Members;
+use crate::error::Error;
+use crate::membership::{Members, Verdict, majority};
 
 /// Changes that wait for a leader; the next is answered 503.
 const WAITING_CHANGES_MAX: usize = 64;
@@ -243,6 +245,108 @@ impl RaftNode {
             self.changes.handover = Some(request);
         }
     }
+
+    /// Applies one committed change of members, deciding again what the leader decided when it
+    /// proposed: the same everywhere, as the state decided on is.
+    pub(super) fn apply_conf_change(&mut self, entry: &Entry) {
+        let answer = self.try_apply_conf_change(entry);
+        if let Err(why) = &answer {
+            warn!(self.logger, "a committed change of members does nothing: {}", why;
+                "index" => entry.index);
+        }
+        if let Some(id) = RequestId::from_bytes(&entry.context) {
+            self.changes.applied(id, answer);
+        }
+    }
+
+    fn try_apply_conf_change(&mut self, entry: &Entry) -> Result<(), RequestError> {
+        let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
+        let mut conf_change = ConfChange::default();
+        conf_change.merge_from_bytes(&entry.data).map_err(|error| invalid(error.to_string()))?;
+        let change = decode_change(&conf_change).map_err(invalid)?;
+        if self.members.check(&change)? == Verdict::Nothing {
+            return Ok(());
+        }
+        let is_own_removal = change == MemberChange::Remove { id: self.config.id };
+        if is_own_removal && self.is_leader() {
+            // raft 0.7.0 panics when a leader that is no member appends or commits, and lets one
+            // that leaves a single voter read without asking it. So raft goes on with the members
+            // as they were; any majority of these holds one of those that remain.
+            self.conf_state.voters.retain(|id| *id != self.config.id);
+        } else {
+            self.conf_state = self
+                .raw_node
+                .apply_conf_change(&conf_change)
+                .map_err(|error| RequestError::Conflict(error.to_string()))?;
+        }
+        self.members.apply(&change, entry.index);
+        info!(
+            self.logger,
+            "{} switched to configuration voters=({})",
+            self.config.id,
+            self.conf_state.voters.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+        );
+        match change {
+            MemberChange::Remove { id } if id == self.config.id => {
+                self.answer_own_removal();
+                let patience = if self.is_leader() { self.config.election_ticks as u64 } else { 0 };
+                self.leaving =
+                    Some(Leaving { removal: entry.index, until_tick: self.ticks + patience });
+            }
+            _ => self.connect_members(),
+        }
+        Ok(())
+    }
+
+    /// Ends the process once we were removed and may go. Everything was sent and published before.
+    pub(super) fn check_leaving(&mut self) -> crate::error::Result<()> {
+        let Some(Leaving { removal, until_tick }) = self.leaving else { return Ok(()) };
+        let others = self.members.urls.len();
+        let progress = self.raw_node.raft.prs();
+        let have_it = self
+            .members
+            .urls
+            .keys()
+            .filter(|id| progress.get(**id).is_some_and(|peer| peer.committed_index >= removal))
+            .count();
+        if self.is_leader() && have_it < majority(others) && self.ticks < until_tick {
+            return Ok(());
+        }
+        self.stop()?;
+        Err(Error::Removed)
+    }
+}
+
+/// Reads a change of members out of raft's own form of it. Only the two that are ever proposed are
+/// known: adding a voter and removing a member.
+fn decode_change(conf_change: &ConfChange) -> Result<MemberChange, String> {
+    let id = conf_change.node_id;
+    match conf_change.get_change_type() {
+        ConfChangeType::AddNode => {
+            let url = std::str::from_utf8(&conf_change.context)
+                .map_err(|_| format!("the URL of member {id} is not UTF-8"))?;
+            Ok(MemberChange::Add { id, url: url.to_owned() })
+        }
+        ConfChangeType::RemoveNode => Ok(MemberChange::Remove { id }),
+        ConfChangeType::AddLearnerNode => Err(format!("member {id} as a learner")),
+    }
+}
+
+/// Writes a change of members in raft's own form, as the original does: the URL is the context.
+fn encode_change(change: &MemberChange) -> ConfChange {
+    let mut conf_change = ConfChange::default();
+    match change {
+        MemberChange::Add { id, url } => {
+            conf_change.set_change_type(ConfChangeType::AddNode);
+            conf_change.node_id = *id;
+            conf_change.context = url.clone().into_bytes().into();
+        }
+        MemberChange::Remove { id } => {
+            conf_change.set_change_type(ConfChangeType::RemoveNode);
+            conf_change.node_id = *id;
+        }
+    }
+    conf_change
 }
 
 /// The encoded form of a first member's addition, as [`super::begin`] writes it.

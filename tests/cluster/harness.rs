@@ -47,6 +47,7 @@ pub async fn eventually(patience: Duration, why: &str, mut holds: impl AsyncFnMu
     let deadline = Instant::now() + patience;
     while !holds().await {
         assert!(Instant::now() < deadline, "not within {patience:?}: {why}");
+        // Between two looks: the deadline above is what ends it.
         sleep(Duration::from_millis(5)).await;
     }
 }

@@ -160,7 +160,8 @@ async fn a_removal_that_would_leave_no_living_majority_names_the_dead_member() {
     let dead = cluster.follower().await;
     let living = (1..=3).find(|id| *id != leader && *id != dead).unwrap();
     cluster.stop(dead).await;
-    // "Lately" is an election timeout: nothing else tells when it is over.
+    // The dead member was heard until now, and "lately" is an election timeout. Only time ends it, and
+    // to ask before would remove the living one.
     sleep(2 * ELECTION_TIMEOUT).await;
     let answer = cluster.client(leader).remove(living).await.expect(409);
     let remedy = format!("remove member {dead} first");

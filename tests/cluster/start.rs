@@ -19,7 +19,7 @@ async fn start_in_order([first, second, third]: [u64; 3], is_alone: bool, is_lat
     let mut cluster = Cluster::new(3);
     cluster.start(first).await;
     if is_alone {
-        // Longer than an election takes.
+        // Nothing may happen, which only time can show: longer than an election takes.
         sleep(2 * ELECTION_TIMEOUT).await;
         assert!(!cluster.status(first).begun, "one of three begins alone");
     }
@@ -118,6 +118,7 @@ async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
             cluster.until_logged(id, list).await;
         }
     }
+    // Nothing may happen, which only time can show: both were told long enough ago to have begun.
     sleep(3 * ELECTION_TIMEOUT).await;
     for id in 1..=2 {
         assert!(!cluster.status(id).begun, "member {id} has begun");

@@ -24,6 +24,7 @@ fn write_until_it_ends(
         let key = format!("/{sequence:0value_bytes$}");
         match client.put(&key, key.as_bytes()) {
             Ok(204) => acknowledged.push(key),
+            // Between two looks at the process: the deadline above is what ends it.
             _ => std::thread::sleep(std::time::Duration::from_millis(5)),
         }
     }

@@ -42,6 +42,7 @@ pub fn eventually_some<T>(deadline: Duration, why: &str, mut find: impl FnMut() 
             return found;
         }
         assert!(start.elapsed() < deadline, "not within {deadline:?}: {why}");
+        // Between two looks: the deadline above is what ends it.
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -432,6 +433,7 @@ impl Load {
                             client = Client::new(members[member % members.len()]);
                         }
                     }
+                    // The rate of the load, not a wait for anything.
                     thread::sleep(pause);
                 }
                 acknowledged

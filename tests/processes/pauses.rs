@@ -24,6 +24,7 @@ fn a_hung_follower_does_not_hold_up_writes() {
         assert_eq!(client.put(&format!("/{count}"), b"value").unwrap(), 204);
         assert!(sent.elapsed() < SOON, "a write took {:?}", sent.elapsed());
         count += 1;
+        // The rate of the load, not a wait for anything.
         thread::sleep(Duration::from_millis(5));
     }
     cluster.process(follower).signal(Signal::SIGCONT);
@@ -56,6 +57,7 @@ fn a_leader_that_was_paused_never_answers_with_an_old_value() {
         let new_term = put_in_term(cluster.address(other), "/k", new.as_bytes());
         // On a busy machine another one may have taken over before.
         proved += usize::from(new_term > term);
+        // How long it is paused is the fault itself: three election timeouts.
         thread::sleep(Duration::from_millis(600).saturating_sub(paused.elapsed()));
         let (early, late) = clients.split_at_mut(READERS / 2);
         early.iter_mut().for_each(|client| client.send("GET", "/k", b"").unwrap());
