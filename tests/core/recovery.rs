@@ -234,3 +234,21 @@ fn a_snapshot_is_sent_though_a_newer_one_was_made_meanwhile() {
         "its file is still there, and the one announced"
     );
 }
+
+/// The commit index is written lazily, but never behind a snapshot that is named: a start that has to
+/// fall back to an older one must not take what the newer one held for undecided.
+#[test]
+fn the_log_names_no_snapshot_beyond_its_commit_index() {
+    let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
+    member.tick_until_leader().unwrap();
+    let mut named = 0;
+    for number in 0..20 {
+        assert!(member.put("key", &number.to_string()).unwrap().is_ok());
+        let wal = member.wal();
+        if let Some(newest) = wal.marks.last() {
+            assert!(wal.hard_state.commit >= newest.index, "{:?} {newest:?}", wal.hard_state);
+            named += 1;
+        }
+    }
+    assert!(named > 10, "snapshots were made: {named}");
+}
