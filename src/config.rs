@@ -313,6 +313,7 @@ impl Config {
             snapshot_catch_up_entries: self.snapshot_catch_up_entries,
             tick: self.tick,
             election_ticks: self.election_ticks,
+            randomized_election_ticks: self.election_ticks..2 * self.election_ticks,
             heartbeat_ticks: self.heartbeat_ticks,
             request_timeout: self.request_timeout,
             boot: random()?,

@@ -28,6 +28,7 @@
 //! snapshots; [`serve`] is the thread.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -101,8 +102,11 @@ pub struct NodeConfig {
     pub snapshot_catch_up_entries: u64,
     /// The length of a tick.
     pub tick: Duration,
-    /// Ticks without a leader before an election.
+    /// The election timeout in ticks: the shortest time without a leader before an election.
     pub election_ticks: usize,
+    /// What raft draws each member's timeout from, in ticks, `election_ticks` at least (paper 5.2).
+    /// It is the node's one source of chance: a range of one tick leaves none.
+    pub randomized_election_ticks: Range<usize>,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
     /// How long a change of members that another member passed on may take.
@@ -259,8 +263,8 @@ fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
         // disturb the others when it comes back.
         check_quorum: true,
         pre_vote: true,
-        min_election_tick: config.election_ticks,
-        max_election_tick: 2 * config.election_ticks,
+        min_election_tick: config.randomized_election_ticks.start,
+        max_election_tick: config.randomized_election_ticks.end,
         read_only_option: raft::ReadOnlyOption::Safe,
         skip_bcast_commit: false,
         // Without it 64 proposals are 256 messages, with it four.
@@ -430,6 +434,11 @@ impl RaftNode {
     /// True from when a snapshot is asked of the state machine until its file is reported.
     pub fn is_making_snapshot(&self) -> bool {
         self.making.is_some()
+    }
+
+    /// raft's own state, to be looked at.
+    pub fn raft(&self) -> &raft::Raft<Log> {
+        &self.raw_node.raft
     }
 
     fn leadership(&self) -> Leadership {

@@ -178,6 +178,7 @@ impl Cluster {
             snapshot_catch_up_entries: self.options.snapshot_catch_up_entries,
             tick: TICK,
             election_ticks: ELECTION_TICKS,
+            randomized_election_ticks: ELECTION_TICKS..2 * ELECTION_TICKS,
             heartbeat_ticks: 1,
             request_timeout: self.options.request_timeout,
             boot: 0,

@@ -792,6 +792,7 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         snapshot_catch_up_entries: 10_000,
         tick: Duration::from_millis(100),
         election_ticks: 10,
+        randomized_election_ticks: 10..20,
         heartbeat_ticks: 1,
         request_timeout: Duration::from_secs(5),
         boot: 1000 + id,
