@@ -752,6 +752,20 @@ pub fn put(key: &str, value: &str) -> Vec<u8> {
 /// Keys to values; and the place of each last write.
 pub type State = BTreeMap<String, (String, u64, u64)>;
 
+/// What a snapshot's application bytes say.
+pub fn decode_state(bytes: &[u8]) -> State {
+    let mut rest = bytes;
+    let mut state = State::new();
+    while let Some((length, more)) = rest.split_first_chunk::<4>() {
+        let (record, more) = more.split_at(u32::from_le_bytes(*length) as usize);
+        let record: StateRecord<'_> = codec::decode(record).unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        state.insert(text(record.key), (text(record.value), record.index, record.term));
+        rest = more;
+    }
+    state
+}
+
 /// One member: a node, its store, its disk.
 pub struct Member {
     pub id: NodeId,
@@ -984,17 +998,7 @@ impl Member {
 
     /// What the store holds.
     pub fn state(&mut self) -> State {
-        let bytes = self.state_bytes();
-        let mut rest = bytes.as_slice();
-        let mut state = State::new();
-        while let Some((length, more)) = rest.split_first_chunk::<4>() {
-            let (record, more) = more.split_at(u32::from_le_bytes(*length) as usize);
-            let record: StateRecord<'_> = codec::decode(record).unwrap();
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            state.insert(text(record.key), (text(record.value), record.index, record.term));
-            rest = more;
-        }
-        state
+        decode_state(&self.state_bytes())
     }
 
     /// What the log on disk says.

@@ -1,0 +1,278 @@
+//! Clients: each sends one request after the other, to any member, and notes what it is told.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use raftexample::channels::{Ack, Acknowledged, NodeId, Pending, Proposal, waiter};
+use raftexample::error::RequestError;
+use raftexample::kvstore::{Consistency, KvStore, Value};
+use tokio::time::Instant;
+
+use super::harness::put;
+use super::linearizability::{Action, Operation, check};
+
+type Lookup = Pin<Box<dyn Future<Output = Result<Option<Value>, RequestError>>>>;
+
+/// Gives the deadlines of requests a clock. It is never reached: the simulation has its own.
+static CLOCK: LazyLock<tokio::runtime::Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
+
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+/// Polls what some member may have answered by now.
+fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
+    let _clock = CLOCK.enter();
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// What an answered or given up request is waiting for.
+enum Waiting {
+    Put(Pending<Acknowledged>),
+    Get(Lookup),
+}
+
+/// A request under way.
+pub struct Request {
+    pub client: usize,
+    /// The member it was sent to, and which run of it.
+    pub at: (NodeId, u64),
+    pub key: u64,
+    /// Of a PUT.
+    pub value: Option<u64>,
+    /// Counts the requests, to tell a deadline whose it is.
+    pub number: u64,
+    invoked: u64,
+    waiting: Waiting,
+}
+
+/// What became of a request.
+pub enum Outcome {
+    /// A PUT, with its payload.
+    Acknowledged(Vec<u8>, Acknowledged),
+    Read(Option<u64>),
+    Failed,
+    Unknown,
+}
+
+fn key_name(key: u64) -> String {
+    format!("key{key}")
+}
+
+/// The payload of the only write of `value`.
+pub fn payload(key: u64, value: u64) -> Vec<u8> {
+    put(&key_name(key), &value.to_string())
+}
+
+/// All clients, and what they saw.
+#[derive(Default)]
+pub struct Clients {
+    pub under_way: Vec<Request>,
+    history: BTreeMap<u64, Vec<Operation<u64>>>,
+    /// Writes by the payload's hash, so that the log can be read.
+    pub writes: BTreeMap<u64, (u64, u64)>,
+    /// Writes that were answered 204, and those that were answered 503.
+    acknowledged: Vec<(u64, u64)>,
+    refused: Vec<(u64, u64)>,
+    requests: u64,
+}
+
+impl Clients {
+    /// Begins a PUT; returns what the member is to be given.
+    pub fn put(&mut self, client: usize, at: (NodeId, u64), key: u64, ack: Ack, now: u64) -> Proposal {
+        self.requests += 1;
+        let value = self.requests;
+        let data = payload(key, value);
+        self.writes.insert(super::invariants::hash(&data), (key, value));
+        let (waiter, pending) = waiter();
+        self.under_way.push(Request {
+            client,
+            at,
+            key,
+            value: Some(value),
+            number: value,
+            invoked: now,
+            waiting: Waiting::Put(pending),
+        });
+        Proposal { data: Bytes::from(data), ack, waiter }
+    }
+
+    /// Begins a linearizable GET at the member whose store this is.
+    pub fn get(&mut self, client: usize, at: (NodeId, u64), key: u64, store: &KvStore, now: u64) {
+        self.requests += 1;
+        let store = store.clone();
+        let lookup: Lookup = Box::pin(async move {
+            let name = key_name(key);
+            store.lookup(name.as_bytes(), Consistency::Linearizable, far_future()).await
+        });
+        let mut request = Request {
+            client,
+            at,
+            key,
+            value: None,
+            number: self.requests,
+            invoked: now,
+            waiting: Waiting::Get(lookup),
+        };
+        // The request is on readC from the first poll on.
+        if let Waiting::Get(lookup) = &mut request.waiting {
+            assert!(poll_once(lookup.as_mut()).is_none(), "nobody has answered it yet");
+        }
+        self.under_way.push(request);
+    }
+
+    /// The last request that was begun.
+    pub fn last_number(&self) -> u64 {
+        self.requests
+    }
+
+    /// Takes the answers that a member has given by now; `is_stopping` if it gives no others.
+    pub fn take_answers(
+        &mut self,
+        at: (NodeId, u64),
+        now: u64,
+        is_stopping: bool,
+    ) -> Vec<(usize, Outcome)> {
+        let mut outcomes = Vec::new();
+        for mut request in std::mem::take(&mut self.under_way) {
+            if request.at != at {
+                self.under_way.push(request);
+                continue;
+            }
+            let outcome = match &mut request.waiting {
+                Waiting::Put(pending) => pending.try_take().map(|answer| {
+                    let value = request.value.expect("a PUT has a value");
+                    match answer {
+                        Ok(acknowledged) => {
+                            Outcome::Acknowledged(payload(request.key, value), acknowledged)
+                        }
+                        Err(RequestError::Unavailable(_)) => Outcome::Failed,
+                        Err(RequestError::Unknown(_)) => Outcome::Unknown,
+                        Err(error) => panic!("a write was answered {error}"),
+                    }
+                }),
+                Waiting::Get(lookup) => poll_once(lookup.as_mut()).map(|answer| match answer {
+                    Ok(value) => Outcome::Read(value.map(|value| {
+                        let text = std::str::from_utf8(&value.data).expect("values are numbers");
+                        text.parse().expect("values are numbers")
+                    })),
+                    Err(_) => Outcome::Failed,
+                }),
+            };
+            match outcome {
+                Some(outcome) => {
+                    outcomes.push((request.client, self.end(request, outcome, now)));
+                }
+                None if is_stopping => {
+                    let client = request.client;
+                    outcomes.push((client, self.give_up(request, now)));
+                }
+                None => self.under_way.push(request),
+            }
+        }
+        outcomes
+    }
+
+    /// The client's deadline passes, or the member ends in order: what it says of that is true.
+    fn give_up(&mut self, request: Request, now: u64) -> Outcome {
+        let Request { client, at, key, value, number, invoked, waiting } = request;
+        let (waiting, outcome) = match waiting {
+            Waiting::Put(pending) => {
+                let answer = {
+                    let _clock = CLOCK.enter();
+                    let past = Instant::now() - Duration::from_secs(3600);
+                    poll_once(Box::pin(pending.wait_until(past)).as_mut())
+                };
+                let answer = answer.expect("its deadline has passed");
+                let outcome = match answer {
+                    Ok(acknowledged) => Outcome::Acknowledged(
+                        payload(key, value.expect("a PUT has a value")),
+                        acknowledged,
+                    ),
+                    Err(RequestError::Unavailable(_)) => Outcome::Failed,
+                    Err(_) => Outcome::Unknown,
+                };
+                (Waiting::Put(waiter().1), outcome)
+            }
+            waiting @ Waiting::Get(_) => (waiting, Outcome::Failed),
+        };
+        self.end(Request { client, at, key, value, number, invoked, waiting }, outcome, now)
+    }
+
+    /// The client's deadline passes.
+    pub fn give_up_number(&mut self, number: u64, now: u64) -> Option<(usize, Outcome)> {
+        let position = self.under_way.iter().position(|request| request.number == number)?;
+        let request = self.under_way.remove(position);
+        Some((request.client, self.give_up(request, now)))
+    }
+
+    /// The process died: nobody knows.
+    pub fn lose(&mut self, at: (NodeId, u64), now: u64) -> Vec<usize> {
+        let (lost, kept) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|request| request.at == at);
+        self.under_way = kept;
+        let lost: Vec<Request> = lost;
+        let clients = lost.iter().map(|request| request.client).collect();
+        for request in lost {
+            self.end(request, Outcome::Unknown, now);
+        }
+        clients
+    }
+
+    fn end(&mut self, request: Request, outcome: Outcome, now: u64) -> Outcome {
+        let Request { client, key, value, invoked, .. } = request;
+        let (action, completed) = match (&outcome, value) {
+            (Outcome::Acknowledged(..), Some(value)) => {
+                self.acknowledged.push((key, value));
+                (Action::Write(value), Some(now))
+            }
+            (Outcome::Unknown, Some(value)) => (Action::Write(value), None),
+            (Outcome::Failed, Some(value)) => {
+                self.refused.push((key, value));
+                return outcome;
+            }
+            (Outcome::Read(found), None) => (Action::Read(*found), Some(now)),
+            _ => return outcome,
+        };
+        let operation = Operation { client: client as u64, action, invoked, completed };
+        self.history.entry(key).or_default().push(operation);
+        outcome
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    pub fn reads(&self) -> usize {
+        let operations = self.history.values().flatten();
+        operations.filter(|operation| matches!(operation.action, Action::Read(_))).count()
+    }
+
+    /// At the end: every acknowledged write is in the log, no refused one is, and each key's history
+    /// is linearizable.
+    pub fn check(&self, place: impl Fn(&[u8]) -> Option<u64>) -> Result<(), String> {
+        for (key, value) in &self.acknowledged {
+            if place(&payload(*key, *value)).is_none() {
+                return Err(format!("the acknowledged write of {value} to key{key} is lost"));
+            }
+        }
+        for (key, value) in &self.refused {
+            if place(&payload(*key, *value)).is_some() {
+                return Err(format!("the write of {value} to key{key} was answered 503 and made"));
+            }
+        }
+        for (key, history) in &self.history {
+            check(history).map_err(|why| format!("key{key} is not linearizable: {why}"))?;
+        }
+        Ok(())
+    }
+}

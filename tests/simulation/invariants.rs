@@ -1,0 +1,313 @@
+//! What has to hold after every step (Raft paper, figure 3, and this program's own promises).
+//!
+//! Each turn changes one member, so each check looks at what that turn has changed there, and
+//! compares it with what was ever seen of any member.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use raft::eraftpb::{Entry, EntryType};
+use raft::{GetEntriesContext, Raft, StateRole};
+use raftexample::channels::{Acknowledged, NodeId};
+use raftexample::raft_node::Status;
+use raftexample::storage::log::Log;
+
+use super::process::{Followed, Process};
+
+/// What does not hold, in one line.
+pub type Violation = String;
+type Check = Result<(), Violation>;
+
+macro_rules! ensure {
+    ($holds:expr, $($why:tt)+) => {
+        if !$holds {
+            return Err(format!($($why)+));
+        }
+    };
+}
+
+pub fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn entry_hash(entry: &Entry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (entry.get_entry_type() == EntryType::EntryNormal, &entry.data[..], &entry.context[..])
+        .hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What is known of a committed entry.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    term: u64,
+    data_hash: u64,
+    /// The term of the member that was first seen to have committed it.
+    seen_in: u64,
+}
+
+/// How a run of a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In the midst of a turn: what that turn wrote may be there or not.
+    Interrupted,
+    /// Between two turns.
+    Killed,
+    /// In order.
+    Stopped,
+}
+
+/// A member as it was after its last whole turn.
+#[derive(Default)]
+struct View {
+    begun: bool,
+    term: u64,
+    vote: NodeId,
+    commit: u64,
+    applied: u64,
+    snapshot: u64,
+    /// The terms of its entries; 0 for those that a snapshot replaced.
+    log: Vec<u64>,
+}
+
+impl View {
+    fn term_at(&self, index: u64) -> Option<u64> {
+        self.log.get(index as usize - 1).copied().filter(|term| *term != 0)
+    }
+}
+
+#[derive(Default)]
+pub struct Invariants {
+    /// Of each term.
+    leaders: HashMap<u64, NodeId>,
+    /// Of each member in each term.
+    votes: HashMap<(NodeId, u64), NodeId>,
+    /// By index and term: the entry, and the term of the one before it.
+    entries: HashMap<(u64, u64), (u64, Option<u64>)>,
+    committed: BTreeMap<u64, Committed>,
+    /// Where each payload was committed.
+    places: HashMap<u64, u64>,
+    views: HashMap<NodeId, View>,
+    /// Elections seen.
+    pub elections: u64,
+}
+
+impl Invariants {
+    /// Checks member `id` after a turn.
+    pub fn check_turn(&mut self, id: NodeId, process: &Process, followed: &Followed) -> Check {
+        let status = process.status();
+        if !status.begun {
+            return Ok(());
+        }
+        let raft = process.node.raft();
+        let mut view = self.views.remove(&id).unwrap_or_default();
+        let checked = self.check_member(id, raft, &status, &mut view, followed);
+        self.views.insert(id, view);
+        checked.map_err(|why| format!("member {id}: {why}"))
+    }
+
+    fn check_member(
+        &mut self,
+        id: NodeId,
+        raft: &Raft<Log>,
+        status: &Status,
+        view: &mut View,
+        followed: &Followed,
+    ) -> Check {
+        let log = &raft.raft_log;
+        let (last, compacted) = (log.last_index(), log.first_index() - 1);
+        let order = [compacted, status.snapshot, status.applied, log.committed, last];
+        ensure!(
+            order.is_sorted(),
+            "compacted <= snapshot <= applied <= committed <= last does not hold: {order:?}"
+        );
+        ensure!(log.persisted == last, "the turn left entries behind {} unsaved", log.persisted);
+        for (what, was, is) in [
+            ("term", view.term, raft.term),
+            ("commit", view.commit, log.committed),
+            ("applied", view.applied, status.applied),
+            ("snapshot", view.snapshot, status.snapshot),
+        ] {
+            ensure!(was <= is, "{what} went down from {was} to {is}");
+        }
+        if raft.vote != 0 {
+            let vote = *self.votes.entry((id, raft.term)).or_insert(raft.vote);
+            ensure!(vote == raft.vote, "voted for {vote} and {} in term {}", raft.vote, raft.term);
+        }
+        if followed.restored {
+            view.log = vec![0; compacted as usize];
+        }
+        self.check_log(raft, view)?;
+        self.check_commits(raft, view)?;
+        if raft.state == StateRole::Leader {
+            self.check_leader(id, raft)?;
+        }
+        for entry in &followed.published {
+            let index = entry.index;
+            let committed = self.committed.get(&index);
+            ensure!(
+                index <= log.committed && committed.is_some(),
+                "applied entry {index}, which is not committed"
+            );
+            ensure!(
+                committed.is_some_and(|committed| committed.term == entry.term
+                    && committed.data_hash == hash(&entry.data)),
+                "applied another entry at {index} than was committed there"
+            );
+        }
+        view.begun = true;
+        (view.term, view.vote) = (raft.term, raft.vote);
+        (view.commit, view.applied) = (log.committed, status.applied);
+        view.snapshot = status.snapshot;
+        Ok(())
+    }
+
+    /// Log matching: an index and a term name one entry, and all that is before it.
+    fn check_log(&mut self, raft: &Raft<Log>, view: &mut View) -> Check {
+        let log = &raft.raft_log;
+        let (last, compacted) = (log.last_index(), log.first_index() - 1);
+        let term = |index| log.term(index).map_err(|error| format!("entry {index}: {error}"));
+        view.log.resize(last as usize, 0);
+        let mut first_new = last + 1;
+        while first_new > compacted + 1 && view.term_at(first_new - 1) != Some(term(first_new - 1)?)
+        {
+            first_new -= 1;
+        }
+        if first_new > last {
+            return Ok(());
+        }
+        let context = GetEntriesContext::empty(false);
+        let entries = log
+            .slice(first_new, last + 1, None, context)
+            .map_err(|error| format!("entries {first_new} to {last}: {error}"))?;
+        for entry in entries {
+            let index = entry.index;
+            let before = if index == 1 { Some(0) } else { log.term(index - 1).ok() };
+            let found = (entry_hash(&entry), before);
+            let known = self.entries.entry((index, entry.term)).or_insert(found);
+            ensure!(
+                known.0 == found.0
+                    && (known.1.is_none() || found.1.is_none() || known.1 == found.1),
+                "log matching: two different entries {index} of term {}",
+                entry.term
+            );
+            known.1 = known.1.or(found.1);
+            view.log[index as usize - 1] = entry.term;
+        }
+        Ok(())
+    }
+
+    /// State machine safety: what is committed is the same everywhere, and stays.
+    fn check_commits(&mut self, raft: &Raft<Log>, view: &View) -> Check {
+        let log = &raft.raft_log;
+        for index in view.commit + 1..=log.committed {
+            // In a snapshot: nothing is known of it here but that it is committed.
+            let Ok(term) = log.term(index) else { continue };
+            if let Some(known) = self.committed.get(&index) {
+                ensure!(
+                    known.term == term,
+                    "committed entry {index} of term {term}, committed before with term {}",
+                    known.term
+                );
+                continue;
+            }
+            let context = GetEntriesContext::empty(false);
+            let Ok(entries) = log.slice(index, index + 1, None, context) else { continue };
+            let entry = &entries[0];
+            let data_hash = hash(&entry.data);
+            if entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
+                let place = *self.places.entry(data_hash).or_insert(index);
+                ensure!(place == index, "a write was committed twice, at {place} and at {index}");
+            }
+            let committed = Committed { term, data_hash, seen_in: raft.term };
+            self.committed.insert(index, committed);
+        }
+        Ok(())
+    }
+
+    /// Election safety, and leader completeness for what was committed in earlier terms.
+    fn check_leader(&mut self, id: NodeId, raft: &Raft<Log>) -> Check {
+        let term = raft.term;
+        if let Some(leader) = self.leaders.get(&term) {
+            ensure!(*leader == id, "leads term {term}, and so did member {leader}");
+            return Ok(());
+        }
+        self.leaders.insert(term, id);
+        self.elections += 1;
+        let earlier = self.committed.iter().rev().find(|(_, entry)| entry.seen_in < term);
+        let Some((index, committed)) = earlier else { return Ok(()) };
+        let log = &raft.raft_log;
+        ensure!(
+            *index < log.first_index() || log.term(*index).ok() == Some(committed.term),
+            "leads term {term} without the committed entry {index} of term {}",
+            committed.term
+        );
+        Ok(())
+    }
+
+    /// Checks member `id` as it comes back: it has what it had.
+    pub fn check_start(&mut self, id: NodeId, process: &Process, end: End) -> Check {
+        let Some(view) = self.views.get_mut(&id).filter(|view| view.begun) else { return Ok(()) };
+        let raft = process.node.raft();
+        let log = &raft.raft_log;
+        let checked = || {
+            let last = log.last_index();
+            ensure!(raft.term >= view.term, "term {} became {}", view.term, raft.term);
+            let has_voted = raft.term == view.term && view.vote != 0;
+            ensure!(!has_voted || raft.vote == view.vote, "forgot its vote for {}", view.vote);
+            let kept = if end == End::Interrupted { view.commit } else { view.log.len() as u64 };
+            ensure!(last >= kept, "its log ended at {kept}, and ends at {last} now");
+            for index in log.first_index()..=kept {
+                let (was, is) = (view.term_at(index), log.term(index).ok());
+                ensure!(was.is_none() || was == is, "entry {index} of term {was:?} became {is:?}");
+            }
+            if end != End::Interrupted {
+                let state = (raft.term, last, log.committed <= view.commit);
+                let was = (view.term, view.log.len() as u64, true);
+                ensure!(state == was, "(term, last, no new commit) {was:?} became {state:?}");
+            }
+            let is_lost = end == End::Stopped && log.committed != view.commit;
+            ensure!(!is_lost, "stopped with commit {}, now {}", view.commit, log.committed);
+            Ok(())
+        };
+        checked().map_err(|why| format!("member {id} after it started again: {why}"))?;
+        // A commit index may be forgotten, and everything is applied anew.
+        (view.commit, view.applied) = (0, 0);
+        view.snapshot = 0;
+        Ok(())
+    }
+
+    /// Nothing is known any more of a member that lost its directory.
+    pub fn forget(&mut self, id: NodeId) {
+        self.views.remove(&id);
+    }
+
+    /// A write was acknowledged: its entry is committed, there.
+    pub fn check_acknowledged(&self, data: &[u8], acknowledged: Acknowledged) -> Check {
+        let Acknowledged::Applied { index, term } = acknowledged else { return Ok(()) };
+        let committed = self.committed.get(&index);
+        ensure!(
+            committed.is_some_and(|entry| entry.term == term && entry.data_hash == hash(data)),
+            "a write was acknowledged as entry {index} of term {term}, where {committed:?} is"
+        );
+        Ok(())
+    }
+
+    /// Where a payload was committed.
+    pub fn place(&self, data: &[u8]) -> Option<u64> {
+        self.places.get(&hash(data)).copied()
+    }
+
+    /// The last index that was seen to be committed by anybody.
+    pub fn last_committed(&self) -> u64 {
+        self.committed.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// The payloads that were committed up to `index`, as hashes, in their order.
+    pub fn committed_up_to(&self, index: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let entries = self.committed.range(..=index);
+        entries.map(|(index, entry)| (*index, entry.term, entry.data_hash))
+    }
+}

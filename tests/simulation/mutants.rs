@@ -1,0 +1,198 @@
+//! Programs that are wrong on purpose: the simulation has to notice each of them.
+//!
+//! Most are made at a seam, so that the code under test stays as it is: a disk that forgets a sync, a
+//! network that shows the gate another header. [`PATCHES`] are those that no seam reaches: each is a
+//! text in `src` and what it becomes in a copy.
+
+use std::any::Any;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use raftexample::storage::{Vfs, VfsFile};
+
+use super::harness::MemVfs;
+
+/// A mutant made at a seam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seam {
+    /// fdatasync does nothing.
+    NoSync,
+    /// What was created, renamed or removed in a directory is never synced.
+    NoDirectorySync,
+    /// Messages leave, and clients are answered, before what they say is on disk.
+    SentBeforeSaved,
+    /// The write-ahead log names a snapshot whose file is not on disk yet.
+    SnapshotNamedBeforeItsFile,
+    /// A write is acknowledged when it was handed to raft.
+    AcknowledgedBeforePersisted,
+    /// Each start draws the same "random" bits: request ids and read contexts come back.
+    ContextsReused,
+    /// A batch that arrives twice is taken twice.
+    BatchFilterOff,
+    /// Any cluster, any receiver and any incarnation pass.
+    GateOff,
+    /// Any incarnation passes.
+    IncarnationsIgnored,
+}
+
+impl Seam {
+    pub const ALL: [Self; 9] = [
+        Self::NoSync,
+        Self::NoDirectorySync,
+        Self::SentBeforeSaved,
+        Self::SnapshotNamedBeforeItsFile,
+        Self::AcknowledgedBeforePersisted,
+        Self::ContextsReused,
+        Self::BatchFilterOff,
+        Self::GateOff,
+        Self::IncarnationsIgnored,
+    ];
+
+    pub fn is_on_disk(self) -> bool {
+        matches!(
+            self,
+            Self::NoSync
+                | Self::NoDirectorySync
+                | Self::SentBeforeSaved
+                | Self::SnapshotNamedBeforeItsFile
+        )
+    }
+
+    /// What becomes of a sync of this file or directory.
+    fn forgets(self, path: &Path, is_directory: bool) -> Forgets {
+        let is_snapshot = path.to_string_lossy().contains("-snap");
+        match self {
+            Self::NoSync if !is_directory => Forgets::ForEver,
+            Self::NoDirectorySync if is_directory => Forgets::ForEver,
+            Self::SentBeforeSaved => Forgets::ForATurn,
+            Self::SnapshotNamedBeforeItsFile if is_snapshot => Forgets::ForATurn,
+            _ => Forgets::Nothing,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Forgets {
+    Nothing,
+    ForATurn,
+    ForEver,
+}
+
+/// A disk that forgets syncs.
+#[derive(Clone)]
+pub struct Forgetful {
+    disk: MemVfs,
+    seam: Seam,
+    /// What is still to be synced: path, whether it is a directory, and the turn.
+    postponed: Arc<Mutex<Vec<(PathBuf, bool, u64)>>>,
+    turn: Arc<Mutex<u64>>,
+}
+
+impl Forgetful {
+    pub fn new(disk: MemVfs, seam: Seam) -> Self {
+        Self { disk, seam, postponed: Arc::default(), turn: Arc::default() }
+    }
+
+    /// Makes up for what was postponed before the last turn.
+    pub fn begin_turn(&self) -> io::Result<()> {
+        let mut turn = self.turn.lock().unwrap();
+        *turn += 1;
+        let due: Vec<_> = {
+            let mut postponed = self.postponed.lock().unwrap();
+            postponed.extract_if(.., |(_, _, since)| *since + 1 < *turn).collect()
+        };
+        for (path, is_directory, _) in due {
+            if is_directory {
+                self.disk.sync_dir(&path)?;
+            } else if let Ok(file) = self.disk.open(&path) {
+                file.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the sync is not to be made now.
+    fn forgets(&self, path: &Path, is_directory: bool) -> bool {
+        match self.seam.forgets(path, is_directory) {
+            Forgets::Nothing => false,
+            Forgets::ForEver => true,
+            Forgets::ForATurn => {
+                let turn = *self.turn.lock().unwrap();
+                self.postponed.lock().unwrap().push((path.to_owned(), is_directory, turn));
+                true
+            }
+        }
+    }
+
+    fn wrap(&self, path: &Path, file: Box<dyn VfsFile>) -> Box<dyn VfsFile> {
+        Box::new(ForgetfulFile { vfs: self.clone(), path: path.to_owned(), file })
+    }
+}
+
+impl Vfs for Forgetful {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
+        Ok(self.wrap(path, self.disk.create(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
+        Ok(self.wrap(path, self.disk.open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        for (path, _, _) in self.postponed.lock().unwrap().iter_mut() {
+            if path == from {
+                *path = to.to_owned();
+            }
+        }
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        if self.forgets(path, true) { Ok(()) } else { self.disk.sync_dir(path) }
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send>>> {
+        self.disk.lock(path)
+    }
+}
+
+struct ForgetfulFile {
+    vfs: Forgetful,
+    path: PathBuf,
+    file: Box<dyn VfsFile>,
+}
+
+impl VfsFile for ForgetfulFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.vfs.forgets(&self.path, false) { Ok(()) } else { self.file.sync() }
+    }
+}

@@ -1,0 +1,234 @@
+//! One run of one member: the node and the store that the binary runs, over the simulation's seams.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock, mpsc as std_mpsc};
+
+use raft::eraftpb::Message;
+use raftexample::channels::{
+    Commit, Greeting, MemberChange, NodeId, PeerHeader, PeerReport, SnapshotBody, SnapshotFile,
+    SnapshotRequest, Waiter,
+};
+use raftexample::error::Result;
+use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::membership::PeerGate;
+use raftexample::raft_node::replay::replay_wal;
+use raftexample::raft_node::{Input, NodeConfig, Outbox, RaftNode, Status};
+use raftexample::storage::Vfs;
+use raftexample::storage::snapshotter::Snapshotter;
+use slog::Logger;
+use tokio::sync::{mpsc, watch};
+
+/// What a node has handed to its transport.
+pub enum Outgoing {
+    Message(Message),
+    Snapshot(Message, SnapshotFile),
+    Greeting(String, Greeting),
+    Change(NodeId, MemberChange, Waiter<()>),
+}
+
+/// The node's side of the transport.
+#[derive(Default)]
+pub struct Sent {
+    pub queue: Vec<Outgoing>,
+    pub peers: BTreeMap<NodeId, String>,
+}
+
+struct ListOutbox(Arc<Mutex<Sent>>);
+
+impl ListOutbox {
+    fn push(&self, outgoing: Outgoing) {
+        self.0.lock().unwrap().queue.push(outgoing);
+    }
+}
+
+impl Outbox for ListOutbox {
+    fn send(&mut self, message: Message) {
+        self.push(Outgoing::Message(message));
+    }
+
+    fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
+        self.push(Outgoing::Snapshot(message, file));
+    }
+
+    fn add_peer(&mut self, id: NodeId, url: &str) {
+        self.0.lock().unwrap().peers.insert(id, url.to_owned());
+    }
+
+    fn remove_peer(&mut self, id: NodeId) {
+        self.0.lock().unwrap().peers.remove(&id);
+    }
+
+    fn greet(&mut self, url: &str, greeting: Greeting) {
+        self.push(Outgoing::Greeting(url.to_owned(), greeting));
+    }
+
+    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
+        self.push(Outgoing::Change(to, change, waiter));
+    }
+}
+
+/// A committed entry as the state machine was given it.
+pub struct Published {
+    pub index: u64,
+    pub term: u64,
+    pub data: Vec<u8>,
+}
+
+/// What a turn has put on commitC, for the invariants.
+#[derive(Default)]
+pub struct Followed {
+    pub published: Vec<Published>,
+    pub restored: bool,
+}
+
+/// A snapshot whose state was taken and whose file is still to be written, as on the thread that
+/// the store starts for it.
+pub struct UnwrittenSnapshot {
+    bytes: Vec<u8>,
+    save: Box<dyn FnOnce(SnapshotBody<'_>) + Send>,
+}
+
+impl UnwrittenSnapshot {
+    pub fn write(self) {
+        let Self { bytes, save } = self;
+        save(&mut |file| file.write_all(&bytes));
+    }
+}
+
+/// One run of one member.
+pub struct Process {
+    pub node: RaftNode,
+    pub gate: Arc<RwLock<PeerGate>>,
+    pub snapshotter: Snapshotter,
+    pub store: KvStore,
+    pub sent: Arc<Mutex<Sent>>,
+    pub unwritten: Vec<UnwrittenSnapshot>,
+    pub boot: u64,
+    reader: CommitReader,
+    read_rx: mpsc::Receiver<raftexample::channels::ReadRequest>,
+    commit_rx: mpsc::UnboundedReceiver<Commit>,
+    reports: Arc<Mutex<Vec<PeerReport>>>,
+    status: watch::Receiver<Status>,
+    /// The last number given to a batch or a snapshot.
+    number: u64,
+}
+
+impl Process {
+    pub fn start(
+        config: &NodeConfig,
+        vfs: Arc<dyn Vfs>,
+        segment_bytes: u64,
+        logger: &Logger,
+    ) -> Result<Self> {
+        let replayed = replay_wal(config, vfs, logger)?.with_segment_bytes(segment_bytes);
+        let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
+        let (commit_tx, commit_rx) = mpsc::unbounded_channel();
+        let (status_tx, status) = watch::channel(Status::default());
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let report = {
+            let reports = reports.clone();
+            Arc::new(move |report| reports.lock().unwrap().push(report))
+        };
+        let sent = Arc::new(Mutex::new(Sent::default()));
+        let outbox = Box::new(ListOutbox(sent.clone()));
+        let node = RaftNode::new(
+            config.clone(),
+            replayed,
+            outbox,
+            commit_tx,
+            report,
+            status_tx,
+            logger.clone(),
+        )?;
+        let (read_tx, read_rx) = mpsc::channel(64);
+        let (store, reader) = KvStore::new(mpsc::channel(1).0, read_tx, logger.clone());
+        Ok(Self {
+            node,
+            gate,
+            snapshotter,
+            store,
+            sent,
+            unwritten: Vec::new(),
+            boot: config.boot,
+            reader,
+            read_rx,
+            commit_rx,
+            reports,
+            status,
+            number: 0,
+        })
+    }
+
+    /// One turn: everything that has arrived, then one look at raft.
+    pub fn turn(&mut self, inputs: impl IntoIterator<Item = Input>) -> Result<Followed> {
+        for input in inputs {
+            self.node.handle(input)?;
+        }
+        while let Ok(request) = self.read_rx.try_recv() {
+            self.node.handle(Input::Read(request))?;
+        }
+        self.node.handle_ready()?;
+        self.follow_commits()
+    }
+
+    fn follow_commits(&mut self) -> Result<Followed> {
+        let mut followed = Followed::default();
+        while let Ok(commit) = self.commit_rx.try_recv() {
+            let commit = match commit {
+                Commit::Snapshot(SnapshotRequest { index, save }) => {
+                    let bytes = self.state_bytes(index)?;
+                    self.unwritten.push(UnwrittenSnapshot { bytes, save });
+                    continue;
+                }
+                commit => commit,
+            };
+            match &commit {
+                Commit::Entries { entries, .. } => {
+                    followed.published.extend(entries.iter().map(|entry| Published {
+                        index: entry.index,
+                        term: entry.term,
+                        data: entry.data.to_vec(),
+                    }));
+                }
+                Commit::Restore(_) => followed.restored = true,
+                _ => {}
+            }
+            self.reader.handle(commit)?;
+        }
+        Ok(followed)
+    }
+
+    /// The store's bytes, as a snapshot holds them.
+    pub fn state_bytes(&mut self, index: u64) -> Result<Vec<u8>> {
+        let (bytes_tx, bytes_rx) = std_mpsc::channel();
+        let save = Box::new(move |body: SnapshotBody<'_>| {
+            let mut bytes = Vec::new();
+            body(&mut bytes).expect("memory takes everything");
+            let _ = bytes_tx.send(bytes);
+        });
+        self.reader.handle(Commit::Snapshot(SnapshotRequest { index, save }))?;
+        Ok(bytes_rx.recv().expect("the thread that the store started sends them"))
+    }
+
+    /// What the node's own threads have to tell it.
+    pub fn take_reports(&self) -> Vec<PeerReport> {
+        std::mem::take(&mut self.reports.lock().unwrap())
+    }
+
+    pub fn take_sent(&self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.sent.lock().unwrap().queue)
+    }
+
+    pub fn status(&self) -> watch::Ref<'_, Status> {
+        self.status.borrow()
+    }
+
+    pub fn header(&self, to: NodeId) -> PeerHeader {
+        self.gate.read().unwrap().header(to)
+    }
+
+    pub fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+}

@@ -1,0 +1,135 @@
+//! Everything about a run that its seed decides beforehand.
+
+use raftexample::channels::NodeId;
+
+use super::harness::Random;
+
+/// The length of a tick in the simulation's own unit of time.
+pub const TICK: u64 = 100;
+
+/// What a seed stands for; printed when a run fails.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub seed: u64,
+    /// Events with faults; then the faults end, and the cluster has to recover.
+    pub steps: u64,
+    pub first_members: NodeId,
+    pub clients: usize,
+    pub keys: u64,
+    /// Of a thousand requests.
+    pub writes: u64,
+    /// A client's pause between two requests, at most, in ticks.
+    pub pause_ticks: u64,
+    /// How long a client waits for an answer, in ticks.
+    pub patience_ticks: u64,
+    pub snapshot_count: u64,
+    pub snapshot_catch_up_entries: u64,
+    pub segment_bytes: u64,
+    pub election_ticks: usize,
+    pub heartbeat_ticks: usize,
+    /// How much a member's clock may be off, in percent of a tick.
+    pub clock_percent: u64,
+    /// How long a message travels at most.
+    pub delay: u64,
+    /// True if messages between two members keep their order.
+    pub keeps_order: bool,
+    /// True if what overtakes on the way has left in the order in which it arrives, so that it
+    /// passes the filter of batches, and raft itself has to cope.
+    pub numbers_at_arrival: bool,
+    /// Of a thousand batches.
+    pub lost: u64,
+    pub lost_answers: u64,
+    pub duplicated: u64,
+    pub misdirected: u64,
+    /// Ticks between two faults, on the average.
+    pub fault_ticks: u64,
+    /// How often each kind of fault is chosen, beside the others.
+    pub fault_weights: Vec<(FaultKind, u64)>,
+}
+
+/// What goes wrong, apart from single messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// kill -9 or a power cut between two turns.
+    Kill,
+    /// All members at once.
+    KillAll,
+    /// kill -9 or a power cut at some operation on the disk.
+    CrashAtOperation,
+    /// A write or sync fails.
+    DiskError,
+    /// SIGTERM.
+    Stop,
+    /// The process stands still and goes on.
+    Pause,
+    /// Some members see only each other.
+    Partition,
+    /// A direction between two members.
+    CutOneWay,
+    /// The leader sees nobody.
+    IsolateLeader,
+    /// All connections work again.
+    Heal,
+    /// A batch that was delivered long ago comes once more.
+    Ghost,
+    /// A member of another cluster speaks.
+    Foreigner,
+    /// A member is added.
+    Add,
+    /// A member is removed.
+    Remove,
+    /// A member loses its directory, and is replaced.
+    Wipe,
+}
+
+const KINDS: [(FaultKind, u64); 15] = [
+    (FaultKind::Kill, 4),
+    (FaultKind::KillAll, 2),
+    (FaultKind::CrashAtOperation, 6),
+    (FaultKind::DiskError, 3),
+    (FaultKind::Stop, 2),
+    (FaultKind::Pause, 3),
+    (FaultKind::Partition, 3),
+    (FaultKind::CutOneWay, 3),
+    (FaultKind::IsolateLeader, 3),
+    (FaultKind::Heal, 5),
+    (FaultKind::Ghost, 3),
+    (FaultKind::Foreigner, 2),
+    (FaultKind::Add, 4),
+    (FaultKind::Remove, 3),
+    (FaultKind::Wipe, 2),
+];
+
+impl Settings {
+    pub fn from_seed(seed: u64, steps: u64) -> Self {
+        let mut random = Random(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut pick = |choices: &[u64]| choices[random.below(choices.len() as u64) as usize];
+        let election_ticks = pick(&[3, 4, 5, 7, 10]);
+        let weights = KINDS.map(|(kind, most)| (kind, pick(&[0, 1, 1, 2]) * most));
+        Self {
+            seed,
+            steps,
+            first_members: pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]),
+            clients: pick(&[2, 3, 4, 6, 8]) as usize,
+            keys: pick(&[1, 2, 3, 5]),
+            writes: pick(&[300, 500, 700]),
+            pause_ticks: pick(&[1, 2, 5]),
+            patience_ticks: pick(&[5, 20, 50]),
+            snapshot_count: pick(&[2, 4, 8, 16, 64]),
+            snapshot_catch_up_entries: pick(&[0, 1, 3, 8]),
+            segment_bytes: pick(&[512, 2048, 16384]),
+            election_ticks: election_ticks as usize,
+            heartbeat_ticks: pick(&[1, 1, 2]) as usize,
+            clock_percent: pick(&[0, 10, 40]),
+            delay: pick(&[5, 20, 60, 150]),
+            keeps_order: pick(&[0, 1, 1]) == 1,
+            numbers_at_arrival: pick(&[0, 1]) == 1,
+            lost: pick(&[0, 0, 10, 50, 200]),
+            lost_answers: pick(&[0, 10, 50]),
+            duplicated: pick(&[0, 20, 100]),
+            misdirected: pick(&[0, 0, 20]),
+            fault_ticks: pick(&[3, 6, 12, 25]),
+            fault_weights: weights.to_vec(),
+        }
+    }
+}
