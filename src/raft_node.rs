@@ -480,7 +480,13 @@ impl RaftNode {
 
     /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
     fn process_messages(&mut self, messages: Vec<Message>) {
-        for message in messages {
+        for mut message in messages {
+            if message.get_msg_type() == MessageType::MsgPropose {
+                // raft sends it without a term. This is whose leader it is meant for: in another
+                // term the same member leads in another run, perhaps, which does not know any more
+                // that it took this one already.
+                message.log_term = self.raw_node.raft.term;
+            }
             if message.get_msg_type() != MessageType::MsgSnapshot {
                 self.outbox.send(message);
                 continue;

@@ -20,8 +20,8 @@ use crate::transport::{Inbound, InboundBody};
 
 /// Peers that are no members here but may be elsewhere: this member may be the one that is behind.
 const STRANGERS_MAX: usize = 8;
-/// Runs of one peer whose late batches are recognised.
-const EARLIER_BOOTS_MAX: usize = 8;
+/// Runs of one peer whose batches are told apart.
+const RUNS_MAX: usize = 8;
 
 /// The peers that are connected.
 #[derive(Default)]
@@ -46,28 +46,25 @@ struct Peer {
 }
 
 /// Lets each batch through once. A `MsgPropose` delivered twice would be applied twice.
+///
+/// A batch of an earlier run passes too if it comes late: raft allows for messages that take long.
+/// Which of two runs is the earlier cannot be told from their boot ids, and a filter that took a
+/// late batch for a restart would drop all that the peer sends from then on.
 #[derive(Default)]
 struct BatchFilter {
-    boot: u64,
-    number: u64,
-    earlier_boots: VecDeque<u64>,
+    /// The highest number of each run, by boot id; the run heard last is at the back.
+    runs: VecDeque<(u64, u64)>,
 }
 
 impl BatchFilter {
     fn is_new(&mut self, boot: u64, number: u64) -> bool {
-        if boot != self.boot {
-            if self.earlier_boots.contains(&boot) {
-                return false;
-            }
-            self.earlier_boots.push_back(self.boot);
-            if self.earlier_boots.len() > EARLIER_BOOTS_MAX {
-                self.earlier_boots.pop_front();
-            }
-            (self.boot, self.number) = (boot, 0);
+        let known = self.runs.iter().position(|(known, _)| *known == boot);
+        let highest = known.and_then(|place| self.runs.remove(place)).map_or(0, |(_, last)| last);
+        if known.is_none() && self.runs.len() == RUNS_MAX {
+            self.runs.pop_front();
         }
-        let is_new = number > self.number;
-        self.number = self.number.max(number);
-        is_new
+        self.runs.push_back((boot, highest.max(number)));
+        number > highest
     }
 }
 
@@ -421,14 +418,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_passes_once_and_a_late_one_of_an_earlier_run_never() {
+    fn a_batch_passes_once_whatever_runs_of_its_sender_come_between() {
         let mut filter = BatchFilter::default();
         assert!(filter.is_new(7, 1));
         assert!(!filter.is_new(7, 1), "twice");
         assert!(filter.is_new(7, 3));
-        assert!(!filter.is_new(7, 2), "late");
+        assert!(!filter.is_new(7, 2), "overtaken");
         assert!(filter.is_new(8, 1), "restarted");
-        assert!(!filter.is_new(7, 4), "of the earlier run");
-        assert!(filter.is_new(8, 2));
+        assert!(!filter.is_new(7, 3), "of the earlier run, twice");
+        assert!(filter.is_new(7, 4), "of the earlier run, late");
+        assert!(!filter.is_new(8, 1), "twice");
+        assert!(filter.is_new(8, 2), "the later run is not shut out");
+    }
+
+    #[test]
+    fn a_filter_remembers_a_bounded_number_of_runs() {
+        let mut filter = BatchFilter::default();
+        for boot in 1..=100 {
+            assert!(filter.is_new(boot, 1));
+        }
+        assert_eq!(filter.runs.len(), RUNS_MAX);
+        assert!(!filter.is_new(100, 1));
     }
 }

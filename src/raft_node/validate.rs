@@ -88,7 +88,10 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
     }
 
     match message.get_msg_type() {
-        MsgPropose => validate_proposal(message),
+        MsgPropose => {
+            require(message.log_term == view.term, "it was proposed to the leader of another term")?;
+            validate_proposal(message)
+        }
         MsgReadIndex | MsgReadIndexResp => require(
             message.entries.len() == 1 && message.entries[0].data.len() == RequestId::LEN,
             "a read carries one context",

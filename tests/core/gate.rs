@@ -57,6 +57,12 @@ fn request(data: &[u8]) -> Entry {
 type Forge = fn(&Member, Message) -> Message;
 
 /// Messages in the name of member 3, each with a change that makes it impossible.
+/// As a follower forwards it: raft's own term is not set, and the leader's stands beside it.
+fn proposed(mut message: Message) -> Message {
+    (message.term, message.log_term) = (0, message.term);
+    message
+}
+
 #[rustfmt::skip]
 const FORGED: &[(&str, MessageType, Forge)] = {
     use MessageType::*;
@@ -81,10 +87,11 @@ const FORGED: &[(&str, MessageType, Forge)] = {
         ("a forced vote for no reason", MsgRequestVote, |_, mut m| { m.term += 1; m.context = b"Campaign".to_vec().into(); m }),
         ("leadership from someone who has none", MsgTimeoutNow, |_, m| m),
         ("leadership of a later term", MsgTimeoutNow, |_, mut m| { m.term += 1; m }),
-        ("an empty proposal", MsgPropose, |_, mut m| { m.term = 0; m }),
-        ("a proposal with a term", MsgPropose, |_, mut m| { m.entries = vec![request(b"x")].into(); m }),
-        ("a proposal that is no request", MsgPropose, |_, mut m| { m.term = 0; m.entries = vec![entry(0, 0, b"x".to_vec())].into(); m }),
-        ("a change of members as a proposal", MsgPropose, |_, mut m| { m.term = 0; let mut e = request(b"x"); e.set_entry_type(EntryType::EntryConfChange); m.entries = vec![e].into(); m }),
+        ("an empty proposal", MsgPropose, |_, m| proposed(m)),
+        ("a proposal to the leader of an earlier term", MsgPropose, |_, mut m| { m = proposed(m); m.log_term -= 1; m.entries = vec![request(b"x")].into(); m }),
+        ("a proposal with a term", MsgPropose, |_, mut m| { m.log_term = m.term; m.entries = vec![request(b"x")].into(); m }),
+        ("a proposal that is no request", MsgPropose, |_, mut m| { m = proposed(m); m.entries = vec![entry(0, 0, b"x".to_vec())].into(); m }),
+        ("a change of members as a proposal", MsgPropose, |_, mut m| { m = proposed(m); let mut e = request(b"x"); e.set_entry_type(EntryType::EntryConfChange); m.entries = vec![e].into(); m }),
         ("a read with a term", MsgReadIndex, |_, mut m| { m.entries = vec![request(&[1; 24])].into(); m }),
         ("a read without a context", MsgReadIndex, |_, mut m| { m.term = 0; m }),
         ("a read with a short context", MsgReadIndex, |_, mut m| { m.term = 0; m.entries = vec![request(b"x")].into(); m }),
@@ -182,7 +189,7 @@ fn of_a_stranger_only_what_leaders_and_candidates_send_passes() {
             let mut forged = message(kind, 9, member);
             forged.term += 1;
             if matches!(kind, MsgPropose | MsgReadIndex) {
-                forged.term = 0;
+                (forged.term, forged.log_term) = (0, member.status().term);
                 forged.entries = vec![request(&[1; 24])].into();
             }
             let inbound = batch(header.clone(), 1, number as u64 + 1, vec![forged]);
@@ -297,8 +304,7 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
     let mut network = cluster();
     let (header, boot) = (network.member(3).header(1), network.member(3).config.boot);
     let leader = network.member(1);
-    let mut proposal = message(MessageType::MsgPropose, 3, leader);
-    proposal.term = 0;
+    let mut proposal = proposed(message(MessageType::MsgPropose, 3, leader));
     proposal.entries = vec![request(&put("twice", "once"))].into();
     let index = last(leader).0;
     let twice =
@@ -311,8 +317,36 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
     let again = |number| Input::Inbound(batch(header.clone(), 31, number, vec![proposal.clone()]));
     leader.turn([again(1)]).unwrap();
     assert_eq!(last(leader).0, index + 2, "its next run counts anew");
-    leader.turn([twice(101)]).unwrap();
-    assert_eq!(last(leader).0, index + 2, "a batch of the earlier run is late");
+    leader.turn([twice(100)]).unwrap();
+    assert_eq!(last(leader).0, index + 2, "a batch of the earlier run comes once more");
+    leader.turn([twice(101), twice(101)]).unwrap();
+    assert_eq!(last(leader).0, index + 3, "a batch of the earlier run is late");
+    leader.turn([again(2)]).unwrap();
+    assert_eq!(last(leader).0, index + 4, "the later run is not shut out by it");
+}
+
+/// The filter of batches does not outlive the process: a proposal names the term it was meant for.
+#[test]
+fn a_proposal_that_is_delivered_again_after_its_leader_was_elected_again_is_applied_once() {
+    let mut network = cluster();
+    let (header, boot) = (network.member(3).header(1), network.member(3).config.boot);
+    let mut answer = network.member(3).put("twice", "once").unwrap();
+    let sent = network.member(3).take_messages();
+    let deliver = |network: &mut Network| {
+        let inbound = batch(header.clone(), boot, 1000, sent.clone());
+        network.turn(1, [Input::Inbound(inbound)]);
+        network.deliver();
+    };
+    deliver(&mut network);
+    assert!(answer.is_ok(), "{:?}", answer.get());
+    let config = NodeConfig { boot: 31, ..network.member(1).config.clone() };
+    let disk = network.crash(1, Survives::Nothing);
+    network.start(&config, &disk).unwrap();
+    network.give_up_leader(&[2, 3]);
+    network.elect(1);
+    let before = last(network.member(1));
+    deliver(&mut network);
+    assert_eq!(last(network.member(1)), before, "it was taken a second time");
 }
 
 fn three_members(member: &Member) -> SnapshotMembers {

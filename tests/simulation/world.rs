@@ -35,6 +35,9 @@ const IDS_MAX: NodeId = 14;
 /// How long the cluster may take to recover once nothing goes wrong any more, in ticks.
 const RECOVERY_TICKS: u64 = 2_000;
 
+/// How often a request may have no success then: the last fault may still have its effects.
+const SERVE_TRIES: u32 = 5;
+
 /// What a run has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -169,6 +172,8 @@ pub struct World {
     /// Ids whose removal was seen applied.
     removed: BTreeSet<NodeId>,
     operator: Option<Task>,
+    /// True once nobody knows whether a removal is still to come.
+    removal_is_in_doubt: bool,
     next_id: NodeId,
     faults_are_on: bool,
     tally: Tally,
@@ -201,6 +206,7 @@ impl World {
             invariants: Invariants::default(),
             removed: BTreeSet::new(),
             operator: None,
+            removal_is_in_doubt: false,
             next_id: settings.first_members + 1,
             faults_are_on: true,
             tally: Tally::default(),
@@ -600,7 +606,7 @@ impl World {
         slot.end = end;
         slot.fault = None;
         slot.process = None;
-        slot.receiving.clear();
+        let receiving = std::mem::take(&mut slot.receiving);
         slot.sending_to.clear();
         slot.inbox.clear();
         slot.disk = slot.disk.crash(survives);
@@ -611,6 +617,10 @@ impl World {
         }
         for asked in asked {
             self.connection_lost(id, asked);
+        }
+        for (transfer, receiver) in receiving.into_values() {
+            drop(receiver);
+            self.snapshot_failed(id, &transfer);
         }
         let after = self.random.below(20 * TICK);
         self.schedule(after, Event::Start(id));
@@ -729,7 +739,7 @@ impl World {
         if self.chance(self.settings.misdirected) {
             // Another member got its address.
             let ids: Vec<NodeId> = self.slots.keys().copied().collect();
-            let elsewhere = self.pick(&ids).expect("there are members");
+            let elsewhere = self.pick(&ids).filter(|id| *id != to).unwrap_or(from.0);
             let delay = self.delay(from.0, elsewhere);
             self.schedule(delay, Event::Arrival(elsewhere, Packet::Batch(batch.clone())));
         }
@@ -739,7 +749,8 @@ impl World {
 
     /// What a receiver's gate is shown: the header, or what a mutant makes of it.
     fn shown(&self, to: NodeId, mut header: PeerHeader) -> PeerHeader {
-        let Some(process) = &self.slots[&to].process else { return header };
+        let slot = self.slots.get(&to);
+        let Some(process) = slot.and_then(|slot| slot.process.as_ref()) else { return header };
         let gate = process.gate.read().unwrap();
         let recorded = gate.incarnations.get(&header.from).copied();
         if matches!(self.seam, Some(Seam::GateOff | Seam::IncarnationsIgnored)) {
@@ -755,6 +766,7 @@ impl World {
     fn arrive(&mut self, to: NodeId, packet: Packet) {
         match packet {
             Packet::Report { run, report } => {
+                self.note(|| format!("report to {to}, run {run}: {report:?}"));
                 if self.runs((to, run)) {
                     if let PeerReport::SnapshotStatus { to: receiver, .. } = &report {
                         let receiver = *receiver;
@@ -820,6 +832,10 @@ impl World {
             let place = self.random.below(GHOSTS_MAX as u64) as usize;
             self.ghosts[place] = (to, batch.clone());
         }
+        self.note(|| {
+            let kinds: Vec<_> = batch.messages.iter().map(Message::get_msg_type).collect();
+            format!("batch {:?} of {from:?} reaches {to}: {kinds:?}", batch.number)
+        });
         let Batch { header, boot, number, messages, .. } = batch;
         let mut number = number.expect("it was just numbered");
         if self.seam == Some(Seam::BatchFilterOff) {
@@ -968,10 +984,7 @@ impl World {
 
     fn refuse(&mut self, id: NodeId, from: Run, refusal: Refusal) {
         let header = self.slot(id).process.as_ref().expect("it runs").header(from.0);
-        let header = match self.slots[&from.0].process {
-            Some(_) => self.shown(from.0, header),
-            None => header,
-        };
+        let header = self.shown(from.0, header);
         let delay = self.delay(id, from.0);
         self.report(from, delay, PeerReport::Refused { header, refusal });
     }
@@ -1008,10 +1021,7 @@ impl World {
                 }
                 Ok(Ok(answer)) if !self.is_answer_lost(id, from.0) => {
                     let header = self.slot(id).process.as_ref().expect("it runs").header(from.0);
-                    let header = match self.slots[&from.0].process {
-                        Some(_) => self.shown(from.0, header),
-                        None => header,
-                    };
+                    let header = self.shown(from.0, header);
                     let delay = self.delay(id, from.0);
                     self.report(from, delay, PeerReport::Greeted { url, header, answer });
                 }
@@ -1153,6 +1163,9 @@ impl World {
                 Some(answer) => answer,
             };
             self.note(|| format!("operator: {:?}: {answer:?}", task.change));
+            let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
+            self.removal_is_in_doubt |=
+                is_unknown && matches!(task.change, MemberChange::Remove { .. });
             if let MemberChange::Add { id, .. } = task.change
                 && matches!(answer, Ok(()) | Err(RequestError::Unknown(_)))
             {
@@ -1183,10 +1196,8 @@ impl World {
     }
 
     fn start_joiner(&mut self, id: NodeId) {
-        let mut urls: Vec<String> = self.members().into_values().collect();
-        if !urls.contains(&url(id)) {
-            urls.push(url(id));
-        }
+        let others = self.slots.keys().filter(|other| !self.removed.contains(other));
+        let urls: Vec<String> = others.map(|other| url(*other)).chain([url(id)]).collect();
         let config = self.config(id, &urls, true);
         self.add_slot(config);
         let after = self.random.below(5 * TICK);
@@ -1369,7 +1380,9 @@ impl World {
             })
         });
         let is_member = members.contains_key(&id);
-        if members.len() < 3 || !is_member || !all_know || self.has_wiped() || self.operator.is_some() {
+        let is_changing =
+            self.has_wiped() || self.operator.is_some() || self.removal_is_in_doubt;
+        if members.len() < 3 || !is_member || !all_know || is_changing {
             return Ok(false);
         }
         self.kill(id)?;
@@ -1391,10 +1404,12 @@ impl World {
         let settings = &mut self.settings;
         (settings.lost, settings.lost_answers, settings.duplicated) = (0, 0, 0);
         settings.misdirected = 0;
+        settings.patience_ticks = 50;
         settings.delay = settings.delay.min(20);
         for slot in self.slots.values_mut() {
             slot.paused_until = 0;
-            if slot.fault.take().is_some() {
+            // What has happened on the disk already still has to be noticed.
+            if !slot.disk.fault_happened() && slot.fault.take().is_some() {
                 slot.disk.inject(u64::MAX / 2, Fault::Crash);
             }
         }
@@ -1412,8 +1427,8 @@ impl World {
             self.step()?;
         };
         self.serve(&members)?;
-        for id in &members {
-            self.check_state(*id)?;
+        for id in members.iter().filter(|id| !self.removed.contains(id)).copied().collect::<Vec<_>>() {
+            self.check_state(id)?;
         }
         Ok(())
     }
@@ -1441,13 +1456,32 @@ impl World {
 
     fn describe(&self) -> String {
         let slots = self.slots.values().map(|slot| {
-            let status = slot.process.as_ref().map(|process| process.status().clone());
+            let status = slot.process.as_ref().map(|process| {
+                let status = process.status();
+                format!(
+                    "term {} leader {} commit {} applied {} begun {} members {:?}",
+                    status.term,
+                    status.leader,
+                    status.commit,
+                    status.applied,
+                    status.begun,
+                    status.members.urls.keys()
+                )
+            });
+            let raft = slot.process.as_ref().map(|process| process.node.raft());
+            let progress = raft.filter(|raft| raft.state == StateRole::Leader).map(|raft| {
+                let peers = raft.prs().iter();
+                let line = |(id, peer): (&u64, &raft::Progress)| {
+                    format!("{id}: {:?} matched {} next {} paused {}", peer.state, peer.matched, peer.next_idx, peer.paused)
+                };
+                peers.map(line).collect::<Vec<_>>()
+            });
             format!(
-                "{}: gone {}, wiped {}, {status:?}",
+                "member {}: gone {}, wiped {}, {status:?}, {progress:?}\n",
                 slot.config.id, slot.is_gone, slot.is_wiped
             )
         });
-        slots.collect::<Vec<_>>().join("; ")
+        slots.collect()
     }
 
     /// Each member takes a write, and then shows every key.
@@ -1457,32 +1491,40 @@ impl World {
             std::iter::once((*id, 0, true)).chain(gets)
         });
         for (id, key, is_write) in requests.collect::<Vec<_>>() {
-            let before = (self.clients.acknowledged(), self.clients.reads());
-            self.request(0, id, key, is_write);
-            let number = self.clients.last_number();
-            while self.clients.under_way.iter().any(|request| request.number == number) {
-                self.step()?;
-            }
-            let after = (self.clients.acknowledged(), self.clients.reads());
-            if before == after {
-                return Err(format!(
-                    "member {id} does not serve (write: {is_write}): {}",
-                    self.describe()
-                ));
+            let mut tries = 0..SERVE_TRIES;
+            // A removal that was asked for before may be applied only now.
+            while !self.removed.contains(&id) && !self.is_served(id, key, is_write)? {
+                if tries.next().is_none() {
+                    let what = if is_write { "write" } else { "read" };
+                    return Err(format!("member {id} serves no {what}: {}", self.describe()));
+                }
             }
         }
         // Everybody hears of the last write.
         let target = self.invariants.last_committed();
         let deadline = self.now + RECOVERY_TICKS * TICK;
-        while !members.iter().all(|id| {
-            self.slots[id].process.as_ref().is_some_and(|p| p.status().applied >= target)
-        }) {
+        let has_applied = |world: &Self, id: &NodeId| {
+            let process = world.slots[id].process.as_ref();
+            process.is_some_and(|process| process.status().applied >= target)
+        };
+        while !members.iter().all(|id| self.removed.contains(id) || has_applied(self, id)) {
             if self.now > deadline {
                 return Err(format!("not all members apply {target}: {}", self.describe()));
             }
             self.step()?;
         }
         Ok(())
+    }
+
+    fn is_served(&mut self, id: NodeId, key: u64, is_write: bool) -> Result<bool, Violation> {
+        let count = |world: &Self| (world.clients.acknowledged(), world.clients.reads());
+        let before = count(self);
+        self.request(0, id, key, is_write);
+        let number = self.clients.last_number();
+        while self.clients.under_way.iter().any(|request| request.number == number) {
+            self.step()?;
+        }
+        Ok(count(self) != before)
     }
 
     /// A member's state is what the log says, byte for byte.
