@@ -14,7 +14,9 @@
 //!
 //! # The order of a Ready (raft-rs `src/lib.rs`, thesis 10.2.1)
 //! 1. A leader's messages: the followers may write while we do. Not if the Ready holds a new term or
-//!    vote: a leader that forgot its vote would use the term a second time.
+//!    vote: a leader that forgot its vote would use the term a second time. Nor if it commits a change
+//!    of members: a member that hears of its removal leaves, and a leader of two that forgot that it
+//!    was committed would need the one that left to find out.
 //! 2. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
 //! 3. A follower's messages: each acknowledges what was just made durable.
 //! 4. Publish the snapshot, then the committed entries, on commitC.
@@ -243,11 +245,18 @@ pub struct Leadership {
     leader: NodeId,
 }
 
-/// A removed leader stays until a majority of the others has its removal, so that they need no
-/// election timeout to find that out.
+/// We were removed. A leader stays until a majority of the others knows, so that they need no
+/// election timeout to find that out, and no longer than such a timeout.
+///
+/// If a single member remains, each of us stays until that one knows: before, it counts two members,
+/// and cannot be elected without us.
 struct Leaving {
     removal: Index,
     until_tick: u64,
+}
+
+fn holds_change(entries: &[Entry]) -> bool {
+    entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
 }
 
 /// raft's configuration, every field set: its defaults are not for use.
@@ -379,17 +388,18 @@ impl RaftNode {
             }
             let mut ready = self.raw_node.ready();
 
-            // 1. A leader's messages, unless they speak for a term or vote that is not on disk.
+            // 1. A leader's messages, unless they speak for what has to be on disk first.
             let is_new_term_or_vote = ready.hs().is_some_and(|hs| {
                 hs.term != self.hard_state.term || hs.vote != self.hard_state.vote
             });
+            let commits_change = holds_change(ready.committed_entries());
             let mut after_sync = ready.take_messages();
-            if !is_new_term_or_vote {
+            if !is_new_term_or_vote && !commits_change {
                 self.process_messages(std::mem::take(&mut after_sync));
             }
 
             // 2. The disk.
-            self.persist(&ready)?;
+            self.persist(&ready, commits_change)?;
 
             // 3. What waited for it.
             self.process_messages(after_sync);
@@ -405,6 +415,9 @@ impl RaftNode {
             if let Some(commit) = light_ready.commit_index() {
                 self.hard_state.commit = commit;
                 self.hard_state_is_unsaved = true;
+            }
+            if holds_change(light_ready.committed_entries()) {
+                self.save_hard_state()?;
             }
             self.process_messages(light_ready.take_messages());
             self.publish_entries(light_ready.take_committed_entries());
@@ -503,14 +516,14 @@ impl RaftNode {
     }
 
     /// Makes a Ready durable: one frame, one sync. A commit index alone waits for the next frame:
-    /// losing it loses nothing.
-    fn persist(&mut self, ready: &raft::Ready) -> Result<()> {
+    /// losing it loses nothing, unless it commits a change of members.
+    fn persist(&mut self, ready: &raft::Ready, commits_change: bool) -> Result<()> {
         if let Some(hard_state) = ready.hs() {
             self.hard_state = hard_state.clone();
             self.hard_state_is_unsaved = true;
         }
         if !ready.must_sync() {
-            return Ok(());
+            return if commits_change { self.save_hard_state() } else { Ok(()) };
         }
         let metadata = ready.snapshot().get_metadata();
         let mark = (!ready.snapshot().is_empty())

@@ -289,9 +289,8 @@ impl RaftNode {
         match change {
             MemberChange::Remove { id } if id == self.config.id => {
                 self.answer_own_removal();
-                let patience = if self.is_leader() { self.config.election_ticks as u64 } else { 0 };
-                self.leaving =
-                    Some(Leaving { removal: entry.index, until_tick: self.ticks + patience });
+                let until_tick = self.ticks + self.config.election_ticks as u64;
+                self.leaving = Some(Leaving { removal: entry.index, until_tick });
             }
             _ => self.connect_members(),
         }
@@ -300,20 +299,30 @@ impl RaftNode {
 
     /// Ends the process once we were removed and may go. Everything was sent and published before.
     pub(super) fn check_leaving(&mut self) -> crate::error::Result<()> {
-        let Some(Leaving { removal, until_tick }) = self.leaving else { return Ok(()) };
-        let others = self.members.urls.len();
-        let progress = self.raw_node.raft.prs();
-        let have_it = self
-            .members
-            .urls
-            .keys()
-            .filter(|id| progress.get(**id).is_some_and(|peer| peer.committed_index >= removal))
-            .count();
-        if self.is_leader() && have_it < majority(others) && self.ticks < until_tick {
+        let Some(leaving) = &self.leaving else { return Ok(()) };
+        if !self.may_leave(leaving) {
             return Ok(());
         }
         self.stop()?;
         Err(Error::Removed)
+    }
+
+    fn may_leave(&self, leaving: &Leaving) -> bool {
+        let raft = &self.raw_node.raft;
+        let others = self.members.urls.len();
+        if self.is_leader() {
+            let progress = raft.prs();
+            let knows = |id: &NodeId| {
+                progress.get(*id).is_some_and(|peer| peer.committed_index >= leaving.removal)
+            };
+            let knowing = self.members.urls.keys().filter(|id| knows(id)).count();
+            return knowing >= majority(others)
+                || (others > 1 && self.ticks >= leaving.until_tick);
+        }
+        // Whoever leads and has committed an entry of its own term has committed all before it.
+        let committed_term = raft.raft_log.term(raft.raft_log.committed);
+        let is_told = raft.leader_id != raft::INVALID_ID && committed_term == Ok(raft.term);
+        others > 1 || is_told
     }
 }
 

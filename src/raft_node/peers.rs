@@ -371,7 +371,8 @@ impl RaftNode {
         }
         match refusal {
             Refusal::Removed { id, index }
-                if id == self.config.id && index > self.applied_index =>
+                if id == self.config.id
+                    && (index > self.applied_index || self.leaving.is_some()) =>
             {
                 self.answer_own_removal();
                 self.stop()?;
