@@ -316,8 +316,7 @@ impl RaftNode {
                 progress.get(*id).is_some_and(|peer| peer.committed_index >= leaving.removal)
             };
             let knowing = self.members.urls.keys().filter(|id| knows(id)).count();
-            return knowing >= majority(others)
-                || (others > 1 && self.ticks >= leaving.until_tick);
+            return knowing >= majority(others) || (others > 1 && self.ticks >= leaving.until_tick);
         }
         // Whoever leads and has committed an entry of its own term has committed all before it.
         let committed_term = raft.raft_log.term(raft.raft_log.committed);

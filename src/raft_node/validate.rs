@@ -89,7 +89,10 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
 
     match message.get_msg_type() {
         MsgPropose => {
-            require(message.log_term == view.term, "it was proposed to the leader of another term")?;
+            require(
+                message.log_term == view.term,
+                "it was proposed to the leader of another term",
+            )?;
             validate_proposal(message)
         }
         MsgReadIndex | MsgReadIndexResp => require(

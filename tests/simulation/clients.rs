@@ -88,7 +88,14 @@ pub struct Clients {
 
 impl Clients {
     /// Begins a PUT; returns what the member is to be given.
-    pub fn put(&mut self, client: usize, at: (NodeId, u64), key: u64, ack: Ack, now: u64) -> Proposal {
+    pub fn put(
+        &mut self,
+        client: usize,
+        at: (NodeId, u64),
+        key: u64,
+        ack: Ack,
+        now: u64,
+    ) -> Proposal {
         self.requests += 1;
         let value = self.requests;
         let data = payload(key, value);

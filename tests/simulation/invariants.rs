@@ -263,7 +263,8 @@ impl Invariants {
             ensure!(raft.term >= view.term, "term {} became {}", view.term, raft.term);
             let has_voted = raft.term == view.term && view.vote != 0;
             ensure!(!has_voted || raft.vote == view.vote, "forgot its vote for {}", view.vote);
-            let kept = if end == End::Interrupted { view.highest_commit } else { view.log.len() as u64 };
+            let kept =
+                if end == End::Interrupted { view.highest_commit } else { view.log.len() as u64 };
             ensure!(last >= kept, "its log ended at {kept}, and ends at {last} now");
             for index in log.first_index()..=kept {
                 let (was, is) = (view.term_at(index), log.term(index).ok());
@@ -280,8 +281,12 @@ impl Invariants {
         };
         checked().map_err(|why| format!("member {id} after it started again: {why}"))?;
         // A commit index may be forgotten, and everything is applied anew.
-        (view.commit, view.applied) = (0, 0);
-        view.snapshot = 0;
+        (view.commit, view.applied, view.snapshot) = (0, 0, 0);
+        (view.term, view.vote) = (raft.term, raft.vote);
+        view.log.resize(log.last_index() as usize, 0);
+        for index in log.first_index()..=log.last_index() {
+            view.log[index as usize - 1] = log.term(index).unwrap_or(0);
+        }
         Ok(())
     }
 

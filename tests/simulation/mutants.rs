@@ -1,8 +1,7 @@
 //! Programs that are wrong on purpose: the simulation has to notice each of them.
 //!
 //! Most are made at a seam, so that the code under test stays as it is: a disk that forgets a sync, a
-//! network that shows the gate another header. [`PATCHES`] are those that no seam reaches: each is a
-//! text in `src` and what it becomes in a copy.
+//! network that shows the gate another header. Those that no seam reaches are in [`super::patches`].
 
 use std::any::Any;
 use std::io;
@@ -37,16 +36,17 @@ pub enum Seam {
 }
 
 impl Seam {
-    pub const ALL: [Self; 9] = [
-        Self::NoSync,
-        Self::NoDirectorySync,
-        Self::SentBeforeSaved,
-        Self::SnapshotNamedBeforeItsFile,
-        Self::AcknowledgedBeforePersisted,
-        Self::ContextsReused,
-        Self::BatchFilterOff,
-        Self::GateOff,
-        Self::IncarnationsIgnored,
+    /// Each with the number of seeds within which it has to be caught.
+    pub const ALL: [(Self, u64); 9] = [
+        (Self::NoSync, 10),
+        (Self::NoDirectorySync, 10),
+        (Self::SentBeforeSaved, 10),
+        (Self::SnapshotNamedBeforeItsFile, 1000),
+        (Self::AcknowledgedBeforePersisted, 10),
+        (Self::ContextsReused, 100),
+        (Self::BatchFilterOff, 100),
+        (Self::GateOff, 100),
+        (Self::IncarnationsIgnored, 200),
     ];
 
     pub fn is_on_disk(self) -> bool {

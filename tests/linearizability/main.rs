@@ -1,0 +1,38 @@
+//! The checker that the tests under faults rely on: it finds each kind of fault, holds nothing
+//! against a correct register, and two other checkers agree with it.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod by_hand;
+#[path = "../support/linearizability.rs"]
+mod linearizability;
+mod random;
+mod second_opinion;
+
+use linearizability::{Action, Operation, check, search};
+
+fn write(value: u32, invoked: u64, completed: u64) -> Operation<u32> {
+    Operation { client: 1, action: Action::Write(value), invoked, completed: Some(completed) }
+}
+
+fn unknown_write(value: u32, invoked: u64) -> Operation<u32> {
+    Operation { client: 2, action: Action::Write(value), invoked, completed: None }
+}
+
+fn read(value: impl Into<Option<u32>>, invoked: u64, completed: u64) -> Operation<u32> {
+    let action = Action::Read(value.into());
+    Operation { client: 3, action, invoked, completed: Some(completed) }
+}
+
+/// The verdict, on which all three checkers must agree.
+fn is_linearizable(history: &[Operation<u32>]) -> bool {
+    let verdict = check(history);
+    assert_eq!(verdict.is_ok(), search(history), "check: {verdict:?}");
+    assert_eq!(verdict.is_ok(), second_opinion::todc_search(history), "check: {verdict:?}");
+    // What a violation shows is one by itself.
+    if let Err(violation) = &verdict {
+        assert!(!search(&violation.operations), "{violation}");
+        assert!(violation.operations.len() <= 6, "{violation}");
+    }
+    verdict.is_ok()
+}

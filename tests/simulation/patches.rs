@@ -1,0 +1,128 @@
+//! Mutants that no seam reaches: each is a text in `src`, and what it becomes in a copy of the whole
+//! package, whose simulation then has to fail.
+
+use std::path::Path;
+use std::process::Command;
+
+/// A wrong program.
+pub struct Patch {
+    pub name: &'static str,
+    /// The file, from the package's root.
+    file: &'static str,
+    /// What stands there once.
+    text: &'static str,
+    becomes: &'static str,
+    /// Within so many seeds it has to be caught.
+    seeds: u64,
+}
+
+pub const PATCHES: [Patch; 7] = [
+    Patch {
+        name: "entries are applied before they are committed",
+        file: "src/raft_node.rs",
+        text: "self.publish_entries(ready.take_committed_entries());",
+        becomes: "let mut early = ready.take_committed_entries();\n\
+                  early.extend(ready.entries().iter().cloned());\n\
+                  self.publish_entries(early);",
+        seeds: 10,
+    },
+    Patch {
+        name: "a snapshot is made without its ConfState",
+        file: "src/raft_node/snapshots.rs",
+        text: "voters: sorted(&self.conf_state.voters),",
+        becomes: "voters: Vec::new(),",
+        seeds: 10,
+    },
+    Patch {
+        name: "a truncation is not applied on replay",
+        file: "src/storage/wal/replay.rs",
+        text: "self.entries.truncate((index - base - 1) as usize),",
+        becomes: "{\n\
+                  let place = (index - base - 1) as usize;\n\
+                  if place < self.entries.len() {\n\
+                  self.entries[place] = entry;\n\
+                  return Ok(());\n\
+                  }\n\
+                  }",
+        seeds: 10,
+    },
+    Patch {
+        name: "removed ids are forgotten",
+        file: "src/membership.rs",
+        text: "self.removed.insert(*id, index);",
+        becomes: "let _ = index;",
+        seeds: 50,
+    },
+    Patch {
+        name: "the commit index of a LightReady is not persisted",
+        file: "src/raft_node.rs",
+        text: "self.hard_state.commit = commit;\n                self.hard_state_is_unsaved = true;",
+        becomes: "let _ = commit;",
+        seeds: 50,
+    },
+    Patch {
+        name: "a change of members is committed in memory only",
+        file: "src/raft_node.rs",
+        text: "entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)",
+        becomes: "entries.len() == usize::MAX",
+        seeds: 10_000,
+    },
+    Patch {
+        name: "a proposal is taken in any term",
+        file: "src/raft_node/validate.rs",
+        text: "message.log_term == view.term",
+        becomes: "message.log_term <= HIGHEST",
+        seeds: 10_000,
+    },
+];
+
+impl Patch {
+    fn patched(&self, source: &str) -> Result<String, String> {
+        match source.matches(self.text).count() {
+            1 => Ok(source.replace(self.text, self.becomes)),
+            count => Err(format!("{:?} is in {} {count} times", self.text, self.file)),
+        }
+    }
+
+    /// Looks whether the text is still there.
+    pub fn check(&self) -> Result<(), String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(self.file);
+        let source = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        self.patched(&source).map(|_| ())
+    }
+
+    /// Builds the mutant below `target` and runs its simulation; returns the first seed that fails.
+    pub fn first_failing_seed(&self) -> Result<u64, String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        // The same place each time, so that only the mutant itself is built anew.
+        let copy = root.join("target/mutant/package");
+        let _ = std::fs::remove_dir_all(&copy);
+        std::fs::create_dir_all(&copy).map_err(|error| error.to_string())?;
+        for part in ["Cargo.toml", "Cargo.lock", "src", "tests", "examples"] {
+            let copied = Command::new("cp").arg("-r").arg(root.join(part)).arg(&copy).status();
+            assert!(copied.is_ok_and(|status| status.success()), "cp {part}");
+        }
+        let path = copy.join(self.file);
+        let source = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+        std::fs::write(&path, self.patched(&source)?).map_err(|error| error.to_string())?;
+
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(&copy).env("CARGO_TARGET_DIR", root.join("target/mutant/target"));
+        cargo.args(["test", "--offline", "--test", "simulation", "--no-run"]);
+        let built = cargo.output().map_err(|error| error.to_string())?;
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(&copy).env("CARGO_TARGET_DIR", root.join("target/mutant/target"));
+        cargo.args(["test", "--offline", "--test", "simulation", "no_fault", "--", "--nocapture"]);
+        cargo.env("SIMULATION_SEEDS", format!("0..{}", self.seeds)).env("RUST_BACKTRACE", "0");
+        let run = cargo.output().map_err(|error| error.to_string())?;
+        let output = String::from_utf8_lossy(&run.stderr);
+        let seeds = output.lines().filter_map(|line| {
+            let (seed, why) = line.strip_prefix("seed ")?.split_once(": ")?;
+            println!("{}: seed {seed}: {why:.120}", self.name);
+            seed.parse().ok()
+        });
+        seeds.min().ok_or(format!("{}: not caught by {} seeds", self.name, self.seeds))
+    }
+}

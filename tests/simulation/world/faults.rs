@@ -1,0 +1,279 @@
+//! The operator, who adds, removes and replaces members, and what goes wrong.
+
+use super::*;
+
+impl World {
+    /// The status of the member that has applied most, running or not seen since.
+    pub(super) fn newest(&self) -> Option<Status> {
+        let running = self.slots.values().filter_map(|slot| slot.process.as_ref());
+        let newest =
+            running.map(Process::status).max_by_key(|status| (status.applied, status.term));
+        newest.map(|status| status.clone())
+    }
+
+    pub(super) fn members(&self) -> BTreeMap<NodeId, String> {
+        self.newest().map(|status| status.members.urls).unwrap_or_default()
+    }
+
+    pub(super) fn ask(&mut self, change: MemberChange) {
+        let Some(at) = self.pick(&self.running()) else { return };
+        let run = self.slot(at).run;
+        let (waiter, pending) = waiter();
+        self.note(|| format!("operator asks {at}: {change:?}"));
+        let request = ConfChangeRequest { change: change.clone(), forwarded: false, waiter };
+        self.give(at, Input::ConfChange(request));
+        self.operator = Some(Task { change, pending, at: (at, run), since: self.now });
+    }
+
+    pub(super) fn operate(&mut self) {
+        self.schedule(3 * TICK, Event::Operator);
+        if let Some(mut task) = self.operator.take() {
+            let answer = match task.pending.try_take() {
+                None if self.runs(task.at) && self.now - task.since < 50 * TICK => {
+                    self.operator = Some(task);
+                    return;
+                }
+                None => Err(RequestError::Unknown("no answer".into())),
+                Some(answer) => answer,
+            };
+            self.note(|| format!("operator: {:?}: {answer:?}", task.change));
+            let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
+            self.removal_is_in_doubt |=
+                is_unknown && matches!(task.change, MemberChange::Remove { .. });
+            if let MemberChange::Add { id, .. } = task.change
+                && matches!(answer, Ok(()) | Err(RequestError::Unknown(_)))
+            {
+                // Where the outcome is not known, the new member waits to be counted as one.
+                self.start_joiner(id);
+            }
+        }
+        let wiped = self.slots.values().find(|slot| slot.is_wiped);
+        let Some(wiped) = wiped.map(|slot| slot.config.id) else { return };
+        let members = self.members();
+        if members.contains_key(&wiped) {
+            self.ask(MemberChange::Remove { id: wiped });
+        } else if !members.is_empty() {
+            let slot = self.slot(wiped);
+            (slot.is_wiped, slot.is_gone) = (false, true);
+            if slot.process.is_none() {
+                self.add_member();
+            }
+        }
+    }
+
+    pub(super) fn add_member(&mut self) {
+        if self.next_id <= IDS_MAX {
+            let id = self.next_id;
+            self.next_id += 1;
+            self.ask(MemberChange::Add { id, url: url(id) });
+        }
+    }
+
+    pub(super) fn start_joiner(&mut self, id: NodeId) {
+        let others = self.slots.keys().filter(|other| !self.removed.contains(other));
+        let urls: Vec<String> = others.map(|other| url(*other)).chain([url(id)]).collect();
+        let config = self.config(id, &urls, true);
+        self.add_slot(config);
+        let after = self.random.below(5 * TICK);
+        self.schedule(after, Event::Start(id));
+    }
+
+    pub(super) fn fault(&mut self) -> Step {
+        if !self.faults_are_on {
+            return Ok(());
+        }
+        let after = 1 + self.random.below(2 * self.settings.fault_ticks * TICK);
+        self.schedule(after, Event::Fault);
+        let weights = self.settings.fault_weights.clone();
+        let sum: u64 = weights.iter().map(|(_, weight)| weight).sum();
+        if sum == 0 {
+            return Ok(());
+        }
+        let mut place = self.random.below(sum);
+        let kind = weights.into_iter().find(|(_, weight)| {
+            let is_here = place < *weight;
+            place = place.saturating_sub(*weight);
+            is_here
+        });
+        let (kind, _) = kind.expect("the place is within the sum");
+        let running = self.running();
+        let Some(id) = self.pick(&running) else { return Ok(()) };
+        if self.inject(kind, id, &running)? {
+            self.note(|| format!("fault: {kind:?} at {id}"));
+            *self.tally.faults.entry(kind).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes one thing go wrong; false if it could not be done now.
+    pub(super) fn inject(
+        &mut self,
+        kind: FaultKind,
+        id: NodeId,
+        running: &[NodeId],
+    ) -> Result<bool, Violation> {
+        match kind {
+            FaultKind::Kill => self.kill(id)?,
+            FaultKind::KillAll => {
+                for id in running {
+                    self.kill(*id)?;
+                }
+            }
+            FaultKind::CrashAtOperation | FaultKind::DiskError => {
+                let fault = match (kind, self.random.below(2)) {
+                    (FaultKind::CrashAtOperation, _) => Fault::Crash,
+                    (_, 0) => Fault::Fails(std::io::ErrorKind::StorageFull),
+                    _ => Fault::Fails(std::io::ErrorKind::Other),
+                };
+                let operation = 1 + self.random.below(30);
+                let slot = self.slot(id);
+                if slot.fault.is_some() {
+                    return Ok(false);
+                }
+                slot.fault = Some(fault);
+                slot.disk.inject(operation, fault);
+            }
+            FaultKind::Stop => self.stop(id)?,
+            FaultKind::Pause => {
+                let length = self.random.below(30) * TICK;
+                let until = self.now + length;
+                self.slot(id).paused_until = until;
+            }
+            FaultKind::Partition => {
+                let sides: Vec<(NodeId, bool)> = self
+                    .slots
+                    .keys()
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .map(|id| (id, self.random.below(2) == 0))
+                    .collect();
+                for (from, side) in &sides {
+                    for (to, other) in &sides {
+                        if side != other {
+                            self.cut.insert((*from, *to));
+                        }
+                    }
+                }
+            }
+            FaultKind::CutOneWay => {
+                let ids: Vec<NodeId> = self.slots.keys().copied().collect();
+                let to = self.pick(&ids).expect("there are members");
+                self.cut.insert((id, to));
+            }
+            FaultKind::IsolateLeader => {
+                let leader = running.iter().copied().find(|id| {
+                    let process = self.slots[id].process.as_ref();
+                    process.is_some_and(|p| p.node.raft().state == StateRole::Leader)
+                });
+                let Some(leader) = leader else { return Ok(false) };
+                for other in self.slots.keys().copied().collect::<Vec<_>>() {
+                    self.cut.insert((leader, other));
+                    self.cut.insert((other, leader));
+                }
+            }
+            FaultKind::Heal => {
+                if self.random.below(2) == 0 {
+                    self.cut.clear();
+                } else {
+                    for _ in 0..self.cut.len() / 2 {
+                        let after = self.random.below(20 * TICK);
+                        self.schedule(after, Event::HealSome);
+                    }
+                }
+            }
+            FaultKind::Ghost => {
+                let count = self.ghosts.len() as u64;
+                if count == 0 {
+                    return Ok(false);
+                }
+                let (to, batch) = self.ghosts[self.random.below(count) as usize].clone();
+                self.schedule(1, Event::Arrival(to, Packet::Batch(batch)));
+            }
+            FaultKind::Foreigner => self.foreigner(id),
+            FaultKind::Add => {
+                if self.operator.is_some() || self.members().len() >= 5 || self.has_wiped() {
+                    return Ok(false);
+                }
+                self.add_member();
+            }
+            FaultKind::Remove => {
+                let members: Vec<NodeId> = self.members().into_keys().collect();
+                let removed = self.pick(&members).filter(|_| members.len() > 1);
+                if self.operator.is_some() || self.has_wiped() {
+                    return Ok(false);
+                }
+                let Some(id) = removed else { return Ok(false) };
+                self.ask(MemberChange::Remove { id });
+            }
+            FaultKind::Wipe => return self.wipe(id),
+        }
+        Ok(true)
+    }
+
+    pub(super) fn has_wiped(&self) -> bool {
+        self.slots.values().any(|slot| slot.is_wiped)
+    }
+
+    /// A member of another cluster takes this one's members for its own.
+    pub(super) fn foreigner(&mut self, to: NodeId) {
+        let status = self.slot(to).process.as_ref().expect("it runs").status().clone();
+        let from = 1 + self.random.below(self.next_id);
+        let mut message = Message::default();
+        message.set_msg_type(if self.random.below(2) == 0 {
+            MessageType::MsgHeartbeat
+        } else {
+            MessageType::MsgAppend
+        });
+        (message.from, message.to) = (from, to);
+        message.term = status.term + self.random.below(3);
+        if message.get_msg_type() == MessageType::MsgAppend {
+            (message.index, message.log_term) = (status.applied, message.term);
+            let entry = raft::eraftpb::Entry {
+                index: status.applied + 1,
+                term: message.term,
+                data: crate::harness::put("foreign", "value").into(),
+                ..Default::default()
+            };
+            message.log_term = status.term;
+            message.commit = status.applied + 1;
+            message.entries = vec![entry].into();
+        }
+        let (incarnation, number) = (self.random.below(1 << 40) + 1, self.random.below(1 << 40));
+        let header = PeerHeader { cluster_id: 0xf0e1, from, incarnation, url: url(from), to };
+        let run = (from, u64::MAX);
+        let batch = Batch {
+            from: run,
+            header,
+            boot: incarnation,
+            number: Some(number),
+            messages: vec![message],
+        };
+        self.schedule(1, Event::Arrival(to, Packet::Batch(batch)));
+    }
+
+    /// A member loses its directory while all others are well: more than that is not promised.
+    pub(super) fn wipe(&mut self, id: NodeId) -> Result<bool, Violation> {
+        let members = self.members();
+        let all_know = members.keys().all(|other| {
+            self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
+                // Whoever counts a removed member in may need it to elect a leader.
+                process.status().members.urls == members
+                    && (other == &id || process.gate.read().unwrap().incarnations.contains_key(&id))
+            })
+        });
+        let is_member = members.contains_key(&id);
+        let is_changing = self.has_wiped() || self.operator.is_some() || self.removal_is_in_doubt;
+        // Who was first alone has nobody to ask: README says so.
+        let was_alone = self.settings.first_members == 1 && !self.slot(id).config.join;
+        if members.len() < 3 || !is_member || !all_know || is_changing || was_alone {
+            return Ok(false);
+        }
+        self.kill(id)?;
+        let slot = self.slot(id);
+        slot.disk = MemVfs::default();
+        slot.is_wiped = true;
+        self.invariants.forget(id);
+        Ok(true)
+    }
+}

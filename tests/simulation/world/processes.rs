@@ -1,0 +1,302 @@
+//! The members' processes: how they start, take turns and end.
+
+use super::*;
+
+impl World {
+    pub(super) fn slot(&mut self, id: NodeId) -> &mut Slot {
+        self.slots.get_mut(&id).expect("the member exists")
+    }
+
+    pub(super) fn running(&self) -> Vec<NodeId> {
+        let running = self.slots.values().filter(|slot| slot.process.is_some());
+        running.map(|slot| slot.config.id).collect()
+    }
+
+    pub(super) fn runs(&self, (id, run): Run) -> bool {
+        self.slots.get(&id).is_some_and(|slot| slot.run == run && slot.process.is_some())
+    }
+
+    pub(super) fn start(&mut self, id: NodeId) -> Step {
+        let (boot, incarnation) = (self.random.below(u64::MAX), self.random.below(u64::MAX) | 1);
+        let is_boot_reused = self.seam == Some(Seam::ContextsReused);
+        let segment_bytes = self.settings.segment_bytes;
+        let (seam, logger) = (self.seam, self.logger.clone());
+        let range = self.settings.election_ticks as u64;
+        let election_ticks = (range + self.random.below(range)) as usize;
+        let slot = self.slot(id);
+        if slot.process.is_some() || slot.is_gone {
+            return Ok(());
+        }
+        slot.run += 1;
+        slot.config.boot = if is_boot_reused { 7 } else { boot };
+        slot.config.incarnation = incarnation;
+        slot.config.randomized_election_ticks = election_ticks..election_ticks + 1;
+        slot.inbox.clear();
+        slot.turn_is_due = false;
+        slot.paused_until = 0;
+        let seam = seam.filter(|seam| seam.is_on_disk());
+        slot.forgetful = seam.map(|seam| Forgetful::new(slot.disk.clone(), seam));
+        let vfs: Arc<dyn Vfs> = match &slot.forgetful {
+            Some(forgetful) => Arc::new(forgetful.clone()),
+            None => Arc::new(slot.disk.clone()),
+        };
+        let logger = logger.new(o!("member" => id));
+        let started = Process::start(&slot.config, vfs, segment_bytes, &logger);
+        let (run, end) = (slot.run, slot.end);
+        self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
+        match started {
+            Ok(process) => {
+                let slot = self.slots.get_mut(&id).expect("it was just there");
+                self.invariants.check_start(id, &process, end)?;
+                slot.process = Some(process);
+                let after = slot.tick;
+                self.schedule(after, Event::Tick((id, run)));
+                self.wake(id);
+                Ok(())
+            }
+            Err(error) => self.ended(id, error),
+        }
+    }
+
+    /// Lets a member take a turn soon: what arrives until then is part of it.
+    pub(super) fn wake(&mut self, id: NodeId) {
+        let after = self.random.below(4);
+        let slot = self.slot(id);
+        if !slot.turn_is_due && slot.process.is_some() {
+            slot.turn_is_due = true;
+            let run = slot.run;
+            self.schedule(after, Event::Turn((id, run)));
+        }
+    }
+
+    pub(super) fn give(&mut self, id: NodeId, input: Input) {
+        let slot = self.slot(id);
+        if slot.process.is_some() {
+            slot.inbox.push(input);
+            self.wake(id);
+        }
+    }
+
+    pub(super) fn tick(&mut self, (id, run): Run) {
+        if !self.runs((id, run)) {
+            return;
+        }
+        let uneven = TICK * self.settings.clock_percent / 100;
+        let jitter = self.random.below(uneven / 2 + 1);
+        let now = self.now;
+        let slot = self.slot(id);
+        let after = slot.tick + jitter;
+        // One tick a turn at most; those that were missed are skipped.
+        let is_waiting = slot.inbox.iter().any(|input| matches!(input, Input::Tick));
+        let is_paused = slot.paused_until > now;
+        self.schedule(after, Event::Tick((id, run)));
+        if !is_waiting && !is_paused {
+            self.give(id, Input::Tick);
+        }
+    }
+
+    pub(super) fn turn(&mut self, (id, run): Run) -> Step {
+        if !self.runs((id, run)) {
+            return Ok(());
+        }
+        let now = self.now;
+        let slot = self.slot(id);
+        if slot.paused_until > now {
+            let after = slot.paused_until - now;
+            self.schedule(after, Event::Turn((id, run)));
+            return Ok(());
+        }
+        slot.turn_is_due = false;
+        let inputs = std::mem::take(&mut slot.inbox);
+        let inputs = order_inputs(inputs);
+        let process = slot.process.as_mut().expect("it runs");
+        if let Some(forgetful) = &slot.forgetful {
+            // If the disk fails now, the turn will notice.
+            let _ = forgetful.begin_turn();
+        }
+        let result = process.turn(inputs);
+        let fault_happened = slot.fault.is_some() && slot.disk.fault_happened();
+        let followed = match result {
+            Ok(followed) => followed,
+            Err(error) => {
+                // Whatever it sent, it sent before the error.
+                if self.chance(500) {
+                    self.dispatch(id);
+                } else if let Some(process) = &self.slot(id).process {
+                    process.take_sent();
+                }
+                return self.ended(id, error);
+            }
+        };
+        if fault_happened {
+            // A thread of its own met the fault, and its report is still to come.
+            self.wake(id);
+        }
+        self.after_turn(id, followed)
+    }
+
+    pub(super) fn after_turn(&mut self, id: NodeId, followed: Followed) -> Step {
+        if self.trace.is_some() {
+            let process = self.slot(id).process.as_ref().expect("it runs");
+            let (status, state) = (process.status().clone(), process.node.raft().state);
+            let applied: Vec<u64> = followed.published.iter().map(|entry| entry.index).collect();
+            self.note(|| {
+                format!(
+                    "turn {id}: {state:?} term {} leader {} commit {} applied {} {applied:?}{}",
+                    status.term,
+                    status.leader,
+                    status.commit,
+                    status.applied,
+                    if followed.restored { " restored" } else { "" }
+                )
+            });
+        }
+        let slot = self.slots.get_mut(&id).expect("it runs");
+        let process = slot.process.as_mut().expect("it runs");
+        if slot.is_wiped && process.status().begun {
+            return Err(format!("member {id} lost its directory and takes part again"));
+        }
+        self.invariants.check_turn(id, process, &followed)?;
+        self.removed.extend(process.status().members.removed.keys());
+        let reports = process.take_reports();
+        let has_unwritten = !process.unwritten.is_empty();
+        if followed.restored {
+            self.tally.restores += 1;
+            self.check_state(id)?;
+        }
+        let run = self.slot(id).run;
+        if has_unwritten {
+            let after = self.random.below(3 * TICK);
+            self.schedule(after, Event::WriteSnapshot((id, run)));
+        }
+        for report in reports {
+            self.give(id, Input::Report(report));
+        }
+        self.dispatch(id);
+        self.take_answers(id);
+        let now = self.sequence;
+        for (client, outcome) in self.clients.take_answers((id, run), now, false) {
+            self.answered(client, outcome)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_snapshot(&mut self, (id, run): Run) {
+        if !self.runs((id, run)) {
+            return;
+        }
+        let process = self.slot(id).process.as_mut().expect("it runs");
+        let unwritten: Vec<UnwrittenSnapshot> = process.unwritten.drain(..).collect();
+        unwritten.into_iter().for_each(UnwrittenSnapshot::write);
+        let reports = process.take_reports();
+        for report in reports {
+            self.give(id, Input::Report(report));
+        }
+    }
+
+    /// A process has ended by itself: for a reason that there is.
+    pub(super) fn ended(&mut self, id: NodeId, error: Error) -> Step {
+        let slot = self.slots.get(&id).expect("it ran");
+        let fault = slot.fault.filter(|_| slot.disk.fault_happened());
+        self.note(|| format!("{id} ended: {error}; {fault:?}"));
+        let slot = self.slots.get(&id).expect("it ran");
+        match (error, fault) {
+            (_, Some(Fault::Crash)) => self.crash(id, End::Interrupted),
+            (Error::Io { .. }, Some(_)) => {
+                self.answer_all(id)?;
+                self.crash(id, End::Interrupted)
+            }
+            (Error::Removed, _) => {
+                if !self.removed.contains(&id) {
+                    return Err(format!("member {id} is none, it says, and was not removed"));
+                }
+                self.answer_all(id)?;
+                self.crash(id, End::Stopped)?;
+                // Somebody may start it once more; it has to find out again.
+                if self.chance(700) {
+                    self.slot(id).is_gone = true;
+                }
+                Ok(())
+            }
+            (Error::Refused(_), _) if slot.is_wiped || self.removed.contains(&id) => {
+                self.answer_all(id)?;
+                self.crash(id, End::Killed)?;
+                self.slot(id).is_gone = true;
+                Ok(())
+            }
+            (error, _) => Err(format!("member {id} ended: {error}")),
+        }
+    }
+
+    /// What a process that ends in order still says.
+    pub(super) fn answer_all(&mut self, id: NodeId) -> Step {
+        let slot = self.slot(id);
+        let run = slot.run;
+        if let Some(process) = slot.process.take() {
+            drop(process);
+        }
+        let now = self.sequence;
+        for (client, outcome) in self.clients.take_answers((id, run), now, true) {
+            self.answered(client, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a process, and perhaps the machine under it.
+    pub(super) fn crash(&mut self, id: NodeId, end: End) -> Step {
+        let survives = match self.random.below(4) {
+            0 => Survives::Nothing,
+            1 => Survives::Everything,
+            _ => Survives::Some(self.random.below(u64::MAX)),
+        };
+        let now = self.sequence;
+        let slot = self.slot(id);
+        let run = slot.run;
+        slot.end = end;
+        slot.fault = None;
+        slot.process = None;
+        let receiving = std::mem::take(&mut slot.receiving);
+        slot.sending_to.clear();
+        slot.inbox.clear();
+        slot.disk = slot.disk.crash(survives);
+        let asked = std::mem::take(&mut slot.asked);
+        self.note(|| format!("crash {id}: {end:?}, {survives:?}"));
+        for client in self.clients.lose((id, run), now) {
+            self.pause_client(client);
+        }
+        for asked in asked {
+            self.connection_lost(id, asked);
+        }
+        for (transfer, receiver) in receiving.into_values() {
+            drop(receiver);
+            self.snapshot_failed(id, &transfer);
+        }
+        let after = self.random.below(20 * TICK);
+        self.schedule(after, Event::Start(id));
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self, id: NodeId) -> Step {
+        if self.slot(id).process.is_none() {
+            return Ok(());
+        }
+        self.crash(id, End::Killed)
+    }
+
+    pub(super) fn stop(&mut self, id: NodeId) -> Step {
+        let slot = self.slot(id);
+        let Some(process) = &mut slot.process else { return Ok(()) };
+        if let Err(error) = process.node.stop() {
+            return self.ended(id, error);
+        }
+        self.answer_all(id)?;
+        self.crash(id, End::Stopped)
+    }
+}
+
+/// Inputs before ticks, as the thread of the binary takes them.
+fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
+    let (ticks, others): (Vec<_>, Vec<_>) =
+        inputs.into_iter().partition(|input| matches!(input, Input::Tick));
+    others.into_iter().chain(ticks)
+}

@@ -1,0 +1,173 @@
+//! The end of a run: nothing goes wrong any more, and everything has to be well again.
+
+use super::*;
+
+impl World {
+    /// Nothing goes wrong any more: the cluster converges and serves.
+    pub(super) fn recover(&mut self) -> Step {
+        self.note(|| "faults end".into());
+        self.faults_are_on = false;
+        self.cut.clear();
+        let settings = &mut self.settings;
+        (settings.lost, settings.lost_answers, settings.duplicated) = (0, 0, 0);
+        settings.misdirected = 0;
+        settings.patience_ticks = 50;
+        settings.delay = settings.delay.min(20);
+        for slot in self.slots.values_mut() {
+            slot.paused_until = 0;
+            // What has happened on the disk already still has to be noticed.
+            if !slot.disk.fault_happened() && slot.fault.take().is_some() {
+                slot.disk.inject(u64::MAX / 2, Fault::Crash);
+            }
+        }
+        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+            self.wake(id);
+        }
+        let deadline = self.now + RECOVERY_TICKS * TICK;
+        let members = loop {
+            if let Some(members) = self.converged() {
+                break members;
+            }
+            if self.now > deadline {
+                return Err(format!("no recovery in {RECOVERY_TICKS} ticks: {}", self.describe()));
+            }
+            self.step()?;
+        };
+        self.serve(&members)?;
+        for id in
+            members.iter().filter(|id| !self.removed.contains(id)).copied().collect::<Vec<_>>()
+        {
+            self.check_state(id)?;
+        }
+        Ok(())
+    }
+
+    /// The members, once all of them run, follow one leader and have applied the same.
+    pub(super) fn converged(&self) -> Option<Vec<NodeId>> {
+        if self.operator.is_some() || self.has_wiped() {
+            return None;
+        }
+        let newest = self.newest()?;
+        let members: Vec<NodeId> = newest.members.urls.keys().copied().collect();
+        let is_level = members.iter().all(|id| {
+            let process = self.slots.get(id).and_then(|slot| slot.process.as_ref());
+            process.is_some_and(|process| {
+                let status = process.status();
+                status.begun
+                    && status.leader == newest.leader
+                    && status.term == newest.term
+                    && status.applied == newest.applied
+                    && status.commit == status.applied
+            })
+        });
+        (is_level && members.contains(&newest.leader)).then_some(members)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let slots = self.slots.values().map(|slot| {
+            let status = slot.process.as_ref().map(|process| {
+                let status = process.status();
+                format!(
+                    "term {} leader {} commit {} applied {} begun {} members {:?}",
+                    status.term,
+                    status.leader,
+                    status.commit,
+                    status.applied,
+                    status.begun,
+                    status.members.urls.keys()
+                )
+            });
+            let raft = slot.process.as_ref().map(|process| process.node.raft());
+            let progress = raft.filter(|raft| raft.state == StateRole::Leader).map(|raft| {
+                let peers = raft.prs().iter();
+                let line = |(id, peer): (&u64, &raft::Progress)| {
+                    format!(
+                        "{id}: {:?} matched {} next {} paused {}",
+                        peer.state, peer.matched, peer.next_idx, peer.paused
+                    )
+                };
+                peers.map(line).collect::<Vec<_>>()
+            });
+            format!(
+                "member {}: gone {}, wiped {}, {status:?}, {progress:?}\n",
+                slot.config.id, slot.is_gone, slot.is_wiped
+            )
+        });
+        slots.collect()
+    }
+
+    /// Each member takes a write, and then shows every key.
+    pub(super) fn serve(&mut self, members: &[NodeId]) -> Step {
+        let requests = members.iter().flat_map(|id| {
+            let gets = (0..self.settings.keys).map(move |key| (*id, key, false));
+            std::iter::once((*id, 0, true)).chain(gets)
+        });
+        for (id, key, is_write) in requests.collect::<Vec<_>>() {
+            let mut tries = 0..SERVE_TRIES;
+            // A removal that was asked for before may be applied only now.
+            while !self.removed.contains(&id) && !self.is_served(id, key, is_write)? {
+                if tries.next().is_none() {
+                    let what = if is_write { "write" } else { "read" };
+                    return Err(format!("member {id} serves no {what}: {}", self.describe()));
+                }
+            }
+        }
+        // Everybody hears of the last write.
+        let target = self.invariants.last_committed();
+        let deadline = self.now + RECOVERY_TICKS * TICK;
+        let has_applied = |world: &Self, id: &NodeId| {
+            let process = world.slots[id].process.as_ref();
+            process.is_some_and(|process| process.status().applied >= target)
+        };
+        while !members.iter().all(|id| self.removed.contains(id) || has_applied(self, id)) {
+            if self.now > deadline {
+                return Err(format!("not all members apply {target}: {}", self.describe()));
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_served(
+        &mut self,
+        id: NodeId,
+        key: u64,
+        is_write: bool,
+    ) -> Result<bool, Violation> {
+        let count = |world: &Self| (world.clients.acknowledged(), world.clients.reads());
+        let before = count(self);
+        self.request(0, id, key, is_write);
+        let number = self.clients.last_number();
+        while self.clients.under_way.iter().any(|request| request.number == number) {
+            self.step()?;
+        }
+        Ok(count(self) != before)
+    }
+
+    /// A member's state is what the log says, byte for byte.
+    pub(super) fn check_state(&mut self, id: NodeId) -> Step {
+        let mut expected: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
+        let process = self.slots.get_mut(&id).and_then(|slot| slot.process.as_mut());
+        let process = process.expect("it runs");
+        let applied = process.status().applied;
+        let bytes = process.state_bytes(applied).map_err(|error| error.to_string())?;
+        for (index, term, data_hash) in self.invariants.committed_up_to(applied) {
+            if let Some((key, value)) = self.clients.writes.get(&data_hash) {
+                expected.insert(*key, (*value, index, term));
+            }
+        }
+        let found: BTreeMap<u64, (u64, u64, u64)> = crate::harness::decode_state(&bytes)
+            .into_iter()
+            .map(|(key, (value, index, term))| {
+                let key = key.trim_start_matches("key").parse().expect("keys are numbered");
+                (key, (value.parse().expect("values are numbers"), index, term))
+            })
+            .collect();
+        if found != expected {
+            return Err(format!(
+                "member {id} holds {found:?} at index {applied}, the log says {expected:?}"
+            ));
+        }
+        Ok(())
+    }
+}
