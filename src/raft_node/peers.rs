@@ -369,10 +369,11 @@ impl RaftNode {
         if !is_known {
             return Ok(());
         }
+        // A single member that remains: we waited for it to know.
+        let was_waited_for = self.leaving.is_some() && self.members.urls.keys().eq([&header.from]);
         match refusal {
             Refusal::Removed { id, index }
-                if id == self.config.id
-                    && (index > self.applied_index || self.leaving.is_some()) =>
+                if id == self.config.id && (index > self.applied_index || was_waited_for) =>
             {
                 self.answer_own_removal();
                 self.stop()?;

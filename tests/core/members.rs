@@ -190,6 +190,49 @@ fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
     check_that_the_others_work_on(&mut network, removal);
 }
 
+/// The one that remains counts two members until it knows better: alone it is no majority of them.
+#[test]
+fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
+    let mut network = Network::new(2, |_| {});
+    network.settle();
+    let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
+    let mut removal = network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    network.deliver();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+    assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+    let disk = network.crash(1, Survives::Nothing);
+    network.start(&again, &disk).unwrap();
+    network.member(1).tick_until_leader().unwrap();
+    assert!(network.put(1, "key", "after").is_ok());
+}
+
+#[test]
+fn a_member_that_is_removed_from_two_stays_until_the_other_knows_even_if_it_starts_again() {
+    for crashes in [false, true] {
+        let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
+        bring(&mut network, 1, 2, acknowledgements, vec![]);
+        assert_eq!(network.member(2).status().members.removed.get(&2), Some(&removal));
+        network.turn(2, [Input::Tick]);
+        if crashes {
+            let again = NodeConfig { boot: 2002, ..network.member(2).config.clone() };
+            let disk = network.crash(2, Survives::Nothing);
+            network.start(&again, &disk).unwrap();
+        }
+        network.cut.insert(1);
+        for _ in 0..100 {
+            network.turn(2, [Input::Tick]);
+            network.deliver();
+        }
+        assert!(!network.ended.contains_key(&2), "member 1 has not heard of it");
+        network.cut.clear();
+        network.tick_until("member 2 has left", |network| network.ended.contains_key(&2));
+        assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+        network.elect(1);
+        assert!(network.put(1, "key", "after").is_ok(), "crashes: {crashes}");
+        assert_eq!(network.member(1).status().members.removed.get(&2), Some(&removal));
+    }
+}
+
 /// Member 2 was just elected by member 3; member 1 lives and was not heard yet.
 fn just_elected() -> Network {
     let mut network = Network::new(3, |_| {});

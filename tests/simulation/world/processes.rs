@@ -81,6 +81,7 @@ impl World {
         if !self.runs((id, run)) {
             return;
         }
+        self.note(|| format!("tick {id}"));
         let uneven = TICK * self.settings.clock_percent / 100;
         let jitter = self.random.below(uneven / 2 + 1);
         let now = self.now;
