@@ -255,6 +255,13 @@ impl Clients {
         outcome
     }
 
+    /// The run ends: nobody knows what becomes of the rest.
+    pub fn lose_all(&mut self, now: u64) {
+        for request in std::mem::take(&mut self.under_way) {
+            self.end(request, Outcome::Unknown, now);
+        }
+    }
+
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }

@@ -244,6 +244,7 @@ impl World {
             self.step()?;
         }
         self.recover()?;
+        self.clients.lose_all(self.sequence);
         self.clients.check(|data| self.invariants.place(data))?;
         self.tally.elections = self.invariants.elections;
         self.tally.acknowledged = self.clients.acknowledged() as u64;
