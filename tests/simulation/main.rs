@@ -56,8 +56,22 @@ fn run(world: &mut World) -> Result<Tally, String> {
     }
 }
 
+fn steps() -> u64 {
+    std::env::var("SIMULATION_STEPS").map_or(STEPS, |steps| steps.parse().unwrap())
+}
+
 fn world(seed: u64, seam: Option<Seam>, is_traced: bool) -> World {
-    World::new(Settings::from_seed(seed, STEPS), seam, is_traced)
+    World::new(Settings::from_seed(seed, steps()), seam, is_traced)
+}
+
+/// Says what a seed stands for and how to see it again.
+fn report(seed: u64, why: &str) {
+    let (settings, end) = (Settings::from_seed(seed, steps()), seed + 1);
+    eprintln!("seed {seed}: {why}\n{settings:?}");
+    eprintln!(
+        "SIMULATION_STEPS={} SIMULATION_SEEDS={seed}..{end} SIMULATION_TRACE=1 cargo test --test simulation no_fault -- --nocapture",
+        settings.steps
+    );
 }
 
 /// Runs the seeds on all cores, prints each that fails, and returns what was done.
@@ -80,11 +94,7 @@ fn run_all(seeds: Range<u64>) -> (Tally, u64) {
                         Ok(one) => tally.lock().unwrap().add(&one),
                         Err(why) => {
                             failed.fetch_add(1, Ordering::Relaxed);
-                            eprintln!("seed {seed}: {why}\n{:?}", Settings::from_seed(seed, STEPS));
-                            eprintln!(
-                                "SIMULATION_SEEDS={seed}..{} SIMULATION_TRACE=1 cargo test --test simulation no_fault -- --nocapture",
-                                seed + 1
-                            );
+                            report(seed, &why);
                         }
                     }
                 }

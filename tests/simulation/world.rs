@@ -135,10 +135,17 @@ struct SnapshotTransfer {
     bytes: Vec<u8>,
 }
 
+impl SnapshotTransfer {
+    /// Whom it is for, and its index.
+    fn names(&self) -> (NodeId, u64) {
+        (self.message.to, self.message.get_snapshot().get_metadata().index)
+    }
+}
+
 /// What a member was asked and its node has not answered yet.
 enum Asked {
-    Batch { from: Run, answer: oneshot::Receiver<Result<(), Refusal>> },
-    Snapshot { from: Run, index: u64, answer: oneshot::Receiver<Result<(), Refusal>> },
+    Batch { from: Run, to: NodeId, answer: oneshot::Receiver<Result<(), Refusal>> },
+    Snapshot { from: Run, to: NodeId, index: u64, answer: oneshot::Receiver<Result<(), Refusal>> },
     Greeting { from: Run, url: String, answer: oneshot::Receiver<Result<GreetingAnswer, Refusal>> },
     Change { from: Run, waiter: Waiter<()>, pending: Pending<()> },
 }
@@ -356,7 +363,7 @@ impl World {
                     self.answered(client, outcome)?;
                 }
             }
-            Event::Operator => self.operate(),
+            Event::Operator => self.operate()?,
             Event::Fault => self.fault()?,
             Event::Start(id) => self.start(id)?,
             Event::HealSome => {

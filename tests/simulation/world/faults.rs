@@ -25,54 +25,68 @@ impl World {
         self.operator = Some(Task { change, pending, at: (at, run), since: self.now });
     }
 
-    pub(super) fn operate(&mut self) {
+    pub(super) fn operate(&mut self) -> Step {
         self.schedule(3 * TICK, Event::Operator);
         if let Some(mut task) = self.operator.take() {
             let answer = match task.pending.try_take() {
                 None if self.runs(task.at) && self.now - task.since < 50 * TICK => {
                     self.operator = Some(task);
-                    return;
+                    return Ok(());
                 }
                 None => Err(RequestError::Unknown("no answer".into())),
                 Some(answer) => answer,
             };
             self.note(|| format!("operator: {:?}: {answer:?}", task.change));
-            let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
-            self.removal_is_in_doubt |=
-                is_unknown && matches!(task.change, MemberChange::Remove { .. });
-            if let MemberChange::Add { id, .. } = task.change
-                && matches!(answer, Ok(()) | Err(RequestError::Unknown(_)))
-            {
-                // Where the outcome is not known, the new member waits to be counted as one.
-                self.start_joiner(id);
-            }
+            self.follow_up(task.change, answer)?;
         }
         let wiped = self.slots.values().find(|slot| slot.is_wiped);
-        let Some(wiped) = wiped.map(|slot| slot.config.id) else { return };
+        let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
         if members.contains_key(&wiped) {
             self.ask(MemberChange::Remove { id: wiped });
         } else if !members.is_empty() {
             let slot = self.slot(wiped);
             (slot.is_wiped, slot.is_gone) = (false, true);
+            let url = slot.config.url.clone();
             if slot.process.is_none() {
-                self.add_member();
+                self.add_member(url);
             }
         }
+        Ok(())
     }
 
-    pub(super) fn add_member(&mut self) {
+    fn follow_up(&mut self, change: MemberChange, answer: Result<(), RequestError>) -> Step {
+        let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
+        match change {
+            MemberChange::Remove { .. } => self.removal_is_in_doubt |= is_unknown,
+            MemberChange::Add { id, .. } if self.slots.contains_key(&id) => {
+                if answer.is_ok() {
+                    return Err(format!("the removed id {id} was added again"));
+                }
+            }
+            // Where the outcome is not known, the new member waits to be counted as one.
+            MemberChange::Add { id, url } if answer.is_ok() || is_unknown => {
+                self.start_joiner(id, url);
+            }
+            MemberChange::Add { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn add_member(&mut self, url: String) {
         if self.next_id <= IDS_MAX {
             let id = self.next_id;
             self.next_id += 1;
-            self.ask(MemberChange::Add { id, url: url(id) });
+            self.ask(MemberChange::Add { id, url });
         }
     }
 
-    pub(super) fn start_joiner(&mut self, id: NodeId) {
-        let others = self.slots.keys().filter(|other| !self.removed.contains(other));
-        let urls: Vec<String> = others.map(|other| url(*other)).chain([url(id)]).collect();
-        let config = self.config(id, &urls, true);
+    fn start_joiner(&mut self, id: NodeId, url: String) {
+        let others = self.slots.values().filter(|other| !self.removed.contains(&other.config.id));
+        let mut urls: Vec<String> = others.map(|other| other.config.url.clone()).collect();
+        urls.push(url.clone());
+        let mut config = self.config(id, &urls, true);
+        config.url = url;
         self.add_slot(config);
         let after = self.random.below(5 * TICK);
         self.schedule(after, Event::Start(id));
@@ -195,7 +209,12 @@ impl World {
                 if self.operator.is_some() || self.members().len() >= 5 || self.has_wiped() {
                     return Ok(false);
                 }
-                self.add_member();
+                let removed: Vec<NodeId> = self.removed.iter().copied().collect();
+                match self.pick(&removed).filter(|_| self.chance(250)) {
+                    // It must never come back.
+                    Some(id) => self.ask(MemberChange::Add { id, url: url(id) }),
+                    None => self.add_member(url(self.next_id)),
+                }
             }
             FaultKind::Remove => {
                 let members: Vec<NodeId> = self.members().into_keys().collect();

@@ -89,14 +89,15 @@ impl World {
         if !self.knows(from.0, to) {
             return self.not_proposed(from, to, messages);
         }
-        let is_there = self.slots.get(&to).is_some_and(|slot| slot.process.is_some());
-        if !is_there || (self.is_cut(from.0, to) && self.chance(300)) {
+        let listener = self.listener(from.0, to);
+        let is_cut = listener.is_some_and(|listener| self.is_cut(from.0, listener));
+        let Some(listener) = listener.filter(|_| !is_cut || self.chance(700)) else {
             // The connection is refused.
             self.not_proposed(from, to, messages);
             let after = 1 + self.random.below(TICK);
             return self.report(from, after, PeerReport::Unreachable(to));
-        }
-        if self.is_cut(from.0, to) || self.chance(self.settings.lost) {
+        };
+        if is_cut || self.chance(self.settings.lost) {
             let patience = self.patience();
             return self.report(from, patience, PeerReport::Unreachable(to));
         }
@@ -112,8 +113,20 @@ impl World {
             let delay = self.delay(from.0, elsewhere);
             self.schedule(delay, Event::Arrival(elsewhere, Packet::Batch(batch.clone())));
         }
-        let delay = self.delay(from.0, to);
-        self.schedule(delay, Event::Arrival(to, Packet::Batch(batch)));
+        let delay = self.delay(from.0, listener);
+        self.schedule(delay, Event::Arrival(listener, Packet::Batch(batch)));
+    }
+
+    /// Who listens where `from` believes member `to` to be: `to`, if it runs, or whoever took its place.
+    pub(super) fn listener(&self, from: NodeId, to: NodeId) -> Option<NodeId> {
+        let sent = self.slots[&from].process.as_ref()?.sent.lock().unwrap();
+        self.listens_at(sent.peers.get(&to)?)
+    }
+
+    pub(super) fn listens_at(&self, url: &str) -> Option<NodeId> {
+        let running = self.slots.values().filter(|slot| slot.process.is_some());
+        let listener = running.into_iter().find(|slot| slot.config.url == url);
+        listener.map(|slot| slot.config.id)
     }
 
     /// What a receiver's gate is shown: the header, or what a mutant makes of it.
@@ -180,7 +193,7 @@ impl World {
         let from = batch.from;
         if !self.is_reachable(from.0, to) {
             let patience = self.patience();
-            return self.report(from, patience, PeerReport::Unreachable(to));
+            return self.report(from, patience, PeerReport::Unreachable(batch.header.to));
         }
         if batch.number.is_none() {
             // It leaves only now, so its sender still runs.
@@ -211,10 +224,11 @@ impl World {
             self.sequence += 1;
             number = self.sequence;
         }
+        let meant_for = header.to;
         let header = self.shown(to, header);
         let (answer_tx, answer) = oneshot::channel();
         let body = InboundBody::Messages { boot, number, messages, answer: Some(answer_tx) };
-        self.slot(to).asked.push(Asked::Batch { from, answer });
+        self.slot(to).asked.push(Asked::Batch { from, to: meant_for, answer });
         self.give(to, Input::Inbound(Inbound::new(header, body)));
     }
 
@@ -229,18 +243,19 @@ impl World {
         let opened = process.snapshotter.open_raw(index, term);
         let mut bytes = Vec::new();
         let is_read = opened.is_ok_and(|(_, mut file)| file.read_to_end(&mut bytes).is_ok());
-        if !is_new || !is_read || self.chance(self.settings.lost) {
+        let listener = self.listener(from.0, to).filter(|_| is_new && is_read);
+        let Some(listener) = listener.filter(|_| !self.chance(self.settings.lost)) else {
             let patience = self.patience();
             let arrived = false;
             return self.report(from, patience, PeerReport::SnapshotStatus { to, index, arrived });
-        }
+        };
         let transfer = SnapshotTransfer { from, header, boot, number, message, file, bytes };
-        let delay = self.delay(from.0, to);
-        self.schedule(delay, Event::Arrival(to, Packet::Snapshot(Box::new(transfer))));
+        let delay = self.delay(from.0, listener);
+        self.schedule(delay, Event::Arrival(listener, Packet::Snapshot(Box::new(transfer))));
     }
 
-    pub(super) fn snapshot_failed(&mut self, to: NodeId, transfer: &SnapshotTransfer) {
-        let index = transfer.message.get_snapshot().get_metadata().index;
+    pub(super) fn snapshot_failed(&mut self, transfer: &SnapshotTransfer) {
+        let (to, index) = transfer.names();
         let report = PeerReport::SnapshotStatus { to, index, arrived: false };
         let patience = self.patience();
         self.report(transfer.from, patience, report);
@@ -249,7 +264,7 @@ impl World {
     pub(super) fn receive_snapshot(&mut self, to: NodeId, mut transfer: Box<SnapshotTransfer>) {
         let from = transfer.from;
         if !self.is_reachable(from.0, to) {
-            return self.snapshot_failed(to, &transfer);
+            return self.snapshot_failed(&transfer);
         }
         transfer.header = self.shown(to, transfer.header.clone());
         let process = self.slot(to).process.as_ref().expect("it runs");
@@ -258,7 +273,7 @@ impl World {
             let header = process.header(from.0);
             let delay = self.delay(to, from.0);
             self.report(from, delay, PeerReport::Refused { header, refusal });
-            return self.snapshot_failed(to, &transfer);
+            return self.snapshot_failed(&transfer);
         }
         let metadata = transfer.message.get_snapshot().get_metadata();
         let (index, term) = (metadata.index, metadata.term);
@@ -279,7 +294,7 @@ impl World {
                 self.schedule(after, Event::SnapshotRest((to, run), number));
             }
             Err(error) => {
-                self.snapshot_failed(to, &transfer);
+                self.snapshot_failed(&transfer);
                 self.give(to, Input::Report(PeerReport::DiskFailed(error)));
             }
         }
@@ -295,21 +310,21 @@ impl World {
         let half = transfer.bytes.len() / 2;
         let is_broken_off = !self.runs(transfer.from) || self.is_cut(transfer.from.0, to);
         if is_broken_off {
-            return self.snapshot_failed(to, &transfer);
+            return self.snapshot_failed(&transfer);
         }
         let finished = receiver.write(&transfer.bytes[half..]).and_then(|()| receiver.finish());
         match finished {
             Ok(Received::Kept) => {
+                let (meant_for, index) = transfer.names();
                 let SnapshotTransfer { from, header, boot, number, message, .. } = *transfer;
-                let index = message.get_snapshot().get_metadata().index;
                 let (answer_tx, answer) = oneshot::channel();
                 let body = InboundBody::Snapshot { boot, number, message, answer: answer_tx };
-                self.slot(to).asked.push(Asked::Snapshot { from, index, answer });
+                self.slot(to).asked.push(Asked::Snapshot { from, to: meant_for, index, answer });
                 self.give(to, Input::Inbound(Inbound::new(header, body)));
             }
             Ok(Received::Refused(why)) => panic!("the file arrived damaged: {why}"),
             Err(error) => {
-                self.snapshot_failed(to, &transfer);
+                self.snapshot_failed(&transfer);
                 self.give(to, Input::Report(PeerReport::DiskFailed(error)));
             }
         }
@@ -317,10 +332,7 @@ impl World {
 
     pub(super) fn send_greeting(&mut self, from: Run, to_url: String, greeting: Greeting) {
         let header = self.slot(from.0).process.as_ref().expect("it runs").header(0);
-        let listener =
-            self.slots.values().find(|slot| slot.config.url == to_url && slot.process.is_some());
-        let to = listener.map(|slot| slot.config.id);
-        let Some(to) = to.filter(|to| !self.is_cut(from.0, *to)) else {
+        let Some(to) = self.listens_at(&to_url).filter(|to| !self.is_cut(from.0, *to)) else {
             let why = "unreachable".into();
             return self.report(from, 1, PeerReport::NotGreeted { url: to_url, why });
         };
@@ -367,29 +379,29 @@ impl World {
 
     pub(super) fn take_answer(&mut self, id: NodeId, asked: Asked) -> Option<Asked> {
         match asked {
-            Asked::Batch { from, mut answer } => match answer.try_recv() {
+            Asked::Batch { from, to, mut answer } => match answer.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => {
-                    return Some(Asked::Batch { from, answer });
+                    return Some(Asked::Batch { from, to, answer });
                 }
                 Ok(Ok(())) if !self.is_answer_lost(id, from.0) => {}
                 Ok(Err(refusal)) if !self.is_answer_lost(id, from.0) => {
                     self.refuse(id, from, refusal);
                     let patience = self.patience();
-                    self.report(from, patience, PeerReport::Unreachable(id));
+                    self.report(from, patience, PeerReport::Unreachable(to));
                 }
                 _ => {
                     let patience = self.patience();
-                    self.report(from, patience, PeerReport::Unreachable(id));
+                    self.report(from, patience, PeerReport::Unreachable(to));
                 }
             },
-            Asked::Snapshot { from, index, mut answer } => {
+            Asked::Snapshot { from, to, index, mut answer } => {
                 let answered = answer.try_recv();
                 if matches!(answered, Err(oneshot::error::TryRecvError::Empty)) {
-                    return Some(Asked::Snapshot { from, index, answer });
+                    return Some(Asked::Snapshot { from, to, index, answer });
                 }
                 let arrived = matches!(answered, Ok(Ok(()))) && !self.is_answer_lost(id, from.0);
                 let delay = self.delay(id, from.0);
-                self.report(from, delay, PeerReport::SnapshotStatus { to: id, index, arrived });
+                self.report(from, delay, PeerReport::SnapshotStatus { to, index, arrived });
             }
             Asked::Greeting { from, url, mut answer } => match answer.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => {
@@ -432,11 +444,11 @@ impl World {
     }
 
     /// The member that was asked has died.
-    pub(super) fn connection_lost(&mut self, id: NodeId, asked: Asked) {
+    pub(super) fn connection_lost(&mut self, asked: Asked) {
         match asked {
-            Asked::Batch { from, .. } => self.report(from, 1, PeerReport::Unreachable(id)),
-            Asked::Snapshot { from, index, .. } => {
-                self.report(from, 1, PeerReport::SnapshotStatus { to: id, index, arrived: false });
+            Asked::Batch { from, to, .. } => self.report(from, 1, PeerReport::Unreachable(to)),
+            Asked::Snapshot { from, to, index, .. } => {
+                self.report(from, 1, PeerReport::SnapshotStatus { to, index, arrived: false });
             }
             Asked::Greeting { from, url, .. } => {
                 self.report(from, 1, PeerReport::NotGreeted { url, why: "lost".into() });

@@ -266,11 +266,11 @@ impl World {
             self.pause_client(client);
         }
         for asked in asked {
-            self.connection_lost(id, asked);
+            self.connection_lost(asked);
         }
         for (transfer, receiver) in receiving.into_values() {
             drop(receiver);
-            self.snapshot_failed(id, &transfer);
+            self.snapshot_failed(&transfer);
         }
         let after = self.random.below(20 * TICK);
         self.schedule(after, Event::Start(id));
