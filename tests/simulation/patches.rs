@@ -16,7 +16,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 7] = [
+pub const PATCHES: [Patch; 8] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node.rs",
@@ -44,7 +44,7 @@ pub const PATCHES: [Patch; 7] = [
                   return Ok(());\n\
                   }\n\
                   }",
-        seeds: 10,
+        seeds: 3_000,
     },
     Patch {
         name: "removed ids are forgotten",
@@ -59,6 +59,13 @@ pub const PATCHES: [Patch; 7] = [
         text: "self.hard_state.commit = commit;\n                self.hard_state_is_unsaved = true;",
         becomes: "let _ = commit;",
         seeds: 50,
+    },
+    Patch {
+        name: "a read takes the index that an earlier run asked for",
+        file: "src/raft_node/requests.rs",
+        text: "|| id.boot != self.config.boot",
+        becomes: "",
+        seeds: 20_000,
     },
     Patch {
         name: "a change of members is committed in memory only",
