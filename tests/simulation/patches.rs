@@ -65,7 +65,7 @@ pub const PATCHES: [Patch; 8] = [
         file: "src/raft_node/requests.rs",
         text: "|| id.boot != self.config.boot",
         becomes: "",
-        seeds: 20_000,
+        seeds: 5_000,
     },
     Patch {
         name: "a change of members is committed in memory only",

@@ -52,9 +52,25 @@ impl World {
                 let after = slot.tick;
                 self.schedule(after, Event::Tick((id, run)));
                 self.wake(id);
+                self.haunt(id);
                 Ok(())
             }
             Err(error) => self.ended(id, error),
+        }
+    }
+
+    /// What was on its way to a member's last run may reach this one.
+    fn haunt(&mut self, id: NodeId) {
+        if !self.faults_are_on || !self.chance(500) {
+            return;
+        }
+        let ghosts = self.ghosts.iter().filter(|(to, _)| *to == id);
+        let ghosts: Vec<Batch> = ghosts.map(|(_, batch)| batch.clone()).collect();
+        for batch in ghosts {
+            if self.chance(300) {
+                let after = self.random.below(10 * TICK);
+                self.schedule(after, Event::Arrival(id, Packet::Batch(batch)));
+            }
         }
     }
 
