@@ -10,6 +10,9 @@
 //!   beginning too and are a majority together with it;
 //!   with `--join`: one that counts its id as a member has answered.
 //!
+//! Whoever sends it raft messages takes it for a member, and is greeted too: what the list names may
+//! all be gone by now. Such an answer can only refuse.
+//!
 //! A first member that has written its first entries and seen no election since still counts as
 //! beginning. Otherwise the first of two that begin together would keep the other from it until the
 //! third is there.
@@ -17,7 +20,7 @@
 //! First members then write what the original's StartNode does: one entry for each member's addition,
 //! at term 1, committed, the same on all of them. One frame: a crash leaves all of it or nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::RawNode;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
@@ -31,11 +34,16 @@ use crate::membership::majority;
 use crate::storage::log::Log;
 use crate::storage::wal::Identity;
 
+/// Senders of raft messages that are greeted beside the list.
+const CALLERS_MAX: usize = 8;
+
 /// What a beginning member has found out.
 pub(super) struct Beginning {
     /// The last answer from each of the other URLs, with the answering member's header; or why there
     /// is none.
     answers: BTreeMap<String, std::result::Result<(PeerHeader, GreetingAnswer), String>>,
+    /// Where those listen that sent us raft messages and are not in the list.
+    callers: BTreeSet<String>,
     /// What was logged last, so that it is logged once.
     logged: String,
 }
@@ -44,11 +52,18 @@ impl Beginning {
     pub(super) fn new(config: &NodeConfig) -> Self {
         let others = config.cluster.iter().filter(|url| **url != config.url);
         let answers = others.map(|url| (url.clone(), Err("no answer yet".into())));
-        Self { answers: answers.collect(), logged: String::new() }
+        Self { answers: answers.collect(), callers: BTreeSet::new(), logged: String::new() }
     }
 
     pub(super) fn urls(&self) -> Vec<String> {
-        self.answers.keys().cloned().collect()
+        self.answers.keys().chain(&self.callers).cloned().collect()
+    }
+
+    /// Notes where a sender of raft messages listens.
+    pub(super) fn was_called_from(&mut self, url: &str) {
+        if self.callers.len() < CALLERS_MAX && !self.answers.contains_key(url) {
+            self.callers.insert(url.to_owned());
+        }
     }
 
     /// Why this member cannot begin yet, in one line; `None` if it can.
@@ -110,6 +125,8 @@ impl RaftNode {
     pub(super) fn take_greeting_report(&mut self, report: PeerReport) -> Result<()> {
         let Some(beginning) = &mut self.beginning else { return Ok(()) };
         match report {
+            PeerReport::Greeted { url, .. } | PeerReport::NotGreeted { url, .. }
+                if !beginning.answers.contains_key(&url) => {}
             PeerReport::Greeted { url, header, answer } => {
                 let known = self.identity.cluster_id;
                 let outcome = if known != 0 && header.cluster_id != known {

@@ -169,14 +169,17 @@ impl RaftNode {
     /// Decides whether a sender may speak, and notes that it was heard. Its incarnation is durable
     /// before anything is answered.
     fn admit(&mut self, header: &PeerHeader) -> Result<std::result::Result<(), Refusal>> {
-        if self.beginning.is_some() {
+        let verdict =
+            self.gate.read().expect("no thread panics while it holds the gate").admit(header);
+        if let Some(beginning) = &mut self.beginning {
+            if verdict.is_ok() {
+                beginning.was_called_from(&header.url);
+            }
             return Ok(Err(Refusal::NotReady(format!(
                 "member {} has not begun yet",
                 self.config.id
             ))));
         }
-        let verdict =
-            self.gate.read().expect("no thread panics while it holds the gate").admit(header);
         match verdict {
             Err(refusal) => return Ok(Err(refusal)),
             Ok(Sender::New) => self.record_incarnation(header)?,

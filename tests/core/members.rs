@@ -314,3 +314,25 @@ fn members_with_another_past_make_the_same_snapshot_files() {
     assert_eq!(network.member(2).status().snapshot, second);
     assert!(newest(network.member(1)) == newest(network.member(2)), "they differ");
 }
+
+/// Nobody whom its first list names is there to refuse it. Whoever takes it for a member speaks to
+/// it, and can.
+#[test]
+fn a_wiped_member_whose_first_list_is_gone_is_refused_by_who_speaks_to_it() {
+    let mut network = Network::new(2, |_| {});
+    let mut addition = network.member(1).change(MemberChange::Add { id: 3, url: url(3) }).unwrap();
+    network.deliver();
+    assert!(addition.is_ok(), "{:?}", addition.get());
+    network.start(&NodeConfig { join: true, ..config(3, 3) }, &MemVfs::default()).unwrap();
+    network.tick(12);
+    let mut removal = network.member(2).change(MemberChange::Remove { id: 1 }).unwrap();
+    network.tick_until("member 1 leaves", |network| !network.members.contains_key(&1));
+    network.settle();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+    network.members.remove(&2);
+    let wiped = NodeConfig { incarnation: 999, boot: 2002, ..config(2, 2) };
+    network.start(&wiped, &MemVfs::default()).unwrap();
+    network.tick(30);
+    let error = network.ended.remove(&2).expect("it is refused").to_string();
+    assert!(error.contains("under a new id"), "{error}");
+}

@@ -182,6 +182,16 @@ impl Process {
         if self.is_group { killpg(pid, signal) } else { kill(pid, signal) }.unwrap();
     }
 
+    /// Pauses it, and waits until it does nothing any more.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        eventually(PATIENCE, "the process is paused", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+            // Behind the name, which is in parentheses and may hold anything.
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        });
+    }
+
     /// Kills it as a power cut would stop it, and waits until it is gone.
     pub fn kill(&mut self) {
         if self.exited().is_none() {
@@ -217,8 +227,18 @@ impl Process {
 
     /// Its resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
+        self.memory_bytes("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in bytes.
+    #[allow(dead_code)] // Used by tests/faults alone.
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.memory_bytes("VmHWM:")
+    }
+
+    fn memory_bytes(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 }
@@ -247,11 +267,22 @@ pub struct Answer {
 pub struct Client {
     address: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
+    /// How long it waits for the member, each time that it does.
+    pub timeout: Duration,
+    /// A header line that each request has beside the usual ones, or nothing.
+    header: &'static str,
 }
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, connection: None }
+        Self { address, connection: None, timeout: ANSWER_TIMEOUT, header: "" }
+    }
+
+    /// Asks for the member's own map, however old.
+    #[allow(dead_code)] // Used by tests/faults alone.
+    pub fn reading_locally(mut self) -> Self {
+        self.header = "Raft-Read: local\r\n";
+        self
     }
 
     /// Sends a request and waits for its answer.
@@ -272,17 +303,24 @@ impl Client {
         self.request("GET", key, b"")
     }
 
-    pub fn send(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<()> {
+    /// Makes a connection if there is none. After an error nothing was sent.
+    pub fn connect(&mut self) -> io::Result<()> {
         if self.connection.is_none() {
-            let stream = TcpStream::connect_timeout(&self.address, ANSWER_TIMEOUT)?;
+            let stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             self.connection = Some(BufReader::new(stream));
         }
+        let stream = self.connection.as_ref().expect("it was just made").get_ref();
+        stream.set_read_timeout(Some(self.timeout))?;
+        stream.set_write_timeout(Some(self.timeout))
+    }
+
+    pub fn send(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<()> {
+        self.connect()?;
         let mut request = format!(
-            "{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
+            "{method} {target} HTTP/1.1\r\nHost: {}\r\n{}Content-Length: {}\r\n\r\n",
             self.address,
+            self.header,
             body.len()
         )
         .into_bytes();
@@ -293,17 +331,21 @@ impl Client {
 
     /// Sends a PUT and returns once the member reads its body, and so has the request.
     pub fn send_and_be_heard(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+        self.begin_and_be_heard(key, value.len())?;
+        self.connection.as_mut().expect("it was just made").get_mut().write_all(value)
+    }
+
+    /// As [`send_and_be_heard`](Self::send_and_be_heard), but the body does not come.
+    pub fn begin_and_be_heard(&mut self, key: &str, length: usize) -> io::Result<()> {
         let stream = TcpStream::connect_timeout(&self.address, ANSWER_TIMEOUT)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         let head = format!(
-            "PUT {key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
-            self.address,
-            value.len()
+            "PUT {key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n",
+            self.address
         );
         let mut connection = BufReader::new(stream);
         connection.get_mut().write_all(head.as_bytes())?;
         assert_eq!(read_answer(&mut connection)?.status, 100);
-        connection.get_mut().write_all(value)?;
         self.connection = Some(connection);
         Ok(())
     }
@@ -470,6 +512,8 @@ pub struct Member {
 pub struct Cluster {
     // Before the site: the processes end first.
     members: BTreeMap<u64, Member>,
+    /// Of all members that there ever were, by their ids.
+    urls: Vec<String>,
     more: Vec<String>,
     pub site: Site,
 }
@@ -479,22 +523,22 @@ impl Cluster {
     pub fn start(size: u64, more: &[&str]) -> Self {
         let site = Site::new();
         let urls: Vec<String> = (0..size).map(|_| site.url()).collect();
-        let mut cluster = Self { members: BTreeMap::new(), more: owned(more), site };
+        let mut cluster = Self { members: BTreeMap::new(), urls, more: owned(more), site };
         for id in 1..=size {
-            cluster.start_new(id, &urls, &[]);
+            cluster.start_new(id, &[]);
         }
         cluster.all_serve();
         cluster
     }
 
-    fn start_new(&mut self, id: u64, urls: &[String], more: &[&str]) {
+    fn start_new(&mut self, id: u64, more: &[&str]) {
         let port = self.site.port();
-        let mut flags = owned(&["--id", &id.to_string(), "--cluster", &urls.join(",")]);
+        let mut flags = owned(&["--id", &id.to_string(), "--cluster", &self.urls.join(",")]);
         flags.extend(owned(&["--port", &port.to_string()]));
         flags.extend(owned(&["--host", &self.site.address.to_string()]));
         flags.extend(self.more.clone());
         flags.extend(owned(more));
-        let url = urls[id as usize - 1].clone();
+        let url = self.urls[id as usize - 1].clone();
         let member = Member { flags, url, address: self.site.at(port), process: None };
         self.members.insert(id, member);
         self.start_again(id);
@@ -502,13 +546,22 @@ impl Cluster {
 
     /// Adds member `id`, which is the next, through member `at`, and starts it with `--join`.
     pub fn join(&mut self, at: u64, id: u64) {
-        let mut urls: Vec<String> =
-            self.members.values().map(|member| member.url.clone()).collect();
-        assert_eq!(urls.len() as u64, id - 1, "the list has a URL for each id up to the new one");
-        urls.push(self.site.url());
-        self.change(at, "POST", id, urls.last().expect("it was just added"));
-        self.start_new(id, &urls, &["--join"]);
+        let url = self.new_url(id);
+        self.change(at, "POST", id, &url);
+        self.start_joiner(id);
         serves(self.address(id));
+    }
+
+    /// Where member `id`, which is the next, will listen for its peers.
+    pub fn new_url(&mut self, id: u64) -> String {
+        assert_eq!(self.urls.len() as u64, id - 1, "the list has a URL for each id up to this one");
+        self.urls.push(self.site.url());
+        self.urls.last().expect("it was just added").clone()
+    }
+
+    /// Starts a member that was added.
+    pub fn start_joiner(&mut self, id: u64) {
+        self.start_new(id, &["--join"]);
     }
 
     /// Changes the members through member `at`, and waits until that is done.
@@ -605,7 +658,7 @@ pub fn has_no_leader(log: &str) -> bool {
 }
 
 /// The leaders that a log names, as (term, id).
-fn leaders(log: &str) -> impl Iterator<Item = (u64, u64)> {
+pub fn leaders(log: &str) -> impl Iterator<Item = (u64, u64)> {
     log.lines().filter_map(|line| {
         let (_, event) = line.split_once("raft.node: ")?;
         let (who, term) = event.split_once(" at term ")?;

@@ -15,7 +15,7 @@ fn a_hung_follower_does_not_hold_up_writes() {
     cluster.put(1, "/k", "before");
     let (leader, term) = cluster.leader();
     let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
-    cluster.process(follower).signal(Signal::SIGSTOP);
+    cluster.process(follower).pause();
     let begun = Instant::now();
     let mut client = Client::new(cluster.address(leader));
     let mut count = 0;
@@ -49,7 +49,7 @@ fn a_leader_that_was_paused_never_answers_with_an_old_value() {
         let (leader, _) = cluster.leader();
         let term = put_in_term(cluster.address(leader), "/k", old.as_bytes());
         let paused = Instant::now();
-        cluster.process(leader).signal(Signal::SIGSTOP);
+        cluster.process(leader).pause();
         // Half of the reads wait in its sockets when it wakes up.
         let mut clients: Vec<Client> =
             (0..READERS).map(|_| Client::new(cluster.address(leader))).collect();

@@ -1,0 +1,100 @@
+//! kill -9: of one member, of the leader, of all at once. What was on the disk is all that is left.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::harness::Cluster;
+use crate::runner::{FAST, Run, SMALL, rounds};
+
+/// Acknowledged between two faults.
+const WRITES: usize = 50;
+
+/// How often, and how long a member stays away at most.
+struct Plan {
+    rounds: usize,
+    away_max: Duration,
+}
+
+const fn short(rounds: usize) -> Plan {
+    Plan { rounds, away_max: Duration::from_millis(300) }
+}
+
+const fn long(rounds: usize) -> Plan {
+    Plan { rounds, away_max: Duration::from_secs(3) }
+}
+
+/// Kills whom `victims` names under load, and starts them again after a while, round after round.
+fn kill(kind: &str, plan: &Plan, mut victims: impl FnMut(&mut Run) -> Vec<u64>) {
+    let mut run = Run::start(kind, 3, &[&FAST[..], &SMALL].concat());
+    for _ in 0..rounds(plan.rounds) {
+        let clients = run.load();
+        clients.wait_for(WRITES);
+        run.assert_alive();
+        run.inject();
+        for id in victims(&mut run) {
+            run.cluster.kill(id);
+        }
+        // How long they are away is part of the fault.
+        thread::sleep(run.random.time(plan.away_max));
+        start_killed(&mut run.cluster);
+        clients.wait_for(WRITES);
+        run.check(clients);
+    }
+    run.finish();
+}
+
+fn start_killed(cluster: &mut Cluster) {
+    for id in cluster.ids() {
+        if cluster.process(id).exited().is_some() {
+            cluster.start_again(id);
+        }
+    }
+}
+
+fn kill_one(plan: &Plan) {
+    kill("kill -9 of a random member", plan, |run| {
+        let ids = run.cluster.ids();
+        vec![*run.random.choose(&ids)]
+    });
+}
+
+fn kill_the_leader(plan: &Plan) {
+    kill("kill -9 of the leader", plan, |run| vec![run.cluster.leader().0]);
+}
+
+fn kill_all(plan: &Plan) {
+    kill("kill -9 of all members at once", plan, |run| run.cluster.ids());
+}
+
+#[test]
+fn killing_a_member_under_load_loses_nothing() {
+    kill_one(&short(4));
+}
+
+#[test]
+fn killing_the_leader_under_load_loses_nothing() {
+    kill_the_leader(&short(4));
+}
+
+#[test]
+fn killing_all_members_at_once_under_load_loses_nothing() {
+    kill_all(&short(4));
+}
+
+#[test]
+#[ignore = "long: 100 kills"]
+fn killing_a_member_100_times_under_load_loses_nothing() {
+    kill_one(&long(100));
+}
+
+#[test]
+#[ignore = "long: 100 kills"]
+fn killing_the_leader_100_times_under_load_loses_nothing() {
+    kill_the_leader(&long(100));
+}
+
+#[test]
+#[ignore = "long: 50 times all members"]
+fn killing_all_members_50_times_at_once_under_load_loses_nothing() {
+    kill_all(&long(50));
+}

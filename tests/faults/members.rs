@@ -1,0 +1,137 @@
+//! Members that come and go under load while others are killed.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::clients::Clients;
+use crate::harness::{Answer, PATIENCE, eventually, request};
+use crate::runner::{FAST, Run, SMALL, rounds};
+
+const MEMBERS_MAX: usize = 5;
+/// Acknowledged after each change.
+const WRITES: usize = 30;
+/// When a change is asked for and when a member is killed, relative to each other.
+const OVERLAP: Duration = Duration::from_millis(60);
+
+/// One member at first; then each round adds one or removes one, between one and five of them, and
+/// kills another half of the time.
+fn change_members(default_rounds: usize) {
+    let flags = [&FAST[..], &SMALL].concat();
+    let mut run = Run::start("members added and removed, with kills", 1, &flags);
+    let mut next_id = 2;
+    for round in 0..rounds(default_rounds) {
+        let clients = run.load();
+        clients.wait_for(WRITES);
+        run.assert_alive();
+        let size = run.cluster.ids().len();
+        let grows = size == 1 || size < MEMBERS_MAX && run.random.below(2) == 0;
+        // Up to three at first: with one or two members there is little that could go wrong.
+        if grows || round < 2 {
+            add(&mut run, &clients, next_id);
+            next_id += 1;
+        } else {
+            remove(&mut run, &clients);
+        }
+        clients.wait_for(WRITES);
+        run.check(clients);
+    }
+    run.finish();
+}
+
+fn add(run: &mut Run, clients: &Clients, id: u64) {
+    run.inject();
+    let url = run.cluster.new_url(id);
+    let others = run.cluster.ids();
+    ask(run, "POST", id, &url);
+    // Before anybody confirms it: a member that was alone and counts two now needs the second one to
+    // say anything.
+    run.cluster.start_joiner(id);
+    confirm(run, &others, "POST", id, &url);
+    clients.set_members(&run.cluster.addresses());
+}
+
+fn remove(run: &mut Run, clients: &Clients) {
+    let ids = run.cluster.ids();
+    let id = match run.random.below(3) {
+        0 => run.cluster.leader().0,
+        _ => *run.random.choose(&ids),
+    };
+    run.inject();
+    // Half of the time it is away while it is removed, and hears of it from the others: where these
+    // are a majority without it.
+    let is_away = ids.len() > 2 && run.random.below(2) == 0;
+    if is_away {
+        run.cluster.kill(id);
+    }
+    ask(run, "DELETE", id, "");
+    // The one that is removed may have ended by now.
+    let others: Vec<u64> = ids.into_iter().filter(|other| *other != id).collect();
+    confirm(run, &others, "DELETE", id, "");
+    if is_away {
+        run.cluster.start_again(id);
+    }
+    let told = |run: &mut Run| {
+        let removed = run.cluster.process(id);
+        assert_eq!(removed.wait(PATIENCE), 0, "a removed member ends in order");
+        let stderr = removed.stderr();
+        assert!(stderr.contains("I've been removed from the cluster!"), "{stderr}");
+    };
+    told(run);
+    // What it has on disk does not bring it back.
+    run.cluster.start_again(id);
+    told(run);
+    run.cluster.forget(id);
+    clients.set_members(&run.cluster.addresses());
+}
+
+/// Asks for a change, and kills a member just before, during or after it, half of the time.
+fn ask(run: &mut Run, method: &str, id: u64, url: &str) {
+    let target = format!("/{id}");
+    let ids = run.cluster.ids();
+    let at = run.cluster.address(*run.random.choose(&ids));
+    let mut running = ids.clone();
+    running.retain(|id| run.cluster.process(*id).exited().is_none());
+    let victim = (run.random.below(2) == 0).then(|| *run.random.choose(&running));
+    let (asks_after, dies_after) = (run.random.time(OVERLAP), run.random.time(OVERLAP));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // What overlaps with what is the fault; so for the kill.
+            thread::sleep(asks_after);
+            // The answer may be lost with the member: to confirm it is another step.
+            let _ = request(at, method, &target, url.as_bytes());
+        });
+        if let Some(victim) = victim {
+            thread::sleep(dies_after);
+            run.cluster.kill(victim);
+            run.cluster.start_again(victim);
+        }
+    });
+}
+
+/// Asks one after another for the same change, until one knows it as done.
+fn confirm(run: &Run, members: &[u64], method: &str, id: u64, url: &str) {
+    let target = format!("/{id}");
+    let mut turn = members.iter().cycle();
+    eventually(PATIENCE, &format!("{method} {target}"), || {
+        let at = run.cluster.address(*turn.next().expect("there are members"));
+        match request(at, method, &target, url.as_bytes()) {
+            Ok(Answer { status: 204, .. }) => true,
+            Ok(Answer { status: 409, body, .. }) => {
+                String::from_utf8_lossy(&body).contains("is a member already")
+            }
+            Ok(Answer { status: 503 | 504, .. }) | Err(_) => false,
+            Ok(answer) => panic!("{method} {target} is answered {answer:?}"),
+        }
+    });
+}
+
+#[test]
+fn members_come_and_go_under_load_and_kills_and_nothing_is_lost() {
+    change_members(8);
+}
+
+#[test]
+#[ignore = "long: 100 changes of members"]
+fn members_come_and_go_100_times_under_load_and_kills_and_nothing_is_lost() {
+    change_members(100);
+}

@@ -1,0 +1,87 @@
+//! How long writes stop when the leader dies (P4).
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, Cluster, PATIENCE, serves};
+use crate::runner::{Random, rounds, seed};
+
+const KILLS: usize = 100;
+/// With default flags: ten ticks of 100 ms.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the members have between two kills, at most: the kill meets any moment between two
+/// heartbeats.
+const CALM: Duration = Duration::from_millis(500);
+
+/// Default flags, an otherwise idle machine, and a majority that stays connected.
+#[test]
+#[ignore = "long: 100 kills of the leader; needs a machine that does nothing else"]
+fn writes_resume_within_two_election_timeouts_in_95_of_100_leader_kills_and_within_five_in_all() {
+    let mut random = Random(seed());
+    let mut cluster = Cluster::start(3, &[]);
+    let mut took = Vec::new();
+    for kill in 0..rounds(KILLS) {
+        cluster.all_serve();
+        let (leader, _) = cluster.leader();
+        cluster.put(leader, "/before", "written");
+        thread::sleep(random.time(CALM));
+        cluster.kill(leader);
+        let killed = Instant::now();
+        let survivors: Vec<SocketAddr> = cluster
+            .ids()
+            .iter()
+            .filter(|id| **id != leader)
+            .map(|id| cluster.address(*id))
+            .collect();
+        took.push(first_acknowledged(&survivors, kill) - killed);
+        cluster.start_again(leader);
+        serves(cluster.address(leader));
+    }
+    took.sort_unstable();
+    let within =
+        |timeouts: u32| took.iter().filter(|took| **took <= timeouts * ELECTION_TIMEOUT).count();
+    let at = |percent: usize| took[(took.len() * percent).div_ceil(100) - 1].as_millis();
+    println!(
+        "RESUMED after {} leader kills | least {} ms | half {} ms | 90 % {} ms | 95 % {} ms | most {} ms | within two election timeouts {} | within five {}",
+        took.len(),
+        took[0].as_millis(),
+        at(50),
+        at(90),
+        at(95),
+        at(100),
+        within(2),
+        within(5)
+    );
+    assert_eq!(within(5), took.len(), "{took:?}");
+    assert!(100 * within(2) >= 95 * took.len(), "{took:?}");
+}
+
+/// Writes at each of `members` until one of them acknowledges; returns when that was.
+fn first_acknowledged(members: &[SocketAddr], kill: usize) -> Instant {
+    let is_done = AtomicBool::new(false);
+    let begun = Instant::now();
+    let write = |address: SocketAddr| {
+        let mut client = Client::new(address);
+        for attempt in 0.. {
+            let answered =
+                client.put(&format!("/after-{kill}"), format!("{address}-{attempt}").as_bytes());
+            if matches!(answered, Ok(204)) {
+                is_done.store(true, Ordering::Relaxed);
+                return Some(Instant::now());
+            }
+            if is_done.load(Ordering::Relaxed) {
+                return None;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no write is acknowledged: {answered:?}");
+        }
+        unreachable!("attempts do not run out")
+    };
+    thread::scope(|scope| {
+        let writers: Vec<_> =
+            members.iter().map(|address| scope.spawn(|| write(*address))).collect();
+        let acknowledged = writers.into_iter().filter_map(|writer| writer.join().unwrap());
+        acknowledged.min().expect("the writers go on until one is acknowledged")
+    })
+}

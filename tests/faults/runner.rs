@@ -1,0 +1,251 @@
+//! One test's run: members, rounds of load and faults, and the proof that nothing was lost.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::clients::{Clients, Load};
+use crate::compare::compare;
+use crate::harness::{Client, Cluster, PATIENCE, Signal, eventually_some, get};
+use crate::history::{Clock, History, LAST_READER};
+use crate::linearizability::{Action, Operation};
+
+/// Election timeouts as short as a busy machine allows: time is not what these tests are about.
+pub const FAST: [&str; 2] = crate::harness::FAST;
+/// The shortest election timeout with [`FAST`]: ten ticks.
+pub const FAST_ELECTION_TIMEOUT: Duration = Duration::from_millis(200);
+/// Snapshots and compactions under way all the time.
+pub const SMALL: [&str; 4] = ["--snapshot-count", "200", "--snapshot-catch-up-entries", "50"];
+
+/// Repeatable numbers (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn within(&mut self, range: std::ops::Range<u64>) -> u64 {
+        range.start + self.below(range.end - range.start)
+    }
+
+    pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len() as u64) as usize]
+    }
+
+    /// A time up to `most`, to the millisecond.
+    pub fn time(&mut self, most: Duration) -> Duration {
+        Duration::from_millis(self.below(most.as_millis() as u64 + 1))
+    }
+}
+
+/// The rounds of a test: `FAULTS_ROUNDS`, or else its own number.
+pub fn rounds(default: usize) -> usize {
+    from_environment("FAULTS_ROUNDS").map_or(default, |rounds| rounds as usize)
+}
+
+/// The seed of a test: `FAULTS_SEED`, or else always the same.
+pub fn seed() -> u64 {
+    from_environment("FAULTS_SEED").unwrap_or(1)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// What was done and what came of it. Prints itself when it goes, also when the test fails.
+pub struct Tally {
+    kind: String,
+    pub injected: usize,
+    acknowledged: usize,
+    lost: usize,
+    histories: usize,
+    not_linearizable: usize,
+}
+
+impl Tally {
+    pub fn new(kind: &str) -> Self {
+        let kind = kind.to_owned();
+        Self { kind, injected: 0, acknowledged: 0, lost: 0, histories: 0, not_linearizable: 0 }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, injected, acknowledged, lost, histories, not_linearizable } = self;
+        write!(
+            formatter,
+            "FAULT {kind} | injected {injected} | acknowledged {acknowledged} | lost {lost} | histories {histories} | not linearizable {not_linearizable}"
+        )
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        // With one test thread the line has begun with the test's name.
+        println!("\n{self}");
+    }
+}
+
+/// What must not have happened, a line for each.
+pub struct Verdict {
+    pub lost: Vec<String>,
+    pub not_linearizable: Vec<String>,
+}
+
+/// Members under faults.
+pub struct Run {
+    pub cluster: Cluster,
+    pub random: Random,
+    pub tally: Tally,
+    clock: Clock,
+    seed: u64,
+    loads: usize,
+}
+
+impl Run {
+    /// Starts members 1 to `size`. The kind of fault is what the line at the end calls it.
+    pub fn start(kind: &str, size: u64, flags: &[&str]) -> Self {
+        Self::with(kind, Cluster::start(size, flags))
+    }
+
+    /// A run of members that run already.
+    pub fn with(kind: &str, cluster: Cluster) -> Self {
+        let seed = seed();
+        let (random, tally) = (Random(seed), Tally::new(kind));
+        Self { cluster, random, tally, clock: Clock::start(), seed, loads: 0 }
+    }
+
+    /// Starts clients on all members, with keys of their own.
+    pub fn load(&mut self) -> Clients {
+        self.load_with(Load::default())
+    }
+
+    pub fn load_with(&mut self, load: Load) -> Clients {
+        self.loads += 1;
+        let (name, addresses) = (format!("load-{}", self.loads), self.cluster.addresses());
+        Clients::start(&name, &addresses, load, self.clock, &mut self.random)
+    }
+
+    /// Counts a fault.
+    pub fn inject(&mut self) {
+        self.tally.injected += 1;
+    }
+
+    /// Asserts that no member ended by itself.
+    pub fn assert_alive(&mut self) {
+        for id in self.cluster.ids() {
+            let member = self.cluster.process(id);
+            let ended = member.exited();
+            assert!(ended.is_none(), "member {id} ended, {ended:?}:\n{}", member.stderr());
+        }
+    }
+
+    /// A member that leads, and one that does not.
+    pub fn leader_and_follower(&mut self) -> (u64, u64) {
+        let (leader, _) = self.cluster.leader();
+        (leader, self.other_than(leader))
+    }
+
+    pub fn other_than(&mut self, id: u64) -> u64 {
+        let ids = self.cluster.ids().into_iter().filter(|other| *other != id);
+        *self.random.choose(&ids.collect::<Vec<_>>())
+    }
+
+    /// Stops the clients and checks what they saw. No fault lasts any more and all members run.
+    pub fn check(&mut self, clients: Clients) {
+        let Verdict { lost, not_linearizable } = self.judge(clients);
+        assert!(lost.is_empty(), "acknowledged writes are lost:\n{}", lost.join("\n"));
+        assert!(not_linearizable.is_empty(), "not linearizable:\n{}", not_linearizable.join("\n"));
+    }
+
+    /// As [`check`](Self::check), for a test that expects a bad verdict.
+    pub fn judge(&mut self, clients: Clients) -> Verdict {
+        self.assert_alive();
+        let mut history = clients.stop();
+        let lost = self.read_all(&mut history);
+        history.save(&self.cluster.site.dir().join("history.jsonl"));
+        let not_linearizable = history.not_linearizable();
+        self.tally.acknowledged += history.acknowledged();
+        self.tally.histories += history.keys().len();
+        self.tally.lost += lost.len();
+        self.tally.not_linearizable += not_linearizable.len();
+        Verdict { lost, not_linearizable }
+    }
+
+    /// Reads each key at each member, as current as can be and then the member's own map, which
+    /// is as current after the first. Returns the acknowledged writes that are lost.
+    fn read_all(&mut self, history: &mut History) -> Vec<String> {
+        let mut lost = Vec::new();
+        for id in self.cluster.ids() {
+            let address = self.cluster.address(id);
+            let mut local = Client::new(address).reading_locally();
+            for key in history.keys() {
+                let text = |value: Option<Vec<u8>>| {
+                    value.map(|bytes| String::from_utf8(bytes).expect("only text is written"))
+                };
+                let invoked = self.clock.now();
+                let current = text(get(address, &key));
+                let completed = Some(self.clock.now());
+                let own = eventually_some(PATIENCE, "a local read is answered", || {
+                    match local.get(&key).ok()? {
+                        answer if answer.status == 200 => Some(Some(answer.body)),
+                        answer if answer.status == 404 => Some(None),
+                        _ => None,
+                    }
+                });
+                for (how, value) in [("current", &current), ("local", &text(own))] {
+                    for write in history.lost(&key, value.as_deref()) {
+                        lost.push(format!(
+                            "{key} is {value:?} at member {id} ({how} read), without {write:?}"
+                        ));
+                    }
+                }
+                let action = Action::Read(current);
+                let operation = Operation { client: LAST_READER, action, invoked, completed };
+                history.record(&key, operation);
+            }
+        }
+        lost
+    }
+
+    /// Stops all members in order and compares what they have on disk.
+    pub fn finish(mut self) {
+        self.assert_alive();
+        let ids = self.cluster.ids();
+        for id in &ids {
+            self.cluster.process(*id).signal(Signal::SIGTERM);
+        }
+        for id in &ids {
+            let status = self.cluster.process(*id).wait(PATIENCE);
+            assert_eq!(status, 0, "member {id} ends in order");
+        }
+        compare(self.cluster.site.dir(), &ids);
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let thread = std::thread::current();
+        // With one test thread this is the runner's own, which has no test's name.
+        let test = thread.name().filter(|name| name.contains("::")).unwrap_or("THIS TEST");
+        let rounds = std::env::var("FAULTS_ROUNDS");
+        let rounds = rounds.map_or(String::new(), |rounds| format!("FAULTS_ROUNDS={rounds} "));
+        eprintln!(
+            "again: {rounds}FAULTS_SEED={} cargo test --test faults -- --include-ignored --nocapture --exact {test}",
+            self.seed
+        );
+        eprintln!("history: {}/history.jsonl", self.cluster.site.dir().display());
+    }
+}

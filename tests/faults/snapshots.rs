@@ -1,0 +1,187 @@
+//! A member so far behind that only a snapshot brings it back, and the sender or the receiver killed
+//! while it is on its way.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::clients::Clients;
+use crate::harness::{PATIENCE, Signal, eventually, files_in, put, serves};
+use crate::runner::{FAST, Run, rounds};
+
+const SMALL: [&str; 4] = ["--snapshot-count", "100", "--snapshot-catch-up-entries", "10"];
+/// Written while a member is away: whoever leads then has dropped what it misses.
+const BEHIND: usize = 250;
+const WRITES: usize = 30;
+/// What makes a snapshot large enough to meet it half way.
+const LARGE_VALUES: usize = 24;
+const LARGE_VALUE_BYTES: usize = 1 << 20;
+/// To meet a snapshot half way may fail a few times.
+const TRIES_MAX: usize = 10;
+
+fn start(kind: &str) -> Run {
+    let run = Run::start(kind, 3, &[&FAST[..], &SMALL].concat());
+    for number in 0..LARGE_VALUES {
+        let value = vec![number as u8; LARGE_VALUE_BYTES];
+        put(run.cluster.address(1), &format!("/large-{number}"), &value);
+    }
+    run
+}
+
+/// Writes what member `away` misses. The first of it is returned: it is in a snapshot alone then.
+fn leave_behind(run: &mut Run, clients: &Clients, away: u64) -> String {
+    let (at, value) = (run.other_than(away), run.random.next().to_string());
+    run.cluster.put(at, "/while-away", &value);
+    clients.wait_for(BEHIND);
+    value
+}
+
+#[derive(Clone, Copy)]
+enum Who {
+    Sender,
+    Receiver,
+}
+
+fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
+    let mut run = start(kind);
+    for _ in 0..rounds(default_rounds) {
+        let clients = run.load();
+        let met = (0..TRIES_MAX).find_map(|_| {
+            let (_, receiver) = run.leader_and_follower();
+            run.cluster.kill(receiver);
+            let missed = leave_behind(&mut run, &clients, receiver);
+            run.cluster.start_again(receiver);
+            Some((receiver, missed, pause_half_way(&mut run, receiver)?))
+        });
+        let (receiver, missed, sender) = met.expect("a snapshot is met half way");
+        run.inject();
+        match who {
+            Who::Sender => {
+                run.cluster.kill(sender);
+                run.cluster.process(receiver).signal(Signal::SIGCONT);
+                // The other two have to manage, for a while that is part of the fault.
+                thread::sleep(run.random.time(Duration::from_millis(500)));
+                run.cluster.start_again(sender);
+            }
+            Who::Receiver => {
+                run.cluster.kill(receiver);
+                run.cluster.start_again(receiver);
+            }
+        }
+        installed(&mut run, receiver, 1, &missed);
+        clients.wait_for(WRITES);
+        run.check(clients);
+    }
+    run.finish();
+}
+
+/// Pauses `receiver` while it holds a part of a snapshot's file; returns who sends it. `None` if it
+/// came too late for that: then it goes on.
+fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
+    let dir = run.cluster.site.dir().join(format!("raftexample-{receiver}-snap"));
+    let begun = Instant::now();
+    while part_of_snapshot(&dir).is_none() {
+        assert!(begun.elapsed() < PATIENCE, "no snapshot reaches member {receiver}");
+        // Short, because a snapshot does not take long.
+        thread::sleep(Duration::from_millis(1));
+    }
+    run.cluster.process(receiver).pause();
+    let part = part_of_snapshot(&dir);
+    let ids = run.cluster.ids();
+    let sending = ids.into_iter().filter(|id| *id != receiver).find_map(|id| {
+        let stderr = run.cluster.process(id).stderr();
+        let text = format!(" to peer {receiver}: ");
+        let (before, after) = stderr.rsplit_once(&text)?;
+        let index: u64 = before.rsplit("sending snapshot at index ").next()?.parse().ok()?;
+        let length: u64 = after.split(' ').next()?.parse().ok()?;
+        let (name, bytes) = part.as_ref()?;
+        // Not one that the receiver makes itself, and not all of it.
+        (name.contains(&format!("-{index:016x}.snap.")) && *bytes < length).then_some(id)
+    });
+    if sending.is_none() {
+        run.cluster.process(receiver).signal(Signal::SIGCONT);
+    }
+    sending
+}
+
+/// A snapshot's file that is being written: its name and the bytes that it has.
+fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
+    files_in(dir).into_iter().find_map(|path| {
+        let name = path.file_name()?.to_str()?.to_owned();
+        let bytes = fs::metadata(&path).ok()?.len();
+        (name.ends_with(".tmp") && bytes > 0).then_some((name, bytes))
+    })
+}
+
+/// Waits until a member has installed so many snapshots since it was started; then it has what it
+/// had missed.
+fn installed(run: &mut Run, id: u64, count: usize, missed: &str) {
+    let member = run.cluster.process(id);
+    eventually(PATIENCE, &format!("member {id} installs snapshot {count}"), || {
+        member.stderr().matches("finished publishing snapshot at index").count() >= count
+    });
+    assert_eq!(run.cluster.get(id, "/while-away").as_deref(), Some(missed), "at member {id}");
+}
+
+/// etcd #18055: a second snapshot right behind the first one, to a member that was not restarted.
+fn two_in_a_row(default_rounds: usize) {
+    let mut run = start("two snapshots in a row");
+    for _ in 0..rounds(default_rounds) {
+        let clients = run.load();
+        let (_, receiver) = run.leader_and_follower();
+        run.cluster.kill(receiver);
+        run.cluster.start_again(receiver);
+        serves(run.cluster.address(receiver));
+        // Those that wait for the paused one write nothing.
+        let ids = run.cluster.ids().into_iter().filter(|id| *id != receiver);
+        clients.set_members(&ids.map(|id| run.cluster.address(id)).collect::<Vec<_>>());
+        for count in 1..=2 {
+            run.cluster.process(receiver).pause();
+            let missed = leave_behind(&mut run, &clients, receiver);
+            run.inject();
+            run.cluster.process(receiver).signal(Signal::SIGCONT);
+            installed(&mut run, receiver, count, &missed);
+        }
+        clients.set_members(&run.cluster.addresses());
+        // What it has on disk now is as good as what it has in memory.
+        run.cluster.kill(receiver);
+        run.cluster.start_again(receiver);
+        clients.wait_for(WRITES);
+        run.check(clients);
+    }
+    run.finish();
+}
+
+#[test]
+fn a_sender_killed_half_way_through_a_snapshot_loses_nothing() {
+    kill_half_way("sender of a snapshot killed half way", Who::Sender, 2);
+}
+
+#[test]
+fn a_receiver_killed_half_way_through_a_snapshot_loses_nothing() {
+    kill_half_way("receiver of a snapshot killed half way", Who::Receiver, 2);
+}
+
+#[test]
+fn two_snapshots_in_a_row_lose_nothing() {
+    two_in_a_row(1);
+}
+
+#[test]
+#[ignore = "long: 30 kills"]
+fn senders_killed_30_times_half_way_through_a_snapshot_lose_nothing() {
+    kill_half_way("sender of a snapshot killed half way", Who::Sender, 30);
+}
+
+#[test]
+#[ignore = "long: 30 kills"]
+fn receivers_killed_30_times_half_way_through_a_snapshot_lose_nothing() {
+    kill_half_way("receiver of a snapshot killed half way", Who::Receiver, 30);
+}
+
+#[test]
+#[ignore = "long: 30 times two snapshots"]
+fn two_snapshots_in_a_row_30_times_lose_nothing() {
+    two_in_a_row(30);
+}

@@ -1,0 +1,71 @@
+//! A member that lost its directory and comes back under its old id: it could vote a second time.
+
+use std::fs;
+
+use crate::harness::PATIENCE;
+use crate::runner::{FAST, Run, SMALL, rounds};
+
+/// Acknowledged between two steps.
+const WRITES: usize = 30;
+
+/// Three members; one loses its directory, is refused with the leader up or down, and is replaced
+/// under a new id, all under load.
+fn wipe(default_rounds: usize, more: &[&str]) {
+    let flags = [&FAST[..], &SMALL, more].concat();
+    let mut run = Run::start("directory wiped, same id", 3, &flags);
+    for round in 0..rounds(default_rounds) {
+        let with_leader_down = round % 2 == 1;
+        let clients = run.load();
+        clients.wait_for(WRITES);
+        run.assert_alive();
+        let (leader, follower) = run.leader_and_follower();
+        // The leader itself loses its directory now and then: it voted for itself.
+        let wiped = if run.random.below(3) == 0 { leader } else { follower };
+        run.inject();
+        run.cluster.kill(wiped);
+        for suffix in ["", "-snap"] {
+            let dir = run.cluster.site.dir().join(format!("raftexample-{wiped}{suffix}"));
+            fs::remove_dir_all(dir).unwrap();
+        }
+        // Writes go on, so somebody else leads.
+        clients.wait_for(WRITES);
+        let down = with_leader_down.then(|| run.cluster.leader().0);
+        if let Some(leader) = down {
+            run.cluster.kill(leader);
+        }
+        run.cluster.start_again(wiped);
+        // Whoever is up refuses it. After a few rounds that is nobody of its first list.
+        let refused = run.cluster.process(wiped);
+        assert_eq!(refused.wait(PATIENCE), 1, "{}", refused.stderr());
+        assert!(!refused.stderr().contains("raft.node:"), "it took part:\n{}", refused.stderr());
+        let words = refused.last_words().join("\n");
+        assert!(words.contains(&format!("DELETE /{wiped}")), "{words}");
+        assert!(words.contains("under a new id"), "{words}");
+        if let Some(leader) = down {
+            run.cluster.start_again(leader);
+        }
+        // The remedy.
+        let at = run.other_than(wiped);
+        run.cluster.change(at, "DELETE", wiped, "");
+        run.cluster.forget(wiped);
+        clients.set_members(&run.cluster.addresses());
+        run.cluster.join(at, 4 + round as u64);
+        clients.set_members(&run.cluster.addresses());
+        clients.wait_for(WRITES);
+        run.check(clients);
+    }
+    run.finish();
+}
+
+#[test]
+fn a_wiped_member_is_refused_and_replaced_under_load_and_nothing_is_lost() {
+    wipe(2, &[]);
+}
+
+#[test]
+#[ignore = "long: 40 wiped directories"]
+fn a_member_wiped_40_times_is_refused_and_replaced_under_load_and_nothing_is_lost() {
+    // In the end it is members that joined and know nobody of their lists any more. Such a one cannot
+    // tell whether who calls it is of its cluster, unless it is told which one that is.
+    wipe(40, &["--cluster-id", "7"]);
+}
