@@ -5,6 +5,7 @@
 //! starts its store from it, in the future. A snapshot that is damaged is set aside if an older one
 //! and the log together hold the same state.
 
+use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -82,11 +83,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let id = config.id;
     let wal_dir = wal_dir(&config.data_dir, id);
     vfs.create_dir_all(&wal_dir).map_err(Error::io("make the directory", &wal_dir))?;
-    // A power cut must not take a directory that was just made. Those further up may not be ours to
-    // sync; then we did not make them either.
-    for above in config.data_dir.ancestors().skip(1) {
-        let _ = vfs.sync_dir(above);
-    }
+    sync_above(vfs.as_ref(), &config.data_dir)?;
     let lock = lock(vfs.as_ref(), &wal_dir)?;
     info!(logger, "replaying WAL of member {}", id);
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(&config.data_dir, id))?;
@@ -97,12 +94,11 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         && recovered.marks.is_empty()
         && recovered.hard_state == HardState::default();
     let (snapshot, marks) = load_snapshot(&snapshotter, &recovered, &wal_dir, logger)?;
-    snapshotter.purge(&marks)?;
     let (index, term) = snapshot.as_ref().map_or((0, 0), |newest| (newest.index, newest.term));
     info!(logger, "loading WAL at term {} and index {}", term, index);
 
     let snapshot_members = match &snapshot {
-        Some(snapshot) => read_members(snapshot, &recovered.identity)?,
+        Some(snapshot) => read_members(&snapshotter, snapshot, &recovered.identity)?,
         None => SnapshotMembers {
             cluster_id: recovered.identity.cluster_id,
             voters: Vec::new(),
@@ -121,6 +117,8 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     };
     let identity = recovered.identity.clone();
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
+    // Only now: a log that is refused may be short of the very segment that names them.
+    snapshotter.purge(&marks)?;
     Ok(Replayed {
         wal,
         snapshotter,
@@ -134,6 +132,21 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         snapshot_members,
         beginning,
     })
+}
+
+/// Makes the entries of the data directory and of those above it durable: a power cut must not take
+/// one that was just made.
+fn sync_above(vfs: &dyn Vfs, data_dir: &Path) -> Result<()> {
+    for above in data_dir.ancestors().skip(1) {
+        // The last ancestor of a relative path is empty: the working directory.
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        let Err(error) = vfs.sync_dir(above) else { continue };
+        // It may not be ours to sync, or no disk's; then we did not make what it holds either.
+        if !matches!(error.kind(), PermissionDenied | InvalidInput | Unsupported) {
+            return Err(Error::io("sync directory", above)(error));
+        }
+    }
+    Ok(())
 }
 
 /// Opens the write-ahead log, made if this is the first start.
@@ -226,7 +239,8 @@ fn load_snapshot(
     let on_disk = snapshotter.list()?;
     let mut marks = recovered.marks.clone();
     let Some(newest) = marks.pop() else { return Ok((None, Vec::new())) };
-    let older = marks.pop().filter(|mark| on_disk.contains(mark));
+    // Not simply the one before: that may have been set aside.
+    let older = marks.into_iter().rfind(|mark| on_disk.contains(mark));
     let damage = match snapshotter.load(newest) {
         Ok(snapshot) => {
             info!(logger, "found snapshot at term {} and index {}", newest.term, newest.index);
@@ -262,17 +276,20 @@ fn load_snapshot(
     Ok((snapshot, older.into_iter().collect()))
 }
 
-fn read_members(snapshot: &Snapshot, identity: &Identity) -> Result<SnapshotMembers> {
+fn read_members(
+    snapshotter: &Snapshotter,
+    snapshot: &Snapshot,
+    identity: &Identity,
+) -> Result<SnapshotMembers> {
+    let path = snapshotter.path(SnapshotMark { index: snapshot.index, term: snapshot.term });
+    let path = path.display();
     let members: SnapshotMembers = codec::decode(&snapshot.meta).map_err(|error| {
-        Error::Refused(format!(
-            "cannot read the members in the snapshot at index {}: {error}; {REPLACE_MEMBER}",
-            snapshot.index
-        ))
+        Error::Refused(format!("cannot read the members in {path}: {error}; {REPLACE_MEMBER}"))
     })?;
     if members.cluster_id != identity.cluster_id {
         return Err(Error::Refused(format!(
-            "the snapshot at index {} belongs to cluster {:016x}, its log to {:016x}; {REPLACE_MEMBER}",
-            snapshot.index, members.cluster_id, identity.cluster_id
+            "{path} belongs to cluster {:016x}, its log to {:016x}; {REPLACE_MEMBER}",
+            members.cluster_id, identity.cluster_id
         )));
     }
     Ok(members)

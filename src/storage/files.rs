@@ -21,11 +21,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Makes `dir`, and makes its entry in the directory above it durable.
 pub(super) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     vfs.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    sync_dir(vfs, parent)
+    sync_found(vfs, dir)
 }
 
 /// Gives the whole and written `file` its name: a name without [`TEMPORARY`] always stands for a
@@ -35,6 +31,21 @@ pub(super) fn publish(vfs: &dyn Vfs, file: &dyn VfsFile, from: &Path, to: &Path)
     file.sync().map_err(Error::io("sync", from))?;
     vfs.rename(from, to).map_err(Error::io("rename", from))?;
     sync_dir(vfs, to.parent().expect("a published file lies in a directory"))
+}
+
+/// Makes the name `path` durable, which an earlier process may have made.
+///
+/// To sync the directory is not enough: if that process ended because its sync failed, some systems
+/// take the name for written. They write it with the next change of the directory, so there is one.
+pub(super) fn sync_found(vfs: &dyn Vfs, path: &Path) -> Result<()> {
+    let temporary = with_suffix(path, TEMPORARY);
+    vfs.create(&temporary).map_err(Error::io("create", &temporary))?;
+    vfs.remove(&temporary).map_err(Error::io("remove", &temporary))?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    sync_dir(vfs, parent)
 }
 
 /// Makes the names in `dir` durable.

@@ -233,7 +233,8 @@ impl Snapshotter {
         Ok(marks)
     }
 
-    fn path(&self, mark: SnapshotMark) -> PathBuf {
+    /// The path of a snapshot's file, whether or not there is one.
+    pub fn path(&self, mark: SnapshotMark) -> PathBuf {
         self.dir.join(format!("{:016x}-{:016x}{SUFFIX}", mark.term, mark.index))
     }
 
@@ -528,7 +529,11 @@ fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fa
     }
     let (checksum, recorded) = (masked(crc32c::crc32c(&header[..end])), number::<4>(header, end));
     let version = number::<4>(header, 8);
-    if version != u64::from(VERSION) {
+    let mut as_written = header[..end].to_vec();
+    as_written[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    // A header that is right but for its version is one of ours, and damaged.
+    let is_ours = recorded == u64::from(masked(crc32c::crc32c(&as_written)));
+    if version != u64::from(VERSION) && !is_ours {
         let reason = format!("format version {version}, this program reads {VERSION}");
         return Err(Fault { offset: 8, reason, remedy: OTHER_VERSION });
     }

@@ -35,16 +35,18 @@
 //!
 //! During [`Wal::open`]:
 //! - the torn frame, or not: as above;
-//! - the last frame, written again over itself: as it was.
+//! - the last frame, written again over itself: as it was;
+//! - an empty `.tmp` file: removed.
 //!
 //! A segment gets its name only when its head is on disk, and a successor only when all of it is.
 //! So whatever is wrong with a head, or in a segment before the last, is damage. Damage is never
 //! repaired: [`Error::Corrupt`] keeps the member from starting.
 //!
 //! A process that dies leaves what it wrote to the operating system, so [`Wal::open`] may read a
-//! frame that is not on disk. It writes the last frame again, the same bytes in the same place, and
-//! syncs it before the log is relied on. To sync is not enough: after a sync that failed, some
-//! systems take the pages for written.
+//! frame that is not on disk, or a segment whose name is not. It writes the last frame again, the
+//! same bytes in the same place, and changes the directory once more, and syncs both before the log
+//! is relied on. To sync is not enough: after a sync that failed, some systems take the pages for
+//! written.
 //!
 //! # What it is not
 //!
@@ -270,7 +272,7 @@ impl Wal {
             file.write_all_at(&last_frame, start).map_err(Error::io("write to", &path))?;
         }
         file.sync().map_err(Error::io("sync", &path))?;
-        files::sync_dir(&*vfs, dir)?;
+        files::sync_found(&*vfs, &path)?;
         let mut summary = replay.summary.clone();
         summary.trim();
         let wal = Self {

@@ -21,7 +21,7 @@ fn single() -> NodeConfig {
     NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
 }
 
-fn start(disk: &MemVfs, transcript: &Transcript) -> raftexample::error::Result<Member> {
+pub fn start(disk: &MemVfs, transcript: &Transcript) -> raftexample::error::Result<Member> {
     Member::start_with_segments(&single(), disk, transcript, Some(SEGMENT_BYTES))
 }
 
@@ -60,7 +60,7 @@ fn values(state: &State) -> Vec<(String, String)> {
 }
 
 /// Starts the member, has it answer a read, and returns what it holds.
-fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
+pub fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
     let mut member = start(disk, &Transcript::default())
         .unwrap_or_else(|error| panic!("{what}: it does not start: {error}"));
     let wal = member.wal();

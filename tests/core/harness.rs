@@ -143,14 +143,56 @@ pub enum Survives {
 pub enum Fault {
     /// The process dies: this operation is the last, and returns no success.
     Crash,
-    /// It fails, and so does no later one.
+    /// It fails, and so does no later one. A sync that fails takes what it was to write for written:
+    /// it stays readable until the power goes, and no later sync writes it.
     Fails(io::ErrorKind),
+    /// As `Fails`, but first it takes effect as far as it can: of a write, this many bytes.
+    FailsAfter(io::ErrorKind, usize),
 }
 
 #[derive(Clone, Default)]
 struct Inode {
     live: Vec<u8>,
     durable: Vec<u8>,
+    /// The sectors that count as written and are not, by a sync that failed.
+    given_up: BTreeSet<usize>,
+}
+
+impl Inode {
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        let end = offset + bytes.len();
+        self.live.resize(self.live.len().max(end), 0);
+        self.live[offset..end].copy_from_slice(bytes);
+        self.given_up.retain(|sector| (sector + 1) * SECTOR <= offset || end <= sector * SECTOR);
+    }
+
+    fn sync(&mut self) {
+        let mut synced = self.live.clone();
+        for sector in &self.given_up {
+            copy_sector(&mut synced, *sector, &self.durable);
+        }
+        self.durable = synced;
+    }
+
+    fn give_up(&mut self) {
+        let mut durable = self.durable.clone();
+        durable.resize(self.live.len(), 0);
+        let sectors = self.live.chunks(SECTOR).zip(durable.chunks(SECTOR)).enumerate();
+        let dirty = sectors.filter(|(_, (live, durable))| live != durable);
+        self.given_up.extend(dirty.map(|(sector, _)| sector));
+    }
+
+    /// Takes `bytes` for what the file holds, on disk too.
+    fn settle(&mut self, bytes: Vec<u8>) {
+        *self = Self { live: bytes.clone(), durable: bytes, given_up: BTreeSet::new() };
+    }
+}
+
+/// Makes a sector of `bytes` what it is in `source`: zeros behind its end.
+fn copy_sector(bytes: &mut [u8], sector: usize, source: &[u8]) {
+    for at in sector * SECTOR..((sector + 1) * SECTOR).min(bytes.len()) {
+        bytes[at] = source.get(at).copied().unwrap_or(0);
+    }
 }
 
 #[derive(Clone)]
@@ -204,10 +246,17 @@ struct Disk {
     durable: Tree,
     /// Not synced, in the order they were made.
     pending: Vec<DirOperation>,
+    /// Counted as synced by a sync that failed, until something else changes in their directory,
+    /// which is written as a whole.
+    given_up: Vec<DirOperation>,
+    /// The disk before each operation, if that is recorded.
+    states: Option<Vec<Disk>>,
     locks: BTreeSet<PathBuf>,
     generation: u64,
     operations: u64,
     fault: Option<(u64, Fault)>,
+    /// How many bytes of the write under way arrive, if not all.
+    part: Option<usize>,
     /// True once the process died.
     dead: bool,
     transcript: Option<(NodeId, Transcript)>,
@@ -238,6 +287,10 @@ impl Disk {
         if self.dead || generation != self.generation {
             return (false, dead());
         }
+        if let Some(mut states) = self.states.take() {
+            states.push(self.copy());
+            self.states = Some(states);
+        }
         self.operations += 1;
         let fault = self.fault.filter(|(at, _)| *at == self.operations).map(|(_, fault)| fault);
         if let Some((id, transcript)) = &self.transcript {
@@ -251,6 +304,22 @@ impl Disk {
                 (true, dead())
             }
             Some(Fault::Fails(kind)) => (false, Err(kind.into())),
+            Some(Fault::FailsAfter(kind, bytes)) => {
+                self.part = Some(bytes);
+                (true, Err(kind.into()))
+            }
+        }
+    }
+
+    /// What is on the disk, synced or not.
+    fn copy(&self) -> Self {
+        Self {
+            inodes: self.inodes.clone(),
+            live: self.live.clone(),
+            durable: self.durable.clone(),
+            pending: self.pending.clone(),
+            given_up: self.given_up.clone(),
+            ..Self::default()
         }
     }
 
@@ -258,6 +327,11 @@ impl Disk {
         let (takes_effect, result) = self.operate(generation, line);
         if takes_effect {
             self.live.apply(&operation);
+            let dir = operation.path().parent();
+            let (dirty, given_up) = std::mem::take(&mut self.given_up)
+                .into_iter()
+                .partition(|earlier| earlier.path().parent() == dir);
+            (self.pending, self.given_up) = ([self.pending.clone(), dirty].concat(), given_up);
             self.pending.push(operation);
         }
         result
@@ -274,7 +348,8 @@ impl Disk {
 impl Default for MemVfs {
     fn default() -> Self {
         let mut disk = Disk::default();
-        for dir in ["/", DATA] {
+        // The last is the working directory, as the parent of a relative path has it.
+        for dir in ["/", DATA, ""] {
             disk.live.dirs.insert(dir.into());
             disk.durable.dirs.insert(dir.into());
         }
@@ -299,18 +374,45 @@ impl MemVfs {
         disk.fault.is_some_and(|(at, _)| disk.operations >= at)
     }
 
+    /// Keeps the disk as it is before each operation from now on.
+    pub fn record_states(&self) {
+        self.disk.lock().unwrap().states = Some(Vec::new());
+    }
+
+    /// The disk before each operation since the recording began, and as it is now.
+    pub fn states(&self) -> Vec<Self> {
+        let disk = self.disk.lock().unwrap();
+        let recorded = disk.states.iter().flatten().chain([&*disk]);
+        recorded.map(Disk::copy).map(Self::of).collect()
+    }
+
+    /// A copy of the disk as it is now, synced or not.
+    pub fn copy(&self) -> Self {
+        Self::of(self.disk.lock().unwrap().copy())
+    }
+
+    fn of(disk: Disk) -> Self {
+        Self { disk: Arc::new(Mutex::new(disk)), generation: 0 }
+    }
+
+    /// How many operations were carried out so far.
+    pub fn operations(&self) -> u64 {
+        self.disk.lock().unwrap().operations
+    }
+
     /// Ends the run of the process; returns the disk as the next run finds it.
     pub fn crash(&self, survives: Survives) -> Self {
         let mut disk = self.disk.lock().unwrap();
         disk.generation += 1;
         disk.dead = false;
-        disk.fault = None;
+        (disk.fault, disk.part) = (None, None);
         disk.locks.clear();
         let mut random = Random(match survives {
             Survives::Some(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             _ => 1,
         });
         if survives != Survives::Everything {
+            disk.given_up.clear();
             let pending = std::mem::take(&mut disk.pending);
             let kept = match survives {
                 // A journal keeps the order of what it writes.
@@ -322,14 +424,15 @@ impl MemVfs {
                 tree.apply(operation);
             }
             // What lies in a directory that is gone is gone.
+            let kept = tree.dirs.clone();
+            tree.dirs.retain(|dir| dir.ancestors().all(|above| kept.contains(above)));
             let dirs = tree.dirs.clone();
             tree.names.retain(|path, _| dirs.contains(path.parent().unwrap()));
             for inode in &mut disk.inodes {
-                inode.live = match survives {
+                inode.settle(match survives {
                     Survives::Some(_) => torn(inode, &mut random),
                     _ => inode.durable.clone(),
-                };
-                inode.durable = inode.live.clone();
+                });
             }
             disk.live = tree.clone();
             disk.durable = tree;
@@ -340,16 +443,12 @@ impl MemVfs {
     /// A copy of the disk as it is now, everything on it synced.
     pub fn image(&self) -> Self {
         let disk = self.disk.lock().unwrap();
-        let mut copy = Disk {
-            inodes: disk.inodes.clone(),
-            live: disk.live.clone(),
-            durable: disk.live.clone(),
-            ..Disk::default()
-        };
+        let mut copy = Disk { durable: disk.live.clone(), ..disk.copy() };
+        (copy.pending, copy.given_up) = Default::default();
         for inode in &mut copy.inodes {
-            inode.durable = inode.live.clone();
+            inode.settle(inode.live.clone());
         }
-        Self { disk: Arc::new(Mutex::new(copy)), generation: 0 }
+        Self::of(copy)
     }
 
     /// The paths of all files.
@@ -368,14 +467,16 @@ impl MemVfs {
         let mut disk = self.disk.lock().unwrap();
         let number = disk.live.names[path];
         let inode = &mut disk.inodes[number];
-        change(&mut inode.live);
-        inode.durable = inode.live.clone();
+        let mut bytes = inode.live.clone();
+        change(&mut bytes);
+        inode.settle(bytes);
     }
 
     /// Puts a file there, synced.
     pub fn put(&self, path: &Path, bytes: &[u8]) {
         let mut disk = self.disk.lock().unwrap();
-        let inode = Inode { live: bytes.to_vec(), durable: bytes.to_vec() };
+        let mut inode = Inode::default();
+        inode.settle(bytes.to_vec());
         disk.inodes.push(inode);
         let number = disk.inodes.len() - 1;
         for dir in path.parent().unwrap().ancestors() {
@@ -397,12 +498,17 @@ impl MemVfs {
 /// A file after a power cut: each sector that was not synced is the old one, the new one, or zeros
 /// where there was none; the length is one that the file had or grew through.
 fn torn(inode: &Inode, random: &mut Random) -> Vec<u8> {
-    let Inode { live, durable } = inode;
+    let Inode { live, durable, .. } = inode;
     if live == durable {
         return live.clone();
     }
     let (short, long) = (live.len().min(durable.len()), live.len().max(durable.len()));
-    let length = short + random.below((long - short) as u64 + 1) as usize;
+    let length = match random.below(4) {
+        0 => durable.len(),
+        1 => short + random.below((long - short) as u64 + 1) as usize,
+        // The length is written apart from the data, and mostly with or before it.
+        _ => live.len(),
+    };
     let mut bytes = vec![0; length];
     for start in (0..length).step_by(SECTOR) {
         let source = if random.below(2) == 0 { live } else { durable };
@@ -488,20 +594,29 @@ impl Vfs for MemVfs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let path = match path.to_str() {
+            Some("") => return Err(not_found(path)),
+            Some(".") => Path::new(""),
+            _ => path,
+        };
         let mut disk = self.disk.lock().unwrap();
         if !disk.live.dirs.contains(path) {
             return Err(not_found(path));
         }
-        disk.operate(self.generation, &format!("sync directory {}", short(path))).1?;
+        let synced = disk.operate(self.generation, &format!("sync directory {}", short(path))).1;
+        // The process died before, or of this: nothing happens to what is not synced.
+        disk.check_alive(self.generation)?;
         let pending = std::mem::take(&mut disk.pending);
         for operation in pending {
-            if operation.path().parent() == Some(path) {
+            if operation.path().parent() != Some(path) {
+                disk.pending.push(operation);
+            } else if synced.is_ok() {
                 disk.durable.apply(&operation);
             } else {
-                disk.pending.push(operation);
+                disk.given_up.push(operation);
             }
         }
-        Ok(())
+        synced
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send>>> {
@@ -543,11 +658,16 @@ impl MemFile {
         named.map_or(self.path.clone(), |(path, _)| path.clone())
     }
 
-    fn operate(&self, line: &str, effect: impl FnOnce(&mut Inode)) -> io::Result<()> {
+    fn operate(
+        &self,
+        line: &str,
+        effect: impl FnOnce(&mut Inode, Option<usize>),
+    ) -> io::Result<()> {
         let mut disk = self.vfs.disk.lock().unwrap();
         let (takes_effect, result) = disk.operate(self.vfs.generation, line);
         if takes_effect {
-            effect(&mut disk.inodes[self.inode]);
+            let part = disk.part.take();
+            effect(&mut disk.inodes[self.inode], part);
         }
         result
     }
@@ -570,16 +690,14 @@ impl VfsFile for MemFile {
         }
         let path = self.path();
         let line = format!("write {}{}", short(&path), frame_records(&path, buf, offset));
-        self.operate(&line, |inode| {
-            let end = offset as usize + buf.len();
-            inode.live.resize(inode.live.len().max(end), 0);
-            inode.live[offset as usize..end].copy_from_slice(buf);
+        self.operate(&line, |inode, part| {
+            inode.write(&buf[..part.unwrap_or(buf.len()).min(buf.len())], offset as usize);
         })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let line = format!("cut {}", short(&self.path()));
-        self.operate(&line, |inode| inode.live.resize(len as usize, 0))
+        self.operate(&line, |inode, _| inode.live.resize(len as usize, 0))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -591,10 +709,15 @@ impl VfsFile for MemFile {
     fn sync(&self) -> io::Result<()> {
         let path = self.path();
         let mut disk = self.vfs.disk.lock().unwrap();
-        disk.operate(self.vfs.generation, &format!("sync {}", short(&path))).1?;
+        let synced = disk.operate(self.vfs.generation, &format!("sync {}", short(&path))).1;
+        disk.check_alive(self.vfs.generation)?;
         let inode = &mut disk.inodes[self.inode];
-        inode.durable = inode.live.clone();
-        Ok(())
+        if synced.is_ok() {
+            inode.sync()
+        } else {
+            inode.give_up()
+        }
+        synced
     }
 }
 

@@ -8,7 +8,10 @@
 mod harness;
 
 mod crash;
+mod crash_states;
+mod damage;
 mod data;
+mod failed_sync;
 mod failing_disk;
 mod gate;
 mod golden;

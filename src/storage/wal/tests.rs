@@ -726,15 +726,18 @@ fn a_failing_disk_at_any_step_is_an_error_and_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn a_log_is_relied_on_only_after_its_last_frame_was_written_again_and_synced() {
-    let dir = TempDir::new().expect("a directory");
-    save_entries(&mut create(dir.path()), &entries(1..=3, 1));
-    for operations in 0..3 {
-        let error = Wal::open(Arc::new(FailingVfs::after(operations)), dir.path()).err();
-        let error = error.expect("an injected failure").to_string();
-        assert!(error.starts_with(["cannot write", "cannot sync"][operations.min(1) as usize]));
+fn a_log_is_relied_on_only_after_its_last_frame_and_its_name_were_written_again_and_synced() {
+    let open_after = |operations: usize| {
+        let dir = TempDir::new().expect("a directory");
+        save_entries(&mut create(dir.path()), &entries(1..=3, 1));
+        Wal::open(Arc::new(FailingVfs::after(operations as u64)), dir.path())
+    };
+    let steps = ["write to", "sync", "create", "remove", "sync directory"];
+    for (operations, step) in steps.iter().enumerate() {
+        let error = open_after(operations).err().expect("an injected failure").to_string();
+        assert!(error.starts_with(&format!("cannot {step} /")), "{error}");
     }
-    let (_, recovered) = Wal::open(Arc::new(FailingVfs::after(3)), dir.path()).expect("opened");
+    let (_, recovered) = open_after(steps.len()).expect("opened");
     assert_eq!(recovered.entries, entries(1..=3, 1));
 }
 

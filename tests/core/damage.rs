@@ -1,0 +1,527 @@
+//! Disks that do not hold what was written to them. Whatever it is, the member starts with all that
+//! it acknowledged, or refuses to, naming file and remedy. The one exception is the end of the last
+//! segment, which a crash may have torn: there a shorter log is found, never one with a hole.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft::eraftpb::Entry;
+use raftexample::channels::NodeId;
+use raftexample::codec;
+use raftexample::error::{Error, Result};
+use raftexample::membership::{Members, SnapshotMembers};
+use raftexample::raft_node::NodeConfig;
+use raftexample::raft_node::replay::{replay_wal, snap_dir, wal_dir};
+use raftexample::storage::snapshotter::Snapshotter;
+use raftexample::storage::wal::{Frame, Identity, SnapshotMark, Wal};
+use raftexample::storage::{DiskVfs, Vfs};
+
+use crate::harness::*;
+
+fn single() -> NodeConfig {
+    NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
+}
+
+fn start(disk: &MemVfs) -> Result<Member> {
+    Member::start_with_segments(&single(), disk, &Transcript::default(), Some(512))
+}
+
+/// The directory of a member with several segments and two snapshots, and its state.
+struct Sample {
+    disk: MemVfs,
+    state: State,
+    entries: Vec<Entry>,
+}
+
+impl Sample {
+    fn new() -> Self {
+        let mut member = start(&MemVfs::default()).unwrap();
+        member.tick_until_leader().unwrap();
+        for number in 0..26 {
+            let (key, value) = (format!("key{}", number % 7), "value ".repeat(number));
+            assert!(member.put(&key, &value).unwrap().is_ok());
+        }
+        member.node.stop().unwrap();
+        let (state, entries) = (member.state(), member.wal().entries);
+        let disk = member.crash(Survives::Nothing);
+        let sample = Self { disk, state, entries };
+        assert!(sample.segments().len() >= 4, "{:?}", sample.disk.paths());
+        assert_eq!(sample.snapshots().len(), 2, "{:?}", sample.disk.paths());
+        sample
+    }
+
+    fn with_extension(&self, wanted: &str) -> Vec<PathBuf> {
+        let mut paths = self.disk.paths();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == wanted));
+        paths
+    }
+
+    /// Oldest first.
+    fn segments(&self) -> Vec<PathBuf> {
+        self.with_extension("wal")
+    }
+
+    /// Oldest first.
+    fn snapshots(&self) -> Vec<PathBuf> {
+        self.with_extension("snap")
+    }
+
+    /// A copy whose file at `path` holds `bytes`.
+    fn with(&self, path: &Path, bytes: &[u8]) -> MemVfs {
+        let disk = self.disk.image();
+        disk.put(path, bytes);
+        disk
+    }
+
+    fn without(&self, paths: &[PathBuf]) -> MemVfs {
+        let disk = self.disk.image();
+        paths.iter().for_each(|path| disk.take_away(path));
+        disk
+    }
+
+    fn assert_starts_with_all(&self, disk: &MemVfs, what: &str) {
+        let mut member = start(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(member.state(), self.state, "{what}");
+    }
+
+    /// It starts with a part of the log that has no hole, or not at all. Returns the part's length.
+    fn prefix_of(&self, disk: &MemVfs, what: &str) -> Option<usize> {
+        match start(disk) {
+            Ok(member) => {
+                let found = member.wal().entries;
+                assert!(self.entries.starts_with(&found), "{what}: {found:?}");
+                Some(found.len())
+            }
+            Err(error) => {
+                assert!(error.to_string().contains(DATA), "{what}: {error}");
+                assert!(error.to_string().contains("DELETE it on another"), "{what}: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// It refuses to start, naming `path` and what can be done.
+fn assert_refused(disk: &MemVfs, path: &Path, what: &str) {
+    let error = start(disk).err().unwrap_or_else(|| panic!("{what}: it starts")).to_string();
+    assert!(error.contains(&path.display().to_string()), "{what}: {error}");
+    let remedies = ["DELETE it on another member", "move it elsewhere"];
+    assert!(remedies.iter().any(|remedy| error.contains(remedy)), "{what}: {error}");
+}
+
+fn broken(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.broken", path.display()))
+}
+
+#[test]
+fn a_flip_of_any_bit_of_any_segment_is_refused_naming_the_segment() {
+    let sample = Sample::new();
+    let dir = wal_dir(Path::new(DATA), 1);
+    let mut flips = 0;
+    for path in sample.segments() {
+        let disk = sample.disk.image();
+        for bit in 0..sample.disk.contents(&path).len() * 8 {
+            let flip = |bytes: &mut Vec<u8>| bytes[bit / 8] ^= 1 << (bit % 8);
+            disk.tamper(&path, flip);
+            match Wal::read(&disk, &dir) {
+                Err(Error::Corrupt { path: named, .. }) => assert_eq!(named, path, "bit {bit}"),
+                other => panic!("bit {bit} of {}: {other:?}", path.display()),
+            }
+            if bit % 97 == 0 {
+                assert_refused(&disk.image(), &path, &format!("bit {bit} of {}", path.display()));
+            }
+            disk.tamper(&path, flip);
+            flips += 1;
+        }
+    }
+    assert!(flips > 20_000, "{flips}");
+}
+
+#[test]
+fn a_flip_of_any_bit_of_the_newest_snapshot_sets_it_aside() {
+    let sample = Sample::new();
+    let [older, newest] = &sample.snapshots()[..] else { unreachable!() };
+    for (path, step) in [(older, 97), (newest, 5)] {
+        let bytes = sample.disk.contents(path);
+        // Each bit of the header, which says what the rest is.
+        let header = 0..if path == newest { 50 * 8 } else { 0 };
+        for bit in header.clone().chain((header.end..bytes.len() * 8).step_by(step)) {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let disk = sample.with(path, &flipped);
+            sample.assert_starts_with_all(&disk, &format!("bit {bit} of {}", path.display()));
+            let is_set_aside = disk.paths().contains(&broken(path));
+            assert_eq!(is_set_aside, path == newest, "bit {bit} of {}", path.display());
+            if is_set_aside {
+                assert!(disk.contents(&broken(path)) == flipped, "bit {bit}: it is kept as found");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_of_any_other_length_or_with_a_sector_of_zeros_is_set_aside() {
+    let sample = Sample::new();
+    let newest = sample.snapshots().pop().unwrap();
+    let bytes = sample.disk.contents(&newest);
+    let mut damaged: Vec<Vec<u8>> =
+        (0..bytes.len()).map(|length| bytes[..length].to_vec()).collect();
+    damaged.push([&bytes[..], b"\0"].concat());
+    for start in (0..bytes.len()).step_by(512) {
+        let mut zeroed = bytes.clone();
+        zeroed[start..(start + 512).min(bytes.len())].fill(0);
+        damaged.push(zeroed);
+    }
+    // Another snapshot of this member, under this one's name.
+    damaged.push(sample.disk.contents(&sample.snapshots()[0]));
+    for (case, bytes) in damaged.iter().enumerate() {
+        let disk = sample.with(&newest, bytes);
+        sample.assert_starts_with_all(&disk, &format!("case {case}"));
+        assert!(disk.contents(&broken(&newest)) == *bytes, "case {case}");
+    }
+}
+
+/// What was set aside does not count as the older one.
+#[test]
+fn a_second_snapshot_that_is_damaged_after_the_first_was_set_aside_is_set_aside_too() {
+    let sample = Sample::new();
+    let [oldest, first] = &sample.snapshots()[..] else { unreachable!() };
+    sample.disk.tamper(first, |bytes| bytes[50] ^= 1);
+    let mut member = start(&sample.disk).unwrap();
+    member.tick_until_leader().unwrap();
+    while sample.snapshots().len() < 2 {
+        assert!(member.put("key", "value").unwrap().is_ok());
+    }
+    let state = member.state();
+    let disk = member.crash(Survives::Nothing);
+    // A start that finds nothing amiss keeps both, too.
+    let member = start(&disk).unwrap();
+    let disk = member.crash(Survives::Nothing);
+    let sample = Sample { disk, state, entries: Vec::new() };
+    assert_eq!(&sample.snapshots()[0], oldest);
+    let second = sample.snapshots().pop().unwrap();
+    sample.disk.tamper(&second, |bytes| bytes[50] ^= 1);
+    let mut member = start(&sample.disk).unwrap();
+    member.tick_until_leader().unwrap();
+    assert_eq!(member.state(), sample.state);
+    assert!(sample.disk.paths().contains(&broken(&second)));
+}
+
+#[test]
+fn a_last_segment_cut_short_at_any_length_leaves_the_frames_before() {
+    let sample = Sample::new();
+    let path = sample.segments().pop().unwrap();
+    let bytes = sample.disk.contents(&path);
+    let mut lengths = BTreeSet::new();
+    let mut refused = 0;
+    for length in 0..bytes.len() {
+        let disk = sample.with(&path, &bytes[..length]);
+        match sample.prefix_of(&disk, &format!("{length} bytes")) {
+            Some(found) => {
+                let longest = lengths.last().is_none_or(|longest| *longest <= found);
+                assert!(longest, "{length} bytes hold less than fewer did");
+                lengths.insert(found);
+            }
+            None => {
+                refused += 1;
+                assert!(lengths.is_empty(), "{length} bytes are refused, fewer were not");
+            }
+        }
+    }
+    assert!(lengths.len() > 1 && refused > 16, "{lengths:?}, {refused}");
+}
+
+#[test]
+fn a_segment_before_the_last_that_is_cut_short_at_any_length_is_refused() {
+    let sample = Sample::new();
+    let segments = sample.segments();
+    let dir = wal_dir(Path::new(DATA), 1);
+    for pair in segments.windows(2) {
+        let bytes = sample.disk.contents(&pair[0]);
+        for length in 0..bytes.len() {
+            let disk = sample.with(&pair[0], &bytes[..length]);
+            match Wal::read(&disk, &dir) {
+                // Between two frames, only the next segment's head knows.
+                Err(Error::Corrupt { path, .. }) => assert!(pair.contains(&path), "{length}"),
+                other => panic!("{length} bytes of {}: {other:?}", pair[0].display()),
+            }
+        }
+        let disk = sample.with(&pair[0], &[&bytes[..], &[0; 16]].concat());
+        assert_refused(&disk, &pair[0], "zeros behind its end");
+    }
+}
+
+#[test]
+fn a_sector_of_zeros_is_refused_except_at_the_end_of_the_last_segment() {
+    let sample = Sample::new();
+    let segments = sample.segments();
+    for path in &segments {
+        let bytes = sample.disk.contents(path);
+        for start in (0..bytes.len()).step_by(512) {
+            let mut zeroed = bytes.clone();
+            zeroed[start..(start + 512).min(bytes.len())].fill(0);
+            let what = format!("zeros from {start} on in {}", path.display());
+            let disk = sample.with(path, &zeroed);
+            if Some(path) != segments.last() || start == 0 {
+                assert_refused(&disk, path, &what);
+                continue;
+            }
+            // At least what a file that ends there holds.
+            let least = sample.prefix_of(&sample.with(path, &bytes[..start]), &what);
+            let found = sample.prefix_of(&disk, &what);
+            assert!(found.is_none() || found >= least, "{what}: {found:?}, {least:?}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_segment_is_refused_or_not_needed() {
+    let sample = Sample::new();
+    let segments = sample.segments();
+    // The last is another matter: nothing that is left tells that it was there.
+    let (last, others) = segments.split_last().unwrap();
+    for path in &others[1..] {
+        assert_refused(&sample.without(std::slice::from_ref(path)), path, "missing");
+    }
+    let mut refused = 0;
+    for count in 1..segments.len() {
+        let disk = sample.without(&segments[..count]);
+        match start(&disk) {
+            // The snapshot holds what is gone.
+            Ok(mut member) => assert_eq!(member.state(), sample.state, "without {count}"),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("the log begins at index"), "without {count}: {error}");
+                assert!(error.contains("DELETE it on another member"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    let shorter = sample.prefix_of(&sample.without(std::slice::from_ref(last)), "without the last");
+    assert!(shorter.is_none_or(|found| found < sample.entries.len()));
+    assert_refused(&sample.without(&segments), &wal_dir(Path::new(DATA), 1), "without any");
+}
+
+/// Whoever finds the segment again finds the snapshots too.
+#[test]
+fn a_log_that_is_refused_keeps_the_snapshots_that_it_does_not_name() {
+    let mut member = Member::start_with_segments(
+        &NodeConfig { snapshot_count: 15, ..single() },
+        &MemVfs::default(),
+        &Transcript::default(),
+        Some(512),
+    )
+    .unwrap();
+    member.tick_until_leader().unwrap();
+    for number in 0..24 {
+        assert!(member.put("key", &"value ".repeat(number)).unwrap().is_ok());
+    }
+    member.node.stop().unwrap();
+    let state = member.state();
+    let sample = Sample { disk: member.crash(Survives::Nothing), state, entries: Vec::new() };
+    assert_eq!(sample.snapshots().len(), 1);
+    let segments = sample.segments();
+    let gone = [&segments[..1], &segments[2..]].concat();
+    let disk = sample.without(&gone);
+    assert_refused(&disk, &wal_dir(Path::new(DATA), 1), "the first segment is missing");
+    assert!(disk.paths().contains(&sample.snapshots()[0]), "{:?}", disk.paths());
+    for path in &gone {
+        disk.put(path, &sample.disk.contents(path));
+    }
+    sample.assert_starts_with_all(&disk, "with the segments back");
+}
+
+#[test]
+fn a_segment_that_is_there_twice_is_refused() {
+    let sample = Sample::new();
+    let segments = sample.segments();
+    let number =
+        |path: &Path| u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
+    let (first, last) = (number(&segments[0]), number(segments.last().unwrap()));
+    for original in &segments {
+        let bytes = sample.disk.contents(original);
+        for other in (first..last + 2).chain([last + 2, last + 1000, u64::MAX]) {
+            let path = original.with_file_name(format!("{other:016x}.wal"));
+            if path == *original {
+                continue;
+            }
+            let what = format!("{} as {}", original.display(), path.display());
+            // A number further on is refused by the first that is missing.
+            let named = original.with_file_name(format!("{:016x}.wal", other.min(last + 1)));
+            assert_refused(&sample.with(&path, &bytes), &named, &what);
+        }
+    }
+}
+
+/// The log of a member with `identity`, in segments of the same numbers and more.
+fn log_of(identity: &Identity, sample: &Sample) -> MemVfs {
+    let disk = MemVfs::default();
+    let dir = wal_dir(Path::new(DATA), 1);
+    let mut wal =
+        Wal::create(Arc::new(disk.clone()), &dir, identity).unwrap().with_segment_bytes(1);
+    for index in 1.. {
+        let entries = [entry(index, 1, Vec::new())];
+        wal.save(&Frame { entries: &entries, ..Frame::default() }).unwrap();
+        if disk.paths().contains(sample.segments().last().unwrap()) {
+            break;
+        }
+    }
+    disk
+}
+
+#[test]
+fn a_segment_of_another_member_cluster_or_incarnation_is_refused() {
+    let sample = Sample::new();
+    let dir = wal_dir(Path::new(DATA), 1);
+    let own = Wal::read(&sample.disk, &dir).unwrap().identity;
+    let others = [
+        Identity { member_id: 2, ..own.clone() },
+        Identity { cluster_id: 5, ..own.clone() },
+        Identity { incarnation: 5, ..own.clone() },
+    ];
+    for other in others {
+        let foreign = log_of(&other, &sample);
+        for path in sample.segments() {
+            let disk = sample.with(&path, &foreign.contents(&path));
+            let error = start(&disk).err().unwrap_or_else(|| panic!("{path:?} of {other:?}"));
+            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+        }
+    }
+    // A whole directory is known by the flags.
+    for (other, expected) in [
+        (Identity { member_id: 2, ..own.clone() }, "belongs to member 2"),
+        (Identity { first_urls_hash: 5, ..own }, "was made with another --cluster list"),
+    ] {
+        let error = start(&log_of(&other, &sample)).err().expect("refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_cluster_is_refused_naming_it() {
+    let sample = Sample::new();
+    let newest = sample.snapshots().pop().unwrap();
+    let vfs = Arc::new(sample.disk.image());
+    let marks = Wal::read(&*vfs, &wal_dir(Path::new(DATA), 1)).unwrap().marks;
+    let SnapshotMark { index, term } = *marks.last().unwrap();
+    let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(Path::new(DATA), 1)).unwrap();
+    let members = SnapshotMembers {
+        cluster_id: 5,
+        voters: vec![1],
+        learners: Vec::new(),
+        members: Members::default(),
+    };
+    let foreign = snapshotter.create(index, term, &codec::encode(&members)).unwrap();
+    foreign.finish().unwrap();
+    assert_refused(&vfs, &newest, "of cluster 5");
+    assert!(vfs.paths().contains(&newest), "it is left where it was");
+}
+
+#[test]
+fn foreign_files_are_left_alone_unless_they_are_named_like_our_own() {
+    let sample = Sample::new();
+    let segment = sample.segments().pop().unwrap();
+    let snapshot = sample.snapshots().pop().unwrap();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let (segment_name, snapshot_name) = (name(&segment), name(&snapshot));
+    let ignored = [
+        "LOCK",
+        "core",
+        ".DS_Store",
+        "notes.tmp",
+        "wal",
+        "snap",
+        &format!("{segment_name}~"),
+        &format!("{segment_name}.bak"),
+        &format!("{segment_name}.broken"),
+        &format!("{snapshot_name}.bak"),
+        &format!("{snapshot_name}.broken"),
+        &format!("{snapshot_name}.tmp"),
+        &segment_name.replace(".wal", ".WAL"),
+    ];
+    let only_ignored_beside_segments = [&snapshot_name[..], "a-b.snap", ".snap"];
+    let only_ignored_beside_snapshots = [&segment_name[..], "a.snap", ".snap", "1-2.snap", "9.wal"];
+    let removed = [
+        (segment.with_file_name("00000000000000ff.wal.tmp"), true),
+        (snapshot.with_file_name(format!("{snapshot_name}.7.tmp")), true),
+        (snapshot.with_file_name("0000000000000009-0000000000000009.snap"), true),
+    ];
+    let beside_segments = ignored.into_iter().chain(only_ignored_beside_segments);
+    let beside_snapshots = ignored.into_iter().chain(only_ignored_beside_snapshots);
+    let left = beside_segments
+        .map(|name| segment.with_file_name(name))
+        .chain(beside_snapshots.map(|name| snapshot.with_file_name(name)))
+        .map(|path| (path, false));
+    for (path, is_removed) in left.chain(removed) {
+        for bytes in [&b""[..], b"not ours"] {
+            let disk = sample.with(&path, bytes);
+            sample.assert_starts_with_all(&disk, &path.display().to_string());
+            assert_eq!(disk.paths().contains(&path), !is_removed, "{}", path.display());
+        }
+    }
+    for name in ["9.wal", ".wal", "notes.wal", "000000000000000A.wal", "0000000000000001 copy.wal"]
+    {
+        let path = segment.with_file_name(name);
+        assert_refused(&sample.with(&path, b""), &path, name);
+    }
+    // What is missing in front of it is named.
+    let far = segment.with_file_name("00000000000000ff.wal");
+    assert_refused(&sample.with(&far, b""), &wal_dir(Path::new(DATA), 1), "a far number");
+}
+
+/// The directory on a real disk, where a name can be a directory's.
+fn on_disk(sample: &Sample) -> tempfile::TempDir {
+    let temporary = tempfile::tempdir().unwrap();
+    for path in sample.disk.paths() {
+        let target = temporary.path().join(path.strip_prefix(DATA).unwrap());
+        DiskVfs.create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(target, sample.disk.contents(&path)).unwrap();
+    }
+    temporary
+}
+
+fn open_on_disk(dir: &Path, id: NodeId) -> Result<()> {
+    let config = NodeConfig { data_dir: dir.into(), id, ..single() };
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    replay_wal(&config, Arc::new(DiskVfs), &logger).map(|_| ())
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_and_a_file_in_the_place_of_a_directory_are_named() {
+    let sample = Sample::new();
+    let relative = |path: &Path| path.strip_prefix(DATA).unwrap().to_owned();
+    let segments: Vec<_> = sample.segments().iter().map(|path| relative(path)).collect();
+    let snapshots: Vec<_> = sample.snapshots().iter().map(|path| relative(path)).collect();
+    let wal = PathBuf::from("raftexample-1");
+    let directories = [
+        segments[0].clone(),
+        segments.last().unwrap().clone(),
+        wal.join("lock"),
+        segments[0].with_extension("wal.tmp"),
+    ];
+    for path in &directories {
+        let temporary = on_disk(&sample);
+        let target = temporary.path().join(path);
+        let _ = std::fs::remove_file(&target);
+        std::fs::create_dir(&target).unwrap();
+        let error = open_on_disk(temporary.path(), 1).expect_err("refused").to_string();
+        assert!(error.contains(&target.display().to_string()), "{error}");
+    }
+    for path in [wal, PathBuf::from("raftexample-1-snap")] {
+        let temporary = on_disk(&sample);
+        let target = temporary.path().join(&path);
+        std::fs::remove_dir_all(&target).unwrap();
+        std::fs::write(&target, b"").unwrap();
+        let error = open_on_disk(temporary.path(), 1).expect_err("refused").to_string();
+        assert!(error.contains(&target.display().to_string()), "{error}");
+    }
+    // As damaged as a snapshot can be: it is made up for.
+    let temporary = on_disk(&sample);
+    let target = temporary.path().join(&snapshots[1]);
+    std::fs::remove_file(&target).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    open_on_disk(temporary.path(), 1).unwrap();
+    assert!(broken(&target).is_dir());
+}
