@@ -1,5 +1,7 @@
 //! The operator, who adds, removes and replaces members, and what goes wrong.
 
+use std::io::ErrorKind;
+
 use super::*;
 
 impl World {
@@ -134,10 +136,13 @@ impl World {
                 }
             }
             FaultKind::CrashAtOperation | FaultKind::DiskError => {
-                let fault = match (kind, self.random.below(2)) {
+                // EIO; or a full disk, which may still take a part of what is written.
+                let part = self.random.below(600) as usize;
+                let fault = match (kind, self.random.below(3)) {
                     (FaultKind::CrashAtOperation, _) => Fault::Crash,
-                    (_, 0) => Fault::Fails(std::io::ErrorKind::StorageFull),
-                    _ => Fault::Fails(std::io::ErrorKind::Other),
+                    (_, 0) => Fault::Fails(ErrorKind::Other),
+                    (_, 1) => Fault::Fails(ErrorKind::StorageFull),
+                    _ => Fault::FailsAfter(ErrorKind::StorageFull, part),
                 };
                 let operation = 1 + self.random.below(30);
                 let slot = self.slot(id);
