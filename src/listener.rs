@@ -18,6 +18,9 @@
 //! so an idle connection lives as long as a head may take. A client finds the end of an idle
 //! connection before it writes the next request, and opens another.
 //!
+//! Connections never take the last descriptors of the process: [`Limits::affordable`] connections
+//! leave room for the files of the log and of snapshots, which it could not go on without.
+//!
 //! The original keeps dead connections from living for ever with TCP keep-alive. The timeouts above
 //! do the same here, and do it for a client that is alive and silent as well.
 
@@ -36,6 +39,7 @@ use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,6 +48,17 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
 use crate::error::Error;
+
+/// Connections of clients at a time.
+pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
+/// Connections of peers at a time: each uses a few.
+pub const PEER_CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX;
+/// Descriptors that both ports leave to the rest of the process: its files, its own connections to
+/// peers, the runtime. A file that cannot be opened for want of one stops the process.
+const DESCRIPTORS_KEPT: usize = 128;
+/// With fewer descriptors too few are left for connections.
+const DESCRIPTORS_MIN: usize = 192;
 
 /// The wait after a failed accept; it doubles with each failure in a row.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
@@ -76,7 +91,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 1024,
+            connections: CLIENT_CONNECTIONS_MAX,
             header_timeout: Duration::from_secs(30),
             header_bytes: 64 * 1024,
             header_fields: 100,
@@ -87,6 +102,13 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// These, with the port's share of the descriptors that the process has for connections.
+    #[must_use]
+    pub fn affordable(mut self) -> Self {
+        self.connections = share(self.connections, descriptors());
+        self
+    }
+
     fn protocol(&self) -> http1::Builder {
         let mut protocol = http1::Builder::new();
         protocol
@@ -102,6 +124,41 @@ impl Limits {
             .half_close(true);
         protocol
     }
+}
+
+/// Raises this process's limit of descriptors to what its connections and files may take, as far
+/// as the system lets it: shells start programs with 1,024, which the clients alone could use up.
+/// Go's runtime does the same for the original.
+///
+/// # Errors
+/// [`Error::Config`] if too few are left.
+pub fn raise_descriptor_limit() -> crate::error::Result<()> {
+    let wanted = (CONNECTIONS_MAX + DESCRIPTORS_KEPT) as u64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < wanted
+    {
+        // If it fails, what there is has to do.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    let descriptors = descriptors();
+    if descriptors < DESCRIPTORS_MIN {
+        return Err(Error::Config(format!(
+            "a process may have {descriptors} open files here, and this one needs {DESCRIPTORS_MIN}: raise `ulimit -n`"
+        )));
+    }
+    Ok(())
+}
+
+/// How many descriptors this process may have.
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// A port's share of the connections that so many descriptors allow: all that it wants, if all do.
+fn share(wanted: usize, descriptors: usize) -> usize {
+    let allowed = descriptors.saturating_sub(DESCRIPTORS_KEPT).min(CONNECTIONS_MAX);
+    (wanted * allowed / CONNECTIONS_MAX).max(1)
 }
 
 /// Listens at `address`, which came from `flag`.

@@ -9,7 +9,7 @@ use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
-use raftexample::listener::{BodyBudget, Limits, bind, serve};
+use raftexample::listener::{BodyBudget, Limits, bind, raise_descriptor_limit, serve};
 use raftexample::raft_node::new_raft_node;
 use raftexample::storage::DiskVfs;
 use raftexample::{channels, logging};
@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 
 /// Runs a member until it is told to stop, or has to.
 async fn run(config: Config, logger: Logger) -> Result<()> {
+    raise_descriptor_limit()?;
     let node_config = config.node_config()?;
     let peer_listener = bind(config.peer_address()?, "--cluster").await?;
     let client_listener = bind(config.client_address(), "--port").await?;
@@ -93,7 +94,8 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let mut server = tokio::spawn(serve(
         client_listener,
         router,
-        Limits { shutdown_grace: config.request_timeout + SHUTDOWN_SLACK, ..Limits::default() },
+        Limits { shutdown_grace: config.request_timeout + SHUTDOWN_SLACK, ..Limits::default() }
+            .affordable(),
         async {
             let _ = stop_rx.await;
         },

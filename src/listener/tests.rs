@@ -319,3 +319,14 @@ async fn accepting_that_fails_now_and_then_is_logged_once_in_a_period_of_failure
     acceptor.back_off(&no_descriptors()).await;
     assert_eq!(logged(), (3, 1));
 }
+
+#[test]
+fn connections_leave_descriptors_for_files_whatever_the_limit() {
+    for descriptors in [DESCRIPTORS_MIN, 256, 1024, 1408, 1 << 20, usize::MAX] {
+        let clients = share(CLIENT_CONNECTIONS_MAX, descriptors);
+        let peers = share(PEER_CONNECTIONS_MAX, descriptors);
+        assert!(clients + peers + DESCRIPTORS_KEPT <= descriptors, "{descriptors}");
+        assert!(clients >= 32 && peers >= 8, "{descriptors}: {clients} and {peers}");
+    }
+    assert_eq!(share(CLIENT_CONNECTIONS_MAX, 1408), CLIENT_CONNECTIONS_MAX);
+}

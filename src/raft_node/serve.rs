@@ -22,7 +22,7 @@ use crate::channels::{
     Proposal, ReadRequest, Refusal, SnapshotFile, Term, Waiter,
 };
 use crate::error::{Error, Result};
-use crate::listener::{self, Limits};
+use crate::listener::{self, Limits, PEER_CONNECTIONS_MAX};
 use crate::membership::{PeerGate, Sender};
 use crate::storage::Vfs;
 use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
@@ -36,8 +36,6 @@ const TURN_INPUTS_MAX: usize = 1024;
 const TURN_BYTES_MAX: usize = 4 << 20;
 /// Requests of peers that wait for the node; one more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
-/// Connections of peers: each uses a few.
-const PEER_CONNECTIONS_MAX: usize = 256;
 /// What is on its way to peers when the node stops may take this long to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A snapshot that is being made when the node stops may take this long to be finished.
@@ -119,7 +117,7 @@ fn start_raft(
     let server = runtime.spawn(listener::serve(
         listener,
         transport.router(),
-        Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() },
+        Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
         async {
             let _ = stop_rx.await;
         },

@@ -100,13 +100,25 @@ impl Clients {
     }
 
     /// Stops the clients; returns what all of them saw.
-    pub fn stop(self) -> History {
+    pub fn stop(mut self) -> History {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut history = History::new(&self.shared.keys);
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             history.append(thread.join().expect("a client met an answer that it must not get"));
         }
         history
+    }
+}
+
+/// When a test fails the clients end before the members do: afterwards their addresses may be
+/// somebody else's.
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // The test has a reason to fail already.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -20,7 +20,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod clocks;
 mod compare;
+mod disks;
 #[path = "../processes/harness.rs"]
 #[allow(dead_code)]
 mod harness;
@@ -29,9 +31,15 @@ mod kills;
 #[path = "../support/linearizability.rs"]
 mod linearizability;
 mod members;
+#[path = "../support/mounts.rs"]
+mod mounts;
+mod namespaces;
+mod network;
 mod pauses;
+mod power;
 mod resuming;
 mod runner;
+mod scarcity;
 mod signals;
 mod slow_clients;
 mod snapshots;

@@ -1,11 +1,11 @@
 //! Disks that fail and disks that are full: the process stops, and nothing acknowledged is missing.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::harness::{BINARY, Client, FAST, PATIENCE, Process, Site, assert_holds, serves, skip};
+use super::mounts::Mount;
 
 /// Writes until the process ends; returns the keys that were acknowledged.
 fn write_until_it_ends(
@@ -74,44 +74,18 @@ fn a_failed_sync_stops_the_process_and_no_acknowledged_write_is_missing() {
     }
 }
 
-/// A small file system in memory, gone when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: &Path, size: &str) -> Option<Self> {
-        std::fs::create_dir(path).unwrap();
-        let mounted = mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], path);
-        mounted.then(|| Self(path.to_owned()))
-    }
-
-    fn grow(&self, size: &str) {
-        assert!(mount(&["-o", &format!("remount,size={size}")], &self.0));
-    }
-}
-
-fn mount(options: &[&str], path: &Path) -> bool {
-    let mut command = Command::new("mount");
-    command.args(options).arg(path).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_stops_the_process_and_with_more_space_all_acknowledged_writes_are_there() {
     let site = Site::new();
-    let Some(disk) = SmallDisk::mount(&site.dir().join("disk"), "2m") else {
+    let Some(disk) = Mount::in_memory("2m") else {
         return skip("no disk is filled up: mounting one takes root");
     };
     // Once while a log is full, once while snapshots are made all the time.
     for (name, value_bytes, count) in [("log", 4000, "10000"), ("snapshots", 500, "20")] {
-        disk.grow("2m");
-        let data_dir = format!("disk/{name}");
-        let small = ["--data-dir", &data_dir, "--snapshot-count", count];
+        disk.resize("2m");
+        let data_dir = disk.path().join(name);
+        let data_dir = data_dir.to_str().unwrap();
+        let small = ["--data-dir", data_dir, "--snapshot-count", count];
         let (flags, address) = site.single(&[&FAST[..], &small].concat());
         let mut member = site.spawn(name, &flags);
         let acknowledged = write_until_it_ends(&mut member, address, value_bytes);
@@ -123,12 +97,12 @@ fn a_full_disk_stops_the_process_and_with_more_space_all_acknowledged_writes_are
         if write_until_it_ends_or_serves(&mut again, address) {
             again.kill();
         }
-        disk.grow("64m");
+        disk.resize("64m");
         let mut member = site.spawn(name, &flags);
         serves(address);
         assert_holds(&[address], &acknowledged);
         member.kill();
-        std::fs::remove_dir_all(site.dir().join(&data_dir)).unwrap();
+        std::fs::remove_dir_all(data_dir).unwrap();
     }
 }
 

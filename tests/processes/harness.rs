@@ -95,6 +95,11 @@ impl Site {
         SocketAddr::new(IpAddr::V4(self.address), port)
     }
 
+    /// A place here for a member with this peer URL.
+    pub fn place(&self, url: String) -> Place {
+        Place { url, client: self.at(self.port()), launcher: Vec::new(), flags: Vec::new() }
+    }
+
     /// The flags of a member on its own, and where it serves.
     pub fn single(&self, more: &[&str]) -> (Vec<String>, SocketAddr) {
         let port = self.port();
@@ -499,10 +504,23 @@ impl Load {
     }
 }
 
+/// Where a member listens, and how it is started.
+pub struct Place {
+    /// Where its peers find it.
+    pub url: String,
+    pub client: SocketAddr,
+    /// A command that becomes the one behind it, as `nice` does; empty if there is none.
+    pub launcher: Vec<String>,
+    /// Flags of this member alone.
+    pub flags: Vec<String>,
+}
+
 /// One member of a cluster, running or not.
 pub struct Member {
     /// Its first flags, with which it is always started again.
     pub flags: Vec<String>,
+    /// What starts the binary, see [`Place`].
+    launcher: Vec<String>,
     pub url: String,
     pub address: SocketAddr,
     process: Option<Process>,
@@ -522,25 +540,30 @@ impl Cluster {
     /// Starts members 1 to `size` and waits until all serve.
     pub fn start(size: u64, more: &[&str]) -> Self {
         let site = Site::new();
-        let urls: Vec<String> = (0..size).map(|_| site.url()).collect();
+        let places = (0..size).map(|_| site.place(site.url())).collect();
+        Self::start_at(site, places, more)
+    }
+
+    /// As [`start`](Self::start), with a member at each place.
+    pub fn start_at(site: Site, places: Vec<Place>, more: &[&str]) -> Self {
+        let urls = places.iter().map(|place| place.url.clone()).collect();
         let mut cluster = Self { members: BTreeMap::new(), urls, more: owned(more), site };
-        for id in 1..=size {
-            cluster.start_new(id, &[]);
+        for (id, place) in (1..).zip(places) {
+            cluster.start_new(id, place, &[]);
         }
         cluster.all_serve();
         cluster
     }
 
-    fn start_new(&mut self, id: u64, more: &[&str]) {
-        let port = self.site.port();
+    fn start_new(&mut self, id: u64, place: Place, more: &[&str]) {
+        let Place { url, client: address, launcher, flags: own } = place;
         let mut flags = owned(&["--id", &id.to_string(), "--cluster", &self.urls.join(",")]);
-        flags.extend(owned(&["--port", &port.to_string()]));
-        flags.extend(owned(&["--host", &self.site.address.to_string()]));
+        flags.extend(owned(&["--port", &address.port().to_string()]));
+        flags.extend(owned(&["--host", &address.ip().to_string()]));
         flags.extend(self.more.clone());
+        flags.extend(own);
         flags.extend(owned(more));
-        let url = self.urls[id as usize - 1].clone();
-        let member = Member { flags, url, address: self.site.at(port), process: None };
-        self.members.insert(id, member);
+        self.members.insert(id, Member { flags, launcher, url, address, process: None });
         self.start_again(id);
     }
 
@@ -561,7 +584,8 @@ impl Cluster {
 
     /// Starts a member that was added.
     pub fn start_joiner(&mut self, id: u64) {
-        self.start_new(id, &["--join"]);
+        let place = self.site.place(self.urls[id as usize - 1].clone());
+        self.start_new(id, place, &["--join"]);
     }
 
     /// Changes the members through member `at`, and waits until that is done.
@@ -582,8 +606,11 @@ impl Cluster {
 
     /// Starts a member that was stopped, with its first flags.
     pub fn start_again(&mut self, id: u64) {
-        let flags = self.members[&id].flags.clone();
-        let process = self.site.spawn(&format!("member-{id}"), &flags);
+        let Member { flags, launcher, .. } = &self.members[&id];
+        let words: Vec<&str> = launcher.iter().map(String::as_str).chain([BINARY]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(flags);
+        let process = self.site.spawn_command(&format!("member-{id}"), command, false);
         self.members.get_mut(&id).unwrap().process = Some(process);
     }
 

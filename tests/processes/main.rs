@@ -11,9 +11,10 @@ mod disk;
 mod flags;
 mod harness;
 mod identity;
-mod kills;
 mod logs;
 mod members;
+#[path = "../support/mounts.rs"]
+mod mounts;
 mod pauses;
 mod quorum;
 mod shutdown;
