@@ -19,6 +19,8 @@ enum Conduct {
     Holds,
     /// Proposes it and never hears of it again.
     Loses,
+    /// Never looks at it.
+    Sleeps,
     /// Has stopped.
     Stopped,
 }
@@ -41,6 +43,7 @@ struct Node {
 }
 
 const MAX_VALUE_BYTES: usize = 100_000;
+const CHANNEL_REQUESTS: usize = 16;
 const TERM: Term = 7;
 
 impl Member {
@@ -50,9 +53,9 @@ impl Member {
 
     async fn start_with(conduct: Conduct, adapt: impl FnOnce(&mut HttpKvApi)) -> Self {
         let logger = Logger::root(slog::Discard, slog::o!());
-        let (propose_tx, propose_rx) = mpsc::channel(16);
-        let (read_tx, read_rx) = mpsc::channel(16);
-        let (conf_change_tx, conf_change_rx) = mpsc::channel(16);
+        let (propose_tx, propose_rx) = mpsc::channel(CHANNEL_REQUESTS);
+        let (read_tx, read_rx) = mpsc::channel(CHANNEL_REQUESTS);
+        let (conf_change_tx, conf_change_rx) = mpsc::channel(CHANNEL_REQUESTS);
         let (store, mut commits) = KvStore::new(propose_tx, read_tx, logger.clone());
         commits.handle(Commit::Replayed).expect("nothing to fail");
         let changes = Arc::default();
@@ -131,6 +134,9 @@ impl Member {
 
 impl Node {
     async fn run(mut self) {
+        if self.conduct == Conduct::Sleeps {
+            return std::future::pending().await;
+        }
         let mut lost: Vec<Box<dyn std::any::Any + Send>> = Vec::new();
         loop {
             tokio::select! {
@@ -538,6 +544,24 @@ async fn stopped_node_is_answered_503_at_once() {
     let member = Member::start(Conduct::Stopped).await;
     let why = "this member is stopping: nothing was changed; try again";
     let expected = Answer::no_with("503 Service Unavailable", &["Retry-After: 1"], why);
+    assert_eq!(member.put("/k", b"v").await, expected);
+    assert_eq!(member.get("/k").await, expected);
+    assert_eq!(member.post("/4", b"http://h:1").await, expected);
+    assert_eq!(member.delete("/4").await, expected);
+}
+
+/// A request whose client gave up leaves its place only when the node comes by.
+#[tokio::test]
+async fn requests_beyond_what_the_channels_hold_are_answered_503_at_once() {
+    let hastier = |api: &mut HttpKvApi| api.request_timeout = Duration::from_millis(5);
+    let member = Member::start_with(Conduct::Sleeps, hastier).await;
+    let why = "too many requests are waiting: nothing was changed; try again";
+    let expected = Answer::no_with("503 Service Unavailable", &["Retry-After: 1"], why);
+    for _ in 0..CHANNEL_REQUESTS {
+        assert_ne!(member.put("/k", b"v").await, expected);
+        assert_ne!(member.get("/k").await, expected);
+        assert_ne!(member.delete("/4").await, expected);
+    }
     assert_eq!(member.put("/k", b"v").await, expected);
     assert_eq!(member.get("/k").await, expected);
     assert_eq!(member.post("/4", b"http://h:1").await, expected);

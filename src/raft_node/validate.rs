@@ -7,16 +7,21 @@
 //! A sender that this member has not heard of is not refused as such: this member may be the one
 //! that is behind, and the sender its leader. But only what a leader or a candidate sends passes.
 
+use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 
 use super::{Index, NodeId, RequestId, Term};
 use crate::codec;
 use crate::membership::SnapshotData;
+use crate::transport::PEER_BODY_BYTES;
 
 /// No index or term is ever that high: arithmetic on those that pass cannot overflow.
 const HIGHEST: u64 = 1 << 62;
 /// How far a term may be ahead of ours. Anything further would poison it for ever.
 const TERM_LEAP_MAX: u64 = 1 << 32;
+/// The largest entry that may be proposed here, in bytes: an append of it alone, whatever its numbers,
+/// is a body that peers take.
+const ENTRY_BYTES_MAX: u64 = PEER_BODY_BYTES - 1024;
 /// What raft puts into the context of a vote that it asks for when leadership is handed over.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
@@ -121,9 +126,10 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
         MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
             require(view.is_leader || view.is_persisted, "it answers what was not asked yet")
         }
+        // A member that needs no vote but its own wins at once, and the same holds for it.
         MsgTimeoutNow => require(
-            message.term == view.term && message.from == view.leader,
-            "only the leader hands leadership over",
+            message.term == view.term && message.from == view.leader && view.is_persisted,
+            "only the leader hands leadership over, and only to one that has everything on disk",
         ),
         MsgSnapshot => {
             require(view.has_file, "a snapshot comes with its file")?;
@@ -143,6 +149,10 @@ fn validate_proposal(message: &Message) -> Result<(), Invalid> {
     };
     if message.entries.is_empty() || !message.entries.iter().all(is_request) {
         return Err(Invalid::Other("it proposes something that is no client's request"));
+    }
+    // It would be appended, and never reach another member, nor would anything behind it.
+    if message.entries.iter().any(|entry| u64::from(entry.compute_size()) > ENTRY_BYTES_MAX) {
+        return Err(Invalid::Other("it proposes an entry that no append can hold"));
     }
     Ok(())
 }

@@ -305,7 +305,7 @@ impl Write for SnapshotWriter {
 /// What became of a file that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// It is on disk, under its name.
+    /// It is on disk, under its name; it may have been before.
     Kept,
     /// The bytes are not those of the snapshot that was announced, for this reason. Nothing is left
     /// of them, and nothing is wrong with this member.
@@ -359,14 +359,33 @@ impl SnapshotReceiver {
         self.file.flush().map_err(Error::io("write to", &self.file.path))?;
         let checked = check(&*self.file.file, self.mark);
         match checked.map_err(Error::io("read", &self.file.path))? {
-            Ok(_) => {
-                self.file.publish()?;
-                Ok(Received::Kept)
-            }
+            Ok(_) => self.keep(),
             Err(Fault { offset, reason, .. }) => {
                 Ok(Received::Refused(format!("at offset {offset}: {reason}")))
             }
         }
+    }
+
+    /// Gives the file its name, unless one has it already: the log may name that one, so it is not
+    /// replaced by other bytes, whoever sends them.
+    fn keep(mut self) -> Result<Received> {
+        let path = &self.file.final_path;
+        let there = match self.file.vfs.open(path) {
+            Ok(there) => there,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.file.publish()?;
+                return Ok(Received::Kept);
+            }
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
+        let length = there.len().map_err(Error::io("read the length of", path))?;
+        let is_same = length == self.expected.length
+            && checksums(&*there, length).map_err(Error::io("read", path))?.1
+                == self.expected.checksum;
+        if is_same {
+            return Ok(Received::Kept);
+        }
+        Ok(Received::Refused("another snapshot has its name here already".to_owned()))
     }
 }
 

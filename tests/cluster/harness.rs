@@ -356,6 +356,11 @@ impl Cluster {
         }
     }
 
+    /// Where all members have their directories.
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The directory of a member's write-ahead log.
     pub fn wal_dir(&self, id: NodeId) -> PathBuf {
         wal_dir(self.dir.path(), id)

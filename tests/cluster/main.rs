@@ -5,6 +5,7 @@
 mod harness;
 
 /// What a client is answered, with a majority and without.
+mod hostile;
 mod httpapi;
 /// Adding and removing members.
 mod membership;

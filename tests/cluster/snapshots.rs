@@ -234,6 +234,7 @@ async fn a_follower_that_missed_an_addition_and_got_a_snapshot_can_lead_the_new_
     cluster.is_filled(4, "a", 0..20).await;
     // It asks for votes long before the others do.
     cluster.config(late).election_ticks = 4;
+    cluster.config(late).randomized_election_ticks = 4..8;
     cluster.start(late).await;
     cluster.is_filled(late, "a", 0..20).await;
     cluster.until_logged(late, "finished publishing snapshot").await;

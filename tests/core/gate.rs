@@ -1,14 +1,20 @@
 //! What may come in from peers, who may send it, and what becomes of the rest.
 
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raftexample::channels::{MemberChange, PeerHeader, Refusal, RequestId, SnapshotFile, waiter};
 use raftexample::codec;
 use raftexample::error::RequestError;
 use raftexample::membership::{Members, SnapshotData, SnapshotMembers};
 use raftexample::raft_node::{Input, NodeConfig};
-use raftexample::transport::{Inbound, InboundBody};
+use raftexample::storage::snapshotter::{Received, Snapshotter};
+use raftexample::storage::wal::SnapshotMark;
+use raftexample::transport::{Inbound, InboundBody, PEER_BODY_BYTES};
 use tokio::sync::oneshot;
 
 use crate::harness::*;
@@ -162,6 +168,49 @@ fn votes_that_come_before_they_were_asked_for_elect_nobody() {
     let inbound = network.member(1).batch(2, vec![append, timeout_now, vote]);
     network.turn(2, [Input::Inbound(inbound)]);
     assert_ne!(network.member(2).status().leader, 2);
+}
+
+/// A snapshot that leaves nobody but its receiver wins that one every vote, before it is on disk
+/// (raft-rs: become_leader asserts that all entries are persisted).
+#[test]
+fn leadership_that_is_handed_over_in_the_turn_of_a_snapshot_is_not_taken() {
+    let mut network = cluster();
+    let header = network.member(3).header(2);
+    let member = network.member(2);
+    let members = Members { urls: [(2, url(2))].into(), ..Members::default() };
+    let alone = SnapshotMembers { voters: vec![2], members, ..three_members(member) };
+    let snapshot = snapshot_message_of(member, 100, alone.clone(), &alone);
+    let mut timeout_now = message(MessageType::MsgTimeoutNow, 3, member);
+    timeout_now.term = snapshot.term;
+    let (answer, mut verdict) = oneshot::channel();
+    let body = InboundBody::Snapshot { boot: 1, number: 1, message: snapshot, answer };
+    let hand_over = batch(header.clone(), 1, 1, vec![timeout_now]);
+    member.turn([Input::Inbound(Inbound::new(header, body)), Input::Inbound(hand_over)]).unwrap();
+    assert_eq!(verdict.try_recv().unwrap(), Ok(()));
+    assert_eq!(member.status().applied, 100, "the snapshot itself is taken");
+    assert_eq!(member.status().leader, 3);
+}
+
+/// What a peer request cannot hold can never be sent on, and everything behind it would wait for
+/// ever.
+#[test]
+fn a_proposal_that_no_append_can_hold_is_dropped() {
+    let mut network = cluster();
+    let (header, boot) = (network.member(3).header(1), network.member(3).config.boot);
+    let leader = network.member(1);
+    let before = facts(leader);
+    let mut proposal = message(MessageType::MsgPropose, 3, leader);
+    proposal.term = 0;
+    proposal.entries = vec![request(b"")].into();
+    // It fills its own request to the last byte; the append of the same entry has more around it.
+    let around = 4 + proposal.compute_size() as usize;
+    let room = PEER_BODY_BYTES as usize - around;
+    proposal.mut_entries()[0].data = vec![0; room - 16].into();
+    assert!(4 + u64::from(proposal.compute_size()) <= PEER_BODY_BYTES);
+    leader.turn([Input::Inbound(batch(header, boot, 100, vec![proposal]))]).unwrap();
+    assert_eq!(facts(leader), before);
+    assert!(leader.logged("dropping"));
+    assert!(network.put(1, "key", "later").is_ok(), "the cluster lives");
 }
 
 /// Strangers may be the leader of a cluster that we are behind of, but not its followers.
@@ -450,6 +499,54 @@ fn a_snapshot_of_another_cluster_or_with_other_members_than_its_file_is_refused(
     }
 }
 
+/// The log names the file that is there; another of the same name, however whole, is not that one.
+#[test]
+fn a_snapshot_that_arrives_under_the_name_of_one_that_is_kept_does_not_replace_it() {
+    let mut network = Network::new(3, |config| config.snapshot_count = 5);
+    for number in 0..10 {
+        assert!(network.put(1, "key", &number.to_string()).is_ok());
+    }
+    network.settle();
+    let member = network.member(2);
+    let kept = *member.wal().marks.last().expect("a snapshot was made");
+    let path = member.disk.paths().into_iter().rfind(|path| path.ends_with(name(kept))).unwrap();
+    let (bytes, state) = (member.disk.contents(&path), member.state());
+
+    let meta = codec::encode(&three_members(member));
+    let forger = Snapshotter::new(Arc::new(MemVfs::default()), Path::new(DATA)).unwrap();
+    let mut writer = forger.create(kept.index, kept.term, &meta).unwrap();
+    let record = StateRecord { key: b"key", value: b"forged", index: kept.index, term: kept.term };
+    let record = codec::encode(&record);
+    writer.write_all(&(record.len() as u32).to_le_bytes()).unwrap();
+    writer.write_all(&record).unwrap();
+    let file = writer.finish().unwrap();
+    let mut forged = Vec::new();
+    forger.open_raw(kept.index, kept.term).unwrap().1.read_to_end(&mut forged).unwrap();
+    assert_ne!(forged, bytes);
+    let mut receiver = member.snapshotter.receive(kept.index, kept.term, file).unwrap();
+    receiver.write(&forged).unwrap();
+    assert!(matches!(receiver.finish().unwrap(), Received::Refused(_)));
+    assert!(member.disk.contents(&path) == bytes, "the file that the log names was replaced");
+
+    // The same file once more is welcome: a leader may not know that it arrived.
+    let length = bytes.len() as u64;
+    let same = SnapshotFile { length, checksum: crc32c::crc32c(&bytes) };
+    let mut receiver = member.snapshotter.receive(kept.index, kept.term, same).unwrap();
+    receiver.write(&bytes).unwrap();
+    assert_eq!(receiver.finish().unwrap(), Received::Kept);
+    assert!(member.disk.contents(&path) == bytes);
+
+    let config = NodeConfig { boot: 3002, ..member.config.clone() };
+    let disk = network.crash(2, Survives::Nothing);
+    network.start(&config, &disk).unwrap();
+    network.settle();
+    assert_eq!(network.member(2).state(), state);
+}
+
+fn name(mark: SnapshotMark) -> String {
+    format!("{:016x}-{:016x}.snap", mark.term, mark.index)
+}
+
 /// A joiner that was counted as a member before any leader reached it is at term 0. raft refuses a
 /// pre-vote of a lower priority with its own term, and panics if that is 0.
 #[test]
@@ -553,65 +650,4 @@ fn a_snapshot_with_impossible_members_is_dropped_and_its_file_removed() {
             }
         }
     }
-}
-
-/// Committed entries that no member can read: skipped alike, now and at each start.
-#[test]
-fn a_committed_entry_that_cannot_be_read_does_nothing() {
-    let change = |kind: ConfChangeType, id: u64, context: &[u8]| {
-        let mut change = ConfChange::default();
-        change.set_change_type(kind);
-        change.node_id = id;
-        change.context = context.to_vec().into();
-        change.write_to_bytes().unwrap()
-    };
-    let poison: Vec<(EntryType, Vec<u8>)> = vec![
-        (EntryType::EntryNormal, vec![0xff; 40]),
-        (EntryType::EntryNormal, vec![]),
-        (EntryType::EntryConfChange, vec![0xff; 7]),
-        (EntryType::EntryConfChange, vec![]),
-        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, b"no url")),
-        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, &[0xff, 0xfe])),
-        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 0, url(9).as_bytes())),
-        (EntryType::EntryConfChange, change(ConfChangeType::AddNode, 9, url(1).as_bytes())),
-        (EntryType::EntryConfChange, change(ConfChangeType::AddLearnerNode, 9, url(9).as_bytes())),
-        (EntryType::EntryConfChange, change(ConfChangeType::RemoveNode, 77, b"")),
-        (EntryType::EntryConfChangeV2, vec![0xff; 9]),
-        (EntryType::EntryConfChangeV2, vec![]),
-    ];
-    let mut network = cluster();
-    let members = network.member(1).status().members;
-    let (first, log_term) = last(network.member(1));
-    let term = network.member(1).status().term + 1;
-    // A stranger leads and commits them at all three.
-    for id in 1..=3 {
-        let member = network.member(id);
-        let header = stranger(member, 9);
-        let mut append = message(MessageType::MsgAppend, 9, member);
-        (append.term, append.index, append.log_term) = (term, first, log_term);
-        append.commit = first + poison.len() as u64;
-        let entries = poison.iter().zip(first + 1..).map(|((kind, data), index)| {
-            let mut entry = entry(index, term, data.clone());
-            entry.set_entry_type(*kind);
-            entry
-        });
-        append.entries = entries.collect::<Vec<_>>().into();
-        member.turn([Input::Inbound(batch(header, 1, 1, vec![append]))]).unwrap();
-        assert_eq!(member.status().applied, first + poison.len() as u64);
-        assert_eq!(member.status().members, members, "member {id}");
-        member.tick().unwrap();
-    }
-    let state = network.member(1).state_bytes();
-    for id in 1..=3 {
-        assert_eq!(network.member(id).state_bytes(), state, "member {id}");
-    }
-    for id in 1..=3 {
-        let config = NodeConfig { boot: 3000 + id, ..network.member(id).config.clone() };
-        let disk = network.crash(id, Survives::Nothing);
-        network.start(&config, &disk).unwrap();
-        assert_eq!(network.member(id).state_bytes(), state, "member {id}, started again");
-        assert_eq!(network.member(id).status().members, members);
-    }
-    network.elect(2);
-    assert!(network.put(2, "key", "later").is_ok(), "the cluster lives");
 }

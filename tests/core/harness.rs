@@ -857,15 +857,15 @@ pub enum Command<'a> {
     },
 }
 
-/// The store's own record in a snapshot.
-#[derive(Deserialize)]
-struct StateRecord<'a> {
+/// The store's own record in a snapshot, which is private to it.
+#[derive(Serialize, Deserialize)]
+pub struct StateRecord<'a> {
     #[serde(borrow, with = "serde_bytes")]
-    key: &'a [u8],
+    pub key: &'a [u8],
     #[serde(borrow, with = "serde_bytes")]
-    value: &'a [u8],
-    index: u64,
-    term: u64,
+    pub value: &'a [u8],
+    pub index: u64,
+    pub term: u64,
 }
 
 pub fn put(key: &str, value: &str) -> Vec<u8> {
@@ -903,6 +903,9 @@ pub struct Member {
     /// True while the snapshots that are asked for are left lying.
     pub holds_snapshots: bool,
     pub held: Vec<SnapshotRequest>,
+    /// True while the state machine leaves the entries lying that it gets.
+    pub holds_entries: bool,
+    held_entries: Vec<Commit>,
     tap: Arc<Mutex<CommitTap>>,
     reader: CommitReader,
     _store: KvStore,
@@ -994,6 +997,8 @@ impl Member {
             transcript: transcript.clone(),
             holds_snapshots: false,
             held: Vec::new(),
+            holds_entries: false,
+            held_entries: Vec::new(),
             tap,
             reader,
             _store: store,
@@ -1036,6 +1041,9 @@ impl Member {
             match commit {
                 Commit::Snapshot(request) if self.holds_snapshots => self.held.push(request),
                 Commit::Snapshot(request) => self.make_snapshot(request)?,
+                commit @ Commit::Entries { .. } if self.holds_entries => {
+                    self.held_entries.push(commit);
+                }
                 Commit::Entries { entries, applied } => {
                     let answered: Vec<_> = entries
                         .iter()
@@ -1073,6 +1081,15 @@ impl Member {
             self.make_snapshot(request).unwrap();
         }
         self.reports.lock().unwrap().drain(..).map(Input::Report).collect()
+    }
+
+    /// Has the state machine apply what was left lying; it leaves nothing lying from now on.
+    pub fn apply_held_entries(&mut self) -> Result<()> {
+        self.holds_entries = false;
+        for commit in std::mem::take(&mut self.held_entries) {
+            self.reader.handle(commit)?;
+        }
+        Ok(())
     }
 
     pub fn status(&self) -> Status {

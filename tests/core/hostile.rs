@@ -1,12 +1,16 @@
-//! Messages that nobody would send, by the hundred: none of them stops a member.
+//! Messages that nobody would send, by the thousand: none of them stops a member.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use protobuf::ProtobufEnum as _;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use protobuf::{Message as _, ProtobufEnum as _};
+use raft::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
 use raftexample::channels::{Ack, RequestId};
+use raftexample::error::Error;
 use raftexample::raft_node::Input;
 
+use crate::forging::*;
 use crate::harness::*;
 
 /// A number near what the victim knows, or anywhere.
@@ -75,54 +79,6 @@ prop_compose! {
     }
 }
 
-/// Member 2 of three after a few writes; everything it had is applied.
-fn victim() -> MemVfs {
-    let mut network = Network::new(3, |_| {});
-    for number in 0..5 {
-        network.put(1, "key", &number.to_string());
-    }
-    network.settle();
-    network.crash(2, Survives::Everything).image()
-}
-
-fn start(image: &MemVfs, leads: bool) -> Member {
-    let mut member = Member::start(&config(2, 3), &image.image(), &Transcript::default()).unwrap();
-    if !leads {
-        return member;
-    }
-    let mut number = 0;
-    while member.status().leader != 2 {
-        member.tick().unwrap();
-        for request in member.take_messages() {
-            let kind = match request.get_msg_type() {
-                MessageType::MsgRequestPreVote => MessageType::MsgRequestPreVoteResponse,
-                MessageType::MsgRequestVote => MessageType::MsgRequestVoteResponse,
-                _ => continue,
-            };
-            let mut vote =
-                Message { from: request.to, to: 2, term: request.term, ..Message::default() };
-            vote.set_msg_type(kind);
-            number += 1;
-            member.turn([from_peer(&member, request.to, number, vec![vote])]).unwrap();
-        }
-    }
-    member
-}
-
-fn from_peer(member: &Member, id: u64, number: u64, messages: Vec<Message>) -> Input {
-    let to_us = {
-        let gate = member.gate.read().unwrap();
-        let header = gate.header(2);
-        raftexample::channels::PeerHeader {
-            from: id,
-            incarnation: 100 + id,
-            url: url(id),
-            ..header
-        }
-    };
-    Input::Inbound(batch(to_us, 1, number, messages))
-}
-
 /// `PROPTEST_CASES` asks for more.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(800)
@@ -137,10 +93,11 @@ proptest! {
         leads in any::<bool>(),
         turns in proptest::collection::vec(proptest::collection::vec(any_message(), 1..5), 1..6),
     ) {
+        let role = if leads { Role::Leader } else { Role::Silent };
         thread_local! {
-            static IMAGE: MemVfs = victim();
+            static IMAGE: MemVfs = Role::Leader.image();
         }
-        let mut member = IMAGE.with(|image| start(image, leads));
+        let mut member = IMAGE.with(|image| role.start(image));
         let mut answers = Vec::new();
         for (number, messages) in turns.into_iter().enumerate() {
             let commit = member.status().commit;
@@ -161,4 +118,217 @@ proptest! {
         let member = Member::start(&config, &disk, &Transcript::default()).unwrap();
         prop_assert_eq!(member.status().commit, commit);
     }
+}
+
+/// Each field that holds a number, or is treated as one.
+const FIELDS: [&str; 7] =
+    ["index", "log_term", "commit", "reject_hint", "commit_term", "priority", "request_snapshot"];
+const ENTRIES: [&str; 9] = [
+    "no entry",
+    "an empty entry",
+    "a request",
+    "a gap",
+    "a term to come",
+    "a change that is none",
+    "a change",
+    "a joint change",
+    "the last index",
+];
+/// Of the member that leads, where there is one; of another; of a stranger.
+const SENDERS: [u64; 3] = [1, 3, 9];
+
+/// One message of all the combinations, by its number.
+struct Combination {
+    kind: MessageType,
+    term: usize,
+    field: usize,
+    value: usize,
+    reject: bool,
+    entries: usize,
+    sender: u64,
+}
+
+impl Combination {
+    const COUNT: usize = 19 * 5 * FIELDS.len() * 5 * 2 * ENTRIES.len() * SENDERS.len();
+
+    fn new(number: usize) -> Self {
+        let mut rest = number;
+        let mut take = |count: usize| {
+            let taken = rest % count;
+            rest /= count;
+            taken
+        };
+        Self {
+            kind: MessageType::values()[take(19)],
+            sender: SENDERS[take(SENDERS.len())],
+            entries: take(ENTRIES.len()),
+            field: take(FIELDS.len()),
+            value: take(5),
+            term: take(5),
+            reject: take(2) == 1,
+        }
+    }
+
+    fn describe(&self, role: Role, number: usize) -> String {
+        let Self { kind, term, field, value, reject, entries, sender } = self;
+        let own = ["0", "own", "own + 1", "own + 2^32", "the highest"];
+        let values = ["0", "own", "own + 1", "half of the highest", "the highest"];
+        format!(
+            "combination {number}: {kind:?} to a {role:?} from {sender}, term {}, {} {}, reject {reject}, {}",
+            own[*term], FIELDS[*field], values[*value], ENTRIES[*entries]
+        )
+    }
+
+    fn message(&self, member: &Member) -> Message {
+        let mut message = forged(member, self.kind, self.sender);
+        let (status, last) = (member.status(), (message.index, message.log_term));
+        message.commit = status.commit;
+        message.reject = self.reject;
+        message.term = match self.term {
+            0 => 0,
+            1 => status.term,
+            2 => status.term + 1,
+            3 => status.term + (1 << 32),
+            _ => u64::MAX,
+        };
+        let value = |own: u64| match self.value {
+            0 => 0,
+            1 => own,
+            2 => own + 1,
+            3 => u64::MAX / 2,
+            _ => u64::MAX,
+        };
+        match self.field {
+            0 => message.index = value(last.0),
+            1 => message.log_term = value(last.1),
+            2 => message.commit = value(last.0),
+            3 => message.reject_hint = value(last.0),
+            4 => message.commit_term = value(last.1),
+            5 => message.priority = value(1) as i64,
+            _ => message.request_snapshot = value(last.0),
+        }
+        // A read's context, or what a vote by force has; each kind of message is met with both.
+        message.context = match (self.kind, self.value % 3) {
+            (_, 0) => Bytes::new(),
+            (MessageType::MsgRequestVote | MessageType::MsgRequestPreVote, _) => {
+                Bytes::from_static(b"CampaignTransfer")
+            }
+            _ => request_id(),
+        };
+        message.entries = self.entries(&message).into();
+        message
+    }
+
+    fn entries(&self, message: &Message) -> Vec<Entry> {
+        let (index, term) = (message.index.wrapping_add(1), message.log_term.max(1));
+        let request = Entry {
+            index,
+            term,
+            data: if self.kind == MessageType::MsgReadIndex {
+                request_id()
+            } else {
+                put("key", "forged").into()
+            },
+            context: request_id(),
+            ..Entry::default()
+        };
+        let change = |kind, data: Vec<u8>| {
+            let mut entry = entry(index, term, data);
+            entry.set_entry_type(kind);
+            entry
+        };
+        match self.entries {
+            0 => vec![],
+            1 => vec![entry(index, term, vec![])],
+            2 => vec![request],
+            3 => vec![request, entry(index.wrapping_add(8), term, vec![])],
+            4 => vec![Entry { term: message.term.wrapping_add(1), ..request }],
+            5 => vec![change(EntryType::EntryConfChange, vec![0xff; 7])],
+            6 => {
+                let mut added = ConfChange { node_id: 9, ..ConfChange::default() };
+                added.context = url(9).into_bytes().into();
+                vec![change(EntryType::EntryConfChange, added.write_to_bytes().unwrap())]
+            }
+            7 => vec![change(EntryType::EntryConfChangeV2, vec![])],
+            _ => vec![entry(u64::MAX, term, vec![])],
+        }
+    }
+}
+
+fn request_id() -> Bytes {
+    Bytes::copy_from_slice(&RequestId { member: 3, boot: 1003, counter: 77 }.to_bytes())
+}
+
+/// How many messages one victim gets: enough for one to prepare the ground for another.
+const MESSAGES_PER_VICTIM: usize = 12;
+/// Every so many combinations one is tried. It shares no factor with the numbers that they are made
+/// of, so the values of all fields meet; `RAFTEXAMPLE_EVERY=1` tries all.
+const EVERY: usize = 11;
+
+fn committed(member: &Member) -> Vec<Entry> {
+    let commit = member.status().commit;
+    member.wal().entries.into_iter().filter(|entry| entry.index <= commit).collect()
+}
+
+/// Sends each of the combinations to members in `role`. None may panic one, take back what was
+/// committed, or make an index or a term fall.
+fn sweep(role: Role) {
+    let image = role.image();
+    let every = std::env::var("RAFTEXAMPLE_EVERY").map_or(EVERY, |every| every.parse().unwrap());
+    let numbers: Vec<usize> = (0..Combination::COUNT).step_by(every).collect();
+    for numbers in numbers.chunks(MESSAGES_PER_VICTIM) {
+        let mut member = role.start(&image);
+        for number in numbers {
+            let combination = Combination::new(*number);
+            let what = || combination.describe(role, *number);
+            let (before, kept) = (member.status(), committed(&member));
+            let message = combination.message(&member);
+            let inbound =
+                from_peer(&member, combination.sender, 1000 + *number as u64, vec![message]);
+            // In one turn, so that what raft remembers of the message meets the tick before the disk.
+            let turn = catch_unwind(AssertUnwindSafe(|| {
+                member.turn([inbound, Input::Tick]).and_then(|()| member.tick())
+            }));
+            match turn {
+                Ok(Ok(())) => {}
+                // It was told so by an entry.
+                Ok(Err(Error::Removed)) => break,
+                Ok(Err(error)) => panic!("{}: {error}", what()),
+                Err(panic) => {
+                    eprintln!("{}", what());
+                    resume_unwind(panic);
+                }
+            }
+            let after = member.status();
+            assert!(after.term >= before.term, "{}: {before:?} {after:?}", what());
+            assert!(after.commit >= before.commit, "{}: {before:?} {after:?}", what());
+            assert!(after.applied >= before.applied, "{}: {before:?} {after:?}", what());
+            assert!(committed(&member).starts_with(&kept), "{}", what());
+        }
+    }
+}
+
+#[test]
+fn no_combination_of_values_stops_a_leader() {
+    sweep(Role::Leader);
+}
+
+#[test]
+fn no_combination_of_values_stops_a_follower() {
+    sweep(Role::Follower);
+}
+
+#[test]
+fn no_combination_of_values_stops_a_pre_candidate() {
+    sweep(Role::PreCandidate);
+}
+
+#[test]
+fn no_combination_of_values_stops_a_candidate() {
+    sweep(Role::Candidate);
+}
+
+#[test]
+fn no_combination_of_values_stops_a_member_that_is_alone() {
+    sweep(Role::Alone);
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod forging;
 mod harness;
 
 mod crash;
@@ -16,6 +17,8 @@ mod failing_disk;
 mod gate;
 mod golden;
 mod hostile;
+mod limits;
 mod members;
+mod poison;
 mod recovery;
 mod requests;

@@ -1,12 +1,16 @@
 //! Power cuts: each member has a disk of its own, and what was not synced to it when the power
 //! goes is lost, files, names and lengths alike.
 
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::disks::places_on;
 use crate::harness::{
-    Client, Cluster, Load, PATIENCE, Site, eventually_some, get, owned, serves, skip,
+    Client, Cluster, PATIENCE, Site, eventually, eventually_some, get, owned, serves, skip,
 };
 use crate::mounts::{Journal, Mount, cut_power};
 use crate::runner::{FAST, Run, SMALL, rounds};
@@ -116,4 +120,62 @@ fn power_cuts_under_load_lose_nothing() {
 #[ignore = "long: 100 power cuts"]
 fn a_hundred_power_cuts_under_load_lose_nothing() {
     cut_in_turn("power cut", rounds(100));
+}
+
+/// Clients that write keys of their own until they are told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    /// Each client writes to one member until that fails, then to the next, each time a new key.
+    fn start(name: &str, members: &[SocketAddr], clients: usize, pause: Duration) -> Self {
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let client = |number: usize| {
+            let (name, members) = (name.to_owned(), members.to_vec());
+            let (stop, count) = (stop.clone(), count.clone());
+            thread::spawn(move || {
+                let mut acknowledged = Vec::new();
+                let mut member = number;
+                let mut client = Client::new(members[member % members.len()]);
+                for sequence in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("/{name}-{number}-{sequence}");
+                    match client.put(&key, key.as_bytes()) {
+                        Ok(204) => {
+                            acknowledged.push(key);
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // Whether this one was carried out is not known, and not counted.
+                        _ => {
+                            member += 1;
+                            client = Client::new(members[member % members.len()]);
+                        }
+                    }
+                    // The rate of the load, not a wait for anything.
+                    thread::sleep(pause);
+                }
+                acknowledged
+            })
+        };
+        let clients = (0..clients).map(client).collect();
+        Self { stop, acknowledged: count, clients }
+    }
+
+    /// Waits until so many more writes are acknowledged.
+    fn wait_for(&self, more: usize) {
+        let count = || self.acknowledged.load(Ordering::Relaxed);
+        let before = count();
+        eventually(PATIENCE, "clients write", || count() >= before + more);
+    }
+
+    /// Stops the clients; returns the keys that were acknowledged.
+    fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    }
 }

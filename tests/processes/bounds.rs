@@ -1,12 +1,17 @@
 //! What a member holds depends on what is stored, not on how much was ever written.
 
 use std::fs;
-use std::net::TcpStream;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::harness::{
-    BINARY, Client, FAST, PATIENCE, Site, eventually, files_in, get, serves, skip,
+    ANSWER_TIMEOUT, BINARY, Client, Cluster, FAST, PATIENCE, Site, eventually, files_in, get, put,
+    serves, skip,
 };
 
 const CLIENTS: usize = 32;
@@ -155,4 +160,129 @@ fn a_member_that_ran_out_of_descriptors_backs_off_and_goes_on_when_some_are_free
     assert!(member.exited().is_none());
     let said = member.stderr().matches("cannot accept connections").count();
     assert!(said <= 3, "it is logged {said} times");
+}
+
+/// Clients that hold a connection for as long as they may, and send next to nothing on it.
+struct SlowClients {
+    stop: Arc<AtomicBool>,
+    sent_bytes: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl SlowClients {
+    /// `count` of them at `address`: one half never ends a request's head, the other never a body.
+    fn start(address: SocketAddr, count: usize, body: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut streams: Vec<TcpStream> = Vec::new();
+            for number in 0..count {
+                // What is not accepted waits in the backlog, and counts as slow as well.
+                let Ok(mut stream) = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT) else {
+                    continue;
+                };
+                stream.set_nonblocking(true).unwrap();
+                let begun =
+                    if number % 2 == 0 { "GET /k HTTP/1.1\r\nHost: h\r\nX: " } else { body };
+                let _ = stream.write_all(begun.as_bytes());
+                streams.push(stream);
+            }
+            while !stopped.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    let _ = stream.write(b"x");
+                }
+                // Their pace: one byte in a while, each.
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+        Self { stop, sent_bytes: Arc::default(), threads: vec![thread] }
+    }
+
+    /// One more, who sends as fast as it can and never ends; refused, it comes again.
+    fn and_an_endless_body(mut self, address: SocketAddr, head: &'static str) -> Self {
+        let (stopped, sent_bytes) = (self.stop.clone(), self.sent_bytes.clone());
+        self.threads.push(thread::spawn(move || {
+            let chunk = [&b"10000\r\n"[..], &[b'x'; 0x10000], b"\r\n"].concat();
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok(mut stream) = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT) else {
+                    continue;
+                };
+                stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+                let mut sent = stream.write_all(head.as_bytes());
+                while sent.is_ok() && !stopped.load(Ordering::Relaxed) {
+                    sent = stream.write_all(&chunk);
+                    sent_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                }
+            }
+        }));
+        self
+    }
+
+    /// Returns how many bytes of endless bodies were sent.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// 500 clients at each port, and an endless body at each. Together they announce 8 GB and send as fast
+/// as they can; what they make a member hold is a read buffer of 64 KiB at most for each connection
+/// that it takes (756 of these: the peer port takes 256), and one value of 16 MiB, in a buffer that
+/// doubles as it grows.
+#[test]
+fn memory_stays_flat_under_500_slow_clients_and_an_endless_body_at_each_port() {
+    const HELD_BYTES: u64 = 96 << 20;
+    const DURATION: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start(3, &[]);
+    let (leader, _) = cluster.leader();
+    let (victim, other) = (leader, leader % 3 + 1);
+    let address = cluster.address(victim);
+    let peer_port = cluster.member(victim).url["http://".len()..].parse().unwrap();
+    let write = |at: SocketAddr, count: usize| {
+        (0..count).for_each(|number| put(at, &format!("/key-{number}"), b"value"));
+    };
+    write(address, 200);
+    let before = cluster.process(victim).resident_bytes();
+
+    let slow = [
+        SlowClients::start(
+            address,
+            500,
+            "PUT /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 16000000\r\n\r\n",
+        )
+        .and_an_endless_body(
+            address,
+            "PUT /endless HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        SlowClients::start(
+            peer_port,
+            500,
+            "POST /raft HTTP/1.1\r\nHost: h\r\nContent-Length: 16000000\r\n\r\n",
+        )
+        .and_an_endless_body(
+            peer_port,
+            "POST /raft/snapshot HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+    ];
+    let begun = Instant::now();
+    let mut most = 0;
+    while begun.elapsed() < DURATION {
+        // Clients that were not there before are served, here and elsewhere.
+        for at in [address, cluster.address(other)] {
+            write(at, 10);
+            assert_eq!(get(at, "/key-9").as_deref(), Some(&b"value"[..]));
+        }
+        most = most.max(cluster.process(victim).resident_bytes());
+    }
+    let sent: u64 = slow.into_iter().map(SlowClients::stop).sum();
+    write(address, 100);
+    let after = cluster.process(victim).resident_bytes();
+    let figures = format!(
+        "resident bytes: {before} before, {most} at most, {after} after; the endless bodies sent {sent}"
+    );
+    println!("{figures}");
+    assert!(sent > HELD_BYTES, "they are too slow to prove anything: {figures}");
+    assert!(most.max(after) < before + HELD_BYTES, "{figures}");
+    assert!(cluster.process(victim).exited().is_none());
 }

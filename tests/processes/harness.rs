@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub use nix::sys::signal::Signal;
@@ -443,64 +443,6 @@ pub fn assert_holds(addresses: &[SocketAddr], keys: &[String]) {
                 });
             }
         });
-    }
-}
-
-/// Clients that write keys of their own until they are told to stop.
-pub struct Load {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicUsize>,
-    clients: Vec<JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    /// Each client writes to one member until that fails, then to the next, each time a new key.
-    pub fn start(name: &str, members: &[SocketAddr], clients: usize, pause: Duration) -> Self {
-        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let client = |number: usize| {
-            let (name, members) = (name.to_owned(), members.to_vec());
-            let (stop, count) = (stop.clone(), count.clone());
-            thread::spawn(move || {
-                let mut acknowledged = Vec::new();
-                let mut member = number;
-                let mut client = Client::new(members[member % members.len()]);
-                for sequence in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let key = format!("/{name}-{number}-{sequence}");
-                    match client.put(&key, key.as_bytes()) {
-                        Ok(204) => {
-                            acknowledged.push(key);
-                            count.fetch_add(1, Ordering::Relaxed);
-                        }
-                        // Whether this one was carried out is not known, and not counted.
-                        _ => {
-                            member += 1;
-                            client = Client::new(members[member % members.len()]);
-                        }
-                    }
-                    // The rate of the load, not a wait for anything.
-                    thread::sleep(pause);
-                }
-                acknowledged
-            })
-        };
-        let clients = (0..clients).map(client).collect();
-        Self { stop, acknowledged: count, clients }
-    }
-
-    /// Waits until so many more writes are acknowledged.
-    pub fn wait_for(&self, more: usize) {
-        let count = || self.acknowledged.load(Ordering::Relaxed);
-        let before = count();
-        eventually(PATIENCE, "clients write", || count() >= before + more);
-    }
-
-    /// Stops the clients; returns the keys that were acknowledged.
-    pub fn stop(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     }
 }
 

@@ -1,0 +1,103 @@
+//! What a node holds is bounded: what waits, what is not committed, and what is not applied.
+
+use raftexample::channels::{Ack, ConfChangeRequest, MemberChange, ReadRequest, waiter};
+use raftexample::error::RequestError;
+use raftexample::raft_node::Input;
+
+use crate::forging::Role;
+use crate::harness::*;
+
+const MEBIBYTE: usize = 1 << 20;
+/// As large as a value gets, so that few are needed.
+const VALUE_BYTES: usize = 16 * MEBIBYTE;
+
+fn is_refused<T: 'static>(answer: &mut Answer<T>, why: &str) -> bool {
+    matches!(answer.get(), Some(Err(RequestError::Unavailable(said))) if said.contains(why))
+}
+
+/// So many fit; the next is answered 503 at once, and those before it wait on.
+#[test]
+fn requests_that_wait_for_a_leader_are_bounded() {
+    let mut member = Role::Silent.start(&Role::Silent.image());
+    let mut writes: Vec<_> = (0..4096)
+        .map(|_| {
+            let (input, answer) = member.propose(put("key", "value"), Ack::Committed);
+            member.node.handle(input).unwrap();
+            answer
+        })
+        .collect();
+    assert!(is_refused(&mut member.put("key", "value").unwrap(), "too many writes"));
+    assert!(writes.iter_mut().all(|write| write.get().is_none()));
+
+    let mut read = || {
+        let (waiter, pending) = waiter();
+        member.node.handle(Input::Read(ReadRequest { waiter })).unwrap();
+        Answer::new(pending)
+    };
+    let mut reads: Vec<_> = (0..16384).map(|_| read()).collect();
+    assert!(is_refused(&mut read(), "too many reads"));
+    assert!(reads.iter_mut().all(|read| read.get().is_none()));
+
+    let mut change = || {
+        let (waiter, pending) = waiter();
+        let change = MemberChange::Remove { id: 3 };
+        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        member.node.handle(Input::ConfChange(request)).unwrap();
+        Answer::new(pending)
+    };
+    let mut changes: Vec<_> = (0..64).map(|_| change()).collect();
+    assert!(is_refused(&mut change(), "too many changes"));
+    assert!(changes.iter_mut().all(|change| change.get().is_none()));
+
+    // A client that gave up leaves its place.
+    writes.pop();
+    member.tick().unwrap();
+    let (input, mut answer) = member.propose(put("key", "value"), Ack::Committed);
+    member.node.handle(input).unwrap();
+    assert!(answer.get().is_none());
+}
+
+fn value(number: usize) -> String {
+    char::from(b'a' + number as u8).to_string().repeat(VALUE_BYTES)
+}
+
+fn log_bytes(member: &Member) -> usize {
+    member.wal().entries.iter().map(|entry| entry.data.len()).sum()
+}
+
+/// A leader that nobody acknowledges: its log stops growing, and the writes wait for better times.
+#[test]
+fn the_log_that_is_not_committed_is_bounded() {
+    let mut network = Network::new(2, |_| {});
+    let leader = network.member(1);
+    let mut writes: Vec<_> =
+        (0..7).map(|number| leader.put("key", &value(number)).unwrap()).collect();
+    let bytes = log_bytes(leader);
+    assert!((64 * MEBIBYTE - VALUE_BYTES..64 * MEBIBYTE).contains(&bytes), "{bytes}");
+    assert!(writes.iter_mut().all(|write| write.get().is_none()));
+    network.settle();
+    assert!(writes.iter_mut().all(Answer::is_ok), "all of them are written in the end");
+    assert_eq!(network.member(2).state()["key"].0, value(6));
+}
+
+/// A state machine that does not keep up: its node takes no more entries until it has applied some,
+/// neither from clients nor from its leader.
+#[test]
+fn the_entries_that_are_not_applied_are_bounded() {
+    let mut network = Network::new(2, |_| {});
+    network.member(1).holds_entries = true;
+    network.member(2).holds_entries = true;
+    let mut writes: Vec<_> = (0..7).map(|number| network.put(1, "key", &value(number))).collect();
+    for id in [1, 2] {
+        let bytes = log_bytes(network.member(id));
+        assert!(bytes < 64 * MEBIBYTE + 2 * VALUE_BYTES, "member {id}: {bytes}");
+    }
+    network.member(1).apply_held_entries().unwrap();
+    network.settle();
+    let bytes = log_bytes(network.member(2));
+    assert!(bytes < 64 * MEBIBYTE + 2 * VALUE_BYTES, "the other still does not: {bytes}");
+    network.member(2).apply_held_entries().unwrap();
+    network.settle();
+    assert!(writes.iter_mut().all(Answer::is_ok), "all of them are written in the end");
+    assert_eq!(network.member(2).state()["key"].0, value(6));
+}

@@ -1,0 +1,42 @@
+//! One of the fuzz targets under libFuzzer, which looks for inputs that reach new code.
+//!
+//! ```text
+//! cd tests/fuzz
+//! FUZZ=wal_segment cargo run --release -- -max_total_time=60
+//! ```
+//! needs nothing but the stable compiler and a C++ compiler. What follows the two dashes is libFuzzer's:
+//! a directory to keep inputs in, `-max_total_time` in seconds, a file whose input failed. Without
+//! `FUZZ` the targets are listed. Arithmetic is checked for overflow, and a panic ends the run and
+//! leaves the input.
+
+#![no_main]
+
+use std::sync::OnceLock;
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../core/forging.rs"]
+mod forging;
+#[allow(dead_code)]
+#[path = "../core/harness.rs"]
+mod harness;
+mod targets;
+
+static TARGET: OnceLock<targets::Target> = OnceLock::new();
+
+fn choose_target() {
+    let wanted = std::env::var("FUZZ").unwrap_or_default();
+    match targets::TARGETS.iter().find(|(name, _)| *name == wanted) {
+        Some((_, target)) => TARGET.set(*target).expect("it is chosen once"),
+        None => {
+            let names: Vec<&str> = targets::TARGETS.iter().map(|(name, _)| *name).collect();
+            eprintln!("set FUZZ to one of: {}", names.join(", "));
+            std::process::exit(2);
+        }
+    }
+}
+
+fuzz_target!(
+    init: choose_target(),
+    |data: &[u8]| TARGET.get().expect("it is chosen first")(data)
+);

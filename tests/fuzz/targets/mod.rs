@@ -1,0 +1,105 @@
+//! The fuzz targets: each takes any bytes, makes of them what one of the ways in could get, and
+//! panics if that way in does not hold what it promises.
+//!
+//! The bytes are choices rather than the input itself: so random ones, too, get past the checksums
+//! and the headers to where the decisions are made.
+
+mod node;
+mod ports;
+mod start;
+mod storage;
+
+/// A target, by its name.
+pub type Target = fn(&[u8]);
+
+/// All of them.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("wal_segment", storage::wal_segment),
+    ("wal_operations", storage::wal_operations),
+    ("snapshot_file", storage::snapshot_file),
+    ("commands", storage::commands),
+    ("messages", node::messages),
+    ("conf_changes", node::conf_changes),
+    ("greetings", start::greetings),
+    ("flags", start::flags),
+    ("peer_requests", ports::peer_requests),
+    ("client_requests", ports::client_requests),
+];
+
+/// Choices, taken from the front of the input; when it is used up, all of them are 0.
+pub struct Choices<'a>(pub &'a [u8]);
+
+impl<'a> Choices<'a> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    /// Below `bound`, which is 256 at most.
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::from(self.byte()) % bound
+    }
+
+    pub fn pick<T: Clone>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len())].clone()
+    }
+
+    /// True in one case of `n`; never when the input is used up.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == n - 1
+    }
+
+    /// Below 65,536.
+    pub fn short(&mut self) -> usize {
+        usize::from(self.byte()) << 8 | usize::from(self.byte())
+    }
+
+    /// Near `own`, or at an end of the numbers, or any.
+    pub fn number(&mut self, own: u64) -> u64 {
+        match self.below(16) {
+            0..8 => own,
+            8 => own.wrapping_add(1),
+            9 => own.wrapping_sub(1),
+            10 => 0,
+            11 => own.saturating_add(self.byte().into()),
+            12 => 1 << 62,
+            13 => u64::MAX,
+            14 => u64::MAX / 2,
+            _ => u64::from_le_bytes(std::array::from_fn(|_| self.byte())),
+        }
+    }
+
+    /// Up to 255 bytes.
+    pub fn bytes(&mut self) -> &'a [u8] {
+        let length = usize::from(self.byte()).min(self.0.len());
+        let (taken, rest) = self.0.split_at(length);
+        self.0 = rest;
+        taken
+    }
+
+    /// Changes some bytes here and there, or the length.
+    pub fn damage(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..self.below(6) {
+            let at = self.short() % (bytes.len() + 1);
+            match self.below(6) {
+                0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
+                1 if at < bytes.len() => bytes[at] = self.byte(),
+                2 => bytes.truncate(at),
+                3 => bytes.extend_from_slice(self.bytes()),
+                4 => {
+                    let inserted = self.bytes().to_vec();
+                    bytes.splice(at..at, inserted);
+                }
+                _ => {
+                    let end = (at + 512).min(bytes.len());
+                    bytes[at..end].fill(0);
+                }
+            }
+        }
+    }
+}

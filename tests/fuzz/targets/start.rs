@@ -1,0 +1,152 @@
+//! What a member is started with, and what it is told before it begins.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
+use raftexample::channels::{Greeting, GreetingAnswer, PeerHeader, PeerReport, Refusal};
+use raftexample::codec;
+use raftexample::config::Config;
+use raftexample::error::Error;
+use raftexample::raft_node::{Input, NodeConfig};
+use raftexample::transport::{Inbound, InboundBody};
+use tokio::sync::oneshot;
+
+use super::Choices;
+use crate::forging::Role;
+use crate::harness::*;
+
+fn header(choices: &mut Choices<'_>, member: &Member) -> PeerHeader {
+    let own = member.header(member.id);
+    let from = choices.pick(&[1, 2, 3, 4, 9]);
+    PeerHeader {
+        cluster_id: choices.pick(&[own.cluster_id, own.cluster_id, 0, 5]),
+        from: if choices.one_in(9) { choices.number(from) } else { from },
+        incarnation: choices.pick(&[100 + from, 100 + from, 5]),
+        url: choices.pick(&[url(from), url(from), url(7), String::new()]),
+        to: choices.pick(&[member.id, 0, 5]),
+    }
+}
+
+/// The greeting or answer in `encoded`, damaged.
+fn decoded<T: serde::de::DeserializeOwned + serde::Serialize>(
+    choices: &mut Choices<'_>,
+    sound: &T,
+) -> Option<T> {
+    let mut encoded = codec::encode(sound);
+    choices.damage(&mut encoded);
+    let decoded = codec::decode::<T>(&encoded).ok()?;
+    assert!(codec::encode(&decoded) == encoded, "one thing is encoded in one way");
+    Some(decoded)
+}
+
+/// Greetings, answers and refusals, whatever they say and whoever says it: a member begins, or waits,
+/// or ends with a reason; and nothing that it recorded keeps it from starting again.
+pub fn greetings(data: &[u8]) {
+    thread_local! {
+        static IMAGE: MemVfs = Role::Leader.image();
+    }
+    let mut choices = Choices(data);
+    let (config, disk) = match choices.below(4) {
+        0 => (config(2, 3), IMAGE.with(MemVfs::image)),
+        1 => (NodeConfig { join: true, ..config(4, 4) }, MemVfs::default()),
+        2 => (config(1, 1), MemVfs::default()),
+        _ => (config(2, 3), MemVfs::default()),
+    };
+    let mut member = Member::start(&config, &disk, &Transcript::default()).unwrap();
+    let urls: Vec<String> = (1..=4).map(url).collect();
+    while !choices.is_empty() {
+        let header = header(&mut choices, &member);
+        let from_url = choices.pick(&urls);
+        let input = match choices.below(8) {
+            0 | 1 => {
+                let count = choices.below(5).min(urls.len());
+                let sound = Greeting { first_urls: urls[..count].to_vec() };
+                let Some(greeting) = decoded(&mut choices, &sound) else { continue };
+                let (answer, _) = oneshot::channel();
+                Input::Inbound(Inbound::new(header, InboundBody::Greeting { greeting, answer }))
+            }
+            2..5 => {
+                let beginning = choices.one_in(2);
+                let sound = GreetingAnswer { beginning, counts_as_member: choices.one_in(2) };
+                let Some(answer) = decoded(&mut choices, &sound) else { continue };
+                Input::Report(PeerReport::Greeted { url: from_url, header, answer })
+            }
+            5 => {
+                let why = String::from_utf8_lossy(choices.bytes()).into_owned();
+                let refusal = match choices.below(4) {
+                    0 => Refusal::Mismatch(why),
+                    1 => Refusal::OtherIncarnation(why),
+                    2 => {
+                        Refusal::Removed { id: choices.number(config.id), index: choices.number(9) }
+                    }
+                    _ => Refusal::NotReady(why),
+                };
+                Input::Report(PeerReport::Refused { header, refusal })
+            }
+            6 => Input::Report(PeerReport::NotGreeted { url: from_url, why: "why not".into() }),
+            _ => Input::Tick,
+        };
+        match member.turn([input]) {
+            Ok(()) => {}
+            Err(Error::Refused(why)) => {
+                assert!(!why.is_empty());
+                break;
+            }
+            Err(Error::Removed) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let disk = member.crash(Survives::Nothing);
+    Member::start(&config, &disk, &Transcript::default()).unwrap();
+}
+
+/// The flags, each with values that it may have and some that it may not.
+#[rustfmt::skip]
+const FLAGS: &[(&str, &[&str])] = &[
+    ("--id", &["1", "2", "3", "0", "18446744073709551615"]),
+    ("--cluster", &["http://127.0.0.1:1", "http://a:1,http://a:2,http://a:3", "http://[::1]:1", "a:1", ""]),
+    ("--port", &["1", "65535", "65536"]),
+    ("--join", &["true", "false", "maybe"]),
+    ("--data-dir", &[".", "", "/nowhere"]),
+    ("--host", &["0.0.0.0", "::", "localhost"]),
+    ("--peer-url", &["http://a:2", "http://a:4", "a"]),
+    ("--cluster-id", &["1", "0", "0xffffffffffffffff", "0x"]),
+    ("--snapshot-count", &["1", "0", "18446744073709551615"]),
+    ("--snapshot-catch-up-entries", &["0", "18446744073709551615", "-1"]),
+    ("--ack", &["committed", "proposed", "never"]),
+    ("--read", &["linearizable", "local", "Local"]),
+    ("--request-timeout", &["5s", "0s", "1day", "2days", "99999999999y"]),
+    ("--max-value-bytes", &["1", "0", "67108864", "67108865"]),
+    ("--tick", &["100ms", "1ns", "1min", "61s"]),
+    ("--election-ticks", &["10", "2", "1", "10001"]),
+    ("--heartbeat-ticks", &["1", "0", "10", "9999"]),
+    ("--log-level", &["debug", "all"]),
+    ("--log-format", &["json", "xml"]),
+];
+
+/// Any command line is read and found usable, or refused in one line.
+pub fn flags(data: &[u8]) {
+    let mut choices = Choices(data);
+    let mut arguments = vec![OsString::from("raftexample")];
+    for _ in 0..choices.below(8) {
+        let (flag, values) = choices.pick(FLAGS);
+        let dashes = if choices.one_in(4) { &flag[1..] } else { flag };
+        let mut argument = format!("{dashes}={}", choices.pick(values)).into_bytes();
+        if choices.one_in(8) {
+            choices.damage(&mut argument);
+        }
+        arguments.push(OsString::from_vec(argument));
+    }
+    let Ok(config) = Config::read(arguments) else { return };
+    match config.check() {
+        Ok(()) => {
+            let node = config.node_config().expect("flags that fit together make a node");
+            assert_ne!(node.id, 0);
+            assert!(node.election_ticks > node.heartbeat_ticks && node.heartbeat_ticks > 0);
+            assert_eq!(node.url, config.own_url());
+            config.client_address();
+        }
+        Err(Error::Config(why)) => assert!(!why.is_empty() && !why.contains('\n'), "{why:?}"),
+        Err(error) => panic!("{error}"),
+    }
+}
