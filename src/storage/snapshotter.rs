@@ -383,6 +383,8 @@ impl SnapshotReceiver {
             && checksums(&*there, length).map_err(Error::io("read", path))?.1
                 == self.expected.checksum;
         if is_same {
+            // Whoever renamed it may not have come that far yet.
+            files::sync_dir(&*self.file.vfs, path.parent().expect("it lies in a directory"))?;
             return Ok(Received::Kept);
         }
         Ok(Received::Refused("another snapshot has its name here already".to_owned()))
