@@ -31,7 +31,7 @@ pub const PATCHES: [Patch; 8] = [
         file: "src/raft_node/snapshots.rs",
         text: "voters: sorted(&self.conf_state.voters),",
         becomes: "voters: Vec::new(),",
-        seeds: 10,
+        seeds: 50,
     },
     Patch {
         name: "a truncation is not applied on replay",
@@ -51,21 +51,21 @@ pub const PATCHES: [Patch; 8] = [
         file: "src/membership.rs",
         text: "self.removed.insert(*id, index);",
         becomes: "let _ = index;",
-        seeds: 50,
+        seeds: 500,
     },
     Patch {
         name: "the commit index of a LightReady is not persisted",
         file: "src/raft_node.rs",
         text: "self.hard_state.commit = commit;\n                self.hard_state_is_unsaved = true;",
         becomes: "let _ = commit;",
-        seeds: 50,
+        seeds: 1_000,
     },
     Patch {
         name: "a read takes the index that an earlier run asked for",
         file: "src/raft_node/requests.rs",
         text: "|| id.boot != self.config.boot",
         becomes: "",
-        seeds: 5_000,
+        seeds: 8_000,
     },
     Patch {
         name: "a change of members is committed in memory only",
