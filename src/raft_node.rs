@@ -248,8 +248,8 @@ pub struct Leadership {
 /// We were removed. A leader stays until a majority of the others knows, so that they need no
 /// election timeout to find that out, and no longer than such a timeout.
 ///
-/// If a single member remains, each of us stays until that one knows: before, it counts two members,
-/// and cannot be elected without us.
+/// If a single member remains there is no such limit, and who does not lead stays as well: until that
+/// one knows, it counts two members, and cannot be elected without us.
 struct Leaving {
     removal: Index,
     until_tick: u64,
@@ -392,7 +392,7 @@ impl RaftNode {
             let is_new_term_or_vote = ready.hs().is_some_and(|hs| {
                 hs.term != self.hard_state.term || hs.vote != self.hard_state.vote
             });
-            let commits_change = holds_change(ready.committed_entries());
+            let commits_change = self.may_commit_change(ready.committed_entries());
             let mut after_sync = ready.take_messages();
             if !is_new_term_or_vote && !commits_change {
                 self.process_messages(std::mem::take(&mut after_sync));
@@ -416,7 +416,7 @@ impl RaftNode {
                 self.hard_state.commit = commit;
                 self.hard_state_is_unsaved = true;
             }
-            if holds_change(light_ready.committed_entries()) {
+            if self.may_commit_change(light_ready.committed_entries()) {
                 self.save_hard_state()?;
             }
             self.process_messages(light_ready.take_messages());
@@ -452,6 +452,14 @@ impl RaftNode {
     /// raft's own state, to be looked at.
     pub fn raft(&self) -> &raft::Raft<Log> {
         &self.raw_node.raft
+    }
+
+    /// True if a change of members is among these committed entries, or may be among those that the
+    /// leader has committed and raft has not handed out yet.
+    fn may_commit_change(&self, entries: &[Entry]) -> bool {
+        let committed = self.raw_node.raft.raft_log.committed;
+        let is_part = entries.last().is_some_and(|last| last.index < committed);
+        holds_change(entries) || (is_part && self.is_leader())
     }
 
     fn leadership(&self) -> Leadership {

@@ -125,8 +125,11 @@ impl RaftNode {
     pub(super) fn take_greeting_report(&mut self, report: PeerReport) -> Result<()> {
         let Some(beginning) = &mut self.beginning else { return Ok(()) };
         match report {
-            PeerReport::Greeted { url, .. } | PeerReport::NotGreeted { url, .. }
-                if !beginning.answers.contains_key(&url) => {}
+            PeerReport::Greeted { url, .. } if !beginning.answers.contains_key(&url) => {}
+            // It makes room for another, and may call again.
+            PeerReport::NotGreeted { url, .. } if !beginning.answers.contains_key(&url) => {
+                beginning.callers.remove(&url);
+            }
             PeerReport::Greeted { url, header, answer } => {
                 let known = self.identity.cluster_id;
                 let outcome = if known != 0 && header.cluster_id != known {

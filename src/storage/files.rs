@@ -21,7 +21,13 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Makes `dir`, and makes its entry in the directory above it durable.
 pub(super) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     vfs.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
-    sync_found(vfs, dir)
+    match sync_found(vfs, dir) {
+        // Where nothing can be made we did not make it either.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            sync_dir(vfs, parent(dir))
+        }
+        synced => synced,
+    }
 }
 
 /// Gives the whole and written `file` its name: a name without [`TEMPORARY`] always stands for a
@@ -41,11 +47,14 @@ pub(super) fn sync_found(vfs: &dyn Vfs, path: &Path) -> Result<()> {
     let temporary = with_suffix(path, TEMPORARY);
     vfs.create(&temporary).map_err(Error::io("create", &temporary))?;
     vfs.remove(&temporary).map_err(Error::io("remove", &temporary))?;
-    let parent = match path.parent() {
+    sync_dir(vfs, parent(path))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    sync_dir(vfs, parent)
+    }
 }
 
 /// Makes the names in `dir` durable.
