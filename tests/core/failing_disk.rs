@@ -125,3 +125,27 @@ fn a_follower_whose_disk_fails_while_it_installs_a_snapshot_stops() {
         assert_silent_after_fault(&network.transcript, 3, &what);
     }
 }
+
+/// Its directories were made for it, in one that is not its own.
+#[test]
+fn a_directory_above_in_which_nothing_can_be_made_does_not_keep_a_member_from_starting() {
+    let (disk, transcript) = (MemVfs::default(), Transcript::default());
+    drop(Member::start(&config(1, 1), &disk, &transcript).unwrap());
+    let disk = disk.crash(Survives::Nothing);
+    transcript.clear();
+    let first = disk.image();
+    drop(Member::start(&config(1, 1), &first, &transcript).unwrap());
+    let operations: Vec<String> = transcript.lines();
+    let is_file = |line: &&String| {
+        !line.contains(" commit ") && !line.contains(" log ") && !line.contains(" send ")
+    };
+    let files: Vec<&String> = operations.iter().filter(is_file).collect();
+    let place = files.iter().position(|line| line.contains("create raftexample-1-snap.tmp"));
+    let place = place.unwrap_or_else(|| panic!("{operations:#?}")) as u64 + 1;
+    let denied = disk.image();
+    denied.inject(place, Fault::Fails(std::io::ErrorKind::PermissionDenied));
+    let again = Transcript::default();
+    Member::start(&config(1, 1), &denied, &again).unwrap();
+    let failed = again.lines().into_iter().find(|line| line.contains("FAULT"));
+    assert_eq!(failed.as_deref(), Some("1 FAULT create raftexample-1-snap.tmp"));
+}
