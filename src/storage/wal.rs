@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! raftexample-1/
-//!   0000000000000007.wal    | head | frame | frame | … | frame |
+//!   0000000000000007.wal    | head | frame | frame | … | frame | close |
 //!   0000000000000008.wal    | head | frame |                           the current segment
 //! ```
 //! The unit is the [`Frame`]: what one sync covers, under one checksum. It is there wholly or not
@@ -11,7 +11,8 @@
 //!
 //! Frames go to the last segment. The first frame of each segment, its head, repeats what was known
 //! when the segment was begun: identity, incarnations, the last two snapshot marks and the hard
-//! state, and the length of the segment before. So the older segments can go.
+//! state, the length of the segment before and the log's last index. So the older segments can go.
+//! The last frame of each segment but the current one closes it. So the newer ones can not go.
 //!
 //! # States possible after a crash
 //!
@@ -27,7 +28,8 @@
 //!
 //! During [`Wal::save`], while it begins a new segment:
 //! - a `.tmp` file: removed, and begun again when it is needed;
-//! - the new segment with nothing but its head: the log without the frame, which has still to come.
+//! - the new segment with nothing but its head, and the one before closed, or not, or by a torn
+//!   frame: the log without the frame that needed the segment. The one before is closed then.
 //!
 //! During [`Wal::purge`]:
 //! - some of the segments to go, and always the last of them: they are read too, and say nothing
@@ -36,11 +38,14 @@
 //! During [`Wal::open`]:
 //! - the torn frame, or not: as above;
 //! - the last frame, written again over itself: as it was;
-//! - an empty `.tmp` file: removed.
+//! - an empty `.tmp` file: removed;
+//! - a frame that closes a segment, torn or not: as above.
 //!
 //! A segment gets its name only when its head is on disk, and a successor only when all of it is.
-//! So whatever is wrong with a head, or in a segment before the last, is damage. Damage is never
-//! repaired: [`Error::Corrupt`] keeps the member from starting.
+//! It is closed only when the successor's name is on disk, and the successor gets its first frame
+//! only then. So whatever is wrong with a head, or in a segment before the last, is damage, and so
+//! is a last segment that is closed. Damage is never repaired: [`Error::Corrupt`] keeps the member
+//! from starting.
 //!
 //! A process that dies leaves what it wrote to the operating system, so [`Wal::open`] may read a
 //! frame that is not on disk, or a segment whose name is not. It writes the last frame again, the
@@ -51,8 +56,7 @@
 //! # What it is not
 //!
 //! It knows nothing of what is committed or applied, and does not look at the snapshots. Segments
-//! missing at the front, or at the end, are for the caller to notice: by a first entry beyond the
-//! snapshot, by a commit index beyond the last entry.
+//! missing at the front are for the caller to notice, by a base beyond the snapshot.
 
 mod format;
 mod replay;
@@ -66,7 +70,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::{Entry, HardState};
 
-use self::format::{Fault, Record, Salt};
+use self::format::{Fault, Head, Record, Salt};
 use self::replay::{Replay, Summary};
 use super::{Vfs, VfsFile, files};
 use crate::error::{Error, REPLACE_MEMBER, Result};
@@ -166,8 +170,9 @@ pub struct Recovered {
     pub entries: Vec<Entry>,
     /// Raft's own state.
     pub hard_state: HardState,
-    /// The index before the first entry held, or of the installed snapshot that no entry follows.
-    /// `None` if the segments that are left name neither.
+    /// The index before the first entry held, or where the log ends if it holds none. `None` if it
+    /// never had any, or if the segments that are left do not tell, which only those of version 1
+    /// may do.
     pub base: Option<u64>,
     /// Where a torn frame was cut off: the file, and its length since.
     pub cut: Option<(PathBuf, u64)>,
@@ -200,15 +205,26 @@ pub struct Wal {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Segment {
     number: u64,
+    /// Of the format, in which its head is written.
+    version: u32,
     /// Its length in bytes.
     length: u64,
     /// The length of its first frame.
     head_length: u64,
     /// The highest index among its entries, 0 if it has none.
     highest_index: u64,
+    /// True if its last frame closes it.
+    closed: bool,
+    /// True if a torn frame follows its last one.
+    torn: bool,
 }
 
 impl Segment {
+    /// Its length without the frame that closes it.
+    fn open_length(&self) -> u64 {
+        self.length - if self.closed { format::CLOSE_BYTES } else { 0 }
+    }
+
     fn path(&self, dir: &Path) -> PathBuf {
         dir.join(format!("{:016x}{SUFFIX}", self.number))
     }
@@ -241,7 +257,7 @@ impl Wal {
         }
         files::make_dir(&*vfs, dir)?;
         let summary = Summary { identity: identity.clone(), ..Summary::default() };
-        let (segment, file) = create_segment(&*vfs, dir, None, &summary)?;
+        let (segment, file) = create_segment(&*vfs, dir, None, None, &summary)?;
         Ok(Self {
             vfs,
             dir: dir.to_owned(),
@@ -261,10 +277,11 @@ impl Wal {
     /// [`Error::Io`]; [`Error::Corrupt`] if the log does not hold what was written to it.
     pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<(Self, Recovered)> {
         files::remove_temporary(&*vfs, dir, |name| parse_name(name).is_some())?;
-        let Replayed { replay, segments, last_frame, cut } = replay_segments(&*vfs, dir)?;
-        let current = segments.last().expect("a replay ends with a segment");
+        let Replayed { replay, mut segments, last_frame } = replay_segments(&*vfs, dir)?;
+        let (current, others) = segments.split_last_mut().expect("a replay ends with a segment");
         let path = current.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+        let cut = std::mem::take(&mut current.torn);
         if cut {
             file.set_len(current.length).map_err(Error::io("cut", &path))?;
         } else {
@@ -273,6 +290,17 @@ impl Wal {
         }
         file.sync().map_err(Error::io("sync", &path))?;
         files::sync_found(&*vfs, &path)?;
+        if let Some(previous) = others.last_mut().filter(|_| current.length == current.head_length)
+        {
+            let path = previous.path(dir);
+            let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+            if previous.torn {
+                // What is written over the torn frame could be torn in more ways than it could.
+                file.set_len(previous.length).map_err(Error::io("cut", &path))?;
+                file.sync().map_err(Error::io("sync", &path))?;
+            }
+            close_segment(&*file, dir, previous, replay.summary.identity.incarnation)?;
+        }
         let mut summary = replay.summary.clone();
         summary.trim();
         let wal = Self {
@@ -294,9 +322,9 @@ impl Wal {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Recovered> {
-        let Replayed { replay, segments, cut, .. } = replay_segments(vfs, dir)?;
+        let Replayed { replay, segments, .. } = replay_segments(vfs, dir)?;
         let current = segments.last().expect("a replay ends with a segment");
-        Ok(recovered(replay, cut.then(|| (current.path(dir), current.length))))
+        Ok(recovered(replay, current.torn.then(|| (current.path(dir), current.length))))
     }
 
     /// Sets how long a segment gets, in bytes; [`SEGMENT_BYTES`] unless set.
@@ -324,7 +352,8 @@ impl Wal {
         frame.put(&mut buffer);
         let length = format::frame_bytes(buffer.len() - format::HEADER_BYTES) as u64;
         let current = self.current();
-        if current.length + length > self.segment_bytes && current.length > current.head_length {
+        let is_full = current.length + length + format::CLOSE_BYTES > self.segment_bytes;
+        if is_full && current.length > current.head_length {
             self.cut()?;
         }
         let Segment { number, length: start, .. } = *self.current();
@@ -370,10 +399,14 @@ impl Wal {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
-    /// Begins a new segment.
+    /// Begins a new segment, and then closes the one before: the other way round, a crash between
+    /// the two would look like a segment that is missing.
     fn cut(&mut self) -> Result<()> {
-        let previous = *self.current();
-        let (segment, file) = create_segment(&*self.vfs, &self.dir, Some(previous), &self.summary)?;
+        let (dir, incarnation) = (&self.dir, self.summary.identity.incarnation);
+        let previous = self.segments.last_mut().expect("a log has a current segment");
+        let (segment, file) =
+            create_segment(&*self.vfs, dir, Some(previous), self.last_index, &self.summary)?;
+        close_segment(&*self.file, dir, previous, incarnation)?;
         self.segments.push(segment);
         self.file = file;
         Ok(())
@@ -440,10 +473,11 @@ impl Wal {
 fn create_segment(
     vfs: &dyn Vfs,
     dir: &Path,
-    previous: Option<Segment>,
+    previous: Option<&Segment>,
+    last_index: Option<u64>,
     summary: &Summary,
 ) -> Result<(Segment, Box<dyn VfsFile>)> {
-    let mut segment = Segment::default();
+    let mut segment = Segment { version: format::VERSION, ..Segment::default() };
     let mut previous_bytes = 0;
     if let Some(previous) = previous {
         segment.number = previous.number + 1;
@@ -451,7 +485,8 @@ fn create_segment(
     }
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    summary.put_head(&mut frame, segment.number, previous_bytes);
+    format::put_head(&mut frame, segment.number, previous_bytes, last_index);
+    summary.put(&mut frame);
     format::seal_frame(&mut frame, 0, Salt::default());
     segment.length = frame.len() as u64;
     segment.head_length = segment.length;
@@ -461,6 +496,27 @@ fn create_segment(
     file.write_all_at(&frame, 0).map_err(Error::io("write to", &temporary))?;
     files::publish(vfs, &*file, &temporary, &path)?;
     Ok((segment, file))
+}
+
+/// Writes and syncs the frame that closes `segment`, in the place of one that may be there.
+fn close_segment(
+    file: &dyn VfsFile,
+    dir: &Path,
+    segment: &mut Segment,
+    incarnation: u64,
+) -> Result<()> {
+    let path = segment.path(dir);
+    let start = segment.open_length();
+    let mut frame = Vec::new();
+    format::begin_frame(&mut frame);
+    format::put_close(&mut frame);
+    format::seal_frame(&mut frame, start, Salt { incarnation, segment: segment.number });
+    file.write_all_at(&frame, start).map_err(Error::io("write to", &path))?;
+    file.sync().map_err(Error::io("sync", &path))?;
+    segment.length = start + format::CLOSE_BYTES;
+    segment.closed = true;
+    segment.torn = false;
+    Ok(())
 }
 
 /// A segment's number, if `name` is a segment's.
@@ -489,15 +545,18 @@ fn list_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<u64>> {
     numbers.sort_unstable();
     for pair in numbers.windows(2) {
         if pair[0] + 1 != pair[1] {
-            let missing = Segment { number: pair[0] + 1, ..Segment::default() };
             let reason = format!("it is missing, segment {:016x} is there", pair[1]);
-            return Err(damage(&missing.path(dir), 0, reason));
+            return Err(missing(dir, pair[0] + 1, reason));
         }
     }
     if numbers.is_empty() {
         return Err(damage(dir, 0, "it holds no segment of the log".into()));
     }
     Ok(numbers)
+}
+
+fn missing(dir: &Path, number: u64, reason: String) -> Error {
+    damage(&Segment { number, ..Segment::default() }.path(dir), 0, reason)
 }
 
 fn damage(path: &Path, offset: u64, reason: String) -> Error {
@@ -507,12 +566,10 @@ fn damage(path: &Path, offset: u64, reason: String) -> Error {
 /// A log as it was read.
 struct Replayed {
     replay: Replay,
-    /// At least one; the last without a torn frame.
+    /// At least one.
     segments: Vec<Segment>,
     /// The last segment's last whole frame, as read.
     last_frame: Vec<u8>,
-    /// True if a torn frame follows that one.
-    cut: bool,
 }
 
 fn recovered(replay: Replay, cut: Option<(PathBuf, u64)>) -> Recovered {
@@ -524,24 +581,35 @@ fn recovered(replay: Replay, cut: Option<(PathBuf, u64)>) -> Recovered {
 
 fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
     let numbers = list_segments(vfs, dir)?;
-    let mut replayed = Replayed {
-        replay: Replay::default(),
-        segments: Vec::new(),
-        last_frame: Vec::new(),
-        cut: false,
-    };
+    let mut replayed =
+        Replayed { replay: Replay::default(), segments: Vec::new(), last_frame: Vec::new() };
     for (position, &number) in numbers.iter().enumerate() {
-        let may_be_torn = position + 1 == numbers.len();
-        replay_segment(vfs, dir, number, may_be_torn, &mut replayed)?;
+        // The frame that closes the one before the last may be torn, as long as nothing is in the
+        // last, which that one finds out.
+        let torn_bytes = match numbers.len() - position {
+            1 => usize::MAX,
+            2 => format::CLOSE_BYTES as usize,
+            _ => 0,
+        };
+        replay_segment(vfs, dir, number, torn_bytes, &mut replayed)?;
+    }
+    for pair in replayed.segments.windows(2) {
+        check_closed(dir, &pair[0], &pair[1])?;
+    }
+    let last = replayed.segments.last().expect("a listing names a segment");
+    if last.closed {
+        let reason = format!("it is missing, segment {:016x} was closed for it", last.number);
+        return Err(missing(dir, last.number + 1, reason));
     }
     Ok(replayed)
 }
 
+/// Reads a segment, at the end of which a torn frame may have `torn_bytes`.
 fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     number: u64,
-    may_be_torn: bool,
+    torn_bytes: usize,
     replayed: &mut Replayed,
 ) -> Result<()> {
     let mut segment = Segment { number, ..Segment::default() };
@@ -553,10 +621,11 @@ fn replay_segment(
         let is_head = start == 0;
         let incarnation = replayed.replay.summary.identity.incarnation;
         let salt = if is_head { Salt::default() } else { Salt { incarnation, segment: number } };
+        let may_be_torn = !is_head && !segment.closed && bytes.len() - start <= torn_bytes;
         let frame = match format::read_frame(&bytes, start, salt) {
             Ok(frame) => frame,
-            Err(bad) if bad.torn && may_be_torn && !is_head => {
-                replayed.cut = true;
+            Err(bad) if bad.torn && may_be_torn => {
+                segment.torn = true;
                 break;
             }
             Err(bad) => return Err(damage(&path, start as u64, bad.reason)),
@@ -590,12 +659,19 @@ fn replay_frame(
 ) -> std::result::Result<(), Fault> {
     let mut records = format::records(payload);
     if is_head {
-        check_head(records.next().transpose()?, previous, segment.number)?;
+        let head = check_head(records.next().transpose()?, previous, segment.number)?;
+        segment.version = head.version;
+        replay.begin_segment(head.last_index)?;
     }
     for record in records {
         let record = record?;
-        if let Record::Entry(entry) = &record {
-            segment.highest_index = segment.highest_index.max(entry.index);
+        if segment.closed {
+            return Err("a record behind the one that closes the segment".to_owned().into());
+        }
+        match &record {
+            Record::Entry(entry) => segment.highest_index = segment.highest_index.max(entry.index),
+            Record::Close => segment.closed = true,
+            _ => {}
         }
         replay.apply(record)?;
     }
@@ -610,21 +686,33 @@ fn check_head(
     record: Option<Record>,
     previous: Option<&Segment>,
     number: u64,
-) -> std::result::Result<(), String> {
-    let Some(Record::Head { segment, previous_bytes }) = record else {
+) -> std::result::Result<Head, String> {
+    let Some(Record::Head(head)) = record else {
         return Err("the first frame does not begin with a head".to_owned());
     };
+    let Head { segment, previous_bytes, .. } = head;
     if segment != number {
         return Err(format!("it is segment {segment:016x}, named {number:016x}"));
     }
     // The segment before is complete frame by frame; only this tells that none is gone at its end.
     match previous {
-        Some(previous) if previous.length != previous_bytes => Err(format!(
+        Some(previous) if previous.open_length() != previous_bytes => Err(format!(
             "segment {:016x} had {previous_bytes} bytes when this one was begun, it has {}",
-            previous.number, previous.length
+            previous.number,
+            previous.open_length()
         )),
-        _ => Ok(()),
+        _ => Ok(head),
     }
+}
+
+/// Checks that a segment is closed if the one after it holds more than its head.
+fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
+    let is_needed = next.length > next.head_length || next.torn;
+    if !is_needed || segment.closed || next.version == 1 && !segment.torn {
+        return Ok(());
+    }
+    let reason = format!("no frame closes it, but segment {:016x} has frames", next.number);
+    Err(damage(&segment.path(dir), segment.length, reason))
 }
 
 fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {

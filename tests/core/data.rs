@@ -1,19 +1,23 @@
-//! A data directory of each version of the formats. `UPDATE_GOLDEN=1 cargo test --test core data`
-//! makes the one of the current version anew; never do that for a version that was released.
+//! A data directory of each version of the log's format. `UPDATE_GOLDEN=1 cargo test --test core
+//! data` makes the one of the current version anew; never do that for a version that was released.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
 use raftexample::storage::DiskVfs;
 
 use crate::harness::*;
 
-fn kept() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1")
+/// In version 2 a segment is closed, so there are several.
+const SEGMENT_BYTES: u64 = 512;
+
+fn kept(version: u32) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/v{version}"))
 }
 
-fn v1() -> NodeConfig {
+fn single() -> NodeConfig {
     NodeConfig {
         incarnation: 0x1122_3344_5566_7788,
         snapshot_count: 5,
@@ -31,7 +35,7 @@ const KEYS: [(&str, &str, u64); 4] = [
 ];
 
 fn make() {
-    let mut member = Member::start(&v1(), &MemVfs::default(), &Transcript::default()).unwrap();
+    let mut member = start(&MemVfs::default()).unwrap();
     member.tick_until_leader().unwrap();
     for (key, value) in [
         ("/hello", "world"),
@@ -47,17 +51,21 @@ fn make() {
     member.node.stop().unwrap();
     let disk = member.crash(Survives::Nothing);
     for path in disk.paths() {
-        let target = kept().join(path.strip_prefix(DATA).unwrap());
+        let target = kept(2).join(path.strip_prefix(DATA).unwrap());
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         std::fs::write(target, disk.contents(&path)).unwrap();
     }
 }
 
+fn start(disk: &MemVfs) -> Result<Member> {
+    Member::start_with_segments(&single(), disk, &Transcript::default(), Some(SEGMENT_BYTES))
+}
+
 /// A copy of the kept directory in memory.
-fn copy() -> MemVfs {
+fn copy(version: u32) -> MemVfs {
     let disk = MemVfs::default();
     for dir in ["raftexample-1", "raftexample-1-snap"] {
-        for file in std::fs::read_dir(kept().join(dir)).unwrap() {
+        for file in std::fs::read_dir(kept(version).join(dir)).unwrap() {
             let path = file.unwrap().path();
             let target = Path::new(DATA).join(dir).join(path.file_name().unwrap());
             disk.put(&target, &std::fs::read(&path).unwrap());
@@ -73,33 +81,53 @@ fn check_keys(member: &mut Member) {
     assert_eq!(found, KEYS);
 }
 
-#[test]
-fn a_directory_of_version_1_is_opened() {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        make();
-    }
-    let mut member = Member::start(&v1(), &copy(), &Transcript::default()).unwrap();
+/// Its log goes on in the current version, and is opened again.
+fn check_opened(version: u32) {
+    let mut member = start(&copy(version)).unwrap();
     assert!(member.status().snapshot > 0, "it has a snapshot");
     check_keys(&mut member);
     let wal = member.wal();
     assert_eq!(wal.identity.incarnation, 0x1122_3344_5566_7788);
     member.tick_until_leader().unwrap();
-    assert!(member.put("/new", "value").unwrap().is_ok());
+    for number in 0..9 {
+        assert!(member.put("/new", &format!("value {number}")).unwrap().is_ok());
+    }
+    member.node.stop().unwrap();
+    let state = member.state();
+    assert_eq!(start(&member.crash(Survives::Nothing)).unwrap().state(), state);
 }
 
-/// The same through the real file system.
 #[test]
-fn a_directory_of_version_1_is_opened_on_a_real_disk() {
+fn a_directory_of_version_1_is_opened() {
+    check_opened(1);
+}
+
+#[test]
+fn a_directory_of_version_2_is_opened() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        make();
+    }
+    let segments = std::fs::read_dir(kept(2).join("raftexample-1")).unwrap().count();
+    assert!(segments > 1, "{segments}");
+    check_opened(2);
+}
+
+#[test]
+fn the_directories_of_all_versions_are_opened_on_a_real_disk() {
+    (1..=2).for_each(check_opened_on_a_real_disk);
+}
+
+fn check_opened_on_a_real_disk(version: u32) {
     let temporary = tempfile::tempdir().unwrap();
     for dir in ["raftexample-1", "raftexample-1-snap"] {
         std::fs::create_dir(temporary.path().join(dir)).unwrap();
-        for file in std::fs::read_dir(kept().join(dir)).unwrap() {
+        for file in std::fs::read_dir(kept(version).join(dir)).unwrap() {
             let path = file.unwrap().path();
             let target = temporary.path().join(dir).join(path.file_name().unwrap());
             std::fs::copy(&path, target).unwrap();
         }
     }
-    let config = NodeConfig { data_dir: temporary.path().into(), ..v1() };
+    let config = NodeConfig { data_dir: temporary.path().into(), ..single() };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let vfs = Arc::new(DiskVfs);
     let first = raftexample::raft_node::replay::replay_wal(&config, vfs.clone(), &logger).unwrap();
@@ -112,11 +140,8 @@ fn a_directory_of_version_1_is_opened_on_a_real_disk() {
 /// Offsets as in `wal/format.rs` and `snapshotter.rs`.
 #[test]
 fn a_directory_of_another_version_is_refused_with_both_versions() {
-    let refusal = |disk: &MemVfs| {
-        let started = Member::start(&v1(), disk, &Transcript::default());
-        started.err().expect("it is refused").to_string()
-    };
-    let disk = copy();
+    let refusal = |disk: &MemVfs| start(disk).err().expect("it is refused").to_string();
+    let disk = copy(2);
     let segments: Vec<_> = disk
         .paths()
         .into_iter()
@@ -125,8 +150,8 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
     disk.tamper(&segments[0], |bytes| {
         // The header's 16 bytes, the record's kind and length, the magic.
         let version = 16 + 5 + 8;
-        assert_eq!(bytes[version..version + 4], 1_u32.to_le_bytes());
-        bytes[version] = 2;
+        assert_eq!(bytes[version..version + 4], 2_u32.to_le_bytes());
+        bytes[version] = 3;
         let payload = u32::from_le_bytes(bytes[0..4].try_into().unwrap()) as usize;
         let end = 16 + (payload / 16 + 1) * 16;
         let checksum = crc32c::crc32c(&bytes[16..end]);
@@ -138,9 +163,9 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
         bytes[12..16].copy_from_slice(&header.to_le_bytes());
     });
     let error = refusal(&disk);
-    assert!(error.contains("format version 2, this program reads 1"), "{error}");
+    assert!(error.contains("format version 3, this program reads 1 to 2"), "{error}");
 
-    let disk = copy();
+    let disk = copy(2);
     let snapshots: Vec<_> = disk
         .paths()
         .into_iter()

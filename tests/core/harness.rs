@@ -731,9 +731,17 @@ fn frame_records(path: &Path, frame: &[u8], offset: u64) -> String {
     let (mut at, end) = (16, 16 + number(0));
     let mut names: Vec<&str> = Vec::new();
     while at + 5 <= end {
-        let kinds =
-            ["", "head", "identity", "incarnation", "mark", "install", "entry", "hard state"];
-        names.push(kinds[frame[at] as usize]);
+        names.push(match frame[at] {
+            1 => "head",
+            2 => "identity",
+            3 => "incarnation",
+            4 => "mark",
+            5 => "install",
+            6 => "entry",
+            7 => "hard state",
+            8 => "close",
+            kind => panic!("no record has kind {kind}"),
+        });
         at += 5 + number(at + 1);
     }
     names.dedup();

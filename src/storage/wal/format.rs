@@ -28,16 +28,23 @@
 //!
 //! | kind | record      | body                                                                    |
 //! |------|-------------|-------------------------------------------------------------------------|
-//! | 1    | head        | magic (8 bytes), version (u32), segment, bytes of the one before (u64)  |
+//! | 1    | head        | magic (8 bytes), version (u32), segment, bytes of the one before,       |
+//! |      |             | last index (u64)                                                        |
 //! | 2    | identity    | cluster id, member id, incarnation, hash of the first URLs (u64)        |
 //! | 3    | incarnation | member id, incarnation (u64)                                            |
 //! | 4    | mark        | index, term (u64)                                                       |
 //! | 5    | install     | index, term (u64)                                                       |
 //! | 6    | entry       | index, term (u64), type (u8), context bytes (u32), context, data        |
 //! | 7    | hard state  | term, vote, commit (u64)                                                |
+//! | 8    | close       | nothing                                                                 |
 //!
 //! An entry's type is 0 for a normal one, 1 for a ConfChange, 2 for a ConfChangeV2; its data is the
-//! rest of the body. A head is the first record of the first frame, and nowhere else.
+//! rest of the body. A head is the first record of the first frame, and nowhere else. A close is the
+//! one record of the last frame of a segment, and says that another follows; the bytes of the
+//! segment before do not count that frame. The last index is that of the log when the segment was
+//! begun, 0 if it had none.
+//!
+//! In version 1 a head has no last index, and the segment before it need not be closed.
 //!
 //! # What became of a frame
 //!
@@ -61,8 +68,8 @@ use super::{Identity, SnapshotMark};
 use crate::error::REPLACE_MEMBER;
 use crate::storage::files::OTHER_VERSION;
 
-/// The version of this format. It rises with every change.
-pub(super) const VERSION: u32 = 1;
+/// The version of this format. It rises with every change; those before it are read too.
+pub(super) const VERSION: u32 = 2;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// What a disk writes wholly or not at all, in bytes.
@@ -81,6 +88,11 @@ const MARK: u8 = 4;
 const INSTALL: u8 = 5;
 const ENTRY: u8 = 6;
 const HARD_STATE: u8 = 7;
+const CLOSE: u8 = 8;
+/// The length in bytes of the frame that closes a segment.
+pub(super) const CLOSE_BYTES: u64 = frame_bytes(RECORD_HEADER_BYTES) as u64;
+/// The length in bytes of a record's kind and length.
+const RECORD_HEADER_BYTES: usize = 5;
 
 /// Ties a frame to its segment; zeros for the first frame of each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,12 +106,14 @@ pub(super) struct Salt {
 /// One decoded record.
 #[derive(Debug, PartialEq)]
 pub(super) enum Record {
-    /// The segment's number, and the length in bytes of the segment before it, 0 for the first.
-    Head { segment: u64, previous_bytes: u64 },
+    Head(Head),
     /// Whose log this is.
     Identity(Identity),
     /// The first incarnation heard for a member.
-    Incarnation { member_id: u64, incarnation: u64 },
+    Incarnation {
+        member_id: u64,
+        incarnation: u64,
+    },
     /// Names a snapshot; leaves the entries as they are.
     Mark(SnapshotMark),
     /// Names a snapshot that took the place of all entries.
@@ -108,14 +122,35 @@ pub(super) enum Record {
     Entry(Entry),
     /// Takes the place of the one before.
     HardState(HardState),
+    /// Nothing follows in this segment, but another segment does.
+    Close,
 }
 
-/// Appends a head record to `payload`.
-pub(super) fn put_head(payload: &mut Vec<u8>, segment: u64, previous_bytes: u64) {
+/// Where a segment belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Of the format.
+    pub version: u32,
+    /// The segment's number.
+    pub segment: u64,
+    /// The length in bytes of the segment before it without the frame that closes it, 0 for the
+    /// first.
+    pub previous_bytes: u64,
+    /// Of the log when the segment was begun, if it had any and the version tells.
+    pub last_index: Option<u64>,
+}
+
+/// Appends a head record of the current version to `payload`.
+pub(super) fn put_head(
+    payload: &mut Vec<u8>,
+    segment: u64,
+    previous_bytes: u64,
+    last_index: Option<u64>,
+) {
     put(payload, HEAD, |body| {
         body.extend_from_slice(&MAGIC);
         body.extend_from_slice(&VERSION.to_le_bytes());
-        put_numbers(body, &[segment, previous_bytes]);
+        put_numbers(body, &[segment, previous_bytes, last_index.unwrap_or(0)]);
     });
 }
 
@@ -162,6 +197,11 @@ pub(super) fn put_hard_state(payload: &mut Vec<u8>, hard_state: &HardState) {
     put(payload, HARD_STATE, |body| {
         put_numbers(body, &[hard_state.term, hard_state.vote, hard_state.commit]);
     });
+}
+
+/// Appends a close record to `payload`.
+pub(super) fn put_close(payload: &mut Vec<u8>) {
+    put(payload, CLOSE, |_| {});
 }
 
 fn put(payload: &mut Vec<u8>, kind: u8, put_body: impl FnOnce(&mut Vec<u8>)) {
@@ -219,7 +259,7 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
     let body_length = payload.u32()?;
     let mut body = Fields(payload.take(body_length as usize)?);
     let record = match kind {
-        HEAD => take_head(&mut body)?,
+        HEAD => Record::Head(take_head(&mut body)?),
         IDENTITY => Record::Identity(Identity {
             cluster_id: body.u64()?,
             member_id: body.u64()?,
@@ -236,7 +276,8 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
             commit: body.u64()?,
             ..HardState::default()
         }),
-        _ => return Err(format!("record kind {kind}, known are {HEAD} to {HARD_STATE}").into()),
+        CLOSE => Record::Close,
+        _ => return Err(format!("record kind {kind}, known are {HEAD} to {CLOSE}").into()),
     };
     match body.0.len() {
         0 => Ok(record),
@@ -244,7 +285,7 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
     }
 }
 
-fn take_head(body: &mut Fields<'_>) -> Result<Record, Fault> {
+fn take_head(body: &mut Fields<'_>) -> Result<Head, Fault> {
     // Magic and version come before the rest is looked at, which another version may lay out in
     // another way.
     let magic = body.take(MAGIC.len())?;
@@ -252,11 +293,14 @@ fn take_head(body: &mut Fields<'_>) -> Result<Record, Fault> {
         return Err(format!("begins with {magic:02x?}, a segment with {MAGIC:02x?}").into());
     }
     let version = body.u32()?;
-    if version != VERSION {
-        let reason = format!("format version {version}, this program reads {VERSION}");
+    if !(1..=VERSION).contains(&version) {
+        let reason = format!("format version {version}, this program reads 1 to {VERSION}");
         return Err(Fault { reason, remedy: OTHER_VERSION });
     }
-    Ok(Record::Head { segment: body.u64()?, previous_bytes: body.u64()? })
+    let (segment, previous_bytes) = (body.u64()?, body.u64()?);
+    let last_index = if version == 1 { 0 } else { body.u64()? };
+    let last_index = (last_index > 0).then_some(last_index);
+    Ok(Head { version, segment, previous_bytes, last_index })
 }
 
 fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {
@@ -309,7 +353,7 @@ pub(super) fn begin_frame(buffer: &mut Vec<u8>) {
 }
 
 /// The length in bytes of the frame with a payload of `payload_length` bytes.
-pub(super) fn frame_bytes(payload_length: usize) -> usize {
+pub(super) const fn frame_bytes(payload_length: usize) -> usize {
     HEADER_BYTES + (payload_length / HEADER_BYTES + 1) * HEADER_BYTES
 }
 

@@ -24,9 +24,8 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Puts the records of the head of segment `segment` into `payload`.
-    pub fn put_head(&self, payload: &mut Vec<u8>, segment: u64, previous_bytes: u64) {
-        format::put_head(payload, segment, previous_bytes);
+    /// Puts what every segment repeats into `payload`, behind the first record of its head.
+    pub fn put(&self, payload: &mut Vec<u8>) {
         format::put_identity(payload, &self.identity);
         for (&member_id, &incarnation) in &self.incarnations {
             format::put_incarnation(payload, member_id, incarnation);
@@ -100,15 +99,37 @@ impl Replay {
         Some(self.base? + self.entries.len() as u64)
     }
 
-    /// Takes one record. That of a segment's head is checked by the caller.
+    /// Takes the first record of a segment's head, of which the caller has checked the rest.
+    ///
+    /// Where the segments before are gone, it is all that tells how far the log came. Without it a
+    /// segment that holds no entry would leave room for another log.
+    ///
+    /// # Errors
+    /// Both last indexes.
+    pub fn begin_segment(&mut self, last_index: Option<u64>) -> Result<(), String> {
+        match (last_index, self.last_index()) {
+            (Some(last_index), Some(found)) if last_index != found => Err(format!(
+                "the log ended at {last_index} when this segment was begun, not at {found}"
+            )),
+            (Some(last_index), None) => {
+                self.base = Some(last_index);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one record, except those that say where a segment begins and ends.
     ///
     /// # Errors
     /// What makes it impossible after the records before it.
     pub fn apply(&mut self, record: Record) -> Result<(), Fault> {
         match record {
-            Record::Head { .. } => {
+            Record::Head(_) => {
                 return Err("a segment's head in the midst of a segment".to_owned().into());
             }
+            // What it closes is the segment, which the caller keeps.
+            Record::Close => {}
             Record::Identity(identity) => {
                 self.summary.check_identity(&identity)?;
                 self.summary.identity = identity;

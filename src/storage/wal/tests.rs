@@ -556,6 +556,164 @@ fn a_missing_segment_is_damage() {
 }
 
 #[test]
+fn a_missing_last_segment_is_damage() {
+    for count in 1..=3 {
+        let dir = segmented();
+        (count..=3).for_each(|number| fs::remove_file(segment_path(dir.path(), number)).unwrap());
+        let (path, _, reason) = damage_of(dir.path());
+        assert_eq!(path, segment_path(dir.path(), count));
+        let expected = format!("segment {:016x} was closed for it", count - 1);
+        assert!(reason.contains(&expected), "{reason}");
+    }
+}
+
+/// Cuts off a segment what follows its head, as a crash leaves it after the name and before a frame.
+fn leave_head(dir: &Path, number: u64) {
+    let head = {
+        let read = replay_segments(&DiskVfs, dir).expect("a sound log");
+        read.segments[number as usize].head_length
+    };
+    let path = segment_path(dir, number);
+    fs::File::options().write(true).open(path).expect("opened").set_len(head).expect("cut");
+}
+
+#[test]
+fn a_segment_before_an_empty_last_one_is_closed_however_far_that_came() {
+    let dir = segmented();
+    leave_head(dir.path(), 3);
+    let path = segment_path(dir.path(), 2);
+    let closed = fs::read(&path).expect("a segment");
+    let open_length = closed.len() - format::CLOSE_BYTES as usize;
+    for length in open_length..=closed.len() {
+        for zeroed in [false, true] {
+            let mut bytes = closed[..length].to_vec();
+            if zeroed {
+                bytes[open_length..].fill(0);
+            }
+            fs::write(&path, &bytes).expect("written");
+            assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log").last_index(), Some(3));
+            assert!(fs::read(&path).expect("a segment") == bytes, "to read changes nothing");
+            let (wal, recovered) = open(dir.path()).expect("a sound log");
+            assert_eq!((recovered.last_index(), recovered.cut), (Some(3), None));
+            assert!(fs::read(&path).expect("a segment") == closed, "{length} bytes");
+            let lengths: u64 =
+                (0..=3).map(|n| fs::metadata(segment_path(dir.path(), n)).unwrap().len()).sum();
+            assert_eq!(wal.bytes(), lengths);
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_is_not_closed_before_one_with_frames_is_damage() {
+    for number in 0..3 {
+        let dir = segmented();
+        let path = segment_path(dir.path(), number);
+        let closed = fs::read(&path).expect("a segment");
+        let open_length = closed.len() - format::CLOSE_BYTES as usize;
+        for length in open_length..closed.len() {
+            fs::write(&path, &closed[..length]).expect("written");
+            let (named, offset, _) = damage_of(dir.path());
+            assert_eq!((named, offset), (path.clone(), open_length as u64), "{length} bytes");
+        }
+        for behind in [&[0; 16][..], &closed[open_length..], b"x"] {
+            fs::write(&path, [&closed, behind].concat()).expect("written");
+            let (named, offset, _) = damage_of(dir.path());
+            assert_eq!((named, offset), (path.clone(), closed.len() as u64), "{behind:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_follows_in_a_segment_that_is_closed() {
+    let with_close = |put: fn(&mut Vec<u8>)| {
+        fault_of(|frame| {
+            format::put_close(frame);
+            put(frame);
+        })
+    };
+    let reason = with_close(|frame| format::put_hard_state(frame, &hard_state(9, 9, 9)));
+    assert!(reason.contains("a record behind the one that closes"), "{reason}");
+    let reason = with_close(format::put_close);
+    assert!(reason.contains("a record behind the one that closes"), "{reason}");
+}
+
+/// What is left tells how far the log came, though it holds no entry.
+#[test]
+fn a_segment_without_entries_has_no_room_for_another_log() {
+    let dir = TempDir::new().expect("a directory");
+    let mut wal = create(dir.path()).with_segment_bytes(1);
+    save_entries(&mut wal, &entries(1..=4, 1));
+    let voted = hard_state(2, 3, 1);
+    wal.save(&Frame { hard_state: Some(&voted), ..Frame::default() }).expect("saved");
+    fs::remove_file(segment_path(dir.path(), 0)).expect("removed");
+    let recovered = recover(dir.path());
+    assert_eq!((recovered.base, recovered.last_index()), (Some(4), Some(4)));
+    assert_eq!(recovered.hard_state, voted);
+}
+
+#[test]
+fn a_head_that_knows_another_end_of_the_log_is_damage() {
+    let dir = segmented();
+    leave_head(dir.path(), 3);
+    let Replayed { replay, segments, .. } =
+        replay_segments(&DiskVfs, dir.path()).expect("a sound log");
+    let previous = Segment { length: segments[2].open_length(), closed: false, ..segments[2] };
+    create_segment(&DiskVfs, dir.path(), Some(&previous), Some(9), &replay.summary).expect("made");
+    let (path, offset, reason) = damage_of(dir.path());
+    assert_eq!((path, offset), (segment_path(dir.path(), 3), 0));
+    assert!(
+        reason.contains("the log ended at 9 when this segment was begun, not at 3"),
+        "{reason}"
+    );
+}
+
+/// The segments of `segmented`, as a program that wrote version 1 would have left them.
+fn segmented_of_version_1() -> TempDir {
+    let dir = TempDir::new().expect("a directory");
+    let mut previous_bytes = 0_u64;
+    for segment in 0..4_u64 {
+        let mut head = Vec::new();
+        format::begin_frame(&mut head);
+        head.extend_from_slice(&[1, 28, 0, 0, 0]);
+        head.extend_from_slice(b"raft-wal\x01\0\0\0");
+        head.extend_from_slice(&segment.to_le_bytes());
+        head.extend_from_slice(&previous_bytes.to_le_bytes());
+        format::put_identity(&mut head, &identity());
+        format::seal_frame(&mut head, 0, Salt::default());
+        let mut frame = Vec::new();
+        format::begin_frame(&mut frame);
+        format::put_entry(&mut frame, &entries(segment + 1..=segment + 1, 1)[0]);
+        let salt = Salt { incarnation: identity().incarnation, segment };
+        format::seal_frame(&mut frame, head.len() as u64, salt);
+        let bytes = [head, frame].concat();
+        previous_bytes = bytes.len() as u64;
+        fs::write(segment_path(dir.path(), segment), bytes).expect("written");
+    }
+    dir
+}
+
+#[test]
+fn a_log_of_version_1_goes_on_in_the_current_version() {
+    let dir = segmented_of_version_1();
+    assert_eq!(recover(dir.path()).entries, entries(1..=4, 1));
+    let mut wal = open(dir.path()).expect("a sound log").0.with_segment_bytes(1);
+    (5..=6).for_each(|index| save_entries(&mut wal, &entries(index..=index, 1)));
+    assert_eq!(recover(dir.path()).entries, entries(1..=6, 1));
+    // Only segments that this version began are missed.
+    fs::remove_file(segment_path(dir.path(), 5)).expect("removed");
+    assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 5));
+    fs::remove_file(segment_path(dir.path(), 4)).expect("removed");
+    assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 4));
+    fs::remove_file(segment_path(dir.path(), 3)).expect("removed");
+    assert_eq!(recover(dir.path()).entries, entries(1..=3, 1));
+    // A tail behind a segment is none that a crash leaves where the next has frames.
+    let dir = segmented_of_version_1();
+    let path = segment_path(dir.path(), 2);
+    fs::write(&path, [&fs::read(&path).unwrap()[..], &[0; 16]].concat()).expect("written");
+    assert_eq!(damage_of(dir.path()).0, path);
+}
+
+#[test]
 fn a_directory_without_segments_is_damage() {
     let dir = TempDir::new().expect("a directory");
     damage_of(dir.path());
@@ -638,13 +796,13 @@ fn another_format_version_is_refused_by_number() {
     let dir = TempDir::new().expect("a directory");
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_head(&mut frame, 0, 0);
+    format::put_head(&mut frame, 0, 0, None);
     let at = format::HEADER_BYTES + 5 + 8;
-    frame[at] = 2;
+    frame[at] = 3;
     format::seal_frame(&mut frame, 0, Salt::default());
     fs::write(segment_path(dir.path(), 0), frame).expect("written");
     let (_, offset, reason) = damage_of(dir.path());
-    assert_eq!((offset, reason.as_str()), (0, "format version 2, this program reads 1"));
+    assert_eq!((offset, reason.as_str()), (0, "format version 3, this program reads 1 to 2"));
 }
 
 /// Writes a frame as no `Wal` would, and returns what is wrong with it.
@@ -678,8 +836,8 @@ fn a_whole_frame_with_impossible_contents_is_damage() {
         ("the entry there has term 1", fault_of(|frame| format::put_mark(frame, mark(7, 2)))),
         ("term 2, before of 1", fault_of(|frame| format::put_install(frame, mark(5, 2)))),
         ("the log belongs to", fault_of(|frame| format::put_identity(frame, &foreign))),
-        ("in the midst of a segment", fault_of(|frame| format::put_head(frame, 0, 0))),
-        ("record kind 8", fault_of(|frame| frame.extend_from_slice(&[8, 0, 0, 0, 0]))),
+        ("in the midst of a segment", fault_of(|frame| format::put_head(frame, 0, 0, None))),
+        ("record kind 9", fault_of(|frame| frame.extend_from_slice(&[9, 0, 0, 0, 0]))),
         ("wants 9 bytes more", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
     ];
     for (expected, reason) in cases {
