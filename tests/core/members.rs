@@ -1,7 +1,9 @@
 //! Changes of members at awkward moments: under a new leader, by a leader that is the one to go.
 
+use std::collections::BTreeSet;
+
 use raft::eraftpb::{Message, MessageType};
-use raftexample::channels::{Ack, MemberChange};
+use raftexample::channels::{Ack, MemberChange, PeerHeader, PeerReport};
 use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig};
 
@@ -206,6 +208,28 @@ fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
     assert!(network.put(1, "key", "after").is_ok());
 }
 
+/// What is in front of the removal is all that raft hands out of what is committed with it.
+#[test]
+fn a_removal_behind_a_long_write_is_on_disk_before_anybody_hears_that_it_is_committed() {
+    let mut network = Network::new(2, |_| {});
+    network.settle();
+    let leader = network.member(1);
+    let _write = leader.put("key", &"x".repeat((64 << 20) - 40)).unwrap();
+    let _answer = leader.change(MemberChange::Remove { id: 2 }).unwrap();
+    let removal = leader.wal().last_index().unwrap();
+    let appends = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, appends, vec![]);
+    let acknowledgements = sent_to(&mut network, 2, 1);
+    let leader = network.member(1);
+    assert_eq!(leader.status().commit, removal - 2);
+    leader.disk.inject(1, Fault::Crash);
+    let sent = leader.sent.clone();
+    bring(&mut network, 2, 1, acknowledgements, vec![]);
+    assert!(network.ended.contains_key(&1), "it writes in this turn");
+    let sent = &sent.lock().unwrap().messages;
+    assert!(sent.iter().all(|message| message.commit < removal), "{sent:?}");
+}
+
 #[test]
 fn a_member_that_is_removed_from_two_stays_until_the_other_knows_even_if_it_starts_again() {
     for crashes in [false, true] {
@@ -335,4 +359,26 @@ fn a_wiped_member_whose_first_list_is_gone_is_refused_by_who_speaks_to_it() {
     network.tick(30);
     let error = network.ended.remove(&2).expect("it is refused").to_string();
     assert!(error.contains("under a new id"), "{error}");
+}
+
+/// Who speaks to it and cannot be reached gives its place to others that may be.
+#[test]
+fn a_beginning_member_greets_more_callers_than_it_remembers() {
+    let mut member =
+        Member::start(&config(2, 2), &MemVfs::default(), &Transcript::default()).unwrap();
+    for id in 11..=30 {
+        let header = PeerHeader { from: id, incarnation: id, url: url(id), ..member.header(2) };
+        member.turn([Input::Inbound(batch(header, id, 1, vec![]))]).unwrap();
+        let mut greeted = BTreeSet::new();
+        for _ in 0..12 {
+            member.tick().unwrap();
+            let greetings = std::mem::take(&mut member.sent.lock().unwrap().greetings);
+            for (url, _) in greetings {
+                let report = PeerReport::NotGreeted { url: url.clone(), why: "gone".into() };
+                member.turn([Input::Report(report)]).unwrap();
+                greeted.insert(url);
+            }
+        }
+        assert_eq!(greeted, BTreeSet::from([url(1), url(id)]));
+    }
 }

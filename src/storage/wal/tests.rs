@@ -57,6 +57,14 @@ fn segment_path(dir: &Path, number: u64) -> PathBuf {
     Segment { number, ..Segment::default() }.path(dir)
 }
 
+fn length_of(dir: &Path, number: u64) -> u64 {
+    fs::metadata(segment_path(dir, number)).expect("a segment").len()
+}
+
+fn remove(dir: &Path, number: u64) {
+    fs::remove_file(segment_path(dir, number)).expect("removed");
+}
+
 fn names(dir: &Path) -> Vec<String> {
     DiskVfs.list(dir).expect("a directory")
 }
@@ -175,7 +183,7 @@ fn what_is_saved_is_recovered() {
     assert_eq!(recovered.hard_state, hard_state(1, 2, 2));
     assert_eq!((recovered.base, recovered.last_index()), (Some(0), Some(2)));
     assert_eq!(recovered.cut, None);
-    let length = fs::metadata(segment_path(&dir, 0)).expect("the segment").len();
+    let length = length_of(&dir, 0);
     assert_eq!(wal.bytes(), length);
 }
 
@@ -188,7 +196,7 @@ fn a_new_log_says_whose_it_is_and_nothing_else() {
     assert_eq!(recovered.identity, identity());
     assert_eq!((recovered.base, recovered.last_index()), (None, None));
     assert_eq!(recovered.hard_state, HardState::default());
-    let length = fs::metadata(segment_path(dir.path(), 0)).expect("the segment").len();
+    let length = length_of(dir.path(), 0);
     assert_eq!(wal.bytes(), length, "an empty frame writes nothing");
 }
 
@@ -549,7 +557,7 @@ fn segmented() -> TempDir {
 #[test]
 fn a_missing_segment_is_damage() {
     let dir = segmented();
-    fs::remove_file(segment_path(dir.path(), 1)).expect("removed");
+    remove(dir.path(), 1);
     let (path, _, reason) = damage_of(dir.path());
     assert_eq!(path, segment_path(dir.path(), 1));
     assert!(reason.contains("0000000000000002 is there"), "{reason}");
@@ -559,7 +567,7 @@ fn a_missing_segment_is_damage() {
 fn a_missing_last_segment_is_damage() {
     for count in 1..=3 {
         let dir = segmented();
-        (count..=3).for_each(|number| fs::remove_file(segment_path(dir.path(), number)).unwrap());
+        (count..=3).for_each(|number| remove(dir.path(), number));
         let (path, _, reason) = damage_of(dir.path());
         assert_eq!(path, segment_path(dir.path(), count));
         let expected = format!("segment {:016x} was closed for it", count - 1);
@@ -596,8 +604,7 @@ fn a_segment_before_an_empty_last_one_is_closed_however_far_that_came() {
             let (wal, recovered) = open(dir.path()).expect("a sound log");
             assert_eq!((recovered.last_index(), recovered.cut), (Some(3), None));
             assert!(fs::read(&path).expect("a segment") == closed, "{length} bytes");
-            let lengths: u64 =
-                (0..=3).map(|n| fs::metadata(segment_path(dir.path(), n)).unwrap().len()).sum();
+            let lengths: u64 = (0..=3).map(|n| length_of(dir.path(), n)).sum();
             assert_eq!(wal.bytes(), lengths);
         }
     }
@@ -645,7 +652,7 @@ fn a_segment_without_entries_has_no_room_for_another_log() {
     save_entries(&mut wal, &entries(1..=4, 1));
     let voted = hard_state(2, 3, 1);
     wal.save(&Frame { hard_state: Some(&voted), ..Frame::default() }).expect("saved");
-    fs::remove_file(segment_path(dir.path(), 0)).expect("removed");
+    remove(dir.path(), 0);
     let recovered = recover(dir.path());
     assert_eq!((recovered.base, recovered.last_index()), (Some(4), Some(4)));
     assert_eq!(recovered.hard_state, voted);
@@ -700,16 +707,17 @@ fn a_log_of_version_1_goes_on_in_the_current_version() {
     (5..=6).for_each(|index| save_entries(&mut wal, &entries(index..=index, 1)));
     assert_eq!(recover(dir.path()).entries, entries(1..=6, 1));
     // Only segments that this version began are missed.
-    fs::remove_file(segment_path(dir.path(), 5)).expect("removed");
+    remove(dir.path(), 5);
     assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 5));
-    fs::remove_file(segment_path(dir.path(), 4)).expect("removed");
+    remove(dir.path(), 4);
     assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 4));
-    fs::remove_file(segment_path(dir.path(), 3)).expect("removed");
+    remove(dir.path(), 3);
     assert_eq!(recover(dir.path()).entries, entries(1..=3, 1));
     // A tail behind a segment is none that a crash leaves where the next has frames.
     let dir = segmented_of_version_1();
     let path = segment_path(dir.path(), 2);
-    fs::write(&path, [&fs::read(&path).unwrap()[..], &[0; 16]].concat()).expect("written");
+    fs::write(&path, [&fs::read(&path).expect("a segment")[..], &[0; 16]].concat())
+        .expect("written");
     assert_eq!(damage_of(dir.path()).0, path);
 }
 
