@@ -262,10 +262,8 @@ impl Connection {
             let called =
                 timeout_at(end + LAST_ANSWERS, call(&mut wire, self.address, request)).await;
             let is_reusable = matches!(&called, Ok(Ok(answer)) if !answer.closes);
-            let mut outcome = self.outcome.borrow_mut();
             let written = (!is_read).then_some(key);
-            outcome.take(called.ok(), written, intended, measured_from);
-            drop(outcome);
+            self.outcome.borrow_mut().take(called.ok(), written, intended, measured_from);
             if !is_reusable {
                 wire = None;
                 sleep(RECONNECT).await;
@@ -328,6 +326,7 @@ impl Random {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        (u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(bound) >> 64) as u64
+        let random = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        ((u128::from(random) * u128::from(bound)) >> 64) as u64
     }
 }
