@@ -311,8 +311,7 @@ fn build_log(
     let base: Index = base.unwrap_or(snapshot_index);
     if base > snapshot_index {
         return refuse(format!(
-            "the log begins at index {}, behind its snapshot at index {snapshot_index}",
-            base + 1
+            "the log begins behind index {base}, its snapshot ends at index {snapshot_index}"
         ));
     }
     let last_index = entries.last().map_or(base, |entry| entry.index);

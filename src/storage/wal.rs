@@ -41,11 +41,13 @@
 //! - an empty `.tmp` file: removed;
 //! - a frame that closes a segment, torn or not: as above.
 //!
-//! A segment gets its name only when its head is on disk, and a successor only when all of it is.
-//! It is closed only when the successor's name is on disk, and the successor gets its first frame
-//! only then. So whatever is wrong with a head, or in a segment before the last, is damage, and so
-//! is a last segment that is closed. Damage is never repaired: [`Error::Corrupt`] keeps the member
-//! from starting.
+//! A segment gets its name only when its head is on disk, and a successor only when all its other
+//! frames are. It is closed only when the successor's name is on disk, and the successor gets its
+//! first frame only then. So whatever else is wrong with a head, or in a segment before the last, is
+//! damage, and so is a last segment that is closed. Damage is never repaired: [`Error::Corrupt`]
+//! keeps the member from starting.
+//!
+//! [`Wal::read`] takes the directory for one that nobody writes to.
 //!
 //! A process that dies leaves what it wrote to the operating system, so [`Wal::open`] may read a
 //! frame that is not on disk, or a segment whose name is not. It writes the last frame again, the
@@ -171,8 +173,7 @@ pub struct Recovered {
     /// Raft's own state.
     pub hard_state: HardState,
     /// The index before the first entry held, or where the log ends if it holds none. `None` if it
-    /// never had any, or if the segments that are left do not tell, which only those of version 1
-    /// may do.
+    /// never had any, or if that is not known, of a log that version 1 purged.
     pub base: Option<u64>,
     /// Where a torn frame was cut off: the file, and its length since.
     pub cut: Option<(PathBuf, u64)>,
@@ -187,7 +188,8 @@ impl Recovered {
 
 /// The log of a running member.
 ///
-/// - Segments are numbered without gaps; the last is the current one, the only one written to.
+/// - Segments are numbered without gaps; the last is the current one. The others are closed, except
+///   those that version 1 left, and not written to.
 /// - The current segment's length is the end of its last frame, which is synced.
 /// - After an error nothing is known about the file, and nothing may be called any more.
 pub struct Wal {
@@ -276,8 +278,9 @@ impl Wal {
     /// # Errors
     /// [`Error::Io`]; [`Error::Corrupt`] if the log does not hold what was written to it.
     pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<(Self, Recovered)> {
-        files::remove_temporary(&*vfs, dir, |name| parse_name(name).is_some())?;
         let Replayed { replay, mut segments, last_frame } = replay_segments(&*vfs, dir)?;
+        // Only now: what is refused is left as it was found.
+        files::remove_temporary(&*vfs, dir, |name| parse_name(name).is_some())?;
         let (current, others) = segments.split_last_mut().expect("a replay ends with a segment");
         let path = current.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
@@ -599,7 +602,7 @@ fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
     let last = replayed.segments.last().expect("a listing names a segment");
     if last.closed {
         let reason = format!("it is missing, segment {:016x} was closed for it", last.number);
-        return Err(missing(dir, last.number + 1, reason));
+        return Err(missing(dir, last.number.saturating_add(1), reason));
     }
     Ok(replayed)
 }
@@ -657,19 +660,22 @@ fn replay_frame(
     replay: &mut Replay,
     segment: &mut Segment,
 ) -> std::result::Result<(), Fault> {
+    if segment.closed {
+        return Err("a frame behind the one that closes the segment".to_owned().into());
+    }
     let mut records = format::records(payload);
     if is_head {
         let head = check_head(records.next().transpose()?, previous, segment.number)?;
         segment.version = head.version;
-        replay.begin_segment(head.last_index)?;
+        replay.begin_segment(&head)?;
     }
     for record in records {
         let record = record?;
-        if segment.closed {
-            return Err("a record behind the one that closes the segment".to_owned().into());
-        }
         match &record {
             Record::Entry(entry) => segment.highest_index = segment.highest_index.max(entry.index),
+            Record::Close if is_head || payload.len() != format::RECORD_HEADER_BYTES => {
+                return Err("a close amid other records".to_owned().into());
+            }
             Record::Close => segment.closed = true,
             _ => {}
         }
@@ -690,9 +696,12 @@ fn check_head(
     let Some(Record::Head(head)) = record else {
         return Err("the first frame does not begin with a head".to_owned());
     };
-    let Head { segment, previous_bytes, .. } = head;
+    let Head { segment, previous_bytes, last_index, .. } = head;
     if segment != number {
         return Err(format!("it is segment {segment:016x}, named {number:016x}"));
+    }
+    if number == 0 && (previous_bytes, last_index) != (0, None) {
+        return Err(format!("the first segment follows {previous_bytes} bytes, to {last_index:?}"));
     }
     // The segment before is complete frame by frame; only this tells that none is gone at its end.
     match previous {

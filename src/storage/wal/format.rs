@@ -44,12 +44,14 @@
 //! segment before do not count that frame. The last index is that of the log when the segment was
 //! begun, 0 if it had none.
 //!
-//! In version 1 a head has no last index, and the segment before it need not be closed.
+//! In version 1 a head has no last index, and the segment before it need not be closed. A program
+//! that reads version 1 alone does not read a log that this one has opened.
 //!
 //! # What became of a frame
 //!
 //! The next frame is written only after the sync of this one returned. So bytes behind a frame
-//! prove that it once was whole, and only the last frame can be torn. The disk is assumed to write
+//! prove that it once was whole, and only the last frame can be torn, or the one that closes the
+//! segment before while the last segment is still empty. The disk is assumed to write
 //! a sector wholly or not at all, and a sector never written reads as zeros. That leaves these
 //! shapes of a torn frame, whichever of its sectors arrived and however far the file's length came:
 //!
@@ -92,7 +94,7 @@ const CLOSE: u8 = 8;
 /// The length in bytes of the frame that closes a segment.
 pub(super) const CLOSE_BYTES: u64 = frame_bytes(RECORD_HEADER_BYTES) as u64;
 /// The length in bytes of a record's kind and length.
-const RECORD_HEADER_BYTES: usize = 5;
+pub(super) const RECORD_HEADER_BYTES: usize = 5;
 
 /// Ties a frame to its segment; zeros for the first frame of each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -408,7 +410,7 @@ pub(super) struct WholeFrame<'a> {
 /// Why no whole frame was read.
 #[derive(Debug)]
 pub(super) struct BadFrame {
-    /// True if a crash while it was written explains it, provided that it is the last of the log.
+    /// True if a crash while it was written explains it, provided that it was the last written.
     pub torn: bool,
     /// What was found, beside what was expected.
     pub reason: String,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{Entry, HardState};
 
-use super::format::{self, Fault, Record};
+use super::format::{self, Fault, Head, Record};
 use super::{Identity, SnapshotMark};
 
 /// How many marks a segment's head names: as many as snapshots are kept.
@@ -89,7 +89,8 @@ pub(super) struct Replay {
     pub summary: Summary,
     /// In the order of their indexes, without gaps, the first at `base + 1`.
     pub entries: Vec<Entry>,
-    /// The index before the first entry; `None` before any entry or installed snapshot.
+    /// The index before the first entry; `None` before any entry or installed snapshot, and before a
+    /// head that tells where the log ended.
     pub base: Option<u64>,
 }
 
@@ -106,17 +107,15 @@ impl Replay {
     ///
     /// # Errors
     /// Both last indexes.
-    pub fn begin_segment(&mut self, last_index: Option<u64>) -> Result<(), String> {
-        match (last_index, self.last_index()) {
-            (Some(last_index), Some(found)) if last_index != found => Err(format!(
-                "the log ended at {last_index} when this segment was begun, not at {found}"
-            )),
-            (Some(last_index), None) => {
-                self.base = Some(last_index);
-                Ok(())
-            }
-            _ => Ok(()),
+    pub fn begin_segment(&mut self, head: &Head) -> Result<(), String> {
+        let (known, found) = (head.last_index, self.last_index());
+        if found.is_some() && known != found && head.version > 1 {
+            return Err(format!(
+                "the log ended at {known:?} when this segment was begun, now at {found:?}"
+            ));
         }
+        self.base = self.base.or(known);
+        Ok(())
     }
 
     /// Takes one record, except those that say where a segment begins and ends.

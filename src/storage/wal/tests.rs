@@ -575,6 +575,16 @@ fn a_missing_last_segment_is_damage() {
     }
 }
 
+#[test]
+fn what_is_refused_is_left_as_it_was_found() {
+    let dir = segmented();
+    let (from, to) = (segment_path(dir.path(), 3), dir.path().join("0000000000000003.wal.tmp"));
+    fs::rename(&from, &to).expect("renamed");
+    damage_of(dir.path());
+    fs::rename(&to, &from).expect("it is still there");
+    assert_eq!(recover(dir.path()).last_index(), Some(4));
+}
+
 /// Cuts off a segment what follows its head, as a crash leaves it after the name and before a frame.
 fn leave_head(dir: &Path, number: u64) {
     let head = {
@@ -622,7 +632,11 @@ fn a_segment_that_is_not_closed_before_one_with_frames_is_damage() {
             let (named, offset, _) = damage_of(dir.path());
             assert_eq!((named, offset), (path.clone(), open_length as u64), "{length} bytes");
         }
-        for behind in [&[0; 16][..], &closed[open_length..], b"x"] {
+        let (end, salt) = (closed.len() as u64, Salt { incarnation: 0x1234_5678, segment: number });
+        let mut empty = Vec::new();
+        format::begin_frame(&mut empty);
+        format::seal_frame(&mut empty, end, salt);
+        for behind in [&[0; 16][..], &closed[open_length..], b"x", &empty] {
             fs::write(&path, [&closed, behind].concat()).expect("written");
             let (named, offset, _) = damage_of(dir.path());
             assert_eq!((named, offset), (path.clone(), closed.len() as u64), "{behind:?}");
@@ -638,10 +652,12 @@ fn nothing_follows_in_a_segment_that_is_closed() {
             put(frame);
         })
     };
-    let reason = with_close(|frame| format::put_hard_state(frame, &hard_state(9, 9, 9)));
-    assert!(reason.contains("a record behind the one that closes"), "{reason}");
-    let reason = with_close(format::put_close);
-    assert!(reason.contains("a record behind the one that closes"), "{reason}");
+    let puts: [fn(&mut Vec<u8>); 2] =
+        [format::put_close, |frame| format::put_hard_state(frame, &hard_state(9, 9, 9))];
+    for put in puts {
+        let reason = with_close(put);
+        assert!(reason.contains("a close amid other records"), "{reason}");
+    }
 }
 
 /// What is left tells how far the log came, though it holds no entry.
@@ -669,7 +685,7 @@ fn a_head_that_knows_another_end_of_the_log_is_damage() {
     let (path, offset, reason) = damage_of(dir.path());
     assert_eq!((path, offset), (segment_path(dir.path(), 3), 0));
     assert!(
-        reason.contains("the log ended at 9 when this segment was begun, not at 3"),
+        reason.contains("the log ended at Some(9) when this segment was begun, now at Some(3)"),
         "{reason}"
     );
 }
