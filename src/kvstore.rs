@@ -187,21 +187,32 @@ impl KvStore {
 }
 
 impl CommitReader {
-    /// Follows commitC on a thread of its own until it is closed.
+    /// Follows commitC in a task of its own until it is closed. The task runs where the requests
+    /// are served: whoever waited for an entry is woken without another thread.
+    ///
+    /// Must be called within a tokio runtime of several threads.
     pub fn spawn(
         self,
         commit_rx: mpsc::UnboundedReceiver<Commit>,
     ) -> tokio::task::JoinHandle<Result<()>> {
-        tokio::task::spawn_blocking(move || self.read_commits(commit_rx))
+        tokio::spawn(self.read_commits(commit_rx))
     }
 
-    /// Follows commitC until it is closed; blocks its thread.
+    /// Follows commitC until it is closed.
     ///
     /// # Errors
     /// What [`handle`](Self::handle) returns: the process has to stop.
-    pub fn read_commits(mut self, mut commit_rx: mpsc::UnboundedReceiver<Commit>) -> Result<()> {
-        while let Some(commit) = commit_rx.blocking_recv() {
-            self.handle(commit)?;
+    async fn read_commits(mut self, mut commit_rx: mpsc::UnboundedReceiver<Commit>) -> Result<()> {
+        while let Some(commit) = commit_rx.recv().await {
+            match commit {
+                // They take as long as the state is large.
+                Commit::Restore(_) | Commit::Snapshot(_) => {
+                    tokio::task::block_in_place(|| self.handle(commit))?;
+                }
+                Commit::Entries { .. } | Commit::Reads(_) | Commit::Replayed => {
+                    self.handle(commit)?
+                }
+            }
         }
         Ok(())
     }
