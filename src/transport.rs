@@ -23,6 +23,7 @@
 
 mod inbound;
 mod outbound;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wire;

@@ -1,4 +1,4 @@
-//! The way in: the four routes of the peer port.
+//! The way in: the five routes of the peer port.
 //!
 //! Each handler goes the same way: headers → gate → room for the body → body → node → answer. What
 //! fails on the way is a [`Rejection`], and nothing of the request was delivered.
@@ -38,6 +38,7 @@ const CHUNKS_AHEAD: usize = 4;
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/raft", post(messages))
+        .route("/raft/stream", post(stream))
         .route("/raft/snapshot", post(snapshot))
         .route("/raft/greeting", post(greeting))
         .route("/raft/members", post(members))
@@ -47,7 +48,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 }
 
 /// Why a request is not taken.
-enum Rejection {
+pub(super) enum Rejection {
     /// It is no request of this protocol: 400 and its kin.
     Malformed(StatusCode, String),
     /// It is one, but not from this sender, or not now.
@@ -72,8 +73,18 @@ impl From<Refusal> for Rejection {
     }
 }
 
+impl Rejection {
+    /// What the sender is told.
+    pub(super) fn why(&self) -> String {
+        match self {
+            Rejection::Malformed(_, why) => why.clone(),
+            Rejection::Refused(refusal) => refusal.to_string(),
+        }
+    }
+}
+
 /// 503: the sender may try again.
-fn not_ready(why: &str) -> Rejection {
+pub(super) fn not_ready(why: &str) -> Rejection {
     Rejection::Refused(Refusal::NotReady(why.to_owned()))
 }
 
@@ -84,7 +95,18 @@ async fn not_found() -> (StatusCode, &'static str) {
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let taken = take_messages(&shared, &parts, body).await;
-    respond(&shared, &parts.headers, taken.map(|()| None))
+    let may_stream = matches!(taken, Ok(Admission::Admitted));
+    let mut answer = respond(&shared, &parts.headers, taken.map(|_| None));
+    if may_stream {
+        wire::put_may_stream(answer.headers_mut());
+    }
+    answer
+}
+
+async fn stream(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let accepted = super::stream::accept(&shared, &parts, body);
+    respond(&shared, &parts.headers, accepted.map(Some))
 }
 
 async fn snapshot(State(shared): State<Arc<Shared>>, request: Request) -> Response {
@@ -101,33 +123,32 @@ async fn snapshot(State(shared): State<Arc<Shared>>, request: Request) -> Respon
 async fn greeting(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let taken = take_greeting(&shared, &parts, body).await;
-    respond(&shared, &parts.headers, taken.map(Some))
+    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
 }
 
 async fn members(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let taken = take_conf_change(&shared, &parts, body).await;
-    respond(&shared, &parts.headers, taken.map(Some))
+    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
 }
 
 /// The answer: 204, 200 with a body, or one line of why not; always with this member's name on it.
 fn respond(
     shared: &Shared,
     headers: &HeaderMap,
-    taken: Result<Option<Vec<u8>>, Rejection>,
+    taken: Result<Option<Body>, Rejection>,
 ) -> Response {
     // 0 if the sender did not say who it is.
     let sender = wire::identity(headers).map_or(0, |header| header.from);
     let mut answer = Response::new(Body::empty());
     match taken {
         Ok(None) => *answer.status_mut() = StatusCode::NO_CONTENT,
-        Ok(Some(body)) => *answer.body_mut() = body.into(),
+        Ok(Some(body)) => *answer.body_mut() = body,
         Err(rejection) => {
-            let (status, why) = match rejection {
-                Rejection::Malformed(status, why) => (status, why),
-                Rejection::Refused(refusal) => {
-                    (wire::put_refusal(answer.headers_mut(), &refusal), refusal.to_string())
-                }
+            let why = rejection.why();
+            let status = match rejection {
+                Rejection::Malformed(status, _) => status,
+                Rejection::Refused(refusal) => wire::put_refusal(answer.headers_mut(), &refusal),
             };
             debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -167,6 +188,14 @@ fn admit(
     Ok((header, admission))
 }
 
+/// Judges the sender of raft messages by its headers alone.
+pub(super) fn admit_raft(
+    shared: &Shared,
+    headers: &HeaderMap,
+) -> Result<(PeerHeader, Admission), Rejection> {
+    admit(shared, headers, Kind::Raft)
+}
+
 /// The length of a body that is at most `limit` bytes.
 fn content_length(headers: &HeaderMap, limit: u64) -> Result<u64, Rejection> {
     // hyper answers a `Content-Length` that is no number, or is given twice, by itself.
@@ -178,11 +207,31 @@ fn content_length(headers: &HeaderMap, limit: u64) -> Result<u64, Rejection> {
         let why = "a peer's request has a Content-Length".to_owned();
         return Err(Rejection::Malformed(StatusCode::LENGTH_REQUIRED, why));
     };
+    check_length(length, limit)?;
+    Ok(length)
+}
+
+fn check_length(length: u64, limit: u64) -> Result<(), Rejection> {
     if length > limit {
         let why = format!("a body of {length} bytes; at most {limit} are taken here");
         return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
     }
-    Ok(length)
+    Ok(())
+}
+
+/// Takes room for `length` bytes, at most `limit`, out of what all bodies together may occupy.
+pub(super) fn room_for(
+    shared: &Shared,
+    length: u64,
+    limit: u64,
+) -> Result<OwnedSemaphorePermit, Rejection> {
+    check_length(length, limit)?;
+    let count = u32::try_from(length).expect("the limits are below 4 GiB");
+    shared
+        .body_bytes
+        .clone()
+        .try_acquire_many_owned(count)
+        .map_err(|_| not_ready("too many bytes of peers wait to be taken here"))
 }
 
 /// Reads a body of at most `limit` bytes, and with it what it takes out of the bytes that all
@@ -194,12 +243,7 @@ async fn read_body(
     limit: u64,
 ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Rejection> {
     let length = content_length(&parts.headers, limit)?;
-    let count = u32::try_from(length).expect("the limits are below 4 GiB");
-    let permit = shared
-        .body_bytes
-        .clone()
-        .try_acquire_many_owned(count)
-        .map_err(|_| not_ready("too many bytes of peers wait to be taken here"))?;
+    let permit = room_for(shared, length, limit)?;
     let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
     let mut reader = BodyReader { body, deadline: Deadline::At(deadline) };
     let mut bytes = Vec::with_capacity(length as usize);
@@ -211,7 +255,7 @@ async fn read_body(
 }
 
 /// When a body counts as too slow.
-enum Deadline {
+pub(super) enum Deadline {
     /// The whole of it has to be here by then.
     At(Instant),
     /// Each next byte has to be here in time.
@@ -219,14 +263,14 @@ enum Deadline {
 }
 
 /// Reads a body chunk by chunk, against its deadline.
-struct BodyReader {
-    body: Body,
-    deadline: Deadline,
+pub(super) struct BodyReader {
+    pub(super) body: Body,
+    pub(super) deadline: Deadline,
 }
 
 impl BodyReader {
     /// The next bytes, `None` at the end of the body.
-    async fn chunk(&mut self) -> Result<Option<Bytes>, Rejection> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Rejection> {
         let until = match self.deadline {
             Deadline::At(instant) => instant,
             Deadline::Progress(patience) => Instant::now() + patience,
@@ -268,7 +312,7 @@ async fn ask_the_node<T>(
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
-async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<(), Rejection> {
+async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Admission, Rejection> {
     let (header, admission) = admit(shared, &parts.headers, Kind::Raft)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
@@ -285,14 +329,20 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<(),
     let inbound = Inbound { header, body, bytes: Some(permit) };
     match answer_rx {
         Some(answer_rx) => {
-            ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
+            ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await?;
         }
-        // Whether the node is busy or gone, the batch is dropped: the sender drops what follows.
-        None => shared
-            .inbound_tx
-            .try_send(inbound)
-            .map_err(|_| not_ready("this member has too much to do, or is stopping")),
+        None => hand_over(shared, inbound)?,
     }
+    Ok(admission)
+}
+
+/// Gives the node what it need not answer. Whether it is busy or gone, that is dropped: the sender
+/// drops what follows.
+pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejection> {
+    shared
+        .inbound_tx
+        .try_send(inbound)
+        .map_err(|_| not_ready("this member has too much to do, or is stopping"))
 }
 
 async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
@@ -317,11 +367,7 @@ async fn take_conf_change(
     let change = codec::decode(&bytes)?;
     let deadline = Instant::now() + shared.config.request_timeout;
     let (waiter, pending) = waiter();
-    let inbound = Inbound::new(header, InboundBody::ConfChange { change, waiter });
-    shared
-        .inbound_tx
-        .try_send(inbound)
-        .map_err(|_| not_ready("this member has too much to do, or is stopping"))?;
+    hand_over(shared, Inbound::new(header, InboundBody::ConfChange { change, waiter }))?;
     Ok(codec::encode(&pending.wait_until(deadline).await))
 }
 

@@ -13,9 +13,11 @@ use hyper::body::{Body, Frame, SizeHint};
 use raft::eraftpb::{Message, MessageType};
 use slog::{crit, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, allowance, payload_bytes, wire};
+use super::{
+    IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, allowance, payload_bytes, stream, wire,
+};
 use crate::channels::{
     Greeting, GreetingAnswer, Index, MemberChange, NodeId, PeerHeader, PeerReport, Refusal,
     SnapshotFile, Term, Waiter,
@@ -78,7 +80,7 @@ pub(super) fn client(
 }
 
 /// Why a request brought no answer to go by.
-enum Failure {
+pub(super) enum Failure {
     /// No connection: the request cannot have been sent.
     NotSent(String),
     /// Anything may have happened to it.
@@ -93,6 +95,10 @@ enum Failure {
 }
 
 impl Failure {
+    pub(super) fn lost(error: reqwest::Error) -> Self {
+        Failure::Lost(cause(&error))
+    }
+
     /// A refusal that says something about who we are, and so is for the node to judge. "Not now"
     /// is none of these.
     fn report(&self) -> Option<PeerReport> {
@@ -118,21 +124,23 @@ impl std::fmt::Display for Failure {
 }
 
 /// An answer of 2xx from the member that was meant.
-struct Answered {
+pub(super) struct Answered {
     header: PeerHeader,
+    /// True if what follows may be streamed.
+    may_stream: bool,
     body: Vec<u8>,
 }
 
 /// One request: where it goes and what it says of itself.
-struct Call<'a> {
-    client: &'a reqwest::Client,
+pub(super) struct Call<'a> {
+    pub(super) client: &'a reqwest::Client,
     /// The receiver; 0 if whoever answers is meant.
-    to: NodeId,
-    url: &'a str,
-    path: &'static str,
+    pub(super) to: NodeId,
+    pub(super) url: &'a str,
+    pub(super) path: &'static str,
     /// Beside those that name the two ends.
-    headers: HeaderMap,
-    body: reqwest::Body,
+    pub(super) headers: HeaderMap,
+    pub(super) body: reqwest::Body,
 }
 
 impl Shared {
@@ -145,33 +153,49 @@ impl Shared {
     }
 
     async fn call_without_deadline(&self, call: Call<'_>) -> Result<Answered, Failure> {
+        let (ours, response) = self.send(call).await?;
+        self.read_answer(&ours, response).await
+    }
+
+    /// Sends one request; our header in it, and the answer's head.
+    pub(super) async fn send(
+        &self,
+        call: Call<'_>,
+    ) -> Result<(PeerHeader, reqwest::Response), Failure> {
         let ours = self.gate.header(call.to);
         let mut headers = call.headers;
         wire::put_identity(&mut headers, &ours)
             .map_err(|error| Failure::NotSent(error.to_string()))?;
         let url = format!("{}{}", call.url.trim_end_matches('/'), call.path);
         let request = call.client.post(url).headers(headers).body(call.body);
-        let mut response = request.send().await.map_err(|error| {
+        let response = request.send().await.map_err(|error| {
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
             let why = cause(&error);
             if not_sent { Failure::NotSent(why) } else { Failure::Lost(why) }
         })?;
+        Ok((ours, response))
+    }
+
+    /// Reads the body of a short answer, and judges the whole.
+    pub(super) async fn read_answer(
+        &self,
+        ours: &PeerHeader,
+        mut response: reqwest::Response,
+    ) -> Result<Answered, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.map_err(|error| Failure::Lost(cause(&error)))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(Failure::lost)? {
             body.extend_from_slice(&chunk);
             if body.len() > ANSWER_BYTES {
                 return Err(Failure::Lost(format!("an answer of more than {ANSWER_BYTES} bytes")));
             }
         }
-        answered(&ours, response.status(), response.headers(), body)
+        answered(ours, response.status(), response.headers(), body)
     }
 }
 
 /// Judges an answer to a request with the header `ours`.
-fn answered(
+pub(super) fn answered(
     ours: &PeerHeader,
     status: StatusCode,
     headers: &HeaderMap,
@@ -197,7 +221,7 @@ fn answered(
             ours.from, ours.cluster_id, ours.to, header.from, header.cluster_id, header.to
         )));
     }
-    Ok(Answered { header, body })
+    Ok(Answered { header, may_stream: wire::may_stream(headers), body })
 }
 
 /// What an error comes from, on one line: what reqwest and hyper put around it names the URL and the
@@ -243,76 +267,19 @@ impl Queue {
     }
 }
 
-/// Sends one peer its batches, one after the other.
-pub(super) struct PeerSender {
-    shared: Arc<Shared>,
-    id: NodeId,
-    url: Arc<str>,
+/// What waits for one peer, in batches.
+struct Batches {
     queue: Queue,
     /// Taken from the queue, but too large for the batch before it.
     held: Option<Message>,
     /// The proposals in the batch that is being sent.
     proposals: Vec<Message>,
-    activity: Activity,
-    /// The pause after the next failure.
-    backoff: Duration,
 }
 
-impl PeerSender {
-    /// A sender of what is queued for peer `id` to `url`.
-    pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
-        let activity = Activity::Unknown;
-        Self {
-            shared,
-            id,
-            url,
-            queue,
-            held: None,
-            proposals: Vec::new(),
-            activity,
-            backoff: BACKOFF_MIN,
-        }
-    }
-
-    /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
-    pub(super) async fn run(mut self, removed_rx: oneshot::Receiver<()>) {
-        let drain_timeout = async {
-            // Nothing is ever sent on it: this is its other end being dropped.
-            let _ = removed_rx.await;
-            sleep(DRAIN_TIMEOUT).await;
-        };
-        tokio::select! {
-            () = self.send_batches() => {}
-            () = drain_timeout => {}
-        }
-    }
-
-    async fn send_batches(&mut self) {
-        while let Some(batch) = self.next_batch().await {
-            let length = batch.len() as u64;
-            let mut headers = HeaderMap::new();
-            wire::put_sequence(&mut headers, self.shared.next_sequence());
-            let body = batch.into();
-            let call = Call {
-                client: &self.shared.client,
-                to: self.id,
-                url: &self.url,
-                path: "/raft",
-                headers,
-                body,
-            };
-            // Connecting is part of it: a peer that is not there is as bad as one that is silent.
-            let patience = self.shared.config.half_election_timeout() + allowance(length);
-            match self.shared.call(call, patience).await {
-                Ok(_) => self.succeeded(),
-                Err(failure) => self.failed(&failure).await,
-            }
-        }
-    }
-
+impl Batches {
     /// Waits for a message and takes what is queued behind it, while it fits. `None` once the peer
-    /// is removed and nothing is left.
-    async fn next_batch(&mut self) -> Option<Vec<u8>> {
+    /// is removed and nothing is left. May be dropped and called again.
+    async fn next(&mut self) -> Option<Vec<u8>> {
         let mut next = match self.held.take() {
             Some(message) => Some(message),
             None => Some(self.queue.recv().await?),
@@ -334,6 +301,117 @@ impl PeerSender {
             next = self.queue.try_recv();
         }
         Some(batch)
+    }
+}
+
+/// Sends one peer its batches, one after the other.
+pub(super) struct PeerSender {
+    shared: Arc<Shared>,
+    id: NodeId,
+    url: Arc<str>,
+    batches: Batches,
+    /// While there is one, batches go by it.
+    stream: Option<stream::Outgoing>,
+    /// When there may be one.
+    stream_from: Instant,
+    activity: Activity,
+    /// The pause after the next failure.
+    backoff: Duration,
+}
+
+impl PeerSender {
+    /// A sender of what is queued for peer `id` to `url`.
+    pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
+        Self {
+            shared,
+            id,
+            url,
+            batches: Batches { queue, held: None, proposals: Vec::new() },
+            stream: None,
+            stream_from: Instant::now(),
+            activity: Activity::Unknown,
+            backoff: BACKOFF_MIN,
+        }
+    }
+
+    /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
+    pub(super) async fn run(mut self, removed_rx: oneshot::Receiver<()>) {
+        let drain_timeout = async {
+            // Nothing is ever sent on it: this is its other end being dropped.
+            let _ = removed_rx.await;
+            sleep(DRAIN_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = self.send_batches() => {}
+            () = drain_timeout => {}
+        }
+    }
+
+    async fn send_batches(&mut self) {
+        loop {
+            let batch = match &mut self.stream {
+                None => self.batches.next().await,
+                Some(stream) => tokio::select! {
+                    biased;
+                    end = stream.ended() => {
+                        self.end_stream(end).await;
+                        continue;
+                    }
+                    batch = self.batches.next() => batch,
+                },
+            };
+            let Some(batch) = batch else { break };
+            let Some(stream) = &mut self.stream else {
+                self.post(batch).await;
+                continue;
+            };
+            match stream.send(&batch).await {
+                Ok(()) => {}
+                // It ended while the batch waited, which is lost then: raft repeats it.
+                Err(stream::End::Quiet) => {
+                    self.end_stream(stream::End::Failed(Failure::Lost("it ended".into()))).await;
+                }
+                Err(end) => self.end_stream(end).await,
+            }
+        }
+        if let Some(stream) = self.stream.take() {
+            stream.finish().await;
+        }
+    }
+
+    /// Sends a batch as a request of its own. If it is taken, those that follow may be streamed.
+    async fn post(&mut self, batch: Vec<u8>) {
+        let length = batch.len() as u64;
+        let mut headers = HeaderMap::new();
+        wire::put_sequence(&mut headers, self.shared.next_sequence());
+        let body = batch.into();
+        let call = Call {
+            client: &self.shared.client,
+            to: self.id,
+            url: &self.url,
+            path: "/raft",
+            headers,
+            body,
+        };
+        // Connecting is part of it: a peer that is not there is as bad as one that is silent.
+        let patience = self.shared.config.half_election_timeout() + allowance(length);
+        match self.shared.call(call, patience).await {
+            Ok(answered) => {
+                self.succeeded();
+                if answered.may_stream && Instant::now() >= self.stream_from {
+                    self.stream = Some(stream::Outgoing::open(&self.shared, self.id, &self.url));
+                }
+            }
+            Err(failure) => self.failed(&failure).await,
+        }
+    }
+
+    async fn end_stream(&mut self, end: stream::End) {
+        self.stream = None;
+        if let stream::End::Failed(failure) = end {
+            self.stream_from = Instant::now() + stream::PAUSE;
+            self.failed(&failure).await;
+        }
     }
 
     fn succeeded(&mut self) {
@@ -357,13 +435,14 @@ impl PeerSender {
         }
         // What waited follows on what was lost, and is out of date once the peer is back. It is
         // dropped before the report, so that what raft sends in answer to the report is not.
+        let batches = &mut self.batches;
         let mut unsent = match failure {
-            Failure::NotSent(_) => std::mem::take(&mut self.proposals),
+            Failure::NotSent(_) => std::mem::take(&mut batches.proposals),
             Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
         };
-        unsent.extend(self.held.take());
-        for _ in 0..self.queue.queue_rx.len() {
-            unsent.extend(self.queue.try_recv());
+        unsent.extend(batches.held.take());
+        for _ in 0..batches.queue.queue_rx.len() {
+            unsent.extend(batches.queue.try_recv());
         }
         for message in unsent {
             self.shared.report_unsent(message);
@@ -581,7 +660,7 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
     let call =
         Call { client: &shared.client, to: 0, url: &url, path: "/raft/greeting", headers, body };
     let report = match shared.call(call, shared.config.half_election_timeout()).await {
-        Ok(Answered { header, body }) => match codec::decode::<GreetingAnswer>(&body) {
+        Ok(Answered { header, body, .. }) => match codec::decode::<GreetingAnswer>(&body) {
             Ok(answer) => PeerReport::Greeted { url, header, answer },
             Err(error) => PeerReport::NotGreeted { url, why: error.to_string() },
         },

@@ -9,6 +9,8 @@ use slog::{Drain, o};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+mod stream;
+
 use super::*;
 use crate::channels::{Pending, waiter};
 

@@ -4,12 +4,13 @@
 //! | path | body | answered |
 //! |---|---|---|
 //! | `POST /raft` | a batch of messages, below | 204 |
+//! | `POST /raft/stream` | frames with a batch each, see the module `stream` | 200, lines |
 //! | `POST /raft/snapshot` | one framed `MsgSnapshot`, then the bytes of the file | 204 |
 //! | `POST /raft/greeting` | a `Greeting` | 200, a `GreetingAnswer` |
 //! | `POST /raft/members` | a `MemberChange` | 200, a `Result<(), RequestError>` |
 //!
 //! The last two, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
-//! Every body has a `Content-Length`.
+//! Every body but that of a stream has a `Content-Length`.
 //!
 //! # Headers
 //! | name | value | where |
@@ -20,8 +21,9 @@
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
 //! | `raft-from-url` | the sender's peer URL, visible ASCII | everywhere |
 //! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
-//! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `/raft/snapshot` |
+//! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft…`, `/raft/snapshot` |
 //! | `raft-number` | rises with each request of one boot and path, decimal | as `raft-boot` |
+//! | `raft-stream` | `1`: what follows may be streamed | 204 |
 //! | `raft-snapshot-length` | bytes in the file, decimal | `/raft/snapshot` |
 //! | `raft-snapshot-checksum` | CRC32C of the file, 8 hexadecimal digits | `/raft/snapshot` |
 //! | `raft-refusal` | `mismatch` or `other-incarnation`, `removed`, `not-ready` | 412, 410, 503 |
@@ -61,6 +63,7 @@ const FROM_URL: HeaderName = HeaderName::from_static("raft-from-url");
 const TO: HeaderName = HeaderName::from_static("raft-to");
 const BOOT: HeaderName = HeaderName::from_static("raft-boot");
 const NUMBER: HeaderName = HeaderName::from_static("raft-number");
+const STREAM: HeaderName = HeaderName::from_static("raft-stream");
 const SNAPSHOT_LENGTH: HeaderName = HeaderName::from_static("raft-snapshot-length");
 const SNAPSHOT_CHECKSUM: HeaderName = HeaderName::from_static("raft-snapshot-checksum");
 const REFUSAL: HeaderName = HeaderName::from_static("raft-refusal");
@@ -138,6 +141,16 @@ pub(super) fn put_sequence(headers: &mut HeaderMap, sequence: Sequence) {
 /// [`WireError`] naming the header that is missing or wrong.
 pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, WireError> {
     Ok(Sequence { boot: hexadecimal(headers, &BOOT, 16)?, number: decimal(headers, &NUMBER)? })
+}
+
+/// Adds the header by which a sender may stream.
+pub(super) fn put_may_stream(headers: &mut HeaderMap) {
+    headers.insert(STREAM, HeaderValue::from_static("1"));
+}
+
+/// True if there is the header that [`put_may_stream`] adds.
+pub(super) fn may_stream(headers: &HeaderMap) -> bool {
+    text(headers, &STREAM) == Ok("1")
 }
 
 /// Adds the headers that a snapshot's file is checked against.

@@ -1,0 +1,371 @@
+//! Batches in a row: the body of one request that does not end.
+//!
+//! A request and an answer for each batch cost both members more than the batch does. So a peer that
+//! has taken a batch and says that it may be streamed to is sent those that follow as frames of one long `POST /raft/stream`, whose
+//! answer, just as long, tells now and then how far they were taken:
+//!
+//! ```text
+//! the request's body:  ┌───────────────┬───────────────┬───────┬───
+//!                      │ number u64 LE │ length u32 LE │ batch │ …
+//!                      └───────────────┴───────────────┴───────┴───
+//! the answer's body:   17\n42\n…                  the number of the last frame that was taken,
+//!                      this member is stopping\n  or why no more are
+//! ```
+//! A frame stands for a request to `/raft`: its sender is judged anew, its batch is delivered whole
+//! or not at all, and nothing is ever sent again. Numbers are those of the requests, so that what
+//! arrives late, by whichever way, is dropped.
+//!
+//! Whatever goes wrong ends the stream, and the next batch goes the other way: its answer says more.
+//! The sender ends it if a frame is not taken for half an election timeout, the receiver if none
+//! comes for a whole one. So a peer that is gone, or was stopped, is found out as soon as by
+//! requests of their own.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not_ready, room_for};
+use super::outbound::{Call, Failure, answered};
+use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
+use crate::channels::{NodeId, PeerHeader};
+
+/// The length of a frame's number and length, in bytes.
+const FRAME_HEAD_BYTES: usize = 8 + 4;
+/// Frames that the connection has not taken yet.
+const FRAMES_AHEAD: usize = 2;
+/// How often a receiver tells what it took, as a part of an election timeout.
+const TELLS_PER_TIMEOUT: u32 = 8;
+/// How much of a receiver's buffer is kept between two frames, in bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+/// The longest line of an answer, in bytes.
+const LINE_BYTES: usize = 1 << 10;
+
+type Answer = Pin<Box<dyn Future<Output = Result<reqwest::Response, Failure>> + Send>>;
+
+/// Why a sender's stream is over.
+pub(super) enum End {
+    /// All frames were taken.
+    Quiet,
+    /// Frames may have been lost.
+    Failed(Failure),
+}
+
+/// The sender's end.
+pub(super) struct Outgoing {
+    shared: Arc<Shared>,
+    /// `None` once the last frame was handed over.
+    frame_tx: Option<mpsc::Sender<Bytes>>,
+    /// `None` once the answer has begun.
+    begin: Option<Answer>,
+    answer: Option<reqwest::Response>,
+    /// What came of the line that is not whole yet.
+    line: Vec<u8>,
+    /// The frames that were not taken yet, as far as we know: number and length.
+    untold: VecDeque<(u64, u64)>,
+    /// By when the next of them has to be.
+    deadline: Instant,
+}
+
+impl Outgoing {
+    /// Begins a stream to peer `to` at `url`. Frames may be sent at once.
+    pub(super) fn open(shared: &Arc<Shared>, to: NodeId, url: &Arc<str>) -> Self {
+        let (frame_tx, frame_rx) = mpsc::channel::<Bytes>(FRAMES_AHEAD);
+        let frames = stream::unfold(frame_rx, async |mut frame_rx| {
+            let frame = frame_rx.recv().await?;
+            Some((Ok::<_, Infallible>(frame), frame_rx))
+        });
+        let begin = begin(shared.clone(), to, url.clone(), reqwest::Body::wrap_stream(frames));
+        Self {
+            shared: shared.clone(),
+            frame_tx: Some(frame_tx),
+            begin: Some(Box::pin(begin)),
+            answer: None,
+            line: Vec::new(),
+            untold: VecDeque::new(),
+            deadline: Instant::now(),
+        }
+    }
+
+    /// Hands `batch` over to the connection.
+    ///
+    /// # Errors
+    /// The end of the stream; the batch may have arrived.
+    pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), End> {
+        let number = self.shared.next_sequence().number;
+        let length = u32::try_from(batch.len()).expect("a batch is below 4 GiB");
+        let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + batch.len());
+        frame.extend_from_slice(&number.to_le_bytes());
+        frame.extend_from_slice(&length.to_le_bytes());
+        frame.extend_from_slice(batch);
+        self.untold.push_back((number, batch.len() as u64));
+        if self.untold.len() == 1 {
+            self.extend_deadline();
+        }
+        let frame_tx = self.frame_tx.clone().expect("nothing is sent behind the last frame");
+        tokio::select! {
+            biased;
+            Ok(permit) = frame_tx.reserve() => {
+                permit.send(frame.freeze());
+                Ok(())
+            }
+            end = self.ended() => Err(end),
+        }
+    }
+
+    /// Ends the stream and waits until the peer has taken all of it.
+    pub(super) async fn finish(mut self) {
+        self.frame_tx = None;
+        self.ended().await;
+    }
+
+    /// Waits for the end. May be dropped and called again.
+    pub(super) async fn ended(&mut self) -> End {
+        loop {
+            let deadline = if self.untold.is_empty() { None } else { Some(self.deadline) };
+            let too_late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let read = tokio::select! {
+                biased;
+                read = read(&mut self.begin, &mut self.answer) => read,
+                () = too_late => {
+                    let waiting = self.untold.len();
+                    return lost(format!("{waiting} batches were not taken in time"));
+                }
+            };
+            let chunk = match read {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if self.untold.is_empty() => return End::Quiet,
+                Ok(None) => return lost("the stream ended".to_owned()),
+                Err(failure) => return End::Failed(failure),
+            };
+            self.line.extend_from_slice(&chunk);
+            while let Some(length) = self.line.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.line.drain(..=length).collect();
+                let line = String::from_utf8_lossy(&line[..length]).into_owned();
+                let Ok(number) = line.parse() else { return lost(line) };
+                self.told(number);
+            }
+            if self.line.len() > LINE_BYTES {
+                return lost("the answer has a line without end".to_owned());
+            }
+        }
+    }
+
+    /// Notes that the frames up to `number` were taken.
+    fn told(&mut self, number: u64) {
+        while self.untold.front().is_some_and(|(oldest, _)| *oldest <= number) {
+            self.untold.pop_front();
+        }
+        self.extend_deadline();
+    }
+
+    fn extend_deadline(&mut self) {
+        let bytes = self.untold.iter().map(|(_, length)| length).sum();
+        self.deadline =
+            Instant::now() + self.shared.config.half_election_timeout() + allowance(bytes);
+    }
+}
+
+fn lost(why: String) -> End {
+    End::Failed(Failure::Lost(why))
+}
+
+/// The next of the answer's body; `None` at its end.
+async fn read(
+    begin: &mut Option<Answer>,
+    answer: &mut Option<reqwest::Response>,
+) -> Result<Option<Bytes>, Failure> {
+    if let Some(beginning) = begin {
+        let response = beginning.await;
+        *begin = None;
+        *answer = Some(response?);
+    }
+    let answer = answer.as_mut().expect("an answer that could not begin was the end");
+    answer.chunk().await.map_err(Failure::lost)
+}
+
+/// Sends the request's head, and judges the answer's.
+async fn begin(
+    shared: Arc<Shared>,
+    to: NodeId,
+    url: Arc<str>,
+    body: reqwest::Body,
+) -> Result<reqwest::Response, Failure> {
+    let mut headers = HeaderMap::new();
+    wire::put_sequence(&mut headers, shared.next_sequence());
+    let call = Call { client: &shared.client, to, url: &url, path: "/raft/stream", headers, body };
+    let (ours, response) = shared.send(call).await?;
+    if response.status().is_success() {
+        answered(&ours, response.status(), response.headers(), Vec::new())?;
+        return Ok(response);
+    }
+    // It says why not.
+    match shared.read_answer(&ours, response).await {
+        Err(failure) => Err(failure),
+        Ok(_) => Err(Failure::Lost("no stream was begun".to_owned())),
+    }
+}
+
+/// The receiver's end: reads frames, and makes the lines of the answer.
+struct Incoming {
+    shared: Arc<Shared>,
+    header: PeerHeader,
+    boot: u64,
+    reader: BodyReader,
+    buffer: BytesMut,
+    /// The room for the frame that is being read.
+    permit: Option<OwnedSemaphorePermit>,
+    /// The last frame that was taken, if that was not told yet, and when to tell it.
+    untold: Option<(u64, Instant)>,
+    closing_rx: watch::Receiver<bool>,
+    is_over: bool,
+}
+
+/// Judges who wants to stream, and answers with the body that tells what was taken.
+///
+/// # Errors
+/// What a request to `/raft` is answered, and that senders which the gate does not know cannot.
+pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
+    let (header, admission) = admit_raft(shared, &parts.headers)?;
+    let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
+    check_admission(admission)?;
+    let election_timeout = shared.config.election_timeout;
+    let incoming = Incoming {
+        shared: shared.clone(),
+        header,
+        boot,
+        reader: BodyReader { body, deadline: Deadline::At(Instant::now() + election_timeout) },
+        buffer: BytesMut::new(),
+        permit: None,
+        untold: None,
+        closing_rx: shared.closing.subscribe(),
+        is_over: false,
+    };
+    let lines = stream::unfold(incoming, async |mut incoming| {
+        let line = incoming.next_line().await?;
+        Some((Ok::<_, Infallible>(line), incoming))
+    });
+    Ok(Body::from_stream(lines))
+}
+
+fn check_admission(admission: Admission) -> Result<(), Rejection> {
+    match admission {
+        Admission::Admitted => Ok(()),
+        Admission::AskTheNode => Err(not_ready("each batch of this sender is judged by itself")),
+    }
+}
+
+impl Incoming {
+    /// The next line of the answer; `None` at its end.
+    async fn next_line(&mut self) -> Option<Bytes> {
+        if self.is_over {
+            return None;
+        }
+        loop {
+            let tell_at = self.untold.map(|(_, at)| at);
+            let tell = async {
+                match tell_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut closing_rx = self.closing_rx.clone();
+            let taken = tokio::select! {
+                biased;
+                _ = closing_rx.wait_for(|closing| *closing) => {
+                    Err(not_ready("this member is stopping"))
+                }
+                () = tell => {
+                    let (number, _) = self.untold.take().expect("there is something to tell");
+                    return Some(format!("{number}\n").into());
+                }
+                taken = self.take_frame() => taken,
+            };
+            match taken {
+                Ok(Some(number)) => {
+                    let interval = self.shared.config.election_timeout / TELLS_PER_TIMEOUT;
+                    let at = self.untold.map_or_else(|| Instant::now() + interval, |(_, at)| at);
+                    self.untold = Some((number, at));
+                }
+                Ok(None) => {
+                    self.is_over = true;
+                    let (number, _) = self.untold.take()?;
+                    return Some(format!("{number}\n").into());
+                }
+                Err(rejection) => {
+                    self.is_over = true;
+                    let told = self.untold.take().map(|(number, _)| format!("{number}\n"));
+                    let why = rejection.why().replace(['\r', '\n'], " ");
+                    return Some(format!("{}{why}\n", told.unwrap_or_default()).into());
+                }
+            }
+        }
+    }
+
+    /// Reads and delivers one frame; its number, or `None` at the end of the body. May be dropped
+    /// and called again.
+    async fn take_frame(&mut self) -> Result<Option<u64>, Rejection> {
+        let (number, length) = loop {
+            if let Some(head) = self.buffer.first_chunk::<FRAME_HEAD_BYTES>() {
+                let mut head = &head[..];
+                break (head.get_u64_le(), u64::from(head.get_u32_le()));
+            }
+            if !self.read_on().await? {
+                return match self.buffer.len() {
+                    0 => Ok(None),
+                    _ => Err(wire::WireError("a frame is cut short".to_owned()).into()),
+                };
+            }
+        };
+        if self.permit.is_none() {
+            self.permit = Some(room_for(&self.shared, length, PEER_BODY_BYTES)?);
+            let patience = self.shared.config.body_timeout + allowance(length);
+            self.reader.deadline = Deadline::At(Instant::now() + patience);
+            self.buffer.reserve(FRAME_HEAD_BYTES + length as usize);
+        }
+        while self.buffer.len() < FRAME_HEAD_BYTES + length as usize {
+            if !self.read_on().await? {
+                return Err(wire::WireError("a batch is cut short".to_owned()).into());
+            }
+        }
+        self.buffer.advance(FRAME_HEAD_BYTES);
+        let batch = self.buffer.split_to(length as usize);
+        let messages = wire::messages(&batch)?;
+        drop(batch);
+        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES {
+            self.buffer = BytesMut::new();
+        }
+        let silence = self.shared.config.election_timeout;
+        self.reader.deadline = Deadline::At(Instant::now() + silence);
+        // Who may speak can have changed since the last frame.
+        check_admission(self.shared.gate.admit(&self.header)?)?;
+        let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
+        let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
+        hand_over(&self.shared, inbound)?;
+        Ok(Some(number))
+    }
+
+    /// Reads some more of the body; false at its end.
+    async fn read_on(&mut self) -> Result<bool, Rejection> {
+        let Some(chunk) = self.reader.chunk().await? else { return Ok(false) };
+        self.buffer.extend_from_slice(&chunk);
+        Ok(true)
+    }
+}
+
+/// How long a sender keeps to requests after a stream that ended.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
