@@ -2,12 +2,11 @@
 //!
 //! # Writes
 //! A write that finds no leader waits in the queue: nothing was proposed, so waiting is safe; so does
-//! one that could not leave for a leader that just died, and, at the leader, one that is short while
-//! others are being committed. Once proposed it is pending under the leader and term it was proposed
-//! to, and ends in one of these: its entry is applied (204), leader or term change or a snapshot
-//! replaces the log (504 at once), the client's deadline passes (504, by the client's side of the
-//! waiter). An entry at its index that is another's needs no rule of its own: it was written under
-//! another term.
+//! one that could not leave for a leader that just died. Once proposed it is pending under the leader
+//! and term it was proposed to, and ends in one of these: its entry is applied (204), leader or term
+//! change or a snapshot replaces the log (504 at once), the client's deadline passes (504, by the
+//! client's side of the waiter). An entry at its index that is another's needs no rule of its own: it
+//! was written under another term.
 //!
 //! # Reads (thesis 6.4)
 //! All waiting reads share one ReadIndex round. raft-rs drops rounds silently, so a round without an
@@ -31,9 +30,6 @@ use crate::channels::Ack;
 const WAITING_PROPOSALS_MAX: usize = 4096;
 /// Reads that wait for a round; the next is answered 503.
 const WAITING_READS_MAX: usize = 16384;
-/// So many waiting writes, or bytes of them, are a round of their own beside the one under way.
-const ROUND_WRITES: usize = 512;
-const ROUND_BYTES: usize = 64 << 10;
 /// A round that is not answered after this many heartbeats is followed by another.
 const READ_RETRY_HEARTBEATS: u64 = 2;
 
@@ -142,25 +138,9 @@ impl RaftNode {
             && self.outstanding_bytes.load(Ordering::Relaxed) <= OUTSTANDING_BYTES_MAX
     }
 
-    /// True if the waiting writes should not wait for those that are being committed. A round costs
-    /// every member a message and a sync, however few writes it is for; when it ends, all that came
-    /// meanwhile share the next.
-    fn is_worth_a_round(&self) -> bool {
-        let log = &self.raw_node.raft.raft_log;
-        let queue = &self.proposals.queue;
-        let is_long = || {
-            let bytes: usize = queue.iter().map(|proposal| proposal.data.len()).sum();
-            bytes >= ROUND_BYTES
-        };
-        !self.is_leader()
-            || log.last_index() == log.committed
-            || queue.len() >= ROUND_WRITES
-            || is_long()
-    }
-
     /// Hands the waiting writes to raft, many in one message.
     pub(super) fn propose_waiting(&mut self) {
-        while self.takes_proposals() && self.is_worth_a_round() {
+        while self.takes_proposals() {
             let batch = self.next_batch();
             if batch.is_empty() {
                 return;

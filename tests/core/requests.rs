@@ -56,31 +56,6 @@ fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_w
 }
 
 #[test]
-fn short_writes_wait_while_others_are_committed_and_share_the_next_round() {
-    let mut network = Network::new(3, |_| {});
-    let mut put_alone = |key: &str, value: &str| network.member(1).put(key, value).unwrap();
-    let mut answers = vec![put_alone("first", "value")];
-    answers.extend((0..9).map(|number| put_alone(&number.to_string(), "value")));
-    let before = network.member(1).wal();
-    assert_eq!(before.last_index(), Some(network.member(1).status().commit + 1), "the first alone");
-    assert_eq!(network.member(1).take_messages().len(), 2, "one append for each of the others");
-
-    let writes = |network: &Network| network.members[&1].disk.operations();
-    let operations = writes(&network);
-    network.settle();
-    assert!(answers.iter_mut().all(Answer::is_ok));
-    assert_eq!(network.member(1).wal().entries.len(), before.entries.len() + 9);
-    assert!(writes(&network) - operations < 9, "they share a frame");
-
-    // What is long enough is worth a round of its own, with those that wait.
-    let _first = network.member(1).put("first", "value").unwrap();
-    let _second = network.member(1).put("second", "value").unwrap();
-    let _third = network.member(1).put("third", &"x".repeat(64 << 10)).unwrap();
-    let status = network.member(1).status();
-    assert_eq!(network.member(1).wal().last_index(), Some(status.commit + 3));
-}
-
-#[test]
 fn a_snapshot_that_replaces_the_log_answers_pending_writes_as_unknown() {
     let mut network = lagging_follower();
     let mut answer = network.member(3).put("key", "mine").unwrap();
