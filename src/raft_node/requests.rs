@@ -218,6 +218,11 @@ impl RaftNode {
         self.raw_node.read_index(context.to_bytes().to_vec());
     }
 
+    /// True while a ReadIndex round is on its way: whoever comes now waits for the next.
+    pub(super) fn is_reading(&self) -> bool {
+        self.reads.in_flight.is_some()
+    }
+
     /// Notes the index that each answered round has to wait for.
     pub(super) fn take_read_states(&mut self, read_states: Vec<ReadState>) {
         for ReadState { index, request_ctx } in read_states {

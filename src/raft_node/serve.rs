@@ -193,7 +193,10 @@ async fn serve_channels(
             Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
             Some(inbound) = inputs.inbound_rx.recv() => Some(Input::Inbound(inbound)),
             Some(request) = inputs.conf_change_rx.recv() => Some(Input::ConfChange(request)),
-            Some(request) = inputs.read_rx.recv() => Some(Input::Read(request)),
+            // Reads that have to wait for the round under way do not wake us: its answer does.
+            Some(request) = inputs.read_rx.recv(), if !node.is_reading() => {
+                Some(Input::Read(request))
+            }
             proposal = inputs.propose_rx.recv() => match proposal {
                 Some(proposal) => Some(Input::Propose(proposal)),
                 None => return Ok(()),
