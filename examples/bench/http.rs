@@ -129,14 +129,17 @@ mod tests {
         for (answer, status, closes) in answers {
             for length in 0..answer.len() {
                 assert_eq!(
-                    parse(&answer.as_bytes()[..length]).unwrap(),
+                    parse(&answer.as_bytes()[..length]).expect("an answer"),
                     None,
                     "{length}: {answer}"
                 );
             }
             let whole = Answer { status, length: answer.len(), closes };
-            assert_eq!(parse(answer.as_bytes()).unwrap(), Some(whole));
-            assert_eq!(parse(format!("{answer}HTTP/1.1 2").as_bytes()).unwrap(), Some(whole));
+            assert_eq!(parse(answer.as_bytes()).expect("an answer"), Some(whole));
+            assert_eq!(
+                parse(format!("{answer}HTTP/1.1 2").as_bytes()).expect("an answer"),
+                Some(whole)
+            );
         }
         assert!(parse(b"SSH-2.0 hello\r\n\r\n").is_err());
     }
