@@ -5,6 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+// The examples' own tests are not run: with `test = true` there would be no program to run here.
+#[path = "../examples/bench/http.rs"]
+mod http;
+
 /// `cargo test` builds the examples beside the tests: `target/<profile>/examples`.
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
