@@ -220,7 +220,8 @@ impl RaftNode {
 
     /// True while a ReadIndex round is on its way: whoever comes now waits for the next.
     pub(super) fn is_reading(&self) -> bool {
-        self.reads.in_flight.is_some()
+        let is_current = |(under, _)| under == self.leadership();
+        !self.reads.waiting.is_empty() && self.reads.in_flight.is_some_and(is_current)
     }
 
     /// Notes the index that each answered round has to wait for.

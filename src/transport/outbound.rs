@@ -314,6 +314,8 @@ pub(super) struct PeerSender {
     stream: Option<stream::Outgoing>,
     /// When there may be one.
     stream_from: Instant,
+    /// The pause after the next that fails.
+    stream_pause: Duration,
     activity: Activity,
     /// The pause after the next failure.
     backoff: Duration,
@@ -329,6 +331,7 @@ impl PeerSender {
             batches: Batches { queue, held: None, proposals: Vec::new() },
             stream: None,
             stream_from: Instant::now(),
+            stream_pause: stream::PAUSE_MIN,
             activity: Activity::Unknown,
             backoff: BACKOFF_MIN,
         }
@@ -397,6 +400,8 @@ impl PeerSender {
         let patience = self.shared.config.half_election_timeout() + allowance(length);
         match self.shared.call(call, patience).await {
             Ok(answered) => {
+                // They arrived: what fails from here on is not theirs.
+                self.batches.proposals.clear();
                 self.succeeded();
                 if answered.may_stream && Instant::now() >= self.stream_from {
                     self.stream = Some(stream::Outgoing::open(&self.shared, self.id, &self.url));
@@ -407,9 +412,12 @@ impl PeerSender {
     }
 
     async fn end_stream(&mut self, end: stream::End) {
-        self.stream = None;
+        if self.stream.take().is_some_and(|stream| stream.has_worked) {
+            self.stream_pause = stream::PAUSE_MIN;
+        }
         if let stream::End::Failed(failure) = end {
-            self.stream_from = Instant::now() + stream::PAUSE;
+            self.stream_from = Instant::now() + self.stream_pause;
+            self.stream_pause = (self.stream_pause * 2).min(stream::PAUSE_MAX);
             self.failed(&failure).await;
         }
     }

@@ -16,8 +16,8 @@
 //! arrives late, by whichever way, is dropped.
 //!
 //! Whatever goes wrong ends the stream, and the next batch goes the other way: its answer says more.
-//! The sender ends it if a frame is not taken for half an election timeout, the receiver if none
-//! comes for a whole one. So a peer that is gone, or was stopped, is found out as soon as by
+//! The sender ends it if a frame is not taken for half an election timeout, or if there was nothing
+//! to send for as long, the receiver if none comes for a whole one. So a peer that is gone, or was stopped, is found out as soon as by
 //! requests of their own.
 
 use std::collections::VecDeque;
@@ -45,8 +45,8 @@ const FRAME_HEAD_BYTES: usize = 8 + 4;
 const FRAMES_AHEAD: usize = 2;
 /// How often a receiver tells what it took, as a part of an election timeout.
 const TELLS_PER_TIMEOUT: u32 = 8;
-/// How much of a receiver's buffer is kept between two frames, in bytes.
-const BUFFER_BYTES: usize = 1 << 20;
+/// A receiver's buffer is kept after frames up to this length, in bytes.
+const BUFFER_BYTES: usize = 64 << 10;
 /// The longest line of an answer, in bytes.
 const LINE_BYTES: usize = 1 << 10;
 
@@ -72,8 +72,10 @@ pub(super) struct Outgoing {
     line: Vec<u8>,
     /// The frames that were not taken yet, as far as we know: number and length.
     untold: VecDeque<(u64, u64)>,
-    /// By when the next of them has to be.
+    /// By when the next of them has to be; without any, by when there has to be one.
     deadline: Instant,
+    /// True if a frame was taken.
+    pub(super) has_worked: bool,
 }
 
 impl Outgoing {
@@ -92,7 +94,8 @@ impl Outgoing {
             answer: None,
             line: Vec::new(),
             untold: VecDeque::new(),
-            deadline: Instant::now(),
+            deadline: Instant::now() + shared.config.half_election_timeout(),
+            has_worked: false,
         }
     }
 
@@ -131,17 +134,12 @@ impl Outgoing {
     /// Waits for the end. May be dropped and called again.
     pub(super) async fn ended(&mut self) -> End {
         loop {
-            let deadline = if self.untold.is_empty() { None } else { Some(self.deadline) };
-            let too_late = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             let read = tokio::select! {
                 biased;
                 read = read(&mut self.begin, &mut self.answer) => read,
-                () = too_late => {
+                // Sooner than the receiver would find that nothing comes.
+                () = sleep_until(self.deadline), if self.untold.is_empty() => return End::Quiet,
+                () = sleep_until(self.deadline) => {
                     let waiting = self.untold.len();
                     return lost(format!("{waiting} batches were not taken in time"));
                 }
@@ -169,8 +167,9 @@ impl Outgoing {
     fn told(&mut self, number: u64) {
         while self.untold.front().is_some_and(|(oldest, _)| *oldest <= number) {
             self.untold.pop_front();
+            self.has_worked = true;
+            self.extend_deadline();
         }
-        self.extend_deadline();
     }
 
     fn extend_deadline(&mut self) {
@@ -346,8 +345,9 @@ impl Incoming {
         let batch = self.buffer.split_to(length as usize);
         let messages = wire::messages(&batch)?;
         drop(batch);
-        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES {
-            self.buffer = BytesMut::new();
+        if length as usize > BUFFER_BYTES {
+            // What is left would keep the memory of all of it, for which room was taken only once.
+            self.buffer = BytesMut::from(&self.buffer[..]);
         }
         let silence = self.shared.config.election_timeout;
         self.reader.deadline = Deadline::At(Instant::now() + silence);
@@ -367,5 +367,6 @@ impl Incoming {
     }
 }
 
-/// How long a sender keeps to requests after a stream that ended.
-pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// How long a sender keeps to requests after a stream that failed; it doubles while no stream works.
+pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);

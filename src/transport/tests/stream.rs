@@ -262,3 +262,64 @@ async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own
     assert!(answer.contains("this member is stopping"), "{answer}");
     within(one.transport.close()).await;
 }
+
+/// The leader took it and died: it may be committed, and must not be proposed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_that_was_taken_is_not_given_back_if_no_stream_can_begin() {
+    let mut one = Member::start(1).await;
+    let identity =
+        HEADERS.replace("raft-from: 1", "raft-from: 2").replace("raft-to: 2", "raft-to: 1");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        drop(listener);
+        read_request(&mut stream).await.expect("a request");
+        let answer = format!(
+            "HTTP/1.1 204 No Content\r\n{identity}raft-stream: 1\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).await.expect("write");
+    });
+    one.transport.add_peer(2, &url);
+    one.transport.send(proposal(2, b"taken"));
+    // The only report: that the stream failed.
+    one.unreachable(2).await;
+    eventually("active", || one.log.count("became active") == 1).await;
+    assert!(one.report_rx.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_needed_ends_without_a_failure() {
+    let mut one = Member::start_with(1, 1_000, |config| config.election_timeout /= 2).await;
+    let mut two = Member::start(2).await;
+    one.transport.add_peer(2, &two.url);
+    for round in 1..=2 {
+        for commit in 0..3 {
+            one.transport.send(heartbeat(2, commit));
+            assert_eq!(two.messages().await, [heartbeat(2, commit)]);
+        }
+        assert_eq!(two.requests.load(Ordering::SeqCst), 2 * round, "a batch, and a stream");
+        // Longer than the sender's patience, shorter than the receiver's: that is what is shown.
+        tokio::time::sleep(ELECTION_TIMEOUT * 3 / 5).await;
+    }
+    assert_eq!(one.log.count("became inactive"), 0);
+    assert!(one.report_rx.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_begun_behind_a_large_frame_is_kept() {
+    let mut two = Member::start(2).await;
+    let mut large = heartbeat(2, 1);
+    large.context = vec![7; 4 << 20].into();
+    let mut batch = Vec::new();
+    wire::put_message(&mut batch, &large);
+    let (head, tail) = (framed(1, &batch), framed(2, &self::batch(2)));
+    let mut stream = RawStream::open(&two).await;
+    // The next frame has begun when the large one is taken.
+    stream.write(&[&head[..], &tail[..5]].concat()).await;
+    assert_eq!(two.messages().await, [large]);
+    let bytes = &two.transport.shared.body_bytes;
+    eventually("all room is free", || bytes.available_permits() as u64 == PEER_BODIES_BYTES).await;
+    stream.write(&tail[5..]).await;
+    assert_eq!(two.messages().await, [heartbeat(2, 2)]);
+}
