@@ -2,7 +2,8 @@
 //!
 //! # Outgoing
 //! Each peer has one bounded queue and one task. The task takes what is queued, up to a mebibyte,
-//! sends it as one request, and takes the next. A batch leaves **at most once**: whatever the
+//! sends it as one request, and takes the next; to a peer that took one it sends those that follow
+//! over one long request, as the module `stream` describes. A batch leaves **at most once**: whatever the
 //! error, it is dropped, raft hears that the peer is unreachable, and raft repeats what it needs. A
 //! queue that is full drops, too. So nothing here blocks the raft thread, and nothing grows.
 //!

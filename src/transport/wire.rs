@@ -21,8 +21,8 @@
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
 //! | `raft-from-url` | the sender's peer URL, visible ASCII | everywhere |
 //! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
-//! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft…`, `/raft/snapshot` |
-//! | `raft-number` | rises with each request of one boot and path, decimal | as `raft-boot` |
+//! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `…/stream`, `…/snapshot` |
+//! | `raft-number` | rises with each batch, and with each snapshot, of one boot | as `raft-boot` |
 //! | `raft-stream` | `1`: what follows may be streamed | 204 |
 //! | `raft-snapshot-length` | bytes in the file, decimal | `/raft/snapshot` |
 //! | `raft-snapshot-checksum` | CRC32C of the file, 8 hexadecimal digits | `/raft/snapshot` |
