@@ -1,8 +1,8 @@
 //! Batches in a row: the body of one request that does not end.
 //!
 //! A request and an answer for each batch cost both members more than the batch does. So a peer that
-//! has taken a batch and says that it may be streamed to is sent those that follow as frames of one long `POST /raft/stream`, whose
-//! answer, just as long, tells now and then how far they were taken:
+//! has taken a batch, and says that it may be streamed to, is sent those that follow as frames of one
+//! long `POST /raft/stream`, whose answer, just as long, tells now and then how far they were taken:
 //!
 //! ```text
 //! the request's body:  ┌───────────────┬───────────────┬───────┬───
@@ -17,8 +17,8 @@
 //!
 //! Whatever goes wrong ends the stream, and the next batch goes the other way: its answer says more.
 //! The sender ends it if a frame is not taken for half an election timeout, or if there was nothing
-//! to send for as long, the receiver if none comes for a whole one. So a peer that is gone, or was stopped, is found out as soon as by
-//! requests of their own.
+//! to send for as long, the receiver if none comes for a whole one. So a peer that is gone, or was
+//! stopped, is found out as soon as by requests of their own. etcd's rafthttp has a stream.go, too.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -49,6 +49,10 @@ const TELLS_PER_TIMEOUT: u32 = 8;
 const BUFFER_BYTES: usize = 64 << 10;
 /// The longest line of an answer, in bytes.
 const LINE_BYTES: usize = 1 << 10;
+
+/// How long a sender keeps to requests after a stream that failed; it doubles while no stream works.
+pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 type Answer = Pin<Box<dyn Future<Output = Result<reqwest::Response, Failure>> + Send>>;
 
@@ -366,7 +370,3 @@ impl Incoming {
         Ok(true)
     }
 }
-
-/// How long a sender keeps to requests after a stream that failed; it doubles while no stream works.
-pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
