@@ -72,9 +72,10 @@ impl Gate for KnownSenders {
         self.0.read().unwrap().header(to)
     }
 
-    /// All are for the node to judge: the shorter way of the real gate ends there, too.
-    fn admit(&self, _: &PeerHeader) -> std::result::Result<Admission, Refusal> {
-        Ok(Admission::AskTheNode)
+    /// Members may stream, or are answered at once; the node judges the others, as everything.
+    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {
+        let is_member = self.0.read().unwrap().members.urls.contains_key(&header.from);
+        Ok(if is_member { Admission::Admitted } else { Admission::AskTheNode })
     }
 }
 
@@ -122,7 +123,14 @@ fn batch(choices: &mut Choices<'_>, member: &Member, from: NodeId) -> Vec<u8> {
 fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Body>> {
     let from = choices.pick(&[1, 3, 9]);
     let header = header_of(member, from);
-    let path = choices.pick(&["/raft", "/raft/snapshot", "/raft/greeting", "/raft/members", "/"]);
+    let path = choices.pick(&[
+        "/raft",
+        "/raft/stream",
+        "/raft/snapshot",
+        "/raft/greeting",
+        "/raft/members",
+        "/",
+    ]);
     let mut headers: Vec<(String, Vec<u8>)> = [
         ("raft-protocol", "1".to_owned()),
         ("raft-cluster-id", format!("{:016x}", header.cluster_id)),
@@ -141,6 +149,16 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
             0 => MemberChange::Add { id: choices.number(4), url: url(4) },
             _ => MemberChange::Remove { id: choices.below(4) as u64 },
         }),
+        "/raft/stream" => {
+            let mut frames = Vec::new();
+            for number in 0..1 + choices.below(3) as u64 {
+                let batch = batch(choices, member, from);
+                frames.extend((2000 + number).to_le_bytes());
+                frames.extend((batch.len() as u32).to_le_bytes());
+                frames.extend(batch);
+            }
+            frames
+        }
         _ => batch(choices, member, from),
     };
     if choices.one_in(3) {
@@ -191,12 +209,24 @@ pub fn peer_requests(data: &[u8]) {
         let router = transport.router();
         runtime.block_on(async {
             while !choices.is_empty() {
+                // What a member sent was answered before the node had it.
+                while let Ok(inbound) = inbound_rx.try_recv() {
+                    match member.turn([Input::Inbound(inbound)]) {
+                        Ok(()) | Err(Error::Removed) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
                 let before = member.status();
                 let Some(request) = peer_request(&mut choices, &member) else { continue };
-                let mut answer = std::pin::pin!(call(&router, request));
+                // The answer's body, too: a stream is read as it is made.
+                let mut answer = std::pin::pin!(async {
+                    let (head, body) = call(&router, request).await.into_parts();
+                    let _ = body.collect().await;
+                    head.status.as_u16()
+                });
                 let status = loop {
                     let input = tokio::select! {
-                        answer = &mut answer => break answer.status().as_u16(),
+                        status = &mut answer => break status,
                         Some(inbound) = inbound_rx.recv() => Input::Inbound(inbound),
                         Some(report) = report_rx.recv() => Input::Report(report),
                     };
