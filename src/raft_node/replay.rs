@@ -49,10 +49,11 @@ impl Replayed {
         self.snapshotter.clone()
     }
 
-    /// Sets how long a segment of the write-ahead log gets, in bytes.
+    /// Sets how long a segment of the write-ahead log gets, and how many zeros are written ahead, in
+    /// bytes.
     #[must_use]
-    pub fn with_segment_bytes(mut self, segment_bytes: u64) -> Self {
-        self.wal = self.wal.with_segment_bytes(segment_bytes);
+    pub fn with_segments(mut self, segment_bytes: u64, allocate_bytes: u64) -> Self {
+        self.wal = self.wal.with_segment_bytes(segment_bytes).with_allocate_bytes(allocate_bytes);
         self
     }
 }

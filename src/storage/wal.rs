@@ -23,10 +23,11 @@
 //!
 //! During [`Wal::save`]:
 //! - the frame not at all, or wholly: the log without it, or with it;
-//! - some sectors of the frame, in a file of any length up to its end: the frame is torn, and is
-//!   cut off. Nobody was told of it.
+//! - some sectors of the frame, in a file of any length up to its end, and zeros: the frame is torn,
+//!   and is cut off. Nobody was told of it.
 //!
 //! During [`Wal::save`], while it begins a new segment:
+//! - the current one with its zeros, or without them: as before;
 //! - a `.tmp` file: removed, and begun again when it is needed;
 //! - the new segment with nothing but its head, and the one before closed, or not, or by a torn
 //!   frame: the log without the frame that needed the segment. The one before is closed then.
@@ -36,10 +37,19 @@
 //!   that the later ones do not take back or repeat.
 //!
 //! During [`Wal::open`]:
-//! - the torn frame, or not: as above;
+//! - the torn frame and the zeros, or not: as above;
 //! - the last frame, written again over itself: as it was;
 //! - an empty `.tmp` file: removed;
 //! - a frame that closes a segment, torn or not: as above.
+//!
+//! # Zeros ahead
+//!
+//! A file that grows costs more than its data: each sync has to write its length and where the new
+//! blocks are as well. So a frame that reaches the end of the file takes [`ALLOCATE_BYTES`] of zeros
+//! along, and those behind it overwrite them: one write for the disk instead of two or three. Only
+//! the last segment has zeros behind its frames, and none is left by [`Wal::open`].
+//!
+//! # Invariants
 //!
 //! A segment gets its name only when its head is on disk, and a successor only when all its other
 //! frames are. It is closed only when the successor's name is on disk, and the successor gets its
@@ -80,6 +90,10 @@ use crate::error::{Error, REPLACE_MEMBER, Result};
 /// How long a segment gets, in bytes, unless a single frame is longer. Disk space is given back in
 /// pieces of this size, and a start reads one such piece into memory at a time.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How far the current segment is filled with zeros ahead of its frames, in bytes. A frame longer than
+/// a quarter of that goes without: it costs far more than the file's growth.
+pub const ALLOCATE_BYTES: u64 = 256 << 10;
 
 /// How much of the buffer for frames is kept between two of them, in bytes.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -190,14 +204,17 @@ impl Recovered {
 ///
 /// - Segments are numbered without gaps; the last is the current one. The others are closed, except
 ///   those that version 1 left, and not written to.
-/// - The current segment's length is the end of its last frame, which is synced.
+/// - The current segment's length is the end of its last frame, which is synced. From there to
+///   `allocated`, the end of its file, are zeros.
 /// - After an error nothing is known about the file, and nothing may be called any more.
 pub struct Wal {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     segment_bytes: u64,
+    allocate_bytes: u64,
     segments: Vec<Segment>,
     file: Box<dyn VfsFile>,
+    allocated: u64,
     summary: Summary,
     last_index: Option<u64>,
     buffer: Vec<u8>,
@@ -209,7 +226,7 @@ struct Segment {
     number: u64,
     /// Of the format, in which its head is written.
     version: u32,
-    /// Its length in bytes.
+    /// The end of its last frame in bytes, and so its length without what may follow.
     length: u64,
     /// The length of its first frame.
     head_length: u64,
@@ -217,7 +234,9 @@ struct Segment {
     highest_index: u64,
     /// True if its last frame closes it.
     closed: bool,
-    /// True if a torn frame follows its last one.
+    /// The length of the file, as it was read.
+    file_length: u64,
+    /// True if more than zeros followed its last frame: a torn one.
     torn: bool,
 }
 
@@ -264,6 +283,8 @@ impl Wal {
             vfs,
             dir: dir.to_owned(),
             segment_bytes: SEGMENT_BYTES,
+            allocate_bytes: ALLOCATE_BYTES,
+            allocated: segment.length,
             segments: vec![segment],
             file,
             summary,
@@ -285,9 +306,10 @@ impl Wal {
         let path = current.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
         let cut = std::mem::take(&mut current.torn);
-        if cut {
+        if current.file_length > current.length {
             file.set_len(current.length).map_err(Error::io("cut", &path))?;
-        } else {
+        }
+        if !cut {
             let start = current.length - last_frame.len() as u64;
             file.write_all_at(&last_frame, start).map_err(Error::io("write to", &path))?;
         }
@@ -297,20 +319,23 @@ impl Wal {
         {
             let path = previous.path(dir);
             let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-            if previous.torn {
+            if previous.file_length > previous.length {
                 // What is written over the torn frame could be torn in more ways than it could.
                 file.set_len(previous.length).map_err(Error::io("cut", &path))?;
                 file.sync().map_err(Error::io("sync", &path))?;
             }
             close_segment(&*file, dir, previous, replay.summary.identity.incarnation)?;
         }
+        let current_length = current.length;
         let mut summary = replay.summary.clone();
         summary.trim();
         let wal = Self {
             vfs,
             dir: dir.to_owned(),
             segment_bytes: SEGMENT_BYTES,
+            allocate_bytes: ALLOCATE_BYTES,
             file,
+            allocated: current_length,
             summary,
             last_index: replay.last_index(),
             buffer: Vec::new(),
@@ -334,6 +359,13 @@ impl Wal {
     #[must_use]
     pub fn with_segment_bytes(mut self, segment_bytes: u64) -> Self {
         self.segment_bytes = segment_bytes;
+        self
+    }
+
+    /// Sets how many zeros are written ahead, in bytes; [`ALLOCATE_BYTES`] unless set.
+    #[must_use]
+    pub fn with_allocate_bytes(mut self, allocate_bytes: u64) -> Self {
+        self.allocate_bytes = allocate_bytes;
         self
     }
 
@@ -362,6 +394,13 @@ impl Wal {
         let Segment { number, length: start, .. } = *self.current();
         let salt = Salt { incarnation: self.summary.identity.incarnation, segment: number };
         format::seal_frame(&mut buffer, start, salt);
+        let end = start + length;
+        if end > self.allocated {
+            let is_short = length <= self.allocate_bytes / 4;
+            let zeros = if is_short { self.allocate_bytes } else { 0 };
+            self.allocated = (end + zeros).min(self.segment_bytes).max(end);
+            buffer.resize((self.allocated - start) as usize, 0);
+        }
         let path = self.current().path(&self.dir);
         self.file.write_all_at(&buffer, start).map_err(Error::io("write to", &path))?;
         self.file.sync().map_err(Error::io("sync", &path))?;
@@ -403,13 +442,19 @@ impl Wal {
     }
 
     /// Begins a new segment, and then closes the one before: the other way round, a crash between
-    /// the two would look like a segment that is missing.
+    /// the two would look like a segment that is missing. The zeros go before either.
     fn cut(&mut self) -> Result<()> {
         let (dir, incarnation) = (&self.dir, self.summary.identity.incarnation);
         let previous = self.segments.last_mut().expect("a log has a current segment");
+        if self.allocated > previous.length {
+            let path = previous.path(dir);
+            self.file.set_len(previous.length).map_err(Error::io("cut", &path))?;
+            self.file.sync().map_err(Error::io("sync", &path))?;
+        }
         let (segment, file) =
             create_segment(&*self.vfs, dir, Some(previous), self.last_index, &self.summary)?;
         close_segment(&*self.file, dir, previous, incarnation)?;
+        self.allocated = segment.length;
         self.segments.push(segment);
         self.file = file;
         Ok(())
@@ -607,7 +652,8 @@ fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
     Ok(replayed)
 }
 
-/// Reads a segment, at the end of which a torn frame may have `torn_bytes`.
+/// Reads a segment, at the end of which a torn frame may have `torn_bytes`. Without a limit it is the
+/// last segment, and may have zeros behind that.
 fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -617,15 +663,22 @@ fn replay_segment(
 ) -> Result<()> {
     let mut segment = Segment { number, ..Segment::default() };
     let path = segment.path(dir);
-    let bytes = read_file(vfs, &path)?;
+    let file = read_file(vfs, &path)?;
+    segment.file_length = file.len() as u64;
+    let mut bytes = &file[..];
+    if torn_bytes == usize::MAX {
+        // A frame's last byte is not zero.
+        let zeros = bytes.iter().rev().take_while(|&&byte| byte == 0).count();
+        bytes = &bytes[..bytes.len() - zeros];
+    }
     let (mut start, mut last_start) = (0, 0);
-    // An empty file has no head, which is as bad as a bad one.
+    // A file that is empty, or zeros, has no head, which is as bad as a bad one.
     while start < bytes.len() || start == 0 {
         let is_head = start == 0;
         let incarnation = replayed.replay.summary.identity.incarnation;
         let salt = if is_head { Salt::default() } else { Salt { incarnation, segment: number } };
         let may_be_torn = !is_head && !segment.closed && bytes.len() - start <= torn_bytes;
-        let frame = match format::read_frame(&bytes, start, salt) {
+        let frame = match format::read_frame(bytes, start, salt) {
             Ok(frame) => frame,
             Err(bad) if bad.torn && may_be_torn => {
                 segment.torn = true;
@@ -716,8 +769,9 @@ fn check_head(
 
 /// Checks that a segment is closed if the one after it holds more than its head.
 fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
-    let is_needed = next.length > next.head_length || next.torn;
-    if !is_needed || segment.closed || next.version == 1 && !segment.torn {
+    let is_needed = next.file_length > next.head_length;
+    let has_tail = segment.file_length > segment.length;
+    if !is_needed || segment.closed || next.version == 1 && !has_tail {
         return Ok(());
     }
     let reason = format!("no frame closes it, but segment {:016x} has frames", next.number);

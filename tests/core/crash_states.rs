@@ -293,8 +293,10 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
     let disk = MemVfs::default();
     disk.record_states();
     let known = Identity { cluster_id: 0, member_id: 1, incarnation: 0xfeed, first_urls_hash: 0 };
-    let mut wal =
-        Wal::create(Arc::new(disk.clone()), &dir, &known).unwrap().with_segment_bytes(2048);
+    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, &known)
+        .unwrap()
+        .with_segment_bytes(2048)
+        .with_allocate_bytes(512);
     let mut saved: Vec<Saved> = Vec::new();
     let mut purged = 0;
     let mut note = |purged: u64| {

@@ -27,7 +27,7 @@ use raftexample::membership::PeerGate;
 use raftexample::raft_node::replay::{replay_wal, wal_dir};
 use raftexample::raft_node::{Input, NodeConfig, Outbox, RaftNode, Status};
 use raftexample::storage::snapshotter::{Received, Snapshotter};
-use raftexample::storage::wal::{Recovered, Wal};
+use raftexample::storage::wal::{Recovered, SEGMENT_BYTES, Wal};
 use raftexample::storage::{Vfs, VfsFile};
 use raftexample::transport::{Inbound, InboundBody};
 use serde::{Deserialize, Serialize};
@@ -966,10 +966,8 @@ impl Member {
         let logs = Arc::new(Mutex::new(Vec::new()));
         let drain = TranscriptDrain { id, transcript: transcript.clone(), logs: logs.clone() };
         let logger = Logger::root(drain.fuse(), o!());
-        let mut replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
-        if let Some(segment_bytes) = segment_bytes {
-            replayed = replayed.with_segment_bytes(segment_bytes);
-        }
+        let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
+        let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
         let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
         let (commit_tx, rx) = mpsc::unbounded_channel();
         let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));

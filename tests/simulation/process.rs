@@ -120,7 +120,8 @@ impl Process {
         segment_bytes: u64,
         logger: &Logger,
     ) -> Result<Self> {
-        let replayed = replay_wal(config, vfs, logger)?.with_segment_bytes(segment_bytes);
+        let replayed = replay_wal(config, vfs, logger)?;
+        let replayed = replayed.with_segments(segment_bytes, segment_bytes / 4);
         let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Status::default());

@@ -49,11 +49,13 @@
 //!
 //! # What became of a frame
 //!
-//! The next frame is written only after the sync of this one returned. So bytes behind a frame
-//! prove that it once was whole, and only the last frame can be torn, or the one that closes the
-//! segment before while the last segment is still empty. The disk is assumed to write
-//! a sector wholly or not at all, and a sector never written reads as zeros. That leaves these
-//! shapes of a torn frame, whichever of its sectors arrived and however far the file's length came:
+//! The zeros at the end of the last segment do not count: they are written ahead, and no frame ends
+//! in a zero. The next frame is written only after the sync of this one returned. So bytes behind a
+//! frame prove that it once was whole, and only the last frame can be torn, or the one that closes
+//! the segment before while the last segment is still empty. The disk is assumed to write a sector
+//! wholly or not at all, and a sector never written reads as zeros. That leaves these shapes of a
+//! torn frame, whichever of its sectors arrived, however far the file's length came, and wherever a
+//! write that failed had stopped:
 //!
 //! 1. The file ends within the header, or where a valid header says that more must follow.
 //! 2. The header is valid, and the frame has more zero portions than its header counts.
@@ -441,7 +443,11 @@ pub(super) fn read_frame(
     };
     let checksum = crc32c::crc32c(&frame[HEADER_BYTES..]);
     if checksum == header.checksum {
-        let payload = &frame[HEADER_BYTES..HEADER_BYTES + header.payload_length];
+        let (payload, fill) = frame[HEADER_BYTES..].split_at(header.payload_length);
+        if fill.iter().any(|&byte| byte != FILL) {
+            let reason = format!("the frame is filled with {fill:02x?}, not with {FILL:#04x}");
+            return Err(BadFrame { torn: false, reason });
+        }
         return Ok(WholeFrame { payload, end: start + bytes });
     }
     let zero_portions = portions(frame, start as u64).filter(|portion| is_zero(portion)).count();

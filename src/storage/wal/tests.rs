@@ -130,14 +130,15 @@ impl Sample {
         dir
     }
 
-    /// Asserts that the log with `bytes` is cut back to its first `frames` frames, and is sound
-    /// from then on.
+    /// Asserts that the log with `bytes` is cut back to its first `frames` frames, which is told
+    /// unless zeros are all that goes, and is sound from then on.
     fn assert_cut(&self, bytes: &[u8], frames: usize) {
         let dir = Self::replaced(bytes);
         let path = segment_path(dir.path(), 0);
         let end = self.ends[frames];
-        let expected =
-            Recovered { cut: Some((path.clone(), end as u64)), ..self.states[frames].clone() };
+        let is_torn = bytes[end..].iter().any(|&byte| byte != 0);
+        let cut = is_torn.then(|| (path.clone(), end as u64));
+        let expected = Recovered { cut, ..self.states[frames].clone() };
         assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
         let (mut wal, recovered) = open(dir.path()).expect("a torn log");
         assert_eq!(recovered, expected);
@@ -313,6 +314,8 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
     // Longer than a segment, so it gets one of its own.
     save_entries(&mut wal, &[entry(41, 1, vec![7; 5000])]);
     save_entries(&mut wal, &entries(42..=42, 1));
+    // Takes the zeros off the last segment.
+    let recovered = recover(dir.path());
     let on_disk: Vec<u64> = names(dir.path())
         .iter()
         .map(|name| fs::metadata(dir.path().join(name)).expect("a segment").len())
@@ -320,13 +323,41 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
     assert!(on_disk.len() > 5, "{on_disk:?}");
     assert_eq!(on_disk.iter().filter(|&&length| length > 1000).count(), 1);
     assert_eq!(wal.bytes(), on_disk.iter().sum::<u64>());
-    let recovered = recover(dir.path());
     assert_eq!(recovered.identity, known);
     assert_eq!(recovered.incarnations, BTreeMap::from([(1, 10)]));
     assert_eq!(recovered.hard_state, hard_state(1, 1, 40));
     assert_eq!(recovered.entries[..40], entries(1..=40, 1));
     assert_eq!(recovered.entries[40].data.len(), 5000);
     assert_eq!(recovered.last_index(), Some(42));
+}
+
+#[test]
+fn only_the_last_segment_has_zeros_behind_its_frames_and_they_cost_a_long_frame_nothing() {
+    let dir = TempDir::new().expect("a directory");
+    let mut wal = create(dir.path()).with_segment_bytes(4096).with_allocate_bytes(1024);
+    let mut grown = 0;
+    for index in 1..=80_u64 {
+        let before = length_of(dir.path(), wal.current().number);
+        let value = vec![b'x'; if index % 20 == 0 { 1500 } else { 60 }];
+        save_entries(&mut wal, &[entry(index, 1, value)]);
+        let Segment { number, length, .. } = *wal.current();
+        let file = length_of(dir.path(), number);
+        assert_eq!(file, wal.allocated);
+        assert!((length..=4096).contains(&file) && file <= length + 1024, "{file}, {length}");
+        let bytes = fs::read(segment_path(dir.path(), number)).expect("the segment");
+        assert!(bytes[length as usize..].iter().all(|&byte| byte == 0));
+        grown += u32::from(file != before);
+        if index % 20 == 0 {
+            assert!(file == length || file == before, "{index}: {file}, {length}");
+        }
+        for closed in &wal.segments[..number as usize] {
+            assert_eq!(closed.length, length_of(dir.path(), closed.number));
+        }
+    }
+    assert!(wal.current().number >= 3 && grown < 30, "{} {grown}", wal.current().number);
+    let (wal, recovered) = open(dir.path()).expect("a sound log");
+    assert_eq!((recovered.last_index(), recovered.cut), (Some(80), None));
+    assert_eq!(wal.current().length, length_of(dir.path(), wal.current().number));
 }
 
 #[test]
@@ -368,9 +399,9 @@ fn purging_keeps_what_is_still_needed() {
     let bytes = wal.bytes();
     wal.purge(45).expect("purged");
     assert!(wal.bytes() < bytes / 2);
+    let recovered = recover(dir.path());
     let length_of = |name: &String| fs::metadata(dir.path().join(name)).expect("there").len();
     assert_eq!(wal.bytes(), names(dir.path()).iter().map(length_of).sum::<u64>());
-    let recovered = recover(dir.path());
     let base = recovered.base.expect("entries are left");
     assert!(base > 30 && base <= 45, "all above 45 are there, and few below: {base}");
     assert_eq!(recovered.entries, entries(base + 1..=60, 1));
@@ -417,9 +448,15 @@ fn a_log_cut_short_at_any_length_holds_its_whole_frames() {
         let cut = (end < length).then(|| (path.clone(), end as u64));
         let expected = Recovered { cut, ..sample.states[frames].clone() };
         assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
+        // A write that stopped there, over zeros.
+        file.set_len(length as u64 + 700).expect("extended");
+        assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
         // Each length is read; to open and to go on takes a few syncs.
         if end < length && length % 211 == 0 {
-            sample.assert_cut(&sample.bytes[..length], frames);
+            for zeros in [0, 700] {
+                let bytes = [&sample.bytes[..length], &vec![0; zeros]].concat();
+                sample.assert_cut(&bytes, frames);
+            }
         }
     }
 }
@@ -427,7 +464,7 @@ fn a_log_cut_short_at_any_length_holds_its_whole_frames() {
 #[test]
 fn a_flip_of_any_bit_is_damage() {
     let sample = Sample::new();
-    let dir = Sample::replaced(&sample.bytes);
+    let dir = Sample::replaced(&[&sample.bytes[..], &[0; 700]].concat());
     let path = segment_path(dir.path(), 0);
     let file = fs::File::options().write(true).open(&path).expect("the segment");
     for (at, &byte) in sample.bytes.iter().enumerate() {
@@ -481,7 +518,9 @@ fn a_last_frame_that_lost_any_of_its_sectors_is_cut() {
         }
         // Sectors of zeros may be lost without loss.
         if bytes != sample.bytes {
-            sample.assert_cut(&bytes, frames);
+            for zeros in [0, 16, 5000] {
+                sample.assert_cut(&[&bytes[..], &vec![0; zeros]].concat(), frames);
+            }
             cuts += 1;
         }
     }
@@ -489,7 +528,7 @@ fn a_last_frame_that_lost_any_of_its_sectors_is_cut() {
 }
 
 #[test]
-fn zeros_behind_the_last_frame_are_cut() {
+fn zeros_behind_the_last_frame_are_taken_off_and_are_no_torn_frame() {
     let sample = Sample::new();
     for extra in [1, 15, 16, 17, 512, 5000] {
         let bytes = [sample.bytes.as_slice(), &vec![0; extra]].concat();
@@ -506,9 +545,11 @@ fn a_lost_sector_before_the_last_frame_is_damage() {
         for lost in [start..boundary, start..end] {
             let mut bytes = sample.bytes.clone();
             bytes[lost].fill(0);
-            let dir = Sample::replaced(&bytes);
-            let (path, offset, reason) = damage_of(dir.path());
-            assert_eq!((path, offset), (segment_path(dir.path(), 0), start as u64), "{reason}");
+            for zeros in [0, 5000] {
+                let dir = Sample::replaced(&[&bytes[..], &vec![0; zeros]].concat());
+                let (path, offset, reason) = damage_of(dir.path());
+                assert_eq!((path, offset), (segment_path(dir.path(), 0), start as u64), "{reason}");
+            }
         }
     }
 }
@@ -837,6 +878,7 @@ fn fault_of(put: impl FnOnce(&mut Vec<u8>)) -> String {
     let frame =
         Frame { installed: Some(mark(5, 1)), entries: &entries(6..=8, 1), ..Frame::default() };
     wal.save(&frame).expect("saved");
+    recover(dir.path());
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
     put(&mut frame);
@@ -914,7 +956,7 @@ fn a_log_is_relied_on_only_after_its_last_frame_and_its_name_were_written_again_
         save_entries(&mut create(dir.path()), &entries(1..=3, 1));
         Wal::open(Arc::new(FailingVfs::after(operations as u64)), dir.path())
     };
-    let steps = ["write to", "sync", "create", "remove", "sync directory"];
+    let steps = ["cut", "write to", "sync", "create", "remove", "sync directory"];
     for (operations, step) in steps.iter().enumerate() {
         let error = open_after(operations).err().expect("an injected failure").to_string();
         assert!(error.starts_with(&format!("cannot {step} /")), "{error}");

@@ -63,7 +63,8 @@ fn sample() -> MemVfs {
     ];
     for (number, frame) in frames.iter().enumerate() {
         // The second segment begins with the fourth frame.
-        wal = wal.with_segment_bytes(if number == 3 { 1 } else { u64::MAX });
+        let segment_bytes = if number == 3 { 1 } else { u64::MAX };
+        wal = wal.with_segment_bytes(segment_bytes).with_allocate_bytes(0);
         wal.save(frame).unwrap();
     }
     disk
