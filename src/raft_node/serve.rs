@@ -1,14 +1,17 @@
-//! The task: one thread that owns the node and feeds it, and the twin of the original's
-//! serveChannels and serveRaft.
+//! The task that owns the node and feeds it, and the twin of the original's serveChannels and
+//! serveRaft.
 //!
-//! The thread is its own because fdatasync blocks. It waits on all channels at once, takes its share
-//! of what has arrived, then lets the node act on it. Nothing in here decides anything.
+//! It waits on all channels at once, takes its share of what has arrived, then lets the node act on
+//! it. Nothing in here decides anything, but for where that happens: fdatasync blocks, so only reads
+//! and the heartbeats that confirm them are handled where the requests are served. With all else the
+//! node moves to a thread that may block, and stays there as long as more comes: a read waits for no
+//! other thread, and a write for no more than one.
 
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, error, info};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -27,7 +30,7 @@ use crate::membership::{PeerGate, Sender};
 use crate::storage::Vfs;
 use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
 use crate::transport::{
-    Admission, Gate, Inbound, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
+    Admission, Gate, Inbound, InboundBody, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
 };
 
 /// A turn takes no more inputs than this, so that ticks and heartbeats are not kept waiting.
@@ -63,8 +66,8 @@ impl RaftNodeHandle {
     }
 }
 
-/// Starts a node on a thread of its own. It replays its directory, listens for its peers on
-/// `listener`, and stops when all senders of `propose_rx` are gone.
+/// Starts a node. It replays its directory, listens for its peers on `listener`, and stops when all
+/// senders of `propose_rx` are gone.
 ///
 /// Returns commitC and a handle. Must be called within a tokio runtime.
 pub fn new_raft_node(
@@ -79,15 +82,16 @@ pub fn new_raft_node(
     let (commit_tx, commit_rx) = mpsc::unbounded_channel();
     let (done_tx, done_rx) = oneshot::channel();
     let (status_tx, status) = watch::channel(Status::default());
-    let runtime = Handle::current();
     let channels = Channels { propose_rx, read_rx, conf_change_rx, commit_tx };
-    std::thread::Builder::new()
-        .name(format!("raft-{}", config.id))
-        .spawn(move || {
-            let result = start_raft(config, vfs, listener, channels, status_tx, &runtime, &logger);
-            let _ = done_tx.send(result);
-        })
-        .expect("the operating system can start one more thread");
+    tokio::spawn(async move {
+        let result = run(config, vfs, listener, channels, status_tx, &logger).await;
+        match &result {
+            Ok(()) => info!(logger, "the raft node stopped"),
+            Err(Error::Removed) => info!(logger, "{}", Error::Removed),
+            Err(error) => error!(logger, "the raft node stops: {}", error),
+        }
+        let _ = done_tx.send(result);
+    });
     (commit_rx, RaftNodeHandle { status, done_rx })
 }
 
@@ -98,32 +102,64 @@ struct Channels {
     commit_tx: mpsc::UnboundedSender<Commit>,
 }
 
-fn start_raft(
+async fn run(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
     listener: TcpListener,
     channels: Channels,
     status_tx: watch::Sender<Status>,
-    runtime: &Handle,
     logger: &Logger,
 ) -> Result<()> {
-    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
-    let replayed = replay_wal(&config, vfs, logger)?;
-    let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
-    let (report_tx, report_rx) = mpsc::unbounded_channel();
-    let transport =
-        start_transport(&config, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
+    let (runtime, started_logger) = (Handle::current(), logger.clone());
+    let start = move || start_raft(config, vfs, channels, status_tx, &runtime, &started_logger);
+    let (serving, transport) = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
-    let server = runtime.spawn(listener::serve(
+    let server = tokio::spawn(listener::serve(
         listener,
-        transport.router(),
+        transport.lock().router(),
         Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
         async {
             let _ = stop_rx.await;
         },
         logger.clone(),
     ));
+    let (mut serving, result) = serve_channels(serving).await;
+    let result = match result {
+        Ok(()) => serving.finish_snapshot().await,
+        Err(error) => Err(error),
+    };
+    // Dropping the node answers the waiters that are left, and closes commitC.
+    let result = on_a_thread(move || result.and_then(|()| serving.node.stop())).await;
+    drop(stop_tx);
+    let transport = Arc::into_inner(transport.0).expect("the node had the only other handle");
+    let transport = transport.into_inner().expect("no thread panics while it holds the transport");
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport.close()).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, server).await;
+    result
+}
 
+/// Does `work` on a thread that may block.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn start_raft(
+    config: NodeConfig,
+    vfs: Arc<dyn Vfs>,
+    channels: Channels,
+    status_tx: watch::Sender<Status>,
+    runtime: &Handle,
+    logger: &Logger,
+) -> Result<(Box<Serving>, SharedTransport)> {
+    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
+    let replayed = replay_wal(&config, vfs, logger)?;
+    let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
+    let (report_tx, report_rx) = mpsc::unbounded_channel();
+    let transport =
+        start_transport(&config, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
     let tick = config.tick;
     let report = Arc::new(move |report| {
         // A closed queue means that the node has stopped.
@@ -140,28 +176,11 @@ fn start_raft(
         status_tx,
         logger.clone(),
     )?;
-    let mut inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
-    let result = runtime
-        .block_on(async {
-            serve_channels(&mut node, &mut inputs, &commit_tx, tick).await?;
-            finish_snapshot(&mut node, &mut inputs, &commit_tx).await
-        })
-        .and_then(|()| node.stop());
-    match &result {
-        Ok(()) => info!(logger, "the raft node stopped"),
-        Err(Error::Removed) => info!(logger, "{}", Error::Removed),
-        Err(error) => error!(logger, "the raft node stops: {}", error),
-    }
-    // Dropping the node answers the waiters that are left, and closes commitC.
-    drop(node);
-    drop(stop_tx);
-    let transport = Arc::into_inner(transport.0).expect("the node had the only other handle");
-    let transport = transport.into_inner().expect("no thread panics while it holds the transport");
-    runtime.block_on(async {
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport.close()).await;
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, server).await;
-    });
-    result
+    // What beginning or replaying made necessary.
+    node.handle_ready()?;
+    let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+    let next_tick = Instant::now() + tick;
+    Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), transport))
 }
 
 struct Inputs {
@@ -170,25 +189,88 @@ struct Inputs {
     conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
     inbound_rx: mpsc::Receiver<Inbound>,
     report_rx: mpsc::UnboundedReceiver<PeerReport>,
+    /// Which of them the last input came from.
+    last: usize,
+}
+
+impl Inputs {
+    /// The next input that has arrived, from each queue in turn.
+    fn try_next(&mut self) -> Option<Input> {
+        const QUEUES: usize = 5;
+        (0..QUEUES).find_map(|_| {
+            self.last = (self.last + 1) % QUEUES;
+            match self.last {
+                0 => self.report_rx.try_recv().ok().map(Input::Report),
+                1 => self.inbound_rx.try_recv().ok().map(Input::Inbound),
+                2 => self.conf_change_rx.try_recv().ok().map(Input::ConfChange),
+                3 => self.read_rx.try_recv().ok().map(Input::Read),
+                _ => self.propose_rx.try_recv().ok().map(Input::Propose),
+            }
+        })
+    }
+}
+
+/// True if the input is a read, or one of the messages that carry reads and confirm them. What they
+/// lead to is written only if they bring a new term, or the end of a change of members.
+fn is_read(input: &Input) -> bool {
+    match input {
+        Input::Read(_) => true,
+        Input::Inbound(inbound) => {
+            matches!(&inbound.body, InboundBody::Messages { messages, .. } if {
+                messages.iter().all(|message| {
+                    matches!(
+                        message.get_msg_type(),
+                        MessageType::MsgReadIndex
+                            | MessageType::MsgReadIndexResp
+                            | MessageType::MsgHeartbeat
+                            | MessageType::MsgHeartbeatResponse
+                    )
+                })
+            })
+        }
+        _ => false,
+    }
+}
+
+/// The node and what it is fed from: what moves between the task and the threads that may block.
+struct Serving {
+    node: RaftNode,
+    inputs: Inputs,
+    commit_tx: mpsc::UnboundedSender<Commit>,
+    tick: Duration,
+    next_tick: Instant,
 }
 
 /// Feeds the node until proposeC is closed or the state machine is gone.
-async fn serve_channels(
-    node: &mut RaftNode,
-    inputs: &mut Inputs,
-    commit_tx: &mpsc::UnboundedSender<Commit>,
-    tick: Duration,
-) -> Result<()> {
-    let mut next_tick = Instant::now() + tick;
-    // What beginning or replaying made necessary.
-    node.handle_ready()?;
-    loop {
-        // Looked at in each turn: peers may have something to say in all of them.
-        let is_closed = inputs.propose_rx.is_closed() && inputs.propose_rx.is_empty();
-        if is_closed || commit_tx.is_closed() {
-            return Ok(());
+async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
+    let mut result = Ok(serving.next_input().await);
+    while let Ok(Some(first)) = result {
+        // Whoever is about to send something gets to do it: it comes along in this turn.
+        tokio::task::yield_now().await;
+        result = match serving.handle_reads(first) {
+            Ok(None) => Ok(serving.next_input().await),
+            Ok(Some(input)) => {
+                let turns = on_a_thread(move || {
+                    let result = serving.handle_all(input);
+                    (serving, result)
+                });
+                (serving, result) = turns.await;
+                result
+            }
+            Err(error) => Err(error),
+        };
+    }
+    (serving, result.map(|_| ()))
+}
+
+impl Serving {
+    /// Waits for an input; `None` if there will be none any more.
+    async fn next_input(&mut self) -> Option<Input> {
+        if self.is_over() {
+            return None;
         }
-        let first = tokio::select! {
+        let Self { node, inputs, commit_tx, next_tick, .. } = self;
+        tokio::select! {
             biased;
             Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
             Some(inbound) = inputs.inbound_rx.recv() => Some(Input::Inbound(inbound)),
@@ -197,82 +279,96 @@ async fn serve_channels(
             Some(request) = inputs.read_rx.recv(), if !node.is_reading() => {
                 Some(Input::Read(request))
             }
-            proposal = inputs.propose_rx.recv() => match proposal {
-                Some(proposal) => Some(Input::Propose(proposal)),
-                None => return Ok(()),
-            },
-            () = tokio::time::sleep_until(next_tick) => None,
-            () = commit_tx.closed() => return Ok(()),
-        };
-        if let Some(input) = first {
-            node.handle(input)?;
+            proposal = inputs.propose_rx.recv() => proposal.map(Input::Propose),
+            () = tokio::time::sleep_until(*next_tick) => Some(Input::Tick),
+            () = commit_tx.closed() => None,
         }
-        drain(node, inputs)?;
+    }
+
+    /// Looked at in each turn: peers may have something to say in all of them.
+    fn is_over(&self) -> bool {
+        let proposals = &self.inputs.propose_rx;
+        proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
+    }
+
+    /// A turn of reads. Returns the first input that is none.
+    fn handle_reads(&mut self, first: Input) -> Result<Option<Input>> {
+        let mut next = Some(first);
+        for _ in 0..TURN_INPUTS_MAX {
+            match next {
+                None => break,
+                Some(input) if !is_read(&input) => return Ok(Some(input)),
+                Some(input) => self.node.handle(input)?,
+            }
+            next = self.inputs.try_next();
+        }
+        if Instant::now() >= self.next_tick {
+            return Ok(Some(Input::Tick));
+        }
+        self.node.handle_ready()?;
+        Ok(None)
+    }
+
+    /// Turns of whatever arrives, until it is a read: that is returned. Blocks.
+    fn handle_all(&mut self, first: Input) -> Result<Option<Input>> {
+        let runtime = Handle::current();
+        let mut next = Some(first);
+        while let Some(first) = next {
+            // As in `serve_channels`.
+            std::thread::yield_now();
+            self.turn(first)?;
+            next = runtime.block_on(self.next_input());
+            if next.as_ref().is_some_and(is_read) {
+                break;
+            }
+        }
+        Ok(next)
+    }
+
+    /// Takes a turn's share of what is queued behind `first`.
+    fn turn(&mut self, first: Input) -> Result<()> {
+        let (mut next, mut left, mut bytes) = (Some(first), TURN_INPUTS_MAX, 0);
+        while let Some(input) = next.take() {
+            bytes += match &input {
+                Input::Propose(proposal) => proposal.data.len(),
+                Input::Inbound(inbound) => inbound.bytes(),
+                _ => 0,
+            };
+            // It is due below, then.
+            if !matches!(input, Input::Tick) {
+                self.node.handle(input)?;
+            }
+            left -= 1;
+            if left > 0 && bytes < TURN_BYTES_MAX {
+                next = self.inputs.try_next();
+            }
+        }
         // Inputs come before ticks, and ticks that were missed are skipped: a member that was paused
         // hears what its leader sent meanwhile instead of waking up into an election.
         let now = Instant::now();
-        if now >= next_tick {
-            node.handle(Input::Tick)?;
-            next_tick += tick;
-            if next_tick <= now {
-                next_tick = now + tick;
+        if now >= self.next_tick {
+            self.node.handle(Input::Tick)?;
+            self.next_tick += self.tick;
+            if self.next_tick <= now {
+                self.next_tick = now + self.tick;
             }
         }
-        node.handle_ready()?;
+        self.node.handle_ready()
     }
-}
 
-/// Waits for the snapshot that is being made, if there is one: its maker is the last that uses the
-/// directory, and the next process may want it.
-async fn finish_snapshot(
-    node: &mut RaftNode,
-    inputs: &mut Inputs,
-    commit_tx: &mpsc::UnboundedSender<Commit>,
-) -> Result<()> {
-    let finished = async {
-        while node.is_making_snapshot() && !commit_tx.is_closed() {
-            let Some(report) = inputs.report_rx.recv().await else { break };
-            node.handle(Input::Report(report))?;
-        }
-        Ok(())
-    };
-    // Whoever waits longer than that for a disk had better be told nothing than be kept.
-    tokio::time::timeout(SNAPSHOT_TIMEOUT, finished).await.unwrap_or(Ok(()))
-}
-
-/// Takes a turn's share of what is queued.
-fn drain(node: &mut RaftNode, inputs: &mut Inputs) -> Result<()> {
-    let mut bytes = 0;
-    let mut left = TURN_INPUTS_MAX;
-    while left > 0 && bytes < TURN_BYTES_MAX {
-        let before = left;
-        if let Ok(report) = inputs.report_rx.try_recv() {
-            left -= 1;
-            node.handle(Input::Report(report))?;
-        }
-        if let Ok(inbound) = inputs.inbound_rx.try_recv() {
-            left = left.saturating_sub(1);
-            bytes += inbound.bytes();
-            node.handle(Input::Inbound(inbound))?;
-        }
-        if let Ok(request) = inputs.conf_change_rx.try_recv() {
-            left = left.saturating_sub(1);
-            node.handle(Input::ConfChange(request))?;
-        }
-        if let Ok(request) = inputs.read_rx.try_recv() {
-            left = left.saturating_sub(1);
-            node.handle(Input::Read(request))?;
-        }
-        if let Ok(proposal) = inputs.propose_rx.try_recv() {
-            left = left.saturating_sub(1);
-            bytes += proposal.data.len();
-            node.handle(Input::Propose(proposal))?;
-        }
-        if left == before {
-            break;
-        }
+    /// Waits for the snapshot that is being made, if there is one: its maker is the last that uses
+    /// the directory, and the next process may want it.
+    async fn finish_snapshot(&mut self) -> Result<()> {
+        let finished = async {
+            while self.node.is_making_snapshot() && !self.commit_tx.is_closed() {
+                let Some(report) = self.inputs.report_rx.recv().await else { break };
+                self.node.handle(Input::Report(report))?;
+            }
+            Ok(())
+        };
+        // Whoever waits longer than that for a disk had better be told nothing than be kept.
+        tokio::time::timeout(SNAPSHOT_TIMEOUT, finished).await.unwrap_or(Ok(()))
     }
-    Ok(())
 }
 
 fn start_transport(
@@ -395,7 +491,6 @@ impl SnapshotSink for SnapshotReceiver {
 mod tests {
     use super::*;
     use crate::storage::DiskVfs;
-    use crate::transport::InboundBody;
 
     /// Takes everything, sends nothing.
     struct Nowhere;
@@ -459,7 +554,7 @@ mod tests {
             let _ = report_tx.send(report);
         });
         let tick = config.tick;
-        let mut node = RaftNode::new(
+        let node = RaftNode::new(
             config,
             replayed,
             Box::new(Nowhere),
@@ -469,6 +564,7 @@ mod tests {
             logger,
         )
         .expect("a node");
+        let next_tick = Instant::now() + tick;
         let (propose_tx, propose_rx) = mpsc::channel(1);
         let (_read_tx, read_rx) = mpsc::channel(1);
         let (_conf_change_tx, conf_change_rx) = mpsc::channel(1);
@@ -480,10 +576,9 @@ mod tests {
             answers.push(answer_rx);
         }
         let _open = keep_open(propose_tx, commit_rx);
-        let mut inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx };
-        serve_channels(&mut node, &mut inputs, &commit_tx, tick)
-            .await
-            .expect("it was told to stop");
+        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+        let serving = Serving { node, inputs, commit_tx, tick, next_tick };
+        serve_channels(Box::new(serving)).await.1.expect("it was told to stop");
         answers.iter_mut().filter_map(|answer_rx| answer_rx.try_recv().ok()).count()
     }
 
