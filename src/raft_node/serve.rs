@@ -245,7 +245,9 @@ struct Serving {
 async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
     let mut result = Ok(serving.next_input().await);
     while let Ok(Some(first)) = result {
-        // Whoever is about to send something gets to do it: it comes along in this turn.
+        // Whoever is about to send something gets to do it, it comes along in this turn: all that can
+        // run now, and all that did not yet know that it could.
+        tokio::task::yield_now().await;
         tokio::task::yield_now().await;
         result = match serving.handle_reads(first) {
             Ok(None) => Ok(serving.next_input().await),
