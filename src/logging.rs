@@ -1,5 +1,5 @@
 //! Where log lines go: to standard error, for people or as JSON, through a queue of their own, so
-//! that a terminal that does not read does not hold up the raft thread.
+//! that a terminal that does not read does not hold up the raft node.
 
 use std::sync::Mutex;
 

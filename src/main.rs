@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return fail(&error);
     }
     let (logger, guard) = logging::logger(config.log_level, config.log_format);
-    // One core is the raft thread's, where there are several.
+    // One core is for the thread that writes the log, where there are several.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = match runtime.worker_threads((cores - 1).max(1)).enable_all().build() {

@@ -3,7 +3,7 @@
 //! [`RaftNode`] is a state machine first and a task second. Everything between "an input arrived"
 //! and "these bytes must be written, these messages sent, these entries published" is plain
 //! synchronous code over three seams: files ([`Vfs`](crate::storage::Vfs)), outgoing messages
-//! ([`Outbox`]) and time ([`Input::Tick`]). [`serve`] is the thread that feeds it.
+//! ([`Outbox`]) and time ([`Input::Tick`]). [`serve`] is the task that feeds it.
 //!
 //! # A turn
 //! ```text
@@ -27,7 +27,7 @@
 //! [`replay`] starts from the disk; [`begin`] gets a new member going; [`peers`] is what arrives from
 //! the others, and [`validate`] what of it may be stepped; [`requests`] holds the writes and reads
 //! that wait; [`changes`] proposes and applies changes of members; [`snapshots`] makes and takes over
-//! snapshots; [`serve`] is the thread.
+//! snapshots; [`serve`] is the task.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -449,6 +449,24 @@ impl RaftNode {
         self.making.is_some()
     }
 
+    /// True if the next [`handle_ready`](Self::handle_ready) may write. If not, it hardly ever does.
+    pub fn may_write(&self) -> bool {
+        let raft = &self.raw_node.raft;
+        let hard_state = raft.hard_state();
+        (hard_state.term, hard_state.vote) != (self.hard_state.term, self.hard_state.vote)
+            || !raft.raft_log.unstable.entries.is_empty()
+            || raft.raft_log.committed > self.applied_index
+            || self.proposals.are_waiting()
+            || self.changes.are_waiting()
+            || self.leaving.is_some()
+    }
+
+    /// True if we lead, and not all of our log is committed.
+    pub fn awaits_acknowledgements(&self) -> bool {
+        let log = &self.raw_node.raft.raft_log;
+        self.is_leader() && log.committed < log.last_index()
+    }
+
     /// raft's own state, to be looked at.
     pub fn raft(&self) -> &raft::Raft<Log> {
         &self.raw_node.raft
@@ -615,7 +633,7 @@ impl RaftNode {
     }
 
     fn publish(&self, commit: Commit) {
-        // A closed commitC means that the state machine stopped: the thread that feeds us sees that
+        // A closed commitC means that the state machine stopped: the task that feeds us sees that
         // by itself and stops us.
         let _ = self.commit_tx.send(commit);
     }

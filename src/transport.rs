@@ -5,7 +5,7 @@
 //! sends it as one request, and takes the next; to a peer that took one it sends those that follow
 //! over one long request, as the module `stream` describes. A batch leaves **at most once**: whatever the
 //! error, it is dropped, raft hears that the peer is unreachable, and raft repeats what it needs. A
-//! queue that is full drops, too. So nothing here blocks the raft thread, and nothing grows.
+//! queue that is full drops, too. So nothing here blocks the raft node, and nothing grows.
 //!
 //! A snapshot goes to a task of its own, over a connection of its own, so that heartbeats do not
 //! wait behind it. Its end is always reported: raft sends nothing else to that peer until it is.
@@ -299,7 +299,7 @@ impl Shared {
     }
 }
 
-/// One peer, as the raft thread sees it. Dropping it lets the peer's task drain the queue and end.
+/// One peer, as the raft node sees it. Dropping it lets the peer's task drain the queue and end.
 struct Peer {
     url: Arc<str>,
     queue_tx: mpsc::Sender<Message>,
@@ -313,7 +313,7 @@ struct Peer {
     snapshot_on_its_way: Arc<AtomicBool>,
 }
 
-/// The handle of the raft thread. No method but [`close`](Self::close) waits.
+/// The handle of the raft node. No method but [`close`](Self::close) waits.
 ///
 /// It owns every task that it starts; dropping it without closing it aborts them.
 pub struct Transport {

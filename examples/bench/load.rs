@@ -50,6 +50,8 @@ pub struct Outcome {
     pub latency: Histogram<u64>,
     /// How many of these ended in each [`SLICE`].
     pub slices: Vec<u64>,
+    /// The milliseconds in which one of these ended.
+    answered: Vec<bool>,
     /// The others, by what was answered instead.
     pub errors: BTreeMap<String, u64>,
     /// Keys of which a PUT was acknowledged, the warm-up's included.
@@ -63,6 +65,7 @@ impl Outcome {
             duration: load.duration,
             latency: Histogram::new_with_bounds(1, LATENCY_MAX, 3)?,
             slices: vec![0; slices],
+            answered: vec![false; load.duration.as_millis() as usize],
             errors: BTreeMap::new(),
             acknowledged: BTreeSet::new(),
         })
@@ -76,6 +79,12 @@ impl Outcome {
     /// The latency that this share of the successes kept within, in milliseconds.
     pub fn percentile(&self, percent: f64) -> f64 {
         self.latency.value_at_percentile(percent) as f64 / 1000.0
+    }
+
+    /// The longest time without a success, in milliseconds.
+    pub fn longest_gap(&self) -> f64 {
+        let gaps = self.answered.split(|answered| *answered).map(<[bool]>::len);
+        gaps.max().unwrap_or(0) as f64
     }
 
     /// The keys that were acknowledged in any of `outcomes`.
@@ -97,9 +106,12 @@ impl Outcome {
                 self.acknowledged.extend(written);
                 if is_measured {
                     self.latency.saturating_record(intended.elapsed().as_micros() as u64);
-                    let slice = measured_from.elapsed().as_millis() / SLICE.as_millis();
-                    if let Some(count) = self.slices.get_mut(slice as usize) {
+                    let at = measured_from.elapsed().as_millis() as usize;
+                    if let Some(count) = self.slices.get_mut(at / SLICE.as_millis() as usize) {
                         *count += 1;
+                    }
+                    if let Some(answered) = self.answered.get_mut(at) {
+                        *answered = true;
                     }
                 }
                 return;
@@ -117,6 +129,9 @@ impl Outcome {
         self.latency.add(other.latency)?;
         for (mine, theirs) in self.slices.iter_mut().zip(other.slices) {
             *mine += theirs;
+        }
+        for (mine, theirs) in self.answered.iter_mut().zip(other.answered) {
+            *mine |= theirs;
         }
         for (error, count) in other.errors {
             *self.errors.entry(error).or_default() += count;

@@ -16,11 +16,12 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints a line per target: medians of its rounds, and its throughput beside the first target's.
+/// Prints a line per target: medians of its rounds, and its throughput beside the first target's. A
+/// gap is the longest time in which no request succeeded.
 pub fn print(targets: &[(&str, &[Outcome])]) {
     println!(
-        "{:<16}{:>12}{:>9}{:>10}{:>10}{:>10}{:>10}{:>9}",
-        "", "requests/s", "beside", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors"
+        "{:<16}{:>12}{:>9}{:>10}{:>10}{:>10}{:>10}{:>8}{:>9}",
+        "", "requests/s", "beside", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "gap ms", "errors"
     );
     let of = |outcomes: &[Outcome], figure: &dyn Fn(&Outcome) -> f64| {
         median(outcomes.iter().map(figure).collect())
@@ -31,12 +32,13 @@ pub fn print(targets: &[(&str, &[Outcome])]) {
         let throughput = of(outcomes, &Outcome::throughput);
         let errors: u64 = outcomes.iter().flat_map(|outcome| outcome.errors.values()).sum();
         println!(
-            "{name:<16}{throughput:>12.0}{:>9.2}{:>10.2}{:>10.2}{:>10.2}{:>10.1}{errors:>9}",
+            "{name:<16}{throughput:>12.0}{:>9.2}{:>10.2}{:>10.2}{:>10.2}{:>10.1}{:>8.0}{errors:>9}",
             throughput / first,
             of(outcomes, &|outcome| outcome.percentile(50.0)),
             of(outcomes, &|outcome| outcome.percentile(99.0)),
             of(outcomes, &|outcome| outcome.percentile(99.9)),
             of(outcomes, &|outcome| outcome.percentile(100.0)),
+            of(outcomes, &Outcome::longest_gap),
         );
     }
     for (name, outcomes) in targets {

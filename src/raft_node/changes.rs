@@ -42,6 +42,11 @@ impl Changes {
         self.queue.push_back(request);
     }
 
+    /// True if some are not proposed yet.
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.queue.is_empty() || self.handover.is_some()
+    }
+
     /// A change was applied, or does nothing.
     pub(super) fn applied(&mut self, id: RequestId, answer: Result<(), RequestError>) {
         if let Some((_, _, waiter)) = self.pending.take_if(|(pending, _, _)| *pending == id) {

@@ -52,6 +52,11 @@ impl Proposals {
         self.queue.push_back(proposal);
     }
 
+    /// True if some are not proposed yet.
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Queues what never left for the leader once more: nothing was proposed, so waiting is safe.
     pub(super) fn take_back(&mut self, requests: Vec<(Bytes, Bytes)>) {
         for (id, data) in requests.into_iter().rev() {

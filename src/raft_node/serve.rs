@@ -4,8 +4,8 @@
 //! It waits on all channels at once, takes its share of what has arrived, then lets the node act on
 //! it. Nothing in here decides anything, but for where that happens: fdatasync blocks, so only reads
 //! and the heartbeats that confirm them are handled where the requests are served. With all else the
-//! node moves to a thread that may block, and stays there as long as more comes: a read waits for no
-//! other thread, and a write for no more than one.
+//! node moves to a thread that may block, and stays there until a read comes: reads among themselves
+//! wake no other thread, and neither do writes.
 
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -37,6 +37,8 @@ use crate::transport::{
 const TURN_INPUTS_MAX: usize = 1024;
 /// A turn stops taking inputs after this many bytes, for the same reason: they are one write.
 const TURN_BYTES_MAX: usize = 4 << 20;
+/// A leader waits this part of the time that a write took for what it is to be acknowledged.
+const PATIENCE_PER_WRITE: u32 = 4;
 /// Requests of peers that wait for the node; one more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
 /// What is on its way to peers when the node stops may take this long to leave.
@@ -60,7 +62,7 @@ impl RaftNodeHandle {
     pub async fn join(self) -> Result<()> {
         match self.done_rx.await {
             Ok(result) => result,
-            // The thread panicked: the message is on standard error already.
+            // The task panicked: the message is on standard error already.
             Err(_) => Err(Error::Refused("the raft node panicked".into())),
         }
     }
@@ -124,12 +126,13 @@ async fn run(
         logger.clone(),
     ));
     let (mut serving, result) = serve_channels(serving).await;
-    let result = match result {
-        Ok(()) => serving.finish_snapshot().await,
-        Err(error) => Err(error),
-    };
-    // Dropping the node answers the waiters that are left, and closes commitC.
-    let result = on_a_thread(move || result.and_then(|()| serving.node.stop())).await;
+    let result = on_a_thread(move || {
+        result?;
+        Handle::current().block_on(serving.finish_snapshot())?;
+        // Dropping the node answers the waiters that are left, and closes commitC.
+        serving.node.stop()
+    })
+    .await;
     drop(stop_tx);
     let transport = Arc::into_inner(transport.0).expect("the node had the only other handle");
     let transport = transport.into_inner().expect("no thread panics while it holds the transport");
@@ -142,7 +145,11 @@ async fn run(
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shut down: nobody waits for us any more.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -210,13 +217,13 @@ impl Inputs {
     }
 }
 
-/// True if the input is a read, or one of the messages that carry reads and confirm them. What they
-/// lead to is written only if they bring a new term, or the end of a change of members.
+/// True if the input is a read, or one of the messages that carry reads and confirm them, from a
+/// member that is known. To take it in writes nothing.
 fn is_read(input: &Input) -> bool {
     match input {
         Input::Read(_) => true,
         Input::Inbound(inbound) => {
-            matches!(&inbound.body, InboundBody::Messages { messages, .. } if {
+            matches!(&inbound.body, InboundBody::Messages { messages, answer: None, .. } if {
                 messages.iter().all(|message| {
                     matches!(
                         message.get_msg_type(),
@@ -245,10 +252,12 @@ struct Serving {
 async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
     let mut result = Ok(serving.next_input().await);
     while let Ok(Some(first)) = result {
-        // Whoever is about to send something gets to do it, it comes along in this turn: all that can
-        // run now, and all that did not yet know that it could.
-        tokio::task::yield_now().await;
-        tokio::task::yield_now().await;
+        if Instant::now() < serving.next_tick {
+            // Whoever is about to send something gets to do it, it comes along in this turn: all that
+            // can run now, and all that did not yet know that it could.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+        }
         result = match serving.handle_reads(first) {
             Ok(None) => Ok(serving.next_input().await),
             Ok(Some(input)) => {
@@ -293,18 +302,20 @@ impl Serving {
         proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
     }
 
-    /// A turn of reads. Returns the first input that is none.
+    /// A turn of reads. Returns the first input that is none; a tick, if something else is due.
     fn handle_reads(&mut self, first: Input) -> Result<Option<Input>> {
-        let mut next = Some(first);
-        for _ in 0..TURN_INPUTS_MAX {
-            match next {
-                None => break,
-                Some(input) if !is_read(&input) => return Ok(Some(input)),
-                Some(input) => self.node.handle(input)?,
+        let (mut next, mut left) = (Some(first), TURN_INPUTS_MAX);
+        while let Some(input) = next.take() {
+            if !is_read(&input) {
+                return Ok(Some(input));
             }
-            next = self.inputs.try_next();
+            self.node.handle(input)?;
+            left -= 1;
+            if left > 0 {
+                next = self.inputs.try_next();
+            }
         }
-        if Instant::now() >= self.next_tick {
+        if self.node.may_write() || Instant::now() >= self.next_tick {
             return Ok(Some(Input::Tick));
         }
         self.node.handle_ready()?;
@@ -318,13 +329,33 @@ impl Serving {
         while let Some(first) = next {
             // As in `serve_channels`.
             std::thread::yield_now();
+            let began = Instant::now();
             self.turn(first)?;
+            let patience = began.elapsed() / PATIENCE_PER_WRITE;
+            runtime.block_on(self.wait_for_acknowledgements(patience))?;
             next = runtime.block_on(self.next_input());
             if next.as_ref().is_some_and(is_read) {
                 break;
             }
         }
         Ok(next)
+    }
+
+    /// Waits until what a leader has written is acknowledged, if that takes much less than to write:
+    /// an acknowledgement that comes right after the next write began is heard only at its end.
+    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<()> {
+        // The clock tells no shorter times.
+        if patience < Duration::from_millis(1) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + patience;
+        while self.node.awaits_acknowledgements() {
+            let next = tokio::time::timeout_at(deadline, self.inputs.inbound_rx.recv()).await;
+            let Ok(Some(inbound)) = next else { break };
+            self.node.handle(Input::Inbound(inbound))?;
+            self.node.handle_ready()?;
+        }
+        Ok(())
     }
 
     /// Takes a turn's share of what is queued behind `first`.
@@ -336,7 +367,7 @@ impl Serving {
                 Input::Inbound(inbound) => inbound.bytes(),
                 _ => 0,
             };
-            // It is due below, then.
+            // If it is due, that is seen below.
             if !matches!(input, Input::Tick) {
                 self.node.handle(input)?;
             }
@@ -397,7 +428,7 @@ fn start_transport(
     )
 }
 
-/// The transport in the node's hands. Only the raft thread uses it: the lock is never waited for.
+/// The transport in the node's hands. Only the node uses it: the lock is never waited for.
 #[derive(Clone)]
 struct SharedTransport(Arc<Mutex<Transport>>);
 
@@ -520,14 +551,9 @@ mod tests {
         (Inbound::new(header, InboundBody::Greeting { greeting, answer }), answer_rx)
     }
 
-    /// Runs a node whose peers have `waiting` greetings for it; returns how many it looked at.
-    async fn looked_at(
-        waiting: usize,
-        keep_open: impl FnOnce(
-            mpsc::Sender<Proposal>,
-            mpsc::UnboundedReceiver<Commit>,
-        ) -> Box<dyn std::any::Any>,
-    ) -> usize {
+    /// A node alone in its cluster, with room for `room` reads and requests of peers, and the other
+    /// ends of what it is fed from.
+    fn serving(room: usize) -> (Box<Serving>, Ends) {
         let dir = tempfile::tempdir().expect("a directory");
         let url = "http://127.0.0.1:9021".to_owned();
         let config = NodeConfig {
@@ -556,31 +582,51 @@ mod tests {
             let _ = report_tx.send(report);
         });
         let tick = config.tick;
-        let node = RaftNode::new(
-            config,
-            replayed,
-            Box::new(Nowhere),
-            commit_tx.clone(),
-            report,
-            watch::channel(Status::default()).0,
-            logger,
-        )
-        .expect("a node");
+        let status_tx = watch::channel(Status::default()).0;
+        let outbox = Box::new(Nowhere);
+        let node =
+            RaftNode::new(config, replayed, outbox, commit_tx.clone(), report, status_tx, logger)
+                .expect("a node");
         let next_tick = Instant::now() + tick;
         let (propose_tx, propose_rx) = mpsc::channel(1);
-        let (_read_tx, read_rx) = mpsc::channel(1);
-        let (_conf_change_tx, conf_change_rx) = mpsc::channel(1);
-        let (inbound_tx, inbound_rx) = mpsc::channel(waiting);
+        let (read_tx, read_rx) = mpsc::channel(room);
+        let (conf_change_tx, conf_change_rx) = mpsc::channel(1);
+        let (inbound_tx, inbound_rx) = mpsc::channel(room);
+        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+        let ends = Ends {
+            propose_tx,
+            read_tx,
+            _conf_change_tx: conf_change_tx,
+            inbound_tx,
+            commit_rx,
+            header,
+        };
+        (Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), ends)
+    }
+
+    struct Ends {
+        propose_tx: mpsc::Sender<Proposal>,
+        read_tx: mpsc::Sender<ReadRequest>,
+        _conf_change_tx: mpsc::Sender<ConfChangeRequest>,
+        inbound_tx: mpsc::Sender<Inbound>,
+        commit_rx: mpsc::UnboundedReceiver<Commit>,
+        header: PeerHeader,
+    }
+
+    /// Runs a node whose peers have `waiting` greetings for it; returns how many it looked at.
+    async fn looked_at(
+        waiting: usize,
+        close: impl FnOnce(Ends) -> Box<dyn std::any::Any>,
+    ) -> usize {
+        let (serving, ends) = serving(waiting);
         let mut answers = Vec::new();
         for _ in 0..waiting {
-            let (inbound, answer_rx) = greeting(&header);
-            assert!(inbound_tx.try_send(inbound).is_ok(), "there is room");
+            let (inbound, answer_rx) = greeting(&ends.header);
+            assert!(ends.inbound_tx.try_send(inbound).is_ok(), "there is room");
             answers.push(answer_rx);
         }
-        let _open = keep_open(propose_tx, commit_rx);
-        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
-        let serving = Serving { node, inputs, commit_tx, tick, next_tick };
-        serve_channels(Box::new(serving)).await.1.expect("it was told to stop");
+        let _open = close(ends);
+        serve_channels(serving).await.1.expect("it was told to stop");
         answers.iter_mut().filter_map(|answer_rx| answer_rx.try_recv().ok()).count()
     }
 
@@ -590,9 +636,29 @@ mod tests {
     async fn a_node_stops_when_propose_c_or_commit_c_is_closed_however_much_its_peers_have_to_say()
     {
         const WAITING: usize = 5 * TURN_INPUTS_MAX;
-        let count = looked_at(WAITING, |_propose_tx, commit_rx| Box::new(commit_rx)).await;
+        let count = looked_at(WAITING, |ends| Box::new((ends.commit_rx, ends.inbound_tx))).await;
         assert!(count <= 2 * TURN_INPUTS_MAX, "proposeC is closed: it looked at {count}");
-        let count = looked_at(WAITING, |propose_tx, _commit_rx| Box::new(propose_tx)).await;
+        let count = looked_at(WAITING, |ends| Box::new((ends.propose_tx, ends.inbound_tx))).await;
         assert!(count <= 2 * TURN_INPUTS_MAX, "commitC is closed: it looked at {count}");
+    }
+
+    /// However many there are in a turn, and whoever comes behind them.
+    #[tokio::test]
+    async fn a_turn_takes_no_input_that_it_does_not_handle() {
+        const BEHIND: usize = 5;
+        let (mut serving, ends) = serving(TURN_INPUTS_MAX + BEHIND);
+        let mut reads = Vec::new();
+        for _ in 0..TURN_INPUTS_MAX + BEHIND {
+            let (waiter, pending) = crate::channels::waiter();
+            assert!(ends.read_tx.try_send(ReadRequest { waiter }).is_ok(), "there is room");
+            reads.push(pending);
+        }
+        let first = serving.inputs.try_next().expect("a read");
+        serving.handle_reads(first).expect("handled");
+        assert_eq!(serving.inputs.read_rx.len(), BEHIND);
+        assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
+        let first = serving.inputs.try_next().expect("a read");
+        serving.turn(first).expect("handled");
+        assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
     }
 }

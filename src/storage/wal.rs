@@ -27,7 +27,8 @@
 //!   and is cut off. Nobody was told of it.
 //!
 //! During [`Wal::save`], while it begins a new segment:
-//! - the current one with its zeros, or without them: as before;
+//! - the current one with its zeros, or without them: as before. Zeros may also be left when the new
+//!   one has its name, where a sync that fails loses the change of a length;
 //! - a `.tmp` file: removed, and begun again when it is needed;
 //! - the new segment with nothing but its head, and the one before closed, or not, or by a torn
 //!   frame: the log without the frame that needed the segment. The one before is closed then.
@@ -652,8 +653,7 @@ fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
     Ok(replayed)
 }
 
-/// Reads a segment, at the end of which a torn frame may have `torn_bytes`. Without a limit it is the
-/// last segment, and may have zeros behind that.
+/// Reads a segment, at the end of which a torn frame may have `torn_bytes`, and zeros may follow.
 fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -666,7 +666,7 @@ fn replay_segment(
     let file = read_file(vfs, &path)?;
     segment.file_length = file.len() as u64;
     let mut bytes = &file[..];
-    if torn_bytes == usize::MAX {
+    if torn_bytes > 0 {
         // A frame's last byte is not zero.
         let zeros = bytes.iter().rev().take_while(|&&byte| byte == 0).count();
         bytes = &bytes[..bytes.len() - zeros];
@@ -771,10 +771,11 @@ fn check_head(
 fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
     let is_needed = next.file_length > next.head_length;
     let has_tail = segment.file_length > segment.length;
-    if !is_needed || segment.closed || next.version == 1 && !has_tail {
+    if !is_needed || !has_tail && (segment.closed || next.version == 1) {
         return Ok(());
     }
-    let reason = format!("no frame closes it, but segment {:016x} has frames", next.number);
+    let what = if segment.closed { "bytes follow its last frame" } else { "no frame closes it" };
+    let reason = format!("{what}, but segment {:016x} has frames", next.number);
     Err(damage(&segment.path(dir), segment.length, reason))
 }
 

@@ -10,7 +10,7 @@ use raftexample::storage::DiskVfs;
 
 use crate::harness::*;
 
-/// In version 2 a segment is closed, so there are several.
+/// From version 2 on a segment is closed, so there are several.
 const SEGMENT_BYTES: u64 = 512;
 
 fn kept(version: u32) -> PathBuf {
@@ -51,7 +51,7 @@ fn make() {
     member.node.stop().unwrap();
     let disk = member.crash(Survives::Nothing);
     for path in disk.paths() {
-        let target = kept(2).join(path.strip_prefix(DATA).unwrap());
+        let target = kept(3).join(path.strip_prefix(DATA).unwrap());
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         std::fs::write(target, disk.contents(&path)).unwrap();
     }
@@ -104,17 +104,25 @@ fn a_directory_of_version_1_is_opened() {
 
 #[test]
 fn a_directory_of_version_2_is_opened() {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        make();
-    }
     let segments = std::fs::read_dir(kept(2).join("raftexample-1")).unwrap().count();
     assert!(segments > 1, "{segments}");
     check_opened(2);
 }
 
 #[test]
+fn a_directory_of_version_3_is_opened() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        make();
+    }
+    let segments = std::fs::read_dir(kept(3).join("raftexample-1")).unwrap();
+    let last = segments.map(|segment| segment.unwrap().path()).max().unwrap();
+    assert_eq!(std::fs::read(last).unwrap().last(), Some(&0), "zeros are written ahead");
+    check_opened(3);
+}
+
+#[test]
 fn the_directories_of_all_versions_are_opened_on_a_real_disk() {
-    (1..=2).for_each(check_opened_on_a_real_disk);
+    (1..=3).for_each(check_opened_on_a_real_disk);
 }
 
 fn check_opened_on_a_real_disk(version: u32) {
@@ -141,7 +149,7 @@ fn check_opened_on_a_real_disk(version: u32) {
 #[test]
 fn a_directory_of_another_version_is_refused_with_both_versions() {
     let refusal = |disk: &MemVfs| start(disk).err().expect("it is refused").to_string();
-    let disk = copy(2);
+    let disk = copy(3);
     let segments: Vec<_> = disk
         .paths()
         .into_iter()
@@ -150,8 +158,8 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
     disk.tamper(&segments[0], |bytes| {
         // The header's 16 bytes, the record's kind and length, the magic.
         let version = 16 + 5 + 8;
-        assert_eq!(bytes[version..version + 4], 2_u32.to_le_bytes());
-        bytes[version] = 3;
+        assert_eq!(bytes[version..version + 4], 3_u32.to_le_bytes());
+        bytes[version] = 4;
         let payload = u32::from_le_bytes(bytes[0..4].try_into().unwrap()) as usize;
         let end = 16 + (payload / 16 + 1) * 16;
         let checksum = crc32c::crc32c(&bytes[16..end]);
@@ -163,9 +171,9 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
         bytes[12..16].copy_from_slice(&header.to_le_bytes());
     });
     let error = refusal(&disk);
-    assert!(error.contains("format version 3, this program reads 1 to 2"), "{error}");
+    assert!(error.contains("format version 4, this program reads 1 to 3"), "{error}");
 
-    let disk = copy(2);
+    let disk = copy(3);
     let snapshots: Vec<_> = disk
         .paths()
         .into_iter()

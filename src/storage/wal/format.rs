@@ -44,8 +44,9 @@
 //! segment before do not count that frame. The last index is that of the log when the segment was
 //! begun, 0 if it had none.
 //!
-//! In version 1 a head has no last index, and the segment before it need not be closed. A program
-//! that reads version 1 alone does not read a log that this one has opened.
+//! In version 1 a head has no last index, and the segment before it need not be closed. In versions 1
+//! and 2 no zeros are written ahead. A program that reads those alone does not read a log that this
+//! one has made or added a segment to.
 //!
 //! # What became of a frame
 //!
@@ -61,7 +62,9 @@
 //! 2. The header is valid, and the frame has more zero portions than its header counts.
 //! 3. The header is not valid, and what the frame has of its first sector is all zero.
 //!
-//! A flipped bit makes none of these. The one exception is a flip of the only bit set in a portion,
+//! A flipped bit in a frame makes none of these; among the zeros ahead it looks like a torn frame, or
+//! like damage. Zeros in the place of the end of the file look like the end of the file, as if it had
+//! been cut off there: that is noticed only by who knows how long it was. The one exception is a flip of the only bit set in a portion,
 //! which looks like the second shape: there the checksum itself tells, since each single flip
 //! changes it in its own way. Everything that is not torn is damage.
 
@@ -73,7 +76,7 @@ use crate::error::REPLACE_MEMBER;
 use crate::storage::files::OTHER_VERSION;
 
 /// The version of this format. It rises with every change; those before it are read too.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// What a disk writes wholly or not at all, in bytes.
