@@ -78,7 +78,7 @@ pub struct Config {
     #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
     pub cluster_id: Option<u64>,
 
-    /// Entries between two snapshots
+    /// Entries between two snapshots; more than that if the last one was large
     #[arg(long, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
     pub snapshot_count: u64,
 

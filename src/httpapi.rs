@@ -119,15 +119,16 @@ impl HttpKvApi {
         deadline: Instant,
     ) -> Result<Response, Failure> {
         let consistency = consistency(headers, self.read)?;
-        let Some(value) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
+        let Some(found) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
             return Err(Failure::new(StatusCode::NOT_FOUND, "Failed to GET"));
         };
         // The original lets Go guess a type from the bytes. They are bytes: a browser must not run
         // what somebody stored.
-        let mut response = Body::from(value.data).into_response();
+        let (index, term) = (found.index(), found.term());
+        let mut response = Body::from(found.into_value()).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        name_entry(headers, value.index, value.term);
+        name_entry(headers, index, term);
         Ok(response)
     }
 

@@ -1,4 +1,4 @@
-//! The key-value store: a `HashMap` that follows commitC, and the twin of the original's kvstore.go.
+//! The key-value store: a hash map that follows commitC, and the twin of the original's kvstore.go.
 //!
 //! It is one state machine behind [`raft_node`](crate::raft_node), and knows nothing of raft-rs or
 //! of HTTP: bytes in, bytes out. A write goes out on proposeC as an encoded `Command` and comes
@@ -20,7 +20,9 @@
 //! ```
 //! The end of the bytes is the end of the records: the file around them has a length and a checksum.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -60,16 +62,88 @@ struct Record<'a> {
     term: Term,
 }
 
-/// A value, and the entry that wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Value {
-    /// The bytes that were PUT.
-    pub data: Bytes,
-    /// The index of the entry that wrote them.
-    pub index: Index,
+/// A key, its value, and the entry that wrote it; compared and looked up by the key.
+///
+/// It is one piece of memory, `index u64 LE | term u64 LE | length of the key u32 LE | key | value`:
+/// with pieces of their own, and their places in the map, small ones take nearly twice as much. Clones
+/// share it, so that a snapshot takes along one pointer per key.
+#[derive(Clone)]
+pub struct KeyValue(Arc<[u8]>);
+
+impl KeyValue {
+    /// The length of what comes before the key.
+    const HEAD_BYTES: usize = 20;
+
+    fn new(key: &[u8], value: &[u8], index: Index, term: Term) -> Self {
+        let key_length = u32::try_from(key.len()).expect("an entry is far below 4 GiB");
+        let mut bytes = Vec::with_capacity(Self::HEAD_BYTES + key.len() + value.len());
+        bytes.extend_from_slice(&index.to_le_bytes());
+        bytes.extend_from_slice(&term.to_le_bytes());
+        bytes.extend_from_slice(&key_length.to_le_bytes());
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(value);
+        Self(bytes.into())
+    }
+
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        self.0[at..at + N].try_into().expect("as many bytes were taken")
+    }
+
+    /// The index of the entry that wrote the value.
+    pub fn index(&self) -> Index {
+        u64::from_le_bytes(self.array(0))
+    }
+
     /// The term of that entry.
-    pub term: Term,
+    pub fn term(&self) -> Term {
+        u64::from_le_bytes(self.array(8))
+    }
+
+    /// The key's bytes.
+    pub fn key(&self) -> &[u8] {
+        &self.0[Self::HEAD_BYTES..self.value_start()]
+    }
+
+    /// The bytes that were PUT.
+    pub fn value(&self) -> &[u8] {
+        &self.0[self.value_start()..]
+    }
+
+    fn value_start(&self) -> usize {
+        Self::HEAD_BYTES + u32::from_le_bytes(self.array(16)) as usize
+    }
+
+    /// The bytes that were PUT, not copied.
+    pub fn into_value(self) -> Bytes {
+        struct Owner(KeyValue);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                self.0.value()
+            }
+        }
+        Bytes::from_owner(Owner(self))
+    }
 }
+
+impl Borrow<[u8]> for KeyValue {
+    fn borrow(&self) -> &[u8] {
+        self.key()
+    }
+}
+
+impl Hash for KeyValue {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl PartialEq for KeyValue {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for KeyValue {}
 
 /// How current a read has to be (flag `--read`, header `Raft-Read`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,15 +175,15 @@ pub struct CommitReader {
 #[derive(Default)]
 struct State {
     /// Held for a lookup or for one entry, never across a wait.
-    map: RwLock<HashMap<Bytes, Value>>,
+    map: RwLock<HashSet<KeyValue>>,
 }
 
 impl State {
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<Bytes, Value>> {
+    fn read(&self) -> RwLockReadGuard<'_, HashSet<KeyValue>> {
         self.map.read().expect("no thread panics while it holds the map")
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Bytes, Value>> {
+    fn write(&self) -> RwLockWriteGuard<'_, HashSet<KeyValue>> {
         self.map.write().expect("no thread panics while it holds the map")
     }
 }
@@ -158,7 +232,7 @@ impl KvStore {
         key: &[u8],
         consistency: Consistency,
         deadline: Instant,
-    ) -> std::result::Result<Option<Value>, RequestError> {
+    ) -> std::result::Result<Option<KeyValue>, RequestError> {
         match consistency {
             Consistency::Linearizable => {
                 let (waiter, pending) = waiter();
@@ -248,16 +322,9 @@ impl CommitReader {
         let CommittedEntry { index, term, data, waiter } = entry;
         match codec::decode::<Command<'_>>(&data) {
             Ok(Command::Put { key, value }) => {
-                let value = Value { data: data.slice_ref(value), index, term };
-                // The key is copied where it is new, so that it does not keep the entry that first
-                // wrote it in memory.
-                let mut map = self.state.write();
-                match map.get_mut(key) {
-                    Some(old) => *old = value,
-                    None => {
-                        map.insert(Bytes::copy_from_slice(key), value);
-                    }
-                }
+                let new = KeyValue::new(key, value, index, term);
+                // The guard is gone before the old one is freed.
+                let _old = self.state.write().replace(new);
             }
             // Every member finds the same bytes and skips them alike. Stopping here would stop all
             // members, at each start, for ever.
@@ -272,12 +339,12 @@ impl CommitReader {
     /// Writes a snapshot on a thread of its own, from handles taken here: entries go on being
     /// applied meanwhile.
     fn get_snapshot(&self, request: SnapshotRequest) {
-        let view = self.view();
-        std::thread::spawn(move || (request.save)(&mut |file| write_snapshot(&view, file)));
+        let mut view = self.view();
+        std::thread::spawn(move || (request.save)(&mut |file| write_snapshot(&mut view, file)));
     }
 
-    fn view(&self) -> Vec<(Bytes, Value)> {
-        self.state.read().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    fn view(&self) -> Vec<KeyValue> {
+        self.state.read().iter().cloned().collect()
     }
 
     fn recover_from_snapshot(&self, snapshot: SnapshotRestore) -> Result<()> {
@@ -294,11 +361,11 @@ impl CommitReader {
 }
 
 /// Writes `view` as the module's documentation says, in the order of the keys.
-fn write_snapshot(view: &[(Bytes, Value)], file: &mut dyn Write) -> io::Result<()> {
-    let mut records: Vec<&(Bytes, Value)> = view.iter().collect();
-    records.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    for (key, Value { data, index, term }) in records {
-        let record = codec::encode(&Record { key, value: data, index: *index, term: *term });
+fn write_snapshot(view: &mut [KeyValue], file: &mut dyn Write) -> io::Result<()> {
+    view.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+    for pair in view {
+        let (key, value) = (pair.key(), pair.value());
+        let record = codec::encode(&Record { key, value, index: pair.index(), term: pair.term() });
         let length = u32::try_from(record.len()).expect("a record is limited to 96 MiB");
         file.write_all(&length.to_le_bytes())?;
         file.write_all(&record)?;
@@ -307,9 +374,9 @@ fn write_snapshot(view: &[(Bytes, Value)], file: &mut dyn Write) -> io::Result<(
 }
 
 /// Reads what [`write_snapshot`] wrote.
-fn read_snapshot(mut reader: impl Read) -> io::Result<HashMap<Bytes, Value>> {
+fn read_snapshot(mut reader: impl Read) -> io::Result<HashSet<KeyValue>> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-    let mut map = HashMap::new();
+    let mut map = HashSet::new();
     let mut length = [0; 4];
     loop {
         // The end of the file is an end only in front of a length.
@@ -325,7 +392,6 @@ fn read_snapshot(mut reader: impl Read) -> io::Result<HashMap<Bytes, Value>> {
         reader.read_exact(&mut record)?;
         let Record { key, value, index, term } =
             codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
-        let value = Value { data: Bytes::copy_from_slice(value), index, term };
-        map.insert(Bytes::copy_from_slice(key), value);
+        map.insert(KeyValue::new(key, value, index, term));
     }
 }

@@ -71,7 +71,9 @@ use requests::{Proposals, Reads};
 pub use serve::{RaftNodeHandle, new_raft_node};
 
 /// A snapshot is due after this much log, however few entries that is.
-const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
+/// A snapshot larger than this is not followed by another before as much log has gathered.
+const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
 /// No more log than this is kept behind a snapshot for members that are a little behind.
 const CATCH_UP_BYTES: u64 = 64 << 20;
 /// Past this much committed but not yet applied, neither proposals nor appends are taken.
@@ -98,7 +100,7 @@ pub struct NodeConfig {
     pub cluster_id: Option<u64>,
     /// Where the two directories are made.
     pub data_dir: PathBuf,
-    /// Entries between two snapshots.
+    /// Entries between two snapshots, at least.
     pub snapshot_count: u64,
     /// Entries kept behind a snapshot.
     pub snapshot_catch_up_entries: u64,
@@ -218,6 +220,7 @@ pub struct RaftNode {
     /// Received in this turn: not to be purged before raft has seen them.
     received: Vec<SnapshotMark>,
     bytes_since_snapshot: u64,
+    last_snapshot_bytes: u64,
     outstanding_bytes: Arc<AtomicU64>,
 
     // Others.
@@ -330,6 +333,7 @@ impl RaftNode {
             sending: BTreeMap::new(),
             received: Vec::new(),
             bytes_since_snapshot: 0,
+            last_snapshot_bytes: snapshot.as_ref().map_or(0, |snapshot| snapshot.file.length),
             outstanding_bytes: Arc::default(),
             gate,
             peers: Peers::default(),

@@ -12,8 +12,8 @@ use raft::eraftpb::Snapshot;
 use slog::info;
 
 use super::{
-    CATCH_UP_BYTES, Commit, Frame, Index, NodeId, PeerReport, RaftNode, SNAPSHOT_LOG_BYTES,
-    SnapshotMark,
+    CATCH_UP_BYTES, Commit, Frame, Index, NodeId, PeerReport, RaftNode, SMALL_SNAPSHOT_BYTES,
+    SNAPSHOT_LOG_BYTES, SnapshotMark,
 };
 use crate::channels::{SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
 use crate::codec;
@@ -32,8 +32,13 @@ impl RaftNode {
         if self.making.is_some() || entries == 0 || self.leaving.is_some() {
             return;
         }
-        let is_due = entries > self.config.snapshot_count
-            || self.bytes_since_snapshot > SNAPSHOT_LOG_BYTES
+        // A large state is not written again for a little more log: that would take all of the disk.
+        let is_worth_it = self.last_snapshot_bytes < SMALL_SNAPSHOT_BYTES
+            || self.bytes_since_snapshot > self.last_snapshot_bytes;
+        // Less for some members than for others, as large snapshots should not be made by all at once.
+        let log_bytes_max = SNAPSHOT_LOG_BYTES - self.config.id % 4 * (SNAPSHOT_LOG_BYTES / 8);
+        let is_due = entries > self.config.snapshot_count && is_worth_it
+            || self.bytes_since_snapshot > log_bytes_max
             || self.raw_node.store().take_snapshot_wanted();
         if !is_due {
             return;
@@ -82,6 +87,7 @@ impl RaftNode {
         snapshot.mut_metadata().term = mark.term;
         snapshot.mut_metadata().set_conf_state(members.conf_state());
         let SnapshotFile { length, checksum } = file;
+        self.last_snapshot_bytes = length;
         snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
         let log = self.raw_node.mut_store();
         log.set_snapshot(snapshot);
@@ -139,6 +145,7 @@ impl RaftNode {
         self.conf_state = metadata.get_conf_state().clone();
         self.members = data.members.members;
         self.bytes_since_snapshot = 0;
+        self.last_snapshot_bytes = data.length;
         (self.applied_index, self.applied_term) = (mark.index, mark.term);
         // What was proposed here may be in the snapshot, or lost: nobody can tell.
         self.proposals.fail_all("a snapshot replaced the log");

@@ -38,6 +38,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::files::{self, FileReader, OTHER_VERSION};
 use super::wal::SnapshotMark;
@@ -60,7 +61,10 @@ const TRAILER_BYTES: usize = 12;
 const BUFFER_BYTES: usize = 1 << 20;
 /// How much is written between two syncs. Each is short then, the last one too, and the log, which
 /// is on the same disk, does not wait long behind it.
-const SYNC_BYTES: u64 = 16 << 20;
+const SYNC_BYTES: u64 = 1 << 20;
+/// A snapshot that is made, for which nobody waits, leaves the disk to others for this many times as
+/// long as each sync took.
+const REST_PER_SYNC: u32 = 2;
 /// What the names of snapshots end in.
 const SUFFIX: &str = ".snap";
 /// What is appended to the name of a snapshot that is damaged.
@@ -113,6 +117,7 @@ impl Snapshotter {
     /// [`Error::Io`].
     pub fn create(&self, index: u64, term: u64, meta: &[u8]) -> Result<SnapshotWriter> {
         let mut file = self.temporary(SnapshotMark { index, term })?;
+        file.rest_per_sync = REST_PER_SYNC;
         let header = encode_header(SnapshotMark { index, term }, meta);
         file.write(&header).map_err(Error::io("write to", &file.path))?;
         Ok(SnapshotWriter { application_start: file.length(), file })
@@ -252,6 +257,7 @@ impl Snapshotter {
             written: 0,
             synced: 0,
             checksum: 0,
+            rest_per_sync: 0,
             failed: false,
             published: false,
         })
@@ -405,6 +411,8 @@ struct TemporaryFile {
     synced: u64,
     /// The checksum of all bytes, those in the buffer too.
     checksum: u32,
+    /// How long to rest after each sync on the way, in times that it took.
+    rest_per_sync: u32,
     /// A write or sync failed. It is never tried again.
     failed: bool,
     published: bool,
@@ -435,8 +443,10 @@ impl TemporaryFile {
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         if self.written - self.synced >= SYNC_BYTES {
+            let began = Instant::now();
             self.file.sync()?;
             self.synced = self.written;
+            std::thread::sleep(began.elapsed() * self.rest_per_sync);
         }
         self.failed = false;
         Ok(())

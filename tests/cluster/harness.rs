@@ -17,7 +17,7 @@ use raftexample::channels::{
 };
 use raftexample::error::{Error, RequestError, Result};
 use raftexample::httpapi::{HttpKvApi, router};
-use raftexample::kvstore::{Consistency, KvStore};
+use raftexample::kvstore::{Consistency, KeyValue, KvStore};
 use raftexample::listener::{BodyBudget, Limits, serve};
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::raft_node::{NodeConfig, RaftNodeHandle, Status, new_raft_node};
@@ -550,7 +550,7 @@ impl Raw {
 pub async fn lookup_local(store: &KvStore, key: &[u8]) -> Option<Bytes> {
     let deadline = Instant::now() + PATIENCE;
     let value = store.lookup(key, Consistency::Local, deadline).await.expect("it was replayed");
-    value.map(|value| value.data)
+    value.map(KeyValue::into_value)
 }
 
 /// Writes bytes that no URL can hold.

@@ -10,13 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use raftexample::channels::{Ack, Acknowledged, NodeId, Pending, Proposal, waiter};
 use raftexample::error::RequestError;
-use raftexample::kvstore::{Consistency, KvStore, Value};
+use raftexample::kvstore::{Consistency, KeyValue, KvStore};
 use tokio::time::Instant;
 
 use super::harness::put;
 use super::linearizability::{Action, Operation, check};
 
-type Lookup = Pin<Box<dyn Future<Output = Result<Option<Value>, RequestError>>>>;
+type Lookup = Pin<Box<dyn Future<Output = Result<Option<KeyValue>, RequestError>>>>;
 
 /// Gives the deadlines of requests a clock. It is never reached: the simulation has its own.
 static CLOCK: LazyLock<tokio::runtime::Runtime> =
@@ -169,7 +169,7 @@ impl Clients {
                 }),
                 Waiting::Get(lookup) => poll_once(lookup.as_mut()).map(|answer| match answer {
                     Ok(value) => Outcome::Read(value.map(|value| {
-                        let text = std::str::from_utf8(&value.data).expect("values are numbers");
+                        let text = std::str::from_utf8(value.value()).expect("values are numbers");
                         text.parse().expect("values are numbers")
                     })),
                     Err(_) => Outcome::Failed,
