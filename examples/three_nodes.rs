@@ -101,7 +101,9 @@ async fn get(member: &Member) -> Result<String> {
     loop {
         match member.store.lookup(b"/my-key", Consistency::Linearizable, soon()).await {
             Ok(value) => {
-                return Ok(String::from_utf8(value.context("the key is missing")?.data.to_vec())?);
+                return Ok(String::from_utf8(
+                    value.context("the key is missing")?.value().to_vec(),
+                )?);
             }
             Err(RequestError::Unavailable(why)) => println!("asking again: {why}"),
             Err(error) => return Err(error.into()),
