@@ -63,7 +63,7 @@ async fn start(dir: &Path) -> Result<(KvStore, RaftNodeHandle)> {
 
 async fn get(store: &KvStore) -> Result<String> {
     let value = store.lookup(b"/greeting", Consistency::Linearizable, soon()).await?;
-    Ok(String::from_utf8(value.context("the key is missing")?.data.to_vec())?)
+    Ok(String::from_utf8(value.context("the key is missing")?.value().to_vec())?)
 }
 
 /// The deadline of a request.
