@@ -275,5 +275,7 @@ fn a_failure_of_the_disk_is_an_error_at_each_step_and_no_write_is_tried_again() 
         }
         failures += 1;
     }
-    assert_eq!(failures, 9, "a file made, five writes, a sync, a rename, a directory synced");
+    let what =
+        "a file made, five writes, three syncs on the way, a sync, a rename, a directory synced";
+    assert_eq!(failures, 12, "{what}");
 }
