@@ -269,10 +269,7 @@ async fn a_large_snapshot_under_load_changes_no_leader() {
         cluster.client(leader).put(&format!("/large{i}"), value(i)).await.expect(204);
     }
     cluster.fill(leader, "a", 0..5).await;
-    eventually(PATIENCE, "the log is compacted", async || {
-        cluster.status(leader).first > VALUES as u64
-    })
-    .await;
+    eventually(PATIENCE, "the log is compacted", async || cluster.status(leader).first > 1).await;
     let before = cluster.status(leader);
     cluster.join(4, leader).await;
     let mut i = 5;
