@@ -16,7 +16,7 @@ use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
 use crate::membership::check_url;
-use crate::raft_node::NodeConfig;
+use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
 
 /// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
 const VALUE_BYTES_MAX: usize = 64 << 20;
@@ -78,8 +78,8 @@ pub struct Config {
     #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
     pub cluster_id: Option<u64>,
 
-    /// Entries between two snapshots; more than that if the last one was large
-    #[arg(long, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
+    /// Entries between two snapshots; from 10,000 on, more if the last one was large
+    #[arg(long, default_value_t = SNAPSHOT_COUNT, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
     pub snapshot_count: u64,
 
     /// Entries kept behind a snapshot for members that are a little behind

@@ -72,6 +72,8 @@ pub use serve::{RaftNodeHandle, new_raft_node};
 
 /// A snapshot is due after this much log, however few entries that is.
 const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
+/// Entries between two snapshots by default; the original's figure.
+pub const SNAPSHOT_COUNT: u64 = 10_000;
 /// A snapshot larger than this is not followed by another before as much log has gathered.
 const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
 /// No more log than this is kept behind a snapshot for members that are a little behind.
@@ -100,7 +102,7 @@ pub struct NodeConfig {
     pub cluster_id: Option<u64>,
     /// Where the two directories are made.
     pub data_dir: PathBuf,
-    /// Entries between two snapshots, at least.
+    /// Entries between two snapshots; from [`SNAPSHOT_COUNT`] on, more if the last one was large.
     pub snapshot_count: u64,
     /// Entries kept behind a snapshot.
     pub snapshot_catch_up_entries: u64,
@@ -458,11 +460,16 @@ impl RaftNode {
         let raft = &self.raw_node.raft;
         let hard_state = raft.hard_state();
         (hard_state.term, hard_state.vote) != (self.hard_state.term, self.hard_state.vote)
-            || !raft.raft_log.unstable.entries.is_empty()
+            || self.has_unsaved_entries()
             || raft.raft_log.committed > self.applied_index
             || self.proposals.are_waiting()
             || self.changes.are_waiting()
             || self.leaving.is_some()
+    }
+
+    /// True if the next [`handle_ready`](Self::handle_ready) has entries to write.
+    pub fn has_unsaved_entries(&self) -> bool {
+        !self.raw_node.raft.raft_log.unstable.entries.is_empty()
     }
 
     /// True if we lead, and not all of our log is committed.

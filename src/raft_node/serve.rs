@@ -332,8 +332,11 @@ impl Serving {
             let began = Instant::now();
             self.turn(first)?;
             let patience = began.elapsed() / PATIENCE_PER_WRITE;
-            runtime.block_on(self.wait_for_acknowledgements(patience))?;
-            next = runtime.block_on(self.next_input());
+            next = match runtime.block_on(self.wait_for_acknowledgements(patience))? {
+                // It has something to write already.
+                true => Some(Input::Tick),
+                false => runtime.block_on(self.next_input()),
+            };
             if next.as_ref().is_some_and(is_read) {
                 break;
             }
@@ -343,19 +346,23 @@ impl Serving {
 
     /// Waits until what a leader has written is acknowledged, if that takes much less than to write:
     /// an acknowledgement that comes right after the next write began is heard only at its end.
-    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<()> {
+    /// Returns true if there is something else to write.
+    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<bool> {
         // The clock tells no shorter times.
         if patience < Duration::from_millis(1) {
-            return Ok(());
+            return Ok(false);
         }
         let deadline = Instant::now() + patience;
-        while self.node.awaits_acknowledgements() {
+        while self.node.awaits_acknowledgements() && Instant::now() < deadline {
             let next = tokio::time::timeout_at(deadline, self.inputs.inbound_rx.recv()).await;
             let Ok(Some(inbound)) = next else { break };
             self.node.handle(Input::Inbound(inbound))?;
+            if self.node.has_unsaved_entries() {
+                return Ok(true);
+            }
             self.node.handle_ready()?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Takes a turn's share of what is queued behind `first`.

@@ -13,7 +13,7 @@ use slog::info;
 
 use super::{
     CATCH_UP_BYTES, Commit, Frame, Index, NodeId, PeerReport, RaftNode, SMALL_SNAPSHOT_BYTES,
-    SNAPSHOT_LOG_BYTES, SnapshotMark,
+    SNAPSHOT_COUNT, SNAPSHOT_LOG_BYTES, SnapshotMark,
 };
 use crate::channels::{SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
 use crate::codec;
@@ -32,8 +32,10 @@ impl RaftNode {
         if self.making.is_some() || entries == 0 || self.leaving.is_some() {
             return;
         }
-        // A large state is not written again for a little more log: that would take all of the disk.
-        let is_worth_it = self.last_snapshot_bytes < SMALL_SNAPSHOT_BYTES
+        // A large state is not written again for a little more log, which would take all of the disk,
+        // unless more snapshots are asked for than by default.
+        let is_worth_it = self.config.snapshot_count < SNAPSHOT_COUNT
+            || self.last_snapshot_bytes < SMALL_SNAPSHOT_BYTES
             || self.bytes_since_snapshot > self.last_snapshot_bytes;
         // Less for some members than for others, as large snapshots should not be made by all at once.
         let log_bytes_max = SNAPSHOT_LOG_BYTES - self.config.id % 4 * (SNAPSHOT_LOG_BYTES / 8);
