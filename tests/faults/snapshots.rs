@@ -17,6 +17,8 @@ const WRITES: usize = 30;
 /// What makes a snapshot large enough to meet it half way.
 const LARGE_VALUES: usize = 24;
 const LARGE_VALUE_BYTES: usize = 1 << 20;
+/// What a member says when it has a snapshot from another.
+const INSTALLED: &str = "finished publishing snapshot at index";
 /// To meet a snapshot half way may fail a few times.
 const TRIES_MAX: usize = 10;
 
@@ -78,41 +80,54 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
 }
 
 /// Pauses `receiver` while it holds a part of a snapshot's file; returns who sends it. `None` if it
-/// came too late for that: then it goes on.
+/// was there before it was seen: then it goes on.
 fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
     let dir = run.cluster.site.dir().join(format!("raftexample-{receiver}-snap"));
     let begun = Instant::now();
-    while part_of_snapshot(&dir).is_none() {
+    while half_way(run, receiver, &dir).is_none() {
+        if run.cluster.process(receiver).stderr().contains(INSTALLED) {
+            return None;
+        }
         assert!(begun.elapsed() < PATIENCE, "no snapshot reaches member {receiver}");
         // Short, because a snapshot does not take long.
         thread::sleep(Duration::from_millis(1));
     }
     run.cluster.process(receiver).pause();
-    let part = part_of_snapshot(&dir);
-    let ids = run.cluster.ids();
-    let sending = ids.into_iter().filter(|id| *id != receiver).find_map(|id| {
-        let stderr = run.cluster.process(id).stderr();
-        let text = format!(" to peer {receiver}: ");
-        let (before, after) = stderr.rsplit_once(&text)?;
-        let index: u64 = before.rsplit("sending snapshot at index ").next()?.parse().ok()?;
-        let length: u64 = after.split(' ').next()?.parse().ok()?;
-        let (name, bytes) = part.as_ref()?;
-        // Not one that the receiver makes itself, and not all of it.
-        (name.contains(&format!("-{index:016x}.snap.")) && *bytes < length).then_some(id)
-    });
-    if sending.is_none() {
+    let sender = half_way(run, receiver, &dir);
+    if sender.is_none() {
         run.cluster.process(receiver).signal(Signal::SIGCONT);
     }
-    sending
+    sender
 }
 
-/// A snapshot's file that is being written: its name and the bytes that it has.
+/// Who sends the snapshot of which `receiver` has a part in `dir`: not one that it makes itself, and
+/// not all of it.
+fn half_way(run: &mut Run, receiver: u64, dir: &Path) -> Option<u64> {
+    let (name, bytes) = part_of_snapshot(dir)?;
+    run.cluster.ids().into_iter().filter(|id| *id != receiver).find(|id| {
+        let stderr = run.cluster.process(*id).stderr();
+        sent_last(&stderr, receiver).is_some_and(|(index, length)| {
+            name.contains(&format!("-{index:016x}.snap.")) && bytes < length
+        })
+    })
+}
+
+/// Index and length of the last snapshot that a member's log says it sends to `receiver`.
+fn sent_last(stderr: &str, receiver: u64) -> Option<(u64, u64)> {
+    let (before, after) = stderr.rsplit_once(&format!(" to peer {receiver}: "))?;
+    let index = before.rsplit("sending snapshot at index ").next()?.parse().ok()?;
+    let length = after.split(' ').next()?.parse().ok()?;
+    Some((index, length))
+}
+
+/// The newest snapshot's file that is being written: its name and the bytes that it has.
 fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
-    files_in(dir).into_iter().find_map(|path| {
+    let parts = files_in(dir).into_iter().filter_map(|path| {
         let name = path.file_name()?.to_str()?.to_owned();
         let bytes = fs::metadata(&path).ok()?.len();
         (name.ends_with(".tmp") && bytes > 0).then_some((name, bytes))
-    })
+    });
+    parts.max()
 }
 
 /// Waits until a member has installed so many snapshots since it was started; then it has what it
@@ -120,7 +135,7 @@ fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
 fn installed(run: &mut Run, id: u64, count: usize, missed: &str) {
     let member = run.cluster.process(id);
     eventually(PATIENCE, &format!("member {id} installs snapshot {count}"), || {
-        member.stderr().matches("finished publishing snapshot at index").count() >= count
+        member.stderr().matches(INSTALLED).count() >= count
     });
     assert_eq!(run.cluster.get(id, "/while-away").as_deref(), Some(missed), "at member {id}");
 }
