@@ -47,8 +47,9 @@ fn fill(kind: &str, rounds: usize, at_snapshots: bool) {
     };
     let site = Site::new();
     let places = places_on(&site, &disks);
-    // The default is more entries than the rounds write: then there is nothing but the log.
-    let flags = if at_snapshots { [&FAST[..], &SMALL].concat() } else { FAST.to_vec() };
+    // More entries than the rounds write: then there is nothing but the log.
+    let never = ["--snapshot-count", "10000000"];
+    let flags = [&FAST[..], if at_snapshots { &SMALL } else { &never }].concat();
     let mut run = Run::with(kind, Cluster::start_at(site, places, &flags));
     if at_snapshots {
         // As much as a snapshot then has in it.
