@@ -310,6 +310,7 @@ impl RaftNode {
         let snapshot = replayed.snapshot;
         let (applied_index, applied_term) =
             snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+        let bytes_since_snapshot = log.bytes_behind(applied_index);
         let raw_node = RawNode::new(&raft_config(&config, applied_index), log, &logger)
             .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))?;
         let beginning = replayed.beginning.then(|| Beginning::new(&config));
@@ -334,7 +335,7 @@ impl RaftNode {
             making: None,
             sending: BTreeMap::new(),
             received: Vec::new(),
-            bytes_since_snapshot: 0,
+            bytes_since_snapshot,
             last_snapshot_bytes: snapshot.as_ref().map_or(0, |snapshot| snapshot.file.length),
             outstanding_bytes: Arc::default(),
             gate,

@@ -530,6 +530,7 @@ impl SnapshotSink for SnapshotReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channels::Ack;
     use crate::storage::DiskVfs;
 
     /// Takes everything, sends nothing.
@@ -667,5 +668,20 @@ mod tests {
         let first = serving.inputs.try_next().expect("a read");
         serving.turn(first).expect("handled");
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
+    }
+
+    /// fdatasync would keep everybody waiting whose requests the thread serves.
+    #[tokio::test]
+    async fn a_turn_of_reads_leaves_to_a_thread_what_has_to_be_written() {
+        let (mut serving, ends) = serving(1);
+        let (waiter, _answer) = crate::channels::waiter();
+        let proposal = Proposal { data: b"data"[..].into(), ack: Ack::Committed, waiter };
+        serving.node.handle(Input::Propose(proposal)).expect("taken");
+        let (waiter, _pending) = crate::channels::waiter();
+        assert!(ends.read_tx.try_send(ReadRequest { waiter }).is_ok(), "there is room");
+        let first = serving.inputs.try_next().expect("a read");
+        let left = serving.handle_reads(first).expect("handled");
+        assert!(matches!(left, Some(Input::Tick)), "the write waits for a turn on a thread");
+        assert!(serving.node.may_write());
     }
 }

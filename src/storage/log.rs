@@ -72,6 +72,11 @@ impl Log {
         (position < self.entries.len()).then_some(position)
     }
 
+    /// What the entries behind `index` take, in bytes.
+    pub fn bytes_behind(&self, index: Index) -> u64 {
+        self.entries.iter().rev().take_while(|entry| entry.index > index).map(entry_bytes).sum()
+    }
+
     /// Appends `entries`, dropping everything from the first new index on.
     ///
     /// # Panics

@@ -62,7 +62,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// How much is written between two syncs. Each is short then, the last one too, and the log, which
 /// is on the same disk, does not wait long behind it.
 const SYNC_BYTES: u64 = 1 << 20;
-/// A snapshot that is made, for which nobody waits, leaves the disk to others for this many times as
+/// A snapshot that is made, for which hardly anybody waits, leaves the disk to others for this many times as
 /// long as each sync took.
 const REST_PER_SYNC: u32 = 2;
 /// What the names of snapshots end in.

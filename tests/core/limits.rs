@@ -101,3 +101,20 @@ fn the_entries_that_are_not_applied_are_bounded() {
     assert!(writes.iter_mut().all(Answer::is_ok), "all of them are written in the end");
     assert_eq!(network.member(2).state()["key"].0, value(6));
 }
+
+/// A member that is restarted often would else keep more and more of it.
+#[test]
+fn the_log_since_the_last_snapshot_counts_across_restarts() {
+    let value = "x".repeat(1 << 20);
+    let mut member =
+        Member::start(&config(1, 1), &MemVfs::default(), &Transcript::default()).unwrap();
+    for (restarts, has_snapshot) in [(0, false), (1, true)] {
+        member.tick_until_leader().unwrap();
+        for _ in 0..16 {
+            assert!(member.put("key", &value).unwrap().is_ok());
+        }
+        assert_eq!(member.status().snapshot > 0, has_snapshot, "after {restarts} restarts");
+        let disk = member.crash(Survives::Nothing);
+        member = Member::start(&config(1, 1), &disk, &Transcript::default()).unwrap();
+    }
+}
