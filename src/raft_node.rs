@@ -67,7 +67,7 @@ use begin::Beginning;
 use changes::Changes;
 use peers::Peers;
 pub use replay::Replayed;
-use requests::{Proposals, Reads};
+use requests::{Confirmers, Proposals, Reads};
 pub use serve::{RaftNodeHandle, new_raft_node};
 
 /// A snapshot is due after this much log, however few entries that is.
@@ -233,6 +233,7 @@ pub struct RaftNode {
     // Requests.
     proposals: Proposals,
     reads: Reads,
+    confirmers: Confirmers,
     changes: Changes,
     request_counter: u64,
 
@@ -343,6 +344,7 @@ impl RaftNode {
             beginning,
             proposals: Proposals::default(),
             reads: Reads::default(),
+            confirmers: Confirmers::default(),
             changes: Changes::default(),
             request_counter: 0,
             ticks: 0,
@@ -507,6 +509,7 @@ impl RaftNode {
 
     fn tick(&mut self) -> Result<()> {
         self.ticks += 1;
+        self.confirmers.forget();
         if self.beginning.is_none() {
             self.raw_node.tick();
         }
@@ -532,6 +535,9 @@ impl RaftNode {
     /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
     fn process_messages(&mut self, messages: Vec<Message>) {
         for mut message in messages {
+            if self.confirmers.spare(&message, &self.raw_node.raft) {
+                continue;
+            }
             if message.get_msg_type() == MessageType::MsgPropose {
                 // raft sends it without a term. This is whose leader it is meant for: in another
                 // term the same member leads in another run, perhaps, which does not know any more

@@ -291,6 +291,7 @@ impl RaftNode {
             debug!(self.logger, "dropping entries: too much waits to be applied");
             return;
         }
+        self.confirmers.note(&message, &self.raw_node.raft);
         if let Err(error) = self.raw_node.step(message) {
             debug!(self.logger, "raft did not take a message"; "from" => header.from,
                 "type" => ?message_type, "error" => %error);

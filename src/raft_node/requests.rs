@@ -21,8 +21,8 @@ use raft::ReadState;
 use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::{
-    APPEND_BYTES_MAX, Acknowledged, Commit, Index, Leadership, OUTSTANDING_BYTES_MAX, Ordering,
-    Proposal, RaftNode, RequestError, RequestId, Waiter,
+    APPEND_BYTES_MAX, Acknowledged, Commit, Index, Leadership, Log, NodeId, OUTSTANDING_BYTES_MAX,
+    Ordering, Proposal, RaftNode, RequestError, RequestId, Waiter,
 };
 use crate::channels::Ack;
 
@@ -128,6 +128,40 @@ impl Reads {
             waiters.retain(|waiter| !waiter.is_closed());
         }
         self.confirmed.retain(|(_, waiters)| !waiters.is_empty());
+    }
+}
+
+/// Whom a leader asks whether it still leads. The first round of a tick asks all; until the next tick
+/// only those who answered it first are asked, as many as make a majority with us. If one of them is
+/// gone, raft's next heartbeat carries the round to all.
+#[derive(Default)]
+pub(super) struct Confirmers(Vec<NodeId>);
+
+impl Confirmers {
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    /// Notes a message that raft is about to take.
+    pub(super) fn note(&mut self, message: &Message, raft: &raft::Raft<Log>) {
+        let confirms = message.get_msg_type() == MessageType::MsgHeartbeatResponse
+            && raft.read_only.pending_read_index.contains_key(&message.context[..]);
+        let is_voter = || raft.prs().conf().voters().contains(message.from);
+        if confirms && !self.are_enough(raft) && !self.0.contains(&message.from) && is_voter() {
+            self.0.push(message.from);
+        }
+    }
+
+    /// True if a message that raft wants sent is a question to one who need not be asked.
+    pub(super) fn spare(&self, message: &Message, raft: &raft::Raft<Log>) -> bool {
+        message.get_msg_type() == MessageType::MsgHeartbeat
+            && !message.context.is_empty()
+            && !self.0.contains(&message.to)
+            && self.are_enough(raft)
+    }
+
+    fn are_enough(&self, raft: &raft::Raft<Log>) -> bool {
+        self.0.len() >= raft.prs().conf().voters().ids().len() / 2
     }
 }
 

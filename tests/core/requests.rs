@@ -176,6 +176,52 @@ fn an_answer_to_another_runs_read_answers_nothing() {
     }
 }
 
+/// Whom a leader has asked whether it still leads, and the context of the question.
+fn questions(leader: &mut Member) -> (Vec<u64>, Bytes) {
+    let mut messages = leader.take_messages();
+    messages.retain(|message| {
+        message.get_msg_type() == MessageType::MsgHeartbeat && !message.context.is_empty()
+    });
+    let context = messages.first().map(|message| message.context.clone()).unwrap_or_default();
+    assert!(messages.iter().all(|message| message.context == context), "{messages:?}");
+    (messages.iter().map(|message| message.to).collect(), context)
+}
+
+/// A round costs each member that is asked, and more than a majority need not be. One that is asked
+/// alone and does not answer holds a read up until the next heartbeat.
+#[test]
+fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
+    let mut network = Network::new(3, |_| {});
+    let confirm = |network: &mut Network, from: u64, context: Bytes| {
+        let term = network.member(1).status().term;
+        let mut message = Message { from, to: 1, term, context, ..Message::default() };
+        message.set_msg_type(MessageType::MsgHeartbeatResponse);
+        let inbound = network.member(from).batch(1, vec![message]);
+        network.member(1).turn([Input::Inbound(inbound)]).unwrap();
+    };
+    network.member(1).tick().unwrap();
+    network.member(1).take_messages();
+
+    let mut read = network.member(1).read().unwrap();
+    let (asked, context) = questions(network.member(1));
+    assert_eq!(asked, [2, 3], "nobody has answered yet in this tick");
+    confirm(&mut network, 3, context.clone());
+    assert!(read.is_ok());
+    confirm(&mut network, 2, context);
+
+    let mut read = network.member(1).read().unwrap();
+    assert_eq!(questions(network.member(1)).0, [3], "it was the first to answer");
+    network.member(1).tick().unwrap();
+    let (asked, context) = questions(network.member(1));
+    assert_eq!(asked, [2, 3], "the heartbeat repeats the question");
+    assert!(read.get().is_none());
+    confirm(&mut network, 2, context);
+    assert!(read.is_ok());
+
+    let _read = network.member(1).read().unwrap();
+    assert_eq!(questions(network.member(1)).0, [2], "it is the first in this tick");
+}
+
 /// The leader of an older term must not serve a read after another leader took writes.
 #[test]
 fn a_leader_that_was_replaced_serves_no_read() {
