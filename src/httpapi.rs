@@ -23,15 +23,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::handler::Handler;
 use axum::http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use hyper_util::service::TowerToHyperService;
 use slog::{Logger, info};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -41,7 +42,7 @@ use crate::channels::{
 };
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
-use crate::listener::{BodyBudget, BodyError, BodyPermit, read_body};
+use crate::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
 const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
@@ -75,8 +76,8 @@ pub struct HttpKvApi {
 
 /// The service to give to [`serve`](crate::listener::serve). Every path and every method has one
 /// handler, so that nothing but this module looks at a request's target.
-pub fn router(api: HttpKvApi) -> Router {
-    Router::new().fallback(serve_http).with_state(Arc::new(api))
+pub fn service(api: HttpKvApi) -> impl HttpService + HttpService<Body> {
+    TowerToHyperService::new(serve_http.with_state(Arc::new(api)))
 }
 
 /// The twin of the original's `ServeHTTP`.

@@ -83,7 +83,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
     let mut store_done = commit_reader.spawn(commit_rx);
 
-    let router = httpapi::router(HttpKvApi {
+    let service = httpapi::service(HttpKvApi {
         store,
         conf_change_tx,
         ack: config.ack.into(),
@@ -96,7 +96,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let mut server = tokio::spawn(serve(
         client_listener,
-        router,
+        service,
         Limits { shutdown_grace: config.request_timeout + SHUTDOWN_SLACK, ..Limits::default() }
             .affordable(),
         async {

@@ -71,7 +71,7 @@ impl Member {
         };
         adapt(&mut api);
         let budget = api.budget.clone();
-        let server = Server::start(router(api), Limits::default()).await;
+        let server = Server::start(service(api), Limits::default()).await;
         let node = Node {
             conduct,
             commits,

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use axum::Router;
 use axum::routing::get;
 use hyper::body::Frame;
+use hyper_util::service::TowerToHyperService;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
@@ -21,13 +23,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub async fn start(router: Router, limits: Limits) -> Self {
+    pub async fn start(service: impl HttpService, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (shutdown_tx, shutdown_rx) = oneshot::channel();
         let shutdown = async { shutdown_rx.await.expect("the test stops the server") };
         let logger = Logger::root(slog::Discard, slog::o!());
-        let served = tokio::spawn(serve(listener, router, limits, shutdown, logger));
+        let served = tokio::spawn(serve(listener, service, limits, shutdown, logger));
         Self { address, shutdown_tx, served }
     }
 
@@ -74,7 +76,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
 #[tokio::test]
 async fn head_that_does_not_end_closes_the_connection() {
     let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Server::start(hello(), limits).await;
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
     for sent in [&b""[..], b"GET / HTT", b"GET / HTTP/1.1\r\nHost: h\r\nA: "] {
         let mut client = server.connect().await;
         client.write_all(sent).await.expect("the server listens");
@@ -85,7 +87,7 @@ async fn head_that_does_not_end_closes_the_connection() {
 #[tokio::test]
 async fn idle_connection_is_closed_after_the_time_of_a_head() {
     let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Server::start(hello(), limits).await;
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
     let mut client = server.connect().await;
     client.write_all(GET).await.expect("the server listens");
     starts_with(&read_to_end(&mut client).await, "HTTP/1.1 200 OK\r\n");
@@ -94,7 +96,7 @@ async fn idle_connection_is_closed_after_the_time_of_a_head() {
 #[tokio::test]
 async fn large_head_is_answered_431() {
     let limits = Limits { header_bytes: 8192, header_fields: 10, ..Limits::default() };
-    let server = Server::start(hello(), limits).await;
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
     let long_line = format!("A: {}\r\n", "a".repeat(8192));
     let many_lines = "A: a\r\n".repeat(11);
     for lines in [long_line.clone() + "\r\n", long_line, many_lines + "\r\n"] {
@@ -109,7 +111,7 @@ async fn large_head_is_answered_431() {
 #[tokio::test]
 async fn connection_beyond_the_limit_waits() {
     let limits = Limits { connections: 1, ..Limits::default() };
-    let server = Server::start(hello(), limits).await;
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
     let mut first = server.connect().await;
     first.write_all(GET).await.expect("the server listens");
     read_until(&mut first, b"hello").await;
@@ -128,7 +130,8 @@ async fn answer_that_is_not_read_closes_the_connection() {
     let long = || async { vec![0; 64 * 1024 * 1024] };
     let limits =
         Limits { connections: 1, stall_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Server::start(hello().route("/long", get(long)), limits).await;
+    let server =
+        Server::start(TowerToHyperService::new(hello().route("/long", get(long))), limits).await;
     let mut first = server.connect().await;
     first.write_all(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server listens");
     let mut second = server.connect().await;
@@ -137,8 +140,8 @@ async fn answer_that_is_not_read_closes_the_connection() {
     assert!(read_to_end(&mut first).await.len() < 64 * 1024 * 1024);
 }
 
-/// A router whose handler says that it has begun, and then waits to be released.
-fn waiting() -> (Router, Arc<Notify>, Arc<Notify>) {
+/// A service whose handler says that it has begun, and then waits to be released.
+fn waiting() -> (TowerToHyperService<Router>, Arc<Notify>, Arc<Notify>) {
     let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
         let (begun, release) = (begun.clone(), release.clone());
@@ -148,14 +151,14 @@ fn waiting() -> (Router, Arc<Notify>, Arc<Notify>) {
             "released"
         }
     };
-    (hello().route("/wait", get(handler)), begun, release)
+    (TowerToHyperService::new(hello().route("/wait", get(handler))), begun, release)
 }
 
 /// Stopping closes the port and the idle connections at once, and ends with the last request.
 #[tokio::test]
 async fn stopping_finishes_what_has_begun() {
-    let (router, begun, release) = waiting();
-    let server = Server::start(router, Limits::default()).await;
+    let (service, begun, release) = waiting();
+    let server = Server::start(service, Limits::default()).await;
     let address = server.address;
     let mut idle = server.connect().await;
     idle.write_all(GET).await.expect("the server listens");
@@ -179,9 +182,9 @@ async fn stopping_finishes_what_has_begun() {
 
 #[tokio::test]
 async fn stopping_cuts_what_does_not_end() {
-    let (router, begun, _release) = waiting();
+    let (service, begun, _release) = waiting();
     let limits = Limits { shutdown_grace: Duration::from_millis(50), ..Limits::default() };
-    let server = Server::start(router, limits).await;
+    let server = Server::start(service, limits).await;
     let mut busy = server.connect().await;
     busy.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server listens");
     begun.notified().await;

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
+use hyper_util::service::TowerToHyperService;
 use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, error, info};
 use tokio::net::TcpListener;
@@ -118,7 +119,7 @@ async fn run(
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
         listener,
-        transport.lock().router(),
+        TowerToHyperService::new(transport.lock().router()),
         Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
         async {
             let _ = stop_rx.await;

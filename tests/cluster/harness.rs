@@ -16,7 +16,7 @@ use raftexample::channels::{
     ReadRequest, waiter,
 };
 use raftexample::error::{Error, RequestError, Result};
-use raftexample::httpapi::{HttpKvApi, router};
+use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KeyValue, KvStore};
 use raftexample::listener::{BodyBudget, Limits, serve};
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
@@ -266,7 +266,7 @@ impl Cluster {
         let Raw { propose_tx, read_tx, conf_change_tx, commit_rx, node, power, logger } = raw;
         let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
         let store_done = commit_reader.spawn(commit_rx);
-        let router = router(HttpKvApi {
+        let service = service(HttpKvApi {
             store: store.clone(),
             conf_change_tx,
             ack: Ack::Committed,
@@ -280,7 +280,7 @@ impl Cluster {
         let member = self.members.get_mut(&id).unwrap();
         let server = tokio::spawn(serve(
             member.client_port.listen(),
-            router,
+            service,
             Limits { shutdown_grace: self.options.request_timeout + SLACK, ..Limits::default() },
             async {
                 let _ = stop_rx.await;

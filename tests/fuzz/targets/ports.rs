@@ -5,12 +5,10 @@ use std::io::Read;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, Uri};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use protobuf::Message as _;
 use raft::eraftpb::MessageType;
@@ -20,9 +18,9 @@ use raftexample::channels::{
 };
 use raftexample::codec;
 use raftexample::error::{Error, Result};
-use raftexample::httpapi::{HttpKvApi, router};
+use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KvStore};
-use raftexample::listener::BodyBudget;
+use raftexample::listener::{BodyBudget, HttpService};
 use raftexample::membership::{Members, PeerGate, Verdict};
 use raftexample::raft_node::Input;
 use raftexample::storage::snapshotter::Snapshotter;
@@ -58,8 +56,8 @@ fn request(
     Some(request)
 }
 
-async fn call(router: &Router, request: Request<Body>) -> Response<Body> {
-    TowerToHyperService::new(router.clone()).call(request).await.expect("handlers do not fail")
+async fn call(service: &impl HttpService<Body>, request: Request<Body>) -> Response<Body> {
+    service.call(request).await.expect("handlers do not fail")
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -206,7 +204,7 @@ pub fn peer_requests(data: &[u8]) {
             Logger::root(Discard, o!()),
         )
         .unwrap();
-        let router = transport.router();
+        let service = TowerToHyperService::new(transport.router());
         runtime.block_on(async {
             while !choices.is_empty() {
                 // What a member sent was answered before the node had it.
@@ -220,7 +218,7 @@ pub fn peer_requests(data: &[u8]) {
                 let Some(request) = peer_request(&mut choices, &member) else { continue };
                 // The answer's body, too: a stream is read as it is made.
                 let mut answer = std::pin::pin!(async {
-                    let (head, body) = call(&router, request).await.into_parts();
+                    let (head, body) = call(&service, request).await.into_parts();
                     let _ = body.collect().await;
                     head.status.as_u16()
                 });
@@ -273,7 +271,7 @@ pub fn client_requests(data: &[u8]) {
     let (store, mut reader) = KvStore::new(propose_tx, read_tx, logger.clone());
     reader.handle(Commit::Replayed).unwrap();
     let budget = BodyBudget::new(10 * MAX_VALUE_BYTES);
-    let router = router(HttpKvApi {
+    let service = service(HttpKvApi {
         store,
         conf_change_tx,
         ack: Ack::Committed,
@@ -289,7 +287,7 @@ pub fn client_requests(data: &[u8]) {
     let mut exchange = |request: Request<Body>| -> (u16, Bytes) {
         RUNTIME.with(|runtime| {
             runtime.block_on(async {
-                let mut answer = std::pin::pin!(call(&router, request));
+                let mut answer = std::pin::pin!(call(&service, request));
                 let answer = loop {
                     tokio::select! {
                         biased;
