@@ -25,7 +25,18 @@ pub struct DecodeError {
 /// # Panics
 /// If `value` cannot be encoded: that is a mistake in its type.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, CONFIG).expect("our own types can be encoded")
+    let mut bytes = Vec::new();
+    encode_into(value, &mut bytes);
+    bytes
+}
+
+/// Encodes `value` behind what `bytes` holds.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
+    bincode::serde::encode_into_std_write(value, bytes, CONFIG)
+        .expect("our own types can be encoded");
 }
 
 /// Decodes a `T` that fills `bytes` exactly; it may borrow from them.

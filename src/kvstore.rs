@@ -339,8 +339,12 @@ impl CommitReader {
     /// Writes a snapshot on a thread of its own, from handles taken here: entries go on being
     /// applied meanwhile.
     fn get_snapshot(&self, request: SnapshotRequest) {
-        let mut view = self.view();
-        std::thread::spawn(move || (request.save)(&mut |file| write_snapshot(&mut view, file)));
+        let mut view = Some(self.view());
+        std::thread::spawn(move || {
+            (request.save)(&mut |file| {
+                write_snapshot(view.take().expect("it is saved once"), file)
+            });
+        });
     }
 
     fn view(&self) -> Vec<KeyValue> {
@@ -361,11 +365,27 @@ impl CommitReader {
 }
 
 /// Writes `view` as the module's documentation says, in the order of the keys.
-fn write_snapshot(view: &mut [KeyValue], file: &mut dyn Write) -> io::Result<()> {
-    view.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-    for pair in view {
+fn write_snapshot(view: Vec<KeyValue>, file: &mut dyn Write) -> io::Result<()> {
+    // The first bytes of the keys lie side by side; the keys lie anywhere in memory, and to look at
+    // them in each comparison takes three times as long.
+    let with_head = |pair: KeyValue| {
+        let mut head = [0; 16];
+        let length = pair.key().len().min(head.len());
+        head[..length].copy_from_slice(&pair.key()[..length]);
+        (u128::from_be_bytes(head), pair)
+    };
+    let mut ordered: Vec<_> = view.into_iter().map(with_head).collect();
+    ordered.sort_unstable_by(|(a_head, a), (b_head, b)| {
+        a_head.cmp(b_head).then_with(|| a.key().cmp(b.key()))
+    });
+    let mut record = Vec::new();
+    for (_, pair) in ordered {
         let (key, value) = (pair.key(), pair.value());
-        let record = codec::encode(&Record { key, value, index: pair.index(), term: pair.term() });
+        record.clear();
+        codec::encode_into(
+            &Record { key, value, index: pair.index(), term: pair.term() },
+            &mut record,
+        );
         let length = u32::try_from(record.len()).expect("a record is limited to 96 MiB");
         file.write_all(&length.to_le_bytes())?;
         file.write_all(&record)?;

@@ -13,7 +13,8 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::channels::{Index, NodeId, Term};
@@ -25,7 +26,7 @@ use crate::channels::{Index, NodeId, Term};
 /// * The term at `compacted_index` is known, so that an append right behind it can be matched.
 #[derive(Default)]
 pub struct Log {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Kept>,
     compacted_index: Index,
     compacted_term: Term,
     /// What raft starts from; not kept up to date afterwards.
@@ -34,6 +35,45 @@ pub struct Log {
     snapshot: Option<Snapshot>,
     /// Set when raft asked for a snapshot that could not be given.
     snapshot_wanted: Cell<bool>,
+}
+
+/// An entry as it is kept: what the write-ahead log holds of it, in one piece of memory. raft's own
+/// form takes twice as much where values are small, and most of the log is never looked at again.
+struct Kept {
+    term: Term,
+    entry_type: EntryType,
+    context_length: u32,
+    /// The context, and then the data.
+    bytes: Box<[u8]>,
+}
+
+impl Kept {
+    fn new(entry: &Entry) -> Self {
+        Self {
+            term: entry.term,
+            entry_type: entry.entry_type,
+            context_length: u32::try_from(entry.context.len())
+                .expect("the write-ahead log took it"),
+            bytes: [&entry.context[..], &entry.data].concat().into(),
+        }
+    }
+
+    /// As [`entry_bytes`] of the entry.
+    fn entry_bytes(&self) -> u64 {
+        (self.bytes.len() + std::mem::size_of::<Entry>()) as u64
+    }
+
+    fn entry(&self, index: Index) -> Entry {
+        let (context, data) = self.bytes.split_at(self.context_length as usize);
+        Entry {
+            index,
+            term: self.term,
+            entry_type: self.entry_type,
+            context: Bytes::copy_from_slice(context),
+            data: Bytes::copy_from_slice(data),
+            ..Entry::default()
+        }
+    }
 }
 
 impl Log {
@@ -53,7 +93,7 @@ impl Log {
             assert_eq!(first.index, compacted_index + 1, "the log has a gap behind its snapshot");
         }
         Self {
-            entries: entries.into(),
+            entries: entries.iter().map(Kept::new).collect(),
             compacted_index,
             compacted_term,
             initial_state: RaftState { hard_state, conf_state },
@@ -74,7 +114,8 @@ impl Log {
 
     /// What the entries behind `index` take, in bytes.
     pub fn bytes_behind(&self, index: Index) -> u64 {
-        self.entries.iter().rev().take_while(|entry| entry.index > index).map(entry_bytes).sum()
+        let behind = self.last().saturating_sub(index) as usize;
+        self.entries.iter().rev().take(behind).map(Kept::entry_bytes).sum()
     }
 
     /// Appends `entries`, dropping everything from the first new index on.
@@ -91,7 +132,7 @@ impl Log {
             self.last()
         );
         self.entries.truncate((first.index - self.compacted_index - 1) as usize);
-        self.entries.extend(entries.iter().cloned());
+        self.entries.extend(entries.iter().map(Kept::new));
     }
 
     /// Replaces the whole log by a received snapshot.
@@ -126,7 +167,7 @@ impl Log {
         while compact_index > self.compacted_index && snapshot_index - compact_index < keep_entries
         {
             let position = self.position(compact_index).expect("a snapshot is within the log");
-            bytes += entry_bytes(&self.entries[position]);
+            bytes += self.entries[position].entry_bytes();
             if bytes > keep_bytes {
                 break;
             }
@@ -166,13 +207,13 @@ impl Storage for Log {
         let max_size = max_size.into().unwrap_or(u64::MAX);
         let mut size = 0;
         let mut entries = Vec::new();
-        for entry in self.entries.range(from..to) {
-            size += entry_bytes(entry);
+        for (index, kept) in (low..).zip(self.entries.range(from..to)) {
+            size += kept.entry_bytes();
             // At least one, however large.
             if size > max_size && !entries.is_empty() {
                 break;
             }
-            entries.push(entry.clone());
+            entries.push(kept.entry(index));
         }
         Ok(entries)
     }
