@@ -512,6 +512,7 @@ impl RaftNode {
         self.confirmers.forget();
         if self.beginning.is_none() {
             self.raw_node.tick();
+            self.campaign_alone();
         }
         self.proposals.forget_closed();
         self.reads.forget_closed();
@@ -521,6 +522,17 @@ impl RaftNode {
         // A commit index that no frame took along since the last tick is written by itself, so that
         // a restart of an idle member replays all that it knew.
         self.save_hard_state()
+    }
+
+    /// Has a member elected that is alone in its cluster: there is nobody whose election it would have
+    /// to wait for.
+    fn campaign_alone(&mut self) {
+        let is_alone = self.conf_state.voters == [self.config.id];
+        // It is elected on the spot, and raft wants a new leader's log to be on disk.
+        if is_alone && !self.is_leader() && !self.has_unsaved_entries() {
+            // raft refuses while it has not applied a change of members that it knows to be committed.
+            let _ = self.raw_node.campaign();
+        }
     }
 
     fn save_hard_state(&mut self) -> Result<()> {

@@ -109,6 +109,21 @@ fn a_snapshot_that_the_log_does_not_name_is_removed() {
 }
 
 /// A disk with this log and nothing else.
+/// Nobody else could be elected meanwhile, so there is no election timeout to wait for.
+#[test]
+fn a_member_alone_leads_from_its_first_tick() {
+    let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
+    member.tick().unwrap();
+    assert_eq!(member.status().leader, member.id);
+    let mut answer = member.put("key", "value").unwrap();
+    assert!(answer.is_ok());
+    let disk = member.crash(Survives::Nothing);
+    let mut member = Member::start(&single(), &disk, &Transcript::default()).unwrap();
+    member.tick().unwrap();
+    assert_eq!(member.status().leader, member.id);
+    assert_eq!(member.state()["key"].0, "value");
+}
+
 fn disk_with(frames: &[Frame<'_>], identity: &Identity) -> MemVfs {
     let disk = MemVfs::default();
     let dir = wal_dir(Path::new(DATA), identity.member_id);
