@@ -327,17 +327,12 @@ impl Serving {
     fn handle_all(&mut self, first: Input) -> Result<Option<Input>> {
         let runtime = Handle::current();
         let mut next = Some(first);
-        let mut patience = Duration::ZERO;
-        let mut last = 0;
         while let Some(first) = next {
             // As in `serve_channels`.
             std::thread::yield_now();
-            if matches!(first, Input::Propose(_)) {
-                runtime.block_on(self.gather(patience, last / 2))?;
-            }
             let began = Instant::now();
-            last = self.turn(first)?;
-            patience = began.elapsed() / PATIENCE_PER_WRITE;
+            self.turn(first)?;
+            let patience = began.elapsed() / PATIENCE_PER_WRITE;
             next = match runtime.block_on(self.wait_for_acknowledgements(patience))? {
                 // It has something to write already.
                 true => Some(Input::Tick),
@@ -371,27 +366,12 @@ impl Serving {
         Ok(false)
     }
 
-    async fn gather(&mut self, patience: Duration, wanted: usize) -> Result<()> {
-        if patience < Duration::from_millis(1) {
-            return Ok(());
-        }
-        let deadline = Instant::now() + patience;
-        while self.inputs.propose_rx.len() < wanted && Instant::now() < deadline {
-            let next = tokio::time::timeout_at(deadline, self.inputs.inbound_rx.recv()).await;
-            let Ok(Some(inbound)) = next else { break };
-            self.node.handle(Input::Inbound(inbound))?;
-            self.node.handle_ready()?;
-        }
-        Ok(())
-    }
-
     /// Takes a turn's share of what is queued behind `first`.
-    fn turn(&mut self, first: Input) -> Result<usize> {
-        let mut proposals = 0;
+    fn turn(&mut self, first: Input) -> Result<()> {
         let (mut next, mut left, mut bytes) = (Some(first), TURN_INPUTS_MAX, 0);
         while let Some(input) = next.take() {
             bytes += match &input {
-                Input::Propose(proposal) => { proposals += 1; proposal.data.len() }
+                Input::Propose(proposal) => proposal.data.len(),
                 Input::Inbound(inbound) => inbound.bytes(),
                 _ => 0,
             };
@@ -414,8 +394,7 @@ impl Serving {
                 self.next_tick = now + self.tick;
             }
         }
-        self.node.handle_ready()?;
-        Ok(proposals)
+        self.node.handle_ready()
     }
 
     /// Waits for the snapshot that is being made, if there is one: its maker is the last that uses
