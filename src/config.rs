@@ -106,7 +106,7 @@ pub struct Config {
     #[arg(long, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
     pub tick: Duration,
 
-    /// Ticks without a leader before an election
+    /// Ticks without a leader before an election; a member alone does not wait
     #[arg(long, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
     pub election_ticks: usize,
 

@@ -175,7 +175,7 @@ pub async fn bind(address: SocketAddr, flag: &str) -> crate::error::Result<TcpLi
 }
 
 /// What answers the requests of a port: an axum handler, or a router, as hyper sees it. A port that
-/// has one handler for all paths needs no router, and is a tenth faster without.
+/// has one handler for all paths needs no router, and is faster without.
 pub trait HttpService<B = Incoming>:
     Service<Request<B>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
 {

@@ -108,7 +108,8 @@ pub struct NodeConfig {
     pub snapshot_catch_up_entries: u64,
     /// The length of a tick.
     pub tick: Duration,
-    /// The election timeout in ticks: the shortest time without a leader before an election.
+    /// The election timeout in ticks: the shortest time without a leader before an election, unless a
+    /// member is alone.
     pub election_ticks: usize,
     /// What raft draws each member's timeout from, in ticks, `election_ticks` at least (paper 5.2).
     /// It is the node's one source of chance: a range of one tick leaves none.
@@ -525,11 +526,16 @@ impl RaftNode {
     }
 
     /// Has a member elected that is alone in its cluster: there is nobody whose election it would have
-    /// to wait for.
+    /// to wait for. With a leader it waits all the same: one that is alone only by what an old copy of
+    /// its directory says must not stop the others.
     fn campaign_alone(&mut self) {
-        let is_alone = self.conf_state.voters == [self.config.id];
-        // It is elected on the spot, and raft wants a new leader's log to be on disk.
-        if is_alone && !self.is_leader() && !self.has_unsaved_entries() {
+        let raft = &self.raw_node.raft;
+        let is_alone = self.conf_state.voters == [self.config.id]
+            && raft.prs().is_singleton()
+            && raft.promotable();
+        // It is elected on the spot, and raft asserts that a new leader's log is on disk.
+        let is_persisted = raft.raft_log.persisted == raft.raft_log.last_index();
+        if is_alone && is_persisted && raft.leader_id == raft::INVALID_ID {
             // raft refuses while it has not applied a change of members that it knows to be committed.
             let _ = self.raw_node.campaign();
         }

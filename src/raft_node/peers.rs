@@ -334,7 +334,10 @@ impl RaftNode {
     /// Takes in what happened to something that we sent or made.
     pub(super) fn take_report(&mut self, report: PeerReport) -> Result<()> {
         match report {
-            PeerReport::Unreachable(id) => self.raw_node.report_unreachable(id),
+            PeerReport::Unreachable(id) => {
+                self.confirmers.forget();
+                self.raw_node.report_unreachable(id);
+            }
             PeerReport::NotProposed { to, requests } => {
                 if let Some(peer) = self.peers.peers.get_mut(&to) {
                     peer.is_out_of_reach = true;

@@ -131,13 +131,14 @@ impl Reads {
     }
 }
 
-/// Whom a leader asks whether it still leads. The first round of a tick asks all; until the next tick
-/// only those who answered it first are asked, as many as make a majority with us. If one of them is
-/// gone, raft's next heartbeat carries the round to all.
+/// Whom a leader asks whether it still leads. In each tick all are asked at first; when as many have
+/// answered as make a majority with us, only these are, until the tick ends. If one of them is gone,
+/// raft's next heartbeat carries the round to all.
 #[derive(Default)]
 pub(super) struct Confirmers(Vec<NodeId>);
 
 impl Confirmers {
+    /// Has all be asked again.
     pub(super) fn forget(&mut self) {
         self.0.clear();
     }
@@ -161,7 +162,8 @@ impl Confirmers {
     }
 
     fn are_enough(&self, raft: &raft::Raft<Log>) -> bool {
-        self.0.len() >= raft.prs().conf().voters().ids().len() / 2
+        let voters = raft.prs().conf().voters();
+        self.0.iter().filter(|id| voters.contains(**id)).count() >= voters.ids().len() / 2
     }
 }
 

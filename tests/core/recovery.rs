@@ -9,6 +9,7 @@ use raftexample::raft_node::replay::wal_dir;
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::storage::wal::{Frame, Identity, Wal};
 
+use crate::forging::{forged, from_peer};
 use crate::harness::*;
 
 fn single() -> NodeConfig {
@@ -108,7 +109,6 @@ fn a_snapshot_that_the_log_does_not_name_is_removed() {
     assert!(!disk.paths().contains(&orphan));
 }
 
-/// A disk with this log and nothing else.
 /// Nobody else could be elected meanwhile, so there is no election timeout to wait for.
 #[test]
 fn a_member_alone_leads_from_its_first_tick() {
@@ -124,6 +124,21 @@ fn a_member_alone_leads_from_its_first_tick() {
     assert_eq!(member.state()["key"].0, "value");
 }
 
+/// As when its directory is a copy from a time when it was alone: the others have a leader.
+#[test]
+fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
+    let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
+    member.tick().unwrap();
+    let mut message = forged(&member, MessageType::MsgHeartbeat, 2);
+    message.term += 5;
+    let term = message.term;
+    let heartbeat = from_peer(&member, 2, 1, vec![message]);
+    member.turn([heartbeat]).unwrap();
+    member.tick().unwrap();
+    assert_eq!((member.status().leader, member.status().term), (2, term));
+}
+
+/// A disk with this log and nothing else.
 fn disk_with(frames: &[Frame<'_>], identity: &Identity) -> MemVfs {
     let disk = MemVfs::default();
     let dir = wal_dir(Path::new(DATA), identity.member_id);

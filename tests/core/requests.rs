@@ -218,8 +218,15 @@ fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     confirm(&mut network, 2, context);
     assert!(read.is_ok());
 
+    let mut read = network.member(1).read().unwrap();
+    let (asked, context) = questions(network.member(1));
+    assert_eq!(asked, [2], "it is the first in this tick");
+    confirm(&mut network, 2, context);
+    assert!(read.is_ok());
+
+    network.member(1).turn([Input::Report(PeerReport::Unreachable(2))]).unwrap();
     let _read = network.member(1).read().unwrap();
-    assert_eq!(questions(network.member(1)).0, [2], "it is the first in this tick");
+    assert_eq!(questions(network.member(1)).0, [2, 3], "a message to the first was lost");
 }
 
 /// The leader of an older term must not serve a read after another leader took writes.
