@@ -415,3 +415,35 @@ fn read_snapshot(mut reader: impl Read) -> io::Result<HashSet<KeyValue>> {
         map.insert(KeyValue::new(key, value, index, term));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first bytes alone would leave some of these in any order.
+    #[test]
+    fn a_snapshot_is_in_the_order_of_the_keys_however_alike_they_begin() {
+        const ORDERED: [&[u8]; 9] = [
+            b"",
+            b"\0",
+            b"a",
+            b"a\0",
+            b"a\0\0",
+            b"sixteen bytes of",
+            b"sixteen bytes of\0",
+            b"sixteen bytes of a key",
+            b"\xff",
+        ];
+        let view = ORDERED.iter().rev().map(|key| KeyValue::new(key, b"value", 5, 2)).collect();
+        let mut file = Vec::new();
+        write_snapshot(view, &mut file).expect("a vector takes all");
+        let (mut rest, mut keys) = (&file[..], Vec::new());
+        while let Some((length, behind)) = rest.split_first_chunk() {
+            let (record, behind) = behind.split_at(u32::from_le_bytes(*length) as usize);
+            keys.push(codec::decode::<Record<'_>>(record).expect("a record").key);
+            rest = behind;
+        }
+        assert_eq!(keys, ORDERED);
+        assert_eq!(read_snapshot(&file[..]).expect("a snapshot").len(), ORDERED.len());
+    }
+}

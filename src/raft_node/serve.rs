@@ -333,10 +333,11 @@ impl Serving {
             let began = Instant::now();
             self.turn(first)?;
             let patience = began.elapsed() / PATIENCE_PER_WRITE;
-            next = match runtime.block_on(self.wait_for_acknowledgements(patience))? {
-                // It has something to write already.
-                true => Some(Input::Tick),
-                false => runtime.block_on(self.next_input()),
+            let may_write = runtime.block_on(self.wait_for_acknowledgements(patience))?;
+            next = if may_write && !self.is_over() {
+                Some(Input::Tick)
+            } else {
+                runtime.block_on(self.next_input())
             };
             if next.as_ref().is_some_and(is_read) {
                 break;

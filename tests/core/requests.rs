@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raftexample::channels::{Ack, Acknowledged, PeerReport, RequestId};
+use raftexample::channels::{Ack, Acknowledged, MemberChange, PeerReport, RequestId};
 use raftexample::raft_node::Input;
 
 use crate::crash::lagging_follower;
@@ -227,6 +227,24 @@ fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     network.member(1).turn([Input::Report(PeerReport::Unreachable(2))]).unwrap();
     let _read = network.member(1).read().unwrap();
     assert_eq!(questions(network.member(1)).0, [2, 3], "a message to the first was lost");
+}
+
+/// In the tick of its removal, too: nobody else would be asked.
+#[test]
+fn a_member_that_was_removed_confirms_no_reads() {
+    let mut network = Network::new(3, |_| {});
+    network.member(1).tick().unwrap();
+    network.cut.insert(2);
+    let mut read = network.member(1).read().unwrap();
+    network.deliver();
+    assert!(read.is_ok(), "member 3 confirmed it");
+    network.cut.clear();
+    let mut removal = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    network.deliver();
+    assert!(removal.is_ok(), "{:?}", removal.get());
+    network.member(1).take_messages();
+    let _read = network.member(1).read().unwrap();
+    assert_eq!(questions(network.member(1)).0, [2]);
 }
 
 /// The leader of an older term must not serve a read after another leader took writes.
