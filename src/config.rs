@@ -16,6 +16,7 @@ use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
 use crate::membership::check_url;
+use crate::metrics::Metrics;
 use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
 
 /// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
@@ -318,6 +319,7 @@ impl Config {
             request_timeout: self.request_timeout,
             boot: random()?,
             incarnation: random()?,
+            metrics: Metrics::default(),
         })
     }
 }

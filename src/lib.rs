@@ -41,8 +41,8 @@
 //!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
 //!              ├───────▶ membership   id → URL, removed ids, who may speak, which change is allowed
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
-//! channels: what the channels carry. error: what can go wrong. Both are everybody's, and codec is of
-//! whoever encodes: kvstore, membership, transport, raft_node.
+//! channels: what the channels carry. error: what can go wrong. metrics: what is counted. All three are
+//! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node.
 //! ```
 //! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
 //! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are
@@ -61,6 +61,7 @@ pub mod kvstore;
 pub mod listener;
 pub mod logging;
 pub mod membership;
+pub mod metrics;
 pub mod raft_node;
 pub mod storage;
 pub mod transport;

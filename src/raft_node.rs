@@ -49,6 +49,7 @@ use crate::channels::{
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
 use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
+use crate::metrics::Metrics;
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::snapshotter::Snapshotter;
 use crate::storage::wal::{Frame, Identity, SnapshotMark, Wal};
@@ -122,6 +123,8 @@ pub struct NodeConfig {
     pub boot: u64,
     /// 64 random bits that name the data directory, if it has to be made.
     pub incarnation: u64,
+    /// Where the node counts what it does.
+    pub metrics: Metrics,
 }
 
 /// What a node sends: the seam to the network. No method may block.

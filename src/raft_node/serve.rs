@@ -533,6 +533,7 @@ impl SnapshotSink for SnapshotReceiver {
 mod tests {
     use super::*;
     use crate::channels::Ack;
+    use crate::metrics::Metrics;
     use crate::storage::DiskVfs;
 
     /// Takes everything, sends nothing.
@@ -582,6 +583,7 @@ mod tests {
             request_timeout: Duration::from_secs(5),
             boot: 1,
             incarnation: 1,
+            metrics: Metrics::default(),
         };
         let logger = Logger::root(slog::Discard, slog::o!());
         let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");

@@ -1,0 +1,277 @@
+//! What a member counts, for whoever watches it: see the admin listener.
+//!
+//! [`Metrics`] is a handle that every part may have; clones share the counts. Counting never waits
+//! and never fails. What is a state and not a count (term, commit index, …) is set from the node's
+//! [`Status`](crate::raft_node::Status) when somebody asks.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::channels::NodeId;
+
+/// A handle on one member's counts; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Counts>);
+
+impl Deref for Metrics {
+    type Target = Counts;
+
+    fn deref(&self) -> &Counts {
+        &self.0
+    }
+}
+
+/// The label of what is counted per peer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerLabel {
+    /// The peer's id.
+    pub peer: NodeId,
+}
+
+/// The label of what is counted by reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// One of few words.
+    pub reason: &'static str,
+}
+
+/// The label of what is counted by outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// `ok` or `failed`.
+    pub outcome: &'static str,
+}
+
+/// The labels of answered requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The request's method, `other` if it is none that is known.
+    pub method: &'static str,
+    /// The answer's status.
+    pub status: u16,
+}
+
+/// A histogram of durations in seconds, from 10 microseconds to 5 seconds.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(1e-5, 2.0, 20))
+}
+
+/// Requests of one kind that were answered with success.
+#[derive(Debug)]
+pub struct Answered {
+    count: AtomicU64,
+    micros: AtomicU64,
+    seconds: Histogram,
+}
+
+impl Answered {
+    fn new() -> Self {
+        Self { count: AtomicU64::new(0), micros: AtomicU64::new(0), seconds: durations() }
+    }
+
+    /// Counts one that took so long.
+    pub fn observe(&self, duration: Duration) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
+        self.seconds.observe(duration.as_secs_f64());
+    }
+
+    /// How many there were, and how many microseconds they took together.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.count.load(Ordering::Relaxed), self.micros.load(Ordering::Relaxed))
+    }
+}
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Counts {
+    started: Instant,
+    /// Milliseconds from the start to the last tick, plus one; 0 before it.
+    last_tick: AtomicU64,
+    /// Counts the calls to [`watch`](Self::watch).
+    watched: AtomicU64,
+
+    /// Another leader was followed than before.
+    pub leader_changes: Counter,
+    /// Writes of this member's clients that wait to be proposed or applied.
+    pub proposals_pending: Gauge,
+    /// Writes of this member's clients that were committed.
+    pub proposals_committed: Counter,
+    /// Entries that were applied here, whoever proposed them.
+    pub proposals_applied: Counter,
+    /// Writes of this member's clients whose outcome was not learnt.
+    pub proposals_failed: Counter,
+    /// Seconds from the first byte of a frame of the log to the end of its fdatasync.
+    pub wal_fsync: Histogram,
+    /// Seconds to apply a batch of entries.
+    pub apply: Histogram,
+    /// Bytes of raft's messages and snapshots to a peer.
+    pub peer_sent_bytes: Family<PeerLabel, Counter>,
+    /// Bytes of raft's messages and snapshots from a peer.
+    pub peer_received_bytes: Family<PeerLabel, Counter>,
+    /// Times that something did not reach a peer.
+    pub peer_failures: Family<PeerLabel, Counter>,
+    /// Seconds from a heartbeat that asked for an answer to that.
+    pub peer_round_trip: Family<PeerLabel, Histogram, fn() -> Histogram>,
+    /// Snapshots made of this member's own state.
+    pub snapshots_made: Counter,
+    /// Snapshots sent to others, by outcome.
+    pub snapshots_sent: Family<OutcomeLabel, Counter>,
+    /// Snapshots of others that replaced this member's state.
+    pub snapshots_installed: Counter,
+    /// What was refused on any port, by reason.
+    rejected: Family<ReasonLabel, Counter>,
+    /// Requests of clients that were answered.
+    http_requests: Family<RequestLabels, Counter>,
+    /// PUTs that were acknowledged.
+    pub puts: Answered,
+    /// GETs that were answered with a value.
+    pub gets: Answered,
+    /// Keys in the store.
+    pub keys: Gauge,
+    /// Bytes of the store's keys and values.
+    pub store_bytes: Gauge,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            last_tick: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
+            leader_changes: Counter::default(),
+            proposals_pending: Gauge::default(),
+            proposals_committed: Counter::default(),
+            proposals_applied: Counter::default(),
+            proposals_failed: Counter::default(),
+            wal_fsync: durations(),
+            apply: durations(),
+            peer_sent_bytes: Family::default(),
+            peer_received_bytes: Family::default(),
+            peer_failures: Family::default(),
+            peer_round_trip: Family::new_with_constructor(durations),
+            snapshots_made: Counter::default(),
+            snapshots_sent: Family::default(),
+            snapshots_installed: Counter::default(),
+            rejected: Family::default(),
+            http_requests: Family::default(),
+            puts: Answered::new(),
+            gets: Answered::new(),
+            keys: Gauge::default(),
+            store_bytes: Gauge::default(),
+        }
+    }
+}
+
+impl Counts {
+    /// How long ago the process started.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The loop of the raft node ticked.
+    pub fn ticked(&self) {
+        self.last_tick.store(self.uptime().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// How long ago the loop of the raft node ticked last; since the start, if it never did.
+    pub fn since_last_tick(&self) -> Duration {
+        let at = self.last_tick.load(Ordering::Relaxed).saturating_sub(1);
+        self.uptime().saturating_sub(Duration::from_millis(at))
+    }
+
+    /// Somebody looks at the whole cluster: for a few seconds the node asks the others for their
+    /// status.
+    pub fn watch(&self) {
+        self.watched.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that changes with each [`watch`](Self::watch).
+    pub fn watched(&self) -> u64 {
+        self.watched.load(Ordering::Relaxed)
+    }
+
+    /// Something was refused; `reason` is one of few words.
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A client's request was answered.
+    pub fn answered(&self, method: &'static str, status: u16) {
+        self.http_requests.get_or_create(&RequestLabels { method, status }).inc();
+    }
+
+    /// A snapshot was sent to another member, or not.
+    pub fn snapshot_sent(&self, arrived: bool) {
+        let outcome = if arrived { "ok" } else { "failed" };
+        self.snapshots_sent.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Registers everything that is counted, to be encoded.
+    pub fn register(&self, registry: &mut Registry) {
+        let mut counter = |name, help, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("leader_changes", "Changes of the leader followed", &self.leader_changes);
+        counter(
+            "proposals_committed",
+            "Writes of this member's clients that were committed",
+            &self.proposals_committed,
+        );
+        counter("proposals_applied", "Entries applied", &self.proposals_applied);
+        counter(
+            "proposals_failed",
+            "Writes of this member's clients whose outcome was not learnt",
+            &self.proposals_failed,
+        );
+        counter("snapshots_made", "Snapshots made", &self.snapshots_made);
+        counter(
+            "snapshots_installed",
+            "Snapshots taken over from other members",
+            &self.snapshots_installed,
+        );
+        let mut gauge = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        gauge(
+            "proposals_pending",
+            "Writes of this member's clients that wait to be proposed or applied",
+            &self.proposals_pending,
+        );
+        gauge("keys", "Keys in the store", &self.keys);
+        gauge("store_bytes", "Bytes of keys and values in the store", &self.store_bytes);
+        let mut histogram = |name, help, histogram: &Histogram| {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        };
+        histogram("wal_fsync", "To write and sync a frame of the log", &self.wal_fsync);
+        histogram("apply", "To apply a batch of entries", &self.apply);
+        histogram("put", "To acknowledge a PUT", &self.puts.seconds);
+        histogram("get", "To answer a GET with a value", &self.gets.seconds);
+        let mut per_peer = |name, help, family: &Family<PeerLabel, Counter>| {
+            registry.register(name, help, family.clone());
+        };
+        per_peer("peer_sent_bytes", "Bytes sent to a peer", &self.peer_sent_bytes);
+        per_peer("peer_received_bytes", "Bytes received from a peer", &self.peer_received_bytes);
+        per_peer("peer_failures", "What did not reach a peer", &self.peer_failures);
+        registry.register_with_unit(
+            "peer_round_trip",
+            "From a request to a peer to its answer",
+            Unit::Seconds,
+            self.peer_round_trip.clone(),
+        );
+        registry.register("snapshots_sent", "Snapshots sent", self.snapshots_sent.clone());
+        registry.register("rejected", "What was refused on any port", self.rejected.clone());
+        registry.register(
+            "http_requests",
+            "Requests of clients that were answered",
+            self.http_requests.clone(),
+        );
+    }
+}
