@@ -225,6 +225,11 @@ pub enum MemberChange {
         /// The member to remove.
         id: NodeId,
     },
+    /// No change of who is a member, but of who leads: it goes the same way, and is never an entry.
+    Lead {
+        /// The member that is to lead; 0 for any but the one that does.
+        id: NodeId,
+    },
 }
 
 /// confChangeC: a change of the members, answered after it is applied.
@@ -402,6 +407,13 @@ pub enum PeerReport {
         header: PeerHeader,
         /// What it answered.
         answer: GreetingAnswer,
+    },
+    /// This peer told its status.
+    Status {
+        /// Who answered.
+        header: PeerHeader,
+        /// The [`Status`](crate::raft_node::Status), encoded.
+        status: Vec<u8>,
     },
     /// A greeting got no answer; `why` is for the log.
     NotGreeted {

@@ -71,6 +71,14 @@ pub struct Config {
     #[arg(long, env = "RAFTEXAMPLE_HOST")]
     pub host: Option<IpAddr>,
 
+    /// Address of the admin listener: health, status, metrics, a live page; none unless given
+    #[arg(long, value_name = "HOST:PORT", env = "RAFTEXAMPLE_ADMIN")]
+    pub admin: Option<String>,
+
+    /// Names by which the admin listener may be called, beside localhost and addresses
+    #[arg(long, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
+    pub admin_name: Vec<String>,
+
     /// This member's own peer URL [default: the ID-th of --cluster]
     #[arg(long, env = "RAFTEXAMPLE_PEER_URL")]
     pub peer_url: Option<String>,
@@ -278,9 +286,23 @@ impl Config {
         let url = self.own_url();
         let authority = url.strip_prefix("http://").unwrap_or(&url);
         let failed = |why: String| Error::Config(format!("cannot listen at {url}: {why}"));
-        let mut addresses =
-            authority.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
-        addresses.next().ok_or_else(|| failed("the host has no address".into()))
+        resolve(authority).map_err(failed)
+    }
+
+    /// The address to listen on for those who run the cluster, if that is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it cannot be resolved, or may not be listened on.
+    pub fn admin_address(&self) -> Result<Option<SocketAddr>> {
+        let Some(admin) = &self.admin else { return Ok(None) };
+        let address = resolve(admin)
+            .map_err(|why| Error::Config(format!("--admin {admin:?}: {why}; write HOST:PORT")))?;
+        if !address.ip().is_loopback() {
+            return Err(Error::Config(format!(
+                "--admin {admin}: whoever reaches it may change the cluster, so it has to be a loopback address"
+            )));
+        }
+        Ok(Some(address))
     }
 
     /// The address to listen on for clients.
@@ -322,6 +344,11 @@ impl Config {
             metrics: Metrics::default(),
         })
     }
+}
+
+fn resolve(authority: &str) -> std::result::Result<SocketAddr, String> {
+    let mut addresses = authority.to_socket_addrs().map_err(|error| error.to_string())?;
+    addresses.next().ok_or_else(|| "the host has no address".into())
 }
 
 impl From<AckFlag> for Ack {

@@ -29,6 +29,7 @@ use axum::handler::Handler;
 use axum::http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -43,6 +44,7 @@ use crate::channels::{
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
 use crate::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
+use crate::metrics::Metrics;
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
 const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
@@ -70,21 +72,40 @@ pub struct HttpKvApi {
     pub max_value_bytes: usize,
     /// Bounds the bodies of all requests together.
     pub budget: BodyBudget,
+    /// Where requests are counted.
+    pub metrics: Metrics,
     /// Where failed requests are reported.
     pub logger: Logger,
 }
 
 /// The service to give to [`serve`](crate::listener::serve). Every path and every method has one
 /// handler, so that nothing but this module looks at a request's target.
-pub fn service(api: HttpKvApi) -> impl HttpService + HttpService<Body> {
-    TowerToHyperService::new(serve_http.with_state(Arc::new(api)))
+pub fn service(api: impl Into<Arc<HttpKvApi>>) -> impl HttpService + HttpService<Body> {
+    TowerToHyperService::new(serve_http.with_state(api.into()))
 }
 
 /// The twin of the original's `ServeHTTP`.
-async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Request) -> Response {
-    let deadline = Instant::now() + api.request_timeout;
+pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Request) -> Response {
+    let began = Instant::now();
     let (head, body) = request.into_parts();
+    let (method, answered) = match head.method {
+        Method::PUT => ("PUT", Some(&api.metrics.puts)),
+        Method::GET => ("GET", Some(&api.metrics.gets)),
+        Method::POST => ("POST", None),
+        Method::DELETE => ("DELETE", None),
+        _ => ("other", None),
+    };
+    let response = answer(&api, head, body, began + api.request_timeout).await;
+    api.metrics.answered(method, response.status().as_u16());
+    if let Some(answered) = answered.filter(|_| response.status().is_success()) {
+        answered.observe(began.elapsed());
+    }
+    response
+}
+
+async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> Response {
     if is_foreign(&head.headers) {
+        api.metrics.rejected("foreign_origin");
         let why = "a page of another origin may not use this port; send no Origin header";
         return Failure::new(StatusCode::FORBIDDEN, why).into_response();
     }
@@ -152,7 +173,8 @@ impl HttpKvApi {
         self.change_members(MemberChange::Remove { id }, deadline).await
     }
 
-    async fn change_members(
+    /// Has the leader make a change, and answers 204 once it is applied.
+    pub(crate) async fn change_members(
         &self,
         change: MemberChange,
         deadline: Instant,
@@ -205,7 +227,7 @@ impl HttpKvApi {
 
 /// An answer that says no.
 #[derive(Debug)]
-struct Failure {
+pub(crate) struct Failure {
     status: StatusCode,
     /// The line that is the body.
     message: String,
@@ -214,7 +236,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), closes: false }
     }
 }
@@ -292,7 +314,7 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency,
 
 /// True if a browser sent the request for a page that this port did not serve: there is an `Origin`
 /// whose host and port are not those of `Host`. What cannot be compared is foreign, `null` too.
-fn is_foreign(headers: &HeaderMap) -> bool {
+pub(crate) fn is_foreign(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok(),

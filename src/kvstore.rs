@@ -38,6 +38,7 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
+use crate::metrics::Metrics;
 
 /// What an entry of the log asks the store to do.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,11 @@ impl KeyValue {
 
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
         self.0[at..at + N].try_into().expect("as many bytes were taken")
+    }
+
+    /// The length of key and value.
+    fn bytes(&self) -> i64 {
+        (self.0.len() - Self::HEAD_BYTES) as i64
     }
 
     /// The index of the entry that wrote the value.
@@ -169,6 +175,7 @@ pub struct KvStore {
 pub struct CommitReader {
     state: Arc<State>,
     replayed_tx: watch::Sender<bool>,
+    metrics: Metrics,
     logger: Logger,
 }
 
@@ -178,7 +185,53 @@ struct State {
     map: RwLock<HashSet<KeyValue>>,
 }
 
+/// The state at one moment, held while the store goes on.
+pub struct View(Vec<KeyValue>);
+
+impl View {
+    /// How many keys there are.
+    pub fn keys(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The index and the term of the newest entry in it; 0 and 0 if there is none. Members with the
+    /// same entries have the same.
+    pub fn newest(&self) -> (Index, Term) {
+        self.0.iter().map(|pair| (pair.index(), pair.term())).max().unwrap_or_default()
+    }
+
+    /// The CRC32C of all that [`write`](Self::write) writes.
+    pub fn checksum(self) -> u32 {
+        struct Checksum(u32);
+        impl Write for Checksum {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = crc32c::crc32c_append(self.0, bytes);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut checksum = Checksum(0);
+        self.write(&mut checksum).expect("a checksum takes all");
+        checksum.0
+    }
+
+    /// Writes a snapshot of it: the same bytes on every member with the same entries.
+    ///
+    /// # Errors
+    /// What `file` says.
+    pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
+        write_snapshot(self.0, file)
+    }
+}
+
 impl State {
+    fn view(&self) -> View {
+        View(self.read().iter().cloned().collect())
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, HashSet<KeyValue>> {
         self.map.read().expect("no thread panics while it holds the map")
     }
@@ -197,7 +250,8 @@ impl KvStore {
     ) -> (Self, CommitReader) {
         let state = Arc::new(State::default());
         let (replayed_tx, replayed_rx) = watch::channel(false);
-        let reader = CommitReader { state: state.clone(), replayed_tx, logger };
+        let metrics = Metrics::default();
+        let reader = CommitReader { state: state.clone(), replayed_tx, metrics, logger };
         (Self { propose_tx, read_tx, replayed_rx, state }, reader)
     }
 
@@ -234,14 +288,28 @@ impl KvStore {
         deadline: Instant,
     ) -> std::result::Result<Option<KeyValue>, RequestError> {
         match consistency {
-            Consistency::Linearizable => {
-                let (waiter, pending) = waiter();
-                self.read_tx.try_send(ReadRequest { waiter }).map_err(|error| not_taken(&error))?;
-                pending.wait_until(deadline).await?;
-            }
+            Consistency::Linearizable => self.wait_until_current(deadline).await?,
             Consistency::Local => self.wait_until_replayed(deadline).await?,
         }
         Ok(self.state.read().get(key).cloned())
+    }
+
+    /// The state as it is now: see [`View`].
+    pub fn view(&self) -> View {
+        self.state.view()
+    }
+
+    /// Waits until the state holds every write that was acknowledged anywhere before.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if that could not be made sure of in time.
+    pub async fn wait_until_current(
+        &self,
+        deadline: Instant,
+    ) -> std::result::Result<(), RequestError> {
+        let (waiter, pending) = waiter();
+        self.read_tx.try_send(ReadRequest { waiter }).map_err(|error| not_taken(&error))?;
+        pending.wait_until(deadline).await
     }
 
     /// Waits until the state holds what this member knew to be committed when it was last stopped.
@@ -261,6 +329,13 @@ impl KvStore {
 }
 
 impl CommitReader {
+    /// Counts what is applied.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Follows commitC in a task of its own until it is closed. The task runs where the requests
     /// are served: whoever waited for an entry is woken without another thread.
     ///
@@ -299,10 +374,13 @@ impl CommitReader {
     pub fn handle(&mut self, commit: Commit) -> Result<()> {
         match commit {
             Commit::Entries { entries, applied } => {
+                let (began, count) = (Instant::now(), entries.len() as u64);
                 for entry in entries {
                     self.apply(entry);
                 }
                 drop(applied);
+                self.metrics.apply.observe(began.elapsed().as_secs_f64());
+                self.metrics.proposals_applied.inc_by(count);
             }
             Commit::Reads(waiters) => {
                 for waiter in waiters {
@@ -323,8 +401,11 @@ impl CommitReader {
         match codec::decode::<Command<'_>>(&data) {
             Ok(Command::Put { key, value }) => {
                 let new = KeyValue::new(key, value, index, term);
+                let new_bytes = new.bytes();
                 // The guard is gone before the old one is freed.
-                let _old = self.state.write().replace(new);
+                let old = self.state.write().replace(new);
+                self.metrics.keys.inc_by(i64::from(old.is_none()));
+                self.metrics.store_bytes.inc_by(new_bytes - old.map_or(0, |old| old.bytes()));
             }
             // Every member finds the same bytes and skips them alike. Stopping here would stop all
             // members, at each start, for ever.
@@ -339,16 +420,10 @@ impl CommitReader {
     /// Writes a snapshot on a thread of its own, from handles taken here: entries go on being
     /// applied meanwhile.
     fn get_snapshot(&self, request: SnapshotRequest) {
-        let mut view = Some(self.view());
+        let mut view = Some(self.state.view());
         std::thread::spawn(move || {
-            (request.save)(&mut |file| {
-                write_snapshot(view.take().expect("it is saved once"), file)
-            });
+            (request.save)(&mut |file| view.take().expect("it is saved once").write(file));
         });
-    }
-
-    fn view(&self) -> Vec<KeyValue> {
-        self.state.read().iter().cloned().collect()
     }
 
     fn recover_from_snapshot(&self, snapshot: SnapshotRestore) -> Result<()> {
@@ -359,6 +434,8 @@ impl CommitReader {
                 "cannot read the state in the snapshot at term {term} and index {index}: {error}"
             ))
         })?;
+        self.metrics.keys.set(map.len() as i64);
+        self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
         *self.state.write() = map;
         Ok(())
     }

@@ -52,6 +52,7 @@
 //! [`raft_node`] carries bytes and knows nothing of keys. Whoever follows commitC is the state
 //! machine: `examples/counter.rs` is another one on the same node.
 
+pub mod admin;
 pub mod channels;
 pub mod codec;
 pub mod config;

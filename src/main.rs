@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use raftexample::admin::{self, Admin};
+use raftexample::channels::{ConfChangeRequest, MemberChange};
 use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
 use raftexample::listener::{BodyBudget, Limits, bind, raise_descriptor_limit, serve};
-use raftexample::raft_node::new_raft_node;
+use raftexample::raft_node::{Role, new_raft_node};
 use raftexample::storage::DiskVfs;
 use raftexample::{channels, logging};
 use slog::{Logger, info};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// What a connection may take to close after the last deadline.
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
@@ -61,8 +64,14 @@ fn main() -> ExitCode {
 async fn run(config: Config, logger: Logger) -> Result<()> {
     raise_descriptor_limit()?;
     let node_config = config.node_config()?;
+    let metrics = node_config.metrics.clone();
+    let election_timeout = config.tick * config.election_ticks as u32;
     let peer_listener = bind(config.peer_address()?, "--cluster").await?;
     let client_listener = bind(config.client_address(), "--port").await?;
+    let admin_listener = match config.admin_address()? {
+        Some(address) => Some(bind(address, "--admin").await?),
+        None => None,
+    };
 
     let (client_address, peer_url) = (config.client_address(), config.own_url());
     info!(logger, "serving keys on {} and peers on {}", client_address, peer_url);
@@ -81,30 +90,47 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         logger.clone(),
     );
     let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
-    let mut store_done = commit_reader.spawn(commit_rx);
+    let mut store_done = commit_reader.with_metrics(metrics.clone()).spawn(commit_rx);
 
-    let service = httpapi::service(HttpKvApi {
-        store,
-        conf_change_tx,
+    let keys = Arc::new(HttpKvApi {
+        store: store.clone(),
+        conf_change_tx: conf_change_tx.clone(),
         ack: config.ack.into(),
         read: config.read.into(),
         request_timeout: config.request_timeout,
         max_value_bytes: config.max_value_bytes,
         budget: BodyBudget::default(),
+        metrics: metrics.clone(),
         logger: logger.clone(),
     });
-    let (stop_tx, stop_rx) = oneshot::channel::<()>();
+    // Nothing is ever sent: dropping the sender stops the listeners.
+    let (stop_tx, stop_rx) = watch::channel(());
+    let stopped = |mut stop_rx: watch::Receiver<()>| async move {
+        let _ = stop_rx.changed().await;
+    };
+    let shutdown_grace = config.request_timeout + SHUTDOWN_SLACK;
     let mut server = tokio::spawn(serve(
         client_listener,
-        service,
-        Limits { shutdown_grace: config.request_timeout + SHUTDOWN_SLACK, ..Limits::default() }
-            .affordable(),
-        async {
-            let _ = stop_rx.await;
-        },
+        httpapi::service(keys.clone()),
+        Limits { shutdown_grace, ..Limits::default() }.affordable(),
+        stopped(stop_rx.clone()),
         logger.clone(),
     ));
+    let admin = Admin {
+        status: node.status.clone(),
+        metrics,
+        keys,
+        alive_within: 2 * election_timeout.max(Duration::from_secs(1)),
+        names: config.admin_name.clone(),
+        stopping: stop_rx.clone(),
+    };
+    let admin_server = admin_listener.map(|listener| {
+        let stopped = stopped(stop_rx);
+        let limits = admin::limits(shutdown_grace);
+        tokio::spawn(serve(listener, admin::service(admin), limits, stopped, logger.clone()))
+    });
 
+    let status = node.status.clone();
     let node = node.join();
     tokio::pin!(node);
     let ended = tokio::select! {
@@ -120,20 +146,41 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
             None
         }
     };
-    // No new connections; those that are open are answered within the deadline. When the last of
-    // them is gone so is the last sender of proposeC, and the node stops by itself.
+    // No new connections; those that are open are answered within the deadline.
     drop(stop_tx);
     if let Some(result) = ended {
         let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
         return result;
     }
     let in_order = async {
+        // The others need not find out by an election timeout that their leader has gone. What waits
+        // here is answered meanwhile, and by a follower then.
+        if status.borrow().role == Role::Leader {
+            hand_over(&conf_change_tx, election_timeout).await;
+        }
         let _ = server.await;
+        if let Some(admin_server) = admin_server {
+            let _ = admin_server.await;
+        }
+        // The last sender of proposeC is gone with the last connection and this: the node stops.
+        drop(store);
         node.await
     };
     tokio::select! {
         result = in_order => result,
         name = stop_signal() => Err(Error::Refused(format!("received {name} again, stopping at once"))),
+    }
+}
+
+/// Has another voter lead, the one with most of the log of those that live, if there is one that can
+/// within `patience`.
+async fn hand_over(conf_change_tx: &mpsc::Sender<ConfChangeRequest>, patience: Duration) {
+    let (waiter, pending) = channels::waiter();
+    // Not passed on: if another leads already there is nothing to do.
+    let request =
+        ConfChangeRequest { change: MemberChange::Lead { id: 0 }, forwarded: true, waiter };
+    if conf_change_tx.try_send(request).is_ok() {
+        let _ = pending.wait_until(Instant::now() + patience).await;
     }
 }
 

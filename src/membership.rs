@@ -81,6 +81,11 @@ impl Members {
                 }
                 Ok(Verdict::Change)
             }
+            MemberChange::Lead { id: 0 } => Ok(Verdict::Change),
+            MemberChange::Lead { id } if !self.urls.contains_key(id) => {
+                Err(RequestError::Conflict(format!("{id} is no member: it cannot lead")))
+            }
+            MemberChange::Lead { .. } => Ok(Verdict::Change),
         }
     }
 
@@ -94,6 +99,7 @@ impl Members {
                 self.urls.remove(id);
                 self.removed.insert(*id, index);
             }
+            MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
         }
     }
 

@@ -34,10 +34,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{RawNode, StateRole};
+use serde::{Deserialize, Serialize};
 use slog::{Logger, debug, error, info};
 use tokio::sync::{mpsc, watch};
 
@@ -141,6 +142,8 @@ pub trait Outbox: Send {
     fn greet(&mut self, url: &str, greeting: Greeting);
     /// Hands a client's change of members to the leader, once.
     fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>);
+    /// Asks a member for its status; an answer is reported.
+    fn ask_status(&mut self, _to: NodeId) {}
 }
 
 /// What a node is fed.
@@ -160,10 +163,18 @@ pub enum Input {
 }
 
 /// What the outside may know of a node at any moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
+    /// This member.
+    pub id: NodeId,
+    /// Its cluster; 0 while it joins one.
+    pub cluster_id: u64,
+    /// What it is to the others.
+    pub role: Role,
     /// This member's term.
     pub term: Term,
+    /// Whom it voted for in this term; 0 if nobody.
+    pub vote: NodeId,
     /// The leader it follows, itself included; 0 if none is known.
     pub leader: NodeId,
     /// The last entry known to be committed.
@@ -174,10 +185,111 @@ pub struct Status {
     pub snapshot: Index,
     /// The first entry in the log.
     pub first: Index,
+    /// The last entry in the log.
+    pub last: Index,
     /// True once raft runs: see [`begin`].
     pub begun: bool,
     /// The members.
     pub members: Members,
+    /// Those of them that have no vote.
+    pub learners: Vec<NodeId>,
+    /// What changes without anything to see in raft; as of the last tick.
+    pub tick: TickStatus,
+}
+
+/// The part of a [`Status`] that is made once in a tick.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TickStatus {
+    /// Milliseconds since the process started.
+    pub uptime_ms: u64,
+    /// The program's version.
+    pub version: String,
+    /// Bytes of the log's segments.
+    pub wal_bytes: u64,
+    /// Keys in the store, as the store counts them.
+    pub keys: u64,
+    /// Bytes of the store's keys and values.
+    pub store_bytes: u64,
+    /// PUTs that were acknowledged, and the microseconds that they took together.
+    pub puts: (u64, u64),
+    /// GETs that were answered with a value, and the microseconds that they took together.
+    pub gets: (u64, u64),
+    /// The other members, and who else was heard from lately.
+    pub peers: BTreeMap<NodeId, PeerStatus>,
+}
+
+/// What a member is to the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It waits for the others before its first start: see [`begin`].
+    #[default]
+    Beginning,
+    /// It receives the log and has no vote.
+    Learner,
+    /// It follows a leader, or waits for one.
+    Follower,
+    /// It asks whether it would be elected.
+    PreCandidate,
+    /// It asks to be elected.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+/// What a member knows of another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Milliseconds since it was heard from; `None` if it never was. Members speak to their leader
+    /// alone, so followers do not hear of each other.
+    pub heard_ms: Option<u64>,
+    /// Raft messages sent to it.
+    pub sent: Sent,
+    /// How far it has come, at a leader.
+    pub progress: Option<Progress>,
+    /// What it said of itself, and how many milliseconds ago: only while somebody
+    /// [watches](crate::metrics::Counts::watch).
+    #[serde(skip)]
+    pub status: Option<(u64, Box<Status>)>,
+}
+
+/// Raft messages sent to one peer, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// Entries, and answers to them.
+    pub append: u64,
+    /// Heartbeats, and answers to them.
+    pub heartbeat: u64,
+    /// All that belongs to an election.
+    pub vote: u64,
+    /// Snapshots.
+    pub snapshot: u64,
+    /// Writes and reads passed on to the leader, and the rest.
+    pub other: u64,
+}
+
+/// How far a peer has come, as its leader sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The last entry that it is known to have.
+    pub matched: Index,
+    /// The next entry to send to it.
+    pub next: Index,
+    /// How it is sent entries.
+    pub state: SendState,
+}
+
+/// How a leader sends entries to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SendState {
+    /// One message at a time, to find out where its log ends.
+    #[default]
+    Probe,
+    /// As they come.
+    Replicate,
+    /// Not before the snapshot has arrived that is on its way.
+    Snapshot,
 }
 
 /// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
@@ -242,6 +354,10 @@ pub struct RaftNode {
     request_counter: u64,
 
     ticks: u64,
+    /// The last call to watch that was heard, and until which tick it counts.
+    watched: (u64, u64),
+    /// Made at a tick, to be published.
+    tick_status: Option<TickStatus>,
     last_leadership: Leadership,
     /// The tick at which we were elected, if we lead.
     leads_since: u64,
@@ -352,6 +468,8 @@ impl RaftNode {
             changes: Changes::default(),
             request_counter: 0,
             ticks: 0,
+            watched: (0, 0),
+            tick_status: None,
             last_leadership: Leadership::default(),
             leads_since: 0,
             leaving: None,
@@ -513,6 +631,7 @@ impl RaftNode {
 
     fn tick(&mut self) -> Result<()> {
         self.ticks += 1;
+        self.config.metrics.ticked();
         self.confirmers.forget();
         if self.beginning.is_none() {
             self.raw_node.tick();
@@ -523,6 +642,8 @@ impl RaftNode {
         self.relay_own_removal();
         self.forget_strangers();
         self.greet_others();
+        self.ask_others();
+        self.tick_status = Some(self.make_tick_status());
         // A commit index that no frame took along since the last tick is written by itself, so that
         // a restart of an idle member replays all that it knew.
         self.save_hard_state()
@@ -556,6 +677,7 @@ impl RaftNode {
     /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
     fn process_messages(&mut self, messages: Vec<Message>) {
         for mut message in messages {
+            self.peers.count_sent(&message);
             if self.confirmers.spare(&message, &self.raw_node.raft) {
                 continue;
             }
@@ -601,16 +723,19 @@ impl RaftNode {
                 mark.index
             );
         }
+        let began = Instant::now();
         self.wal.save(&Frame {
             installed: mark,
             entries: ready.entries(),
             hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
             ..Frame::default()
         })?;
+        self.config.metrics.wal_fsync.observe(began.elapsed().as_secs_f64());
         self.hard_state_is_unsaved = false;
 
         let log = self.raw_node.mut_store();
         if let Some(mark) = mark {
+            self.config.metrics.snapshots_installed.inc();
             log.apply_snapshot(ready.snapshot().clone());
             debug!(self.logger, "replaced the log by the snapshot at index {}", mark.index);
         }
@@ -640,7 +765,7 @@ impl RaftNode {
         let Some(last) = entries.last() else { return };
         let last = (last.index, last.term);
         let mut committed = Vec::with_capacity(entries.len());
-        let mut bytes = 0;
+        let (mut bytes, mut own) = (0, 0);
         for entry in entries {
             match entry.get_entry_type() {
                 EntryType::EntryNormal => {
@@ -650,10 +775,12 @@ impl RaftNode {
                         continue;
                     }
                     bytes += entry_bytes(&entry);
+                    let waiter = request_id.and_then(|id| self.proposals.take(id));
+                    own += u64::from(waiter.is_some());
                     committed.push(CommittedEntry {
                         index: entry.index,
                         term: entry.term,
-                        waiter: request_id.and_then(|id| self.proposals.take(id)),
+                        waiter,
                         data: entry.data,
                     });
                 }
@@ -668,6 +795,7 @@ impl RaftNode {
             let applied = Applied::new(bytes, &self.outstanding_bytes);
             self.publish(Commit::Entries { entries: committed, applied });
         }
+        self.config.metrics.proposals_committed.inc_by(own);
         (self.applied_index, self.applied_term) = last;
     }
 
@@ -685,23 +813,67 @@ impl RaftNode {
         }
     }
 
+    fn role(&self) -> Role {
+        let raft = &self.raw_node.raft;
+        match raft.state {
+            _ if self.beginning.is_some() => Role::Beginning,
+            StateRole::Follower if self.conf_state.learners.contains(&self.config.id) => {
+                Role::Learner
+            }
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        }
+    }
+
+    /// The milliseconds that so many ticks take.
+    fn milliseconds(&self, ticks: u64) -> u64 {
+        ticks.saturating_mul(self.config.tick.as_millis() as u64)
+    }
+
+    fn make_tick_status(&self) -> TickStatus {
+        let metrics = &self.config.metrics;
+        TickStatus {
+            uptime_ms: metrics.uptime().as_millis() as u64,
+            version: env!("CARGO_PKG_VERSION").into(),
+            wal_bytes: self.wal.bytes(),
+            keys: metrics.keys.get() as u64,
+            store_bytes: metrics.store_bytes.get() as u64,
+            puts: metrics.puts.totals(),
+            gets: metrics.gets.totals(),
+            peers: self.peer_statuses(),
+        }
+    }
+
     fn publish_status(&mut self) {
         let raft = &self.raw_node.raft;
+        self.config.metrics.proposals_pending.set(self.proposals.count() as i64);
         let status = Status {
+            id: self.config.id,
+            cluster_id: self.identity.cluster_id,
+            role: self.role(),
             term: raft.term,
+            vote: raft.vote,
             leader: raft.leader_id,
             commit: raft.raft_log.committed,
             applied: self.applied_index,
             snapshot: self.snapshot_index(),
             first: raft.raft_log.first_index(),
+            last: raft.raft_log.last_index(),
             begun: self.beginning.is_none(),
             members: Members::default(),
+            learners: self.conf_state.learners.clone(),
+            tick: TickStatus::default(),
         };
         self.status_tx.send_if_modified(|old| {
+            // These two are large, and seldom new.
             let members = std::mem::take(&mut old.members);
-            let is_new = *old != status || members != self.members;
+            let tick = std::mem::take(&mut old.tick);
+            let is_new = *old != status || members != self.members || self.tick_status.is_some();
             *old = status;
             old.members = if members == self.members { members } else { self.members.clone() };
+            old.tick = self.tick_status.take().unwrap_or(tick);
             is_new
         });
     }
@@ -740,6 +912,9 @@ impl RaftNode {
         if new.leader == self.config.id {
             self.leads_since = self.ticks;
         }
+        if new.leader != old.leader && new.leader != raft::INVALID_ID {
+            self.config.metrics.leader_changes.inc();
+        }
         let id = self.config.id;
         match (old.leader, new.leader) {
             (a, b) if a == b => {}
@@ -754,7 +929,8 @@ impl RaftNode {
                 "raft.node: {} changed leader from {} to {} at term {}", id, from, to, new.term
             ),
         }
-        self.proposals.fail_other_than(new);
+        let failed = self.proposals.fail_other_than(new);
+        self.config.metrics.proposals_failed.inc_by(failed);
         self.changes.fail_other_than(new);
     }
 }

@@ -47,6 +47,7 @@ use crate::channels::{
     SnapshotFile, Term, Waiter,
 };
 use crate::error::{Error, RequestError, Result};
+use crate::metrics::Metrics;
 
 /// The largest body that a member takes from a peer, in bytes; a snapshot's file is not counted. A
 /// flag that differs between members would stall replication, so it is none.
@@ -136,6 +137,11 @@ pub enum InboundBody {
         /// Whom to answer.
         answer: Answer<GreetingAnswer>,
     },
+    /// The sender asks for this member's status.
+    Status {
+        /// Whom to answer, with the status, encoded.
+        answer: Answer<Vec<u8>>,
+    },
     /// A change of the members that a client asked of the sender, passed on.
     ConfChange {
         /// What to change.
@@ -219,6 +225,8 @@ pub struct TransportConfig {
     pub body_timeout: Duration,
     /// This member's boot id.
     pub boot: u64,
+    /// Where bytes and failures are counted.
+    pub metrics: Metrics,
 }
 
 impl TransportConfig {
@@ -230,6 +238,7 @@ impl TransportConfig {
             snapshot_progress_timeout: SNAPSHOT_PROGRESS_TIMEOUT,
             body_timeout: BODY_TIMEOUT,
             boot,
+            metrics: Metrics::default(),
         }
     }
 
@@ -480,6 +489,14 @@ impl Transport {
         };
         let pass_on = outbound::pass_on(self.shared.clone(), to, peer.url.clone(), change, waiter);
         self.errands.spawn_on(pass_on, &self.runtime);
+    }
+
+    /// Asks member `to` for its status; an answer is one [`PeerReport::Status`], none is none.
+    pub fn ask_status(&mut self, to: NodeId) {
+        reap(&mut self.errands);
+        let Some(peer) = self.peers.get(&to) else { return };
+        let ask = outbound::ask_status(self.shared.clone(), to, peer.url.clone());
+        self.errands.spawn_on(ask, &self.runtime);
     }
 
     /// Ends every task and waits for it. Queues drain for a second at most; snapshots, both ways,

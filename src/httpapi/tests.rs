@@ -67,6 +67,7 @@ impl Member {
             request_timeout: Duration::from_secs(20),
             max_value_bytes: MAX_VALUE_BYTES,
             budget: BodyBudget::default(),
+            metrics: Default::default(),
             logger,
         };
         adapt(&mut api);
@@ -185,7 +186,9 @@ impl Node {
     /// Refuses the ids 400 to 504 with that status, and takes all others.
     fn change(&mut self, ConfChangeRequest { change, forwarded, waiter }: ConfChangeRequest) {
         assert!(!forwarded, "a client's request was passed on by nobody");
-        let (MemberChange::Add { id, .. } | MemberChange::Remove { id }) = change;
+        let (MemberChange::Add { id, .. } | MemberChange::Remove { id }) = change else {
+            panic!("the client port asks for no {change:?}");
+        };
         self.changes.lock().expect("no test panics with it").push(change);
         waiter.answer(match id {
             400 => Err(RequestError::Invalid("first\r\nsecond".to_owned())),

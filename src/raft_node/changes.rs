@@ -28,8 +28,9 @@ pub(super) struct Changes {
     queue: VecDeque<ConfChangeRequest>,
     /// Proposed by us, and not applied.
     pending: Option<(RequestId, Leadership, Waiter<()>)>,
-    /// Our own removal, until another leads.
-    handover: Option<ConfChangeRequest>,
+    /// What waits until another leads: our own removal, or that somebody wanted just this; and the
+    /// tick until which it waits.
+    handover: Option<(ConfChangeRequest, u64)>,
     /// Our own removal, passed on. Its answer may come too late: applying it ends this member.
     own_removal: Option<(Waiter<()>, Pending<()>)>,
 }
@@ -115,7 +116,9 @@ impl RaftNode {
             Err(error) => request.waiter.answer(Err(error)),
             Ok(Verdict::Nothing) => request.waiter.answer(Ok(())),
             Ok(Verdict::Change) => match request.change {
-                MemberChange::Remove { id } if id == self.config.id => self.hand_over(request),
+                MemberChange::Lead { id } if id == self.config.id => request.waiter.answer(Ok(())),
+                MemberChange::Lead { id } => self.hand_over(request, id),
+                MemberChange::Remove { id } if id == self.config.id => self.hand_over(request, 0),
                 _ => self.propose_change(request),
             },
         }
@@ -143,7 +146,7 @@ impl RaftNode {
             MemberChange::Remove { id } => {
                 self.members.check_majority_lives(*id, |id| self.lives(id))
             }
-            MemberChange::Add { .. } => Ok(()),
+            MemberChange::Add { .. } | MemberChange::Lead { .. } => Ok(()),
         }
     }
 
@@ -215,39 +218,49 @@ impl RaftNode {
         }
     }
 
-    /// A leader does not propose its own removal: it would lead on without being a member. It hands
-    /// over first, and the new leader removes it.
-    fn hand_over(&mut self, request: ConfChangeRequest) {
+    /// Hands leadership over to `wanted`; if that is 0, to the voter that lives and has most of the
+    /// log. A leader does not propose its own removal, as it would lead on without being a member: it
+    /// hands over first, and the new leader removes it.
+    fn hand_over(&mut self, request: ConfChangeRequest, wanted: NodeId) {
+        let conflict = |why: String| Err(RequestError::Conflict(why));
         let progress = self.raw_node.raft.prs();
-        let others = self.members.urls.keys().filter(|id| **id != self.config.id);
+        let others = self.conf_state.voters.iter().filter(|id| **id != self.config.id);
         let to = others
-            .filter(|id| self.lives(**id))
+            .filter(|id| (wanted == 0 || wanted == **id) && self.lives(**id))
             .max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
-        match to.copied() {
-            Some(to) => {
-                info!(self.logger, "handing leadership over to {} before leaving", to);
-                self.raw_node.transfer_leader(to);
-                self.changes.handover = Some(request);
-            }
-            None => request
-                .waiter
-                .answer(Err(RequestError::Conflict("no other member lives to take over".into()))),
+        let Some(&to) = to else {
+            return request.waiter.answer(match wanted {
+                0 => conflict("no other voter lives to take over".into()),
+                id => conflict(format!("member {id} cannot take over: it has no vote, or is dead")),
+            });
+        };
+        if !request.waiter.begin() {
+            return;
         }
+        info!(self.logger, "handing leadership over to {}", to);
+        self.raw_node.transfer_leader(to);
+        let until = self.ticks + self.config.election_ticks as u64;
+        self.changes.handover = Some((request, until));
     }
 
     fn finish_handover(&mut self) {
-        let Some(request) = self.changes.handover.take() else { return };
+        let Some((request, until)) = self.changes.handover.take() else { return };
         let leader = self.raw_node.raft.leader_id;
         if request.waiter.is_closed() {
             return;
         }
         if leader != raft::INVALID_ID && !self.is_leader() {
-            // Passed on once more than other requests: it found the leader the first time.
-            self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request });
-        } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none() {
+            match request.change {
+                MemberChange::Lead { .. } => request.waiter.answer(Ok(())),
+                // Passed on once more than other requests: it found the leader the first time.
+                _ => self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request }),
+            }
+        } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none()
+            || self.ticks > until
+        {
             request.waiter.answer(Err(unavailable("leadership could not be handed over in time")));
         } else {
-            self.changes.handover = Some(request);
+            self.changes.handover = Some((request, until));
         }
     }
 
@@ -358,6 +371,7 @@ fn encode_change(change: &MemberChange) -> ConfChange {
             conf_change.set_change_type(ConfChangeType::RemoveNode);
             conf_change.node_id = *id;
         }
+        MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
     }
     conf_change
 }

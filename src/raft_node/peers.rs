@@ -1,25 +1,31 @@
 //! What arrives from peers: who is let in, and what is done with it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
-use raft::SnapshotStatus;
 use raft::eraftpb::{Message, MessageType};
+use raft::{ProgressState, SnapshotStatus};
 use slog::{debug, error, warn};
 
 use super::begin::first_urls;
 use super::validate::{Invalid, View, validate};
 use super::{
     ConfChangeRequest, Error, Frame, Members, NodeId, OUTSTANDING_BYTES_MAX, Ordering, PeerReport,
-    RaftNode, RequestError, Result, SnapshotMark,
+    PeerStatus, Progress, RaftNode, RequestError, Result, SendState, Sent, SnapshotMark, Status,
 };
 use crate::channels::{Greeting, GreetingAnswer, PeerHeader, Refusal};
 use crate::codec;
 use crate::error::REPLACE_MEMBER;
 use crate::membership::{Sender, SnapshotData, SnapshotMembers};
+use crate::metrics::PeerLabel;
 use crate::transport::{Inbound, InboundBody};
 
 /// Peers that are no members here but may be elsewhere: this member may be the one that is behind.
 const STRANGERS_MAX: usize = 8;
+/// How long the others are asked for their status after somebody looked.
+const WATCHED_FOR: Duration = Duration::from_secs(3);
+/// How often they are asked.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// Runs of one peer whose batches are told apart.
 const RUNS_MAX: usize = 8;
 
@@ -43,6 +49,11 @@ struct Peer {
     /// Batches and snapshots are numbered apart: a snapshot takes minutes.
     batches: BatchFilter,
     snapshots: BatchFilter,
+    sent: Sent,
+    /// When the heartbeat was sent that it has not answered yet.
+    heartbeat_sent: Option<Instant>,
+    /// What it said of itself, and at which tick.
+    status: Option<(u64, Box<Status>)>,
 }
 
 /// Lets each batch through once. A `MsgPropose` delivered twice would be applied twice.
@@ -79,6 +90,9 @@ impl Peer {
             greeted: false,
             batches: BatchFilter::default(),
             snapshots: BatchFilter::default(),
+            sent: Sent::default(),
+            heartbeat_sent: None,
+            status: None,
         }
     }
 }
@@ -107,6 +121,28 @@ impl Peers {
         filter(peer).is_new(boot, number)
     }
 
+    /// Counts a message that is sent, or spared.
+    pub(super) fn count_sent(&mut self, message: &Message) {
+        use MessageType::*;
+        let Some(peer) = self.peers.get_mut(&message.to) else { return };
+        let sent = &mut peer.sent;
+        let count = match message.get_msg_type() {
+            MsgAppend | MsgAppendResponse => &mut sent.append,
+            MsgHeartbeat | MsgHeartbeatResponse => &mut sent.heartbeat,
+            MsgRequestVote
+            | MsgRequestVoteResponse
+            | MsgRequestPreVote
+            | MsgRequestPreVoteResponse
+            | MsgTimeoutNow => &mut sent.vote,
+            MsgSnapshot => &mut sent.snapshot,
+            _ => &mut sent.other,
+        };
+        *count += 1;
+        if message.get_msg_type() == MsgHeartbeat {
+            peer.heartbeat_sent.get_or_insert_with(Instant::now);
+        }
+    }
+
     /// True for a peer that a proposal could not leave for, or that is not connected at all.
     pub(super) fn is_out_of_reach(&self, id: NodeId) -> bool {
         self.peers.get(&id).is_none_or(|peer| peer.is_out_of_reach)
@@ -120,10 +156,14 @@ impl Peers {
 impl RaftNode {
     /// Takes in one request of a peer, and answers it.
     pub(super) fn receive(&mut self, inbound: Inbound) -> Result<()> {
+        let bytes = inbound.bytes() as u64;
         let Inbound { header, body, .. } = inbound;
         match body {
             InboundBody::Messages { boot, number, messages, answer } => {
                 let verdict = self.admit(&header)?;
+                if verdict.is_ok() {
+                    self.count_received(header.from, bytes);
+                }
                 if verdict.is_ok()
                     && self.peers.is_new(&header, |peer| &mut peer.batches, boot, number)
                 {
@@ -151,6 +191,11 @@ impl RaftNode {
             InboundBody::Greeting { greeting, answer } => {
                 let verdict = self.answer_greeting(&header, &greeting)?;
                 let _ = answer.send(verdict);
+            }
+            InboundBody::Status { answer } => {
+                let verdict = self.admit(&header)?;
+                let status = || codec::encode(&*self.status_tx.borrow());
+                let _ = answer.send(verdict.map(|()| status()));
             }
             InboundBody::ConfChange { change, waiter } => match self.admit(&header)? {
                 Ok(()) if !self.members.urls.contains_key(&header.from) => {
@@ -263,9 +308,18 @@ impl RaftNode {
             has_file,
         };
         let message_type = message.get_msg_type();
+        if message_type == MessageType::MsgHeartbeatResponse
+            && let Some(peer) = self.peers.peers.get_mut(&header.from)
+            && let Some(sent) = peer.heartbeat_sent.take()
+        {
+            let round_trip = &self.config.metrics.peer_round_trip;
+            let label = PeerLabel { peer: header.from };
+            round_trip.get_or_create(&label).observe(sent.elapsed().as_secs_f64());
+        }
         match validate(&message, header.from, &view) {
             Ok(()) => {}
             Err(Invalid::CommitBeyondLog { commit, last_index }) => {
+                self.config.metrics.rejected("commit_beyond_log");
                 if !std::mem::replace(&mut self.peers.logged_lost_data, true) {
                     error!(
                         self.logger,
@@ -279,6 +333,7 @@ impl RaftNode {
                 return;
             }
             Err(Invalid::Other(why)) => {
+                self.config.metrics.rejected("invalid_message");
                 warn!(self.logger, "dropping a message: {}", why;
                     "from" => header.from, "type" => ?message_type);
                 return;
@@ -346,6 +401,7 @@ impl RaftNode {
             }
             PeerReport::SnapshotStatus { to, index, arrived } => {
                 debug!(self.logger, "snapshot at index {} sent to {}", index, to; "arrived" => arrived);
+                self.config.metrics.snapshot_sent(arrived);
                 self.sending.remove(&to);
                 let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
                 self.raw_node.report_snapshot(to, status);
@@ -361,6 +417,14 @@ impl RaftNode {
                 }
             }
             PeerReport::NotGreeted { .. } => {}
+            PeerReport::Status { header, status } => {
+                if self.admit(&header)?.is_ok()
+                    && let Ok(status) = codec::decode::<Status>(&status)
+                    && let Some(peer) = self.peers.peers.get_mut(&header.from)
+                {
+                    peer.status = Some((self.ticks, Box::new(status)));
+                }
+            }
             PeerReport::Refused { header, refusal } => self.take_refusal(&header, refusal)?,
         }
         Ok(())
@@ -408,6 +472,52 @@ impl RaftNode {
         for url in urls {
             self.outbox.greet(&url, greeting.clone());
         }
+    }
+
+    fn count_received(&self, from: NodeId, bytes: u64) {
+        let received = &self.config.metrics.peer_received_bytes;
+        received.get_or_create(&PeerLabel { peer: from }).inc_by(bytes);
+    }
+
+    /// Asks the other members for their status, while somebody looks at the whole cluster.
+    pub(super) fn ask_others(&mut self) {
+        let calls = self.config.metrics.watched();
+        let ticks_of = |time: Duration| time.div_duration_f64(self.config.tick).ceil() as u64;
+        if calls != self.watched.0 {
+            self.watched = (calls, self.ticks + ticks_of(WATCHED_FOR));
+        }
+        let is_watched = self.ticks < self.watched.1;
+        if !is_watched {
+            self.peers.peers.values_mut().for_each(|peer| peer.status = None);
+        } else if self.ticks.is_multiple_of(ticks_of(STATUS_INTERVAL)) && self.beginning.is_none() {
+            let members = self.peers.peers.iter().filter(|(_, peer)| peer.is_member);
+            members.for_each(|(id, _)| self.outbox.ask_status(*id));
+        }
+    }
+
+    /// What is known of the others.
+    pub(super) fn peer_statuses(&self) -> BTreeMap<NodeId, PeerStatus> {
+        let status = |(id, peer): (&NodeId, &Peer)| {
+            let progress = self.raw_node.raft.prs().get(*id).filter(|_| self.is_leader());
+            let progress = progress.map(|progress| Progress {
+                matched: progress.matched,
+                next: progress.next_idx,
+                state: match progress.state {
+                    ProgressState::Probe => SendState::Probe,
+                    ProgressState::Replicate => SendState::Replicate,
+                    ProgressState::Snapshot => SendState::Snapshot,
+                },
+            });
+            let age = |tick| self.milliseconds(self.ticks - tick);
+            let status = PeerStatus {
+                heard_ms: peer.last_heard.map(age),
+                sent: peer.sent,
+                progress,
+                status: peer.status.clone().map(|(tick, status)| (age(tick), status)),
+            };
+            (*id, status)
+        };
+        self.peers.peers.iter().map(status).collect()
     }
 
     /// Forgets peers that are no members and were not heard for an election timeout.

@@ -57,6 +57,11 @@ impl Proposals {
         !self.queue.is_empty()
     }
 
+    /// How many were not answered yet.
+    pub(super) fn count(&self) -> usize {
+        self.queue.len() + self.pending.len()
+    }
+
     /// Queues what never left for the leader once more: nothing was proposed, so waiting is safe.
     pub(super) fn take_back(&mut self, requests: Vec<(Bytes, Bytes)>) {
         for (id, data) in requests.into_iter().rev() {
@@ -74,17 +79,17 @@ impl Proposals {
         Some(self.pending.remove(&id)?.1)
     }
 
-    pub(super) fn fail_all(&mut self, why: &str) {
-        for (_, (_, waiter)) in self.pending.drain() {
-            waiter.answer(Err(lost(why)));
-        }
+    /// Returns how many there were.
+    pub(super) fn fail_all(&mut self, why: &str) -> u64 {
+        let lost_ones = self.pending.drain();
+        lost_ones.map(|(_, (_, waiter))| waiter.answer(Err(lost(why)))).count() as u64
     }
 
-    pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
+    /// Returns how many there were.
+    pub(super) fn fail_other_than(&mut self, leadership: Leadership) -> u64 {
         let lost_ones = self.pending.extract_if(|_, (under, _)| *under != leadership);
-        for (_, (_, waiter)) in lost_ones {
-            waiter.answer(Err(lost("the leader changed")));
-        }
+        let why = "the leader changed";
+        lost_ones.map(|(_, (_, waiter))| waiter.answer(Err(lost(why)))).count() as u64
     }
 
     pub(super) fn forget_closed(&mut self) {

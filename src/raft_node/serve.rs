@@ -424,6 +424,7 @@ fn start_transport(
     let election_timeout = config.tick * config.election_ticks as u32;
     let transport_config = TransportConfig {
         request_timeout: config.request_timeout,
+        metrics: config.metrics.clone(),
         ..TransportConfig::new(election_timeout, config.boot)
     };
     Transport::new(
@@ -470,6 +471,10 @@ impl Outbox for SharedTransport {
 
     fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
         self.lock().pass_on(to, change, waiter);
+    }
+
+    fn ask_status(&mut self, to: NodeId) {
+        self.lock().ask_status(to);
     }
 }
 

@@ -91,6 +91,7 @@ impl RaftNode {
         let SnapshotFile { length, checksum } = file;
         self.last_snapshot_bytes = length;
         snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
+        self.config.metrics.snapshots_made.inc();
         let log = self.raw_node.mut_store();
         log.set_snapshot(snapshot);
         let keep = self.config.snapshot_catch_up_entries;
@@ -150,7 +151,8 @@ impl RaftNode {
         self.last_snapshot_bytes = data.length;
         (self.applied_index, self.applied_term) = (mark.index, mark.term);
         // What was proposed here may be in the snapshot, or lost: nobody can tell.
-        self.proposals.fail_all("a snapshot replaced the log");
+        let failed = self.proposals.fail_all("a snapshot replaced the log");
+        self.config.metrics.proposals_failed.inc_by(failed);
         self.changes.fail_all("a snapshot replaced the log");
         self.connect_members();
         self.keep_snapshot(mark)?;

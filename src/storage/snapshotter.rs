@@ -308,6 +308,45 @@ impl Write for SnapshotWriter {
     }
 }
 
+/// Writes the bytes of a snapshot's file to anything: a backup. What `body` writes are the application
+/// bytes.
+///
+/// # Errors
+/// What `out` or `body` says; what was written till then is no snapshot.
+pub fn write_backup(
+    out: &mut dyn Write,
+    mark: SnapshotMark,
+    meta: &[u8],
+    body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    struct Counted<'a> {
+        out: &'a mut dyn Write,
+        length: u64,
+        checksum: u32,
+    }
+    impl Write for Counted<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.out.write_all(bytes)?;
+            self.length += bytes.len() as u64;
+            self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.out.flush()
+        }
+    }
+    let mut counted = Counted { out, length: 0, checksum: 0 };
+    counted.write_all(&encode_header(mark, meta))?;
+    let start = counted.length;
+    body(&mut counted)?;
+    let application_length = counted.length - start;
+    counted.write_all(&application_length.to_le_bytes())?;
+    let checksum = masked(counted.checksum);
+    counted.write_all(&checksum.to_le_bytes())?;
+    counted.flush()
+}
+
 /// What became of a file that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {

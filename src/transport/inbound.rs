@@ -1,4 +1,4 @@
-//! The way in: the five routes of the peer port.
+//! The way in: the six routes of the peer port.
 //!
 //! Each handler goes the same way: headers → gate → room for the body → body → node → answer. What
 //! fails on the way is a [`Rejection`], and nothing of the request was delivered.
@@ -42,6 +42,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/raft/snapshot", post(snapshot))
         .route("/raft/greeting", post(greeting))
         .route("/raft/members", post(members))
+        .route("/raft/status", post(status))
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .with_state(shared)
@@ -132,6 +133,12 @@ async fn members(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
 }
 
+async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let taken = take_status(&shared, &parts).await;
+    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
+}
+
 /// The answer: 204, 200 with a body, or one line of why not; always with this member's name on it.
 fn respond(
     shared: &Shared,
@@ -146,11 +153,20 @@ fn respond(
         Ok(Some(body)) => *answer.body_mut() = body,
         Err(rejection) => {
             let why = rejection.why();
-            let status = match rejection {
-                Rejection::Malformed(status, _) => status,
-                Rejection::Refused(refusal) => wire::put_refusal(answer.headers_mut(), &refusal),
+            let (status, reason) = match &rejection {
+                Rejection::Malformed(status, _) => (*status, "malformed_request"),
+                Rejection::Refused(refusal) => {
+                    let reason = match refusal {
+                        Refusal::Mismatch(_) => "mismatch",
+                        Refusal::OtherIncarnation(_) => "other_incarnation",
+                        Refusal::Removed { .. } => "removed_member",
+                        Refusal::NotReady(_) => "not_ready",
+                    };
+                    (wire::put_refusal(answer.headers_mut(), refusal), reason)
+                }
             };
             debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
+            shared.config.metrics.rejected(reason);
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             answer.headers_mut().insert(CONTENT_TYPE, plain);
             *answer.status_mut() = status;
@@ -354,6 +370,13 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec
     let inbound = Inbound::new(header, InboundBody::Greeting { greeting, answer });
     let verdict = ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout());
     Ok(codec::encode(&verdict.await?))
+}
+
+async fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
+    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (answer, answer_rx) = oneshot::channel();
+    let inbound = Inbound::new(header, InboundBody::Status { answer });
+    ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
 }
 
 async fn take_conf_change(

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use prometheus_client::metrics::counter::Counter;
 use raft::eraftpb::{Message, MessageType};
 use slog::{crit, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +25,7 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::error::RequestError;
+use crate::metrics::PeerLabel;
 
 /// The most bytes in a batch of several messages; one message may be larger. Small enough that a
 /// lost batch costs little, large enough that a request per batch costs little, too.
@@ -64,6 +66,8 @@ pub(super) fn client(
     config: &TransportConfig,
     patience: Duration,
 ) -> reqwest::Result<reqwest::Client> {
+    // reqwest wants to know who encrypts even where nobody does; a second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder()
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
@@ -319,11 +323,14 @@ pub(super) struct PeerSender {
     activity: Activity,
     /// The pause after the next failure.
     backoff: Duration,
+    sent_bytes: Counter,
 }
 
 impl PeerSender {
     /// A sender of what is queued for peer `id` to `url`.
     pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
+        let sent_bytes = &shared.config.metrics.peer_sent_bytes;
+        let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: id });
         Self {
             shared,
             id,
@@ -334,6 +341,7 @@ impl PeerSender {
             stream_pause: stream::PAUSE_MIN,
             activity: Activity::Unknown,
             backoff: BACKOFF_MIN,
+            sent_bytes,
         }
     }
 
@@ -364,6 +372,7 @@ impl PeerSender {
                 },
             };
             let Some(batch) = batch else { break };
+            self.sent_bytes.inc_by(batch.len() as u64);
             let Some(stream) = &mut self.stream else {
                 self.post(batch).await;
                 continue;
@@ -433,6 +442,8 @@ impl PeerSender {
     /// Reports a lost batch, drops what waited behind it, and pauses.
     async fn failed(&mut self, failure: &Failure) {
         let backoff_max = self.shared.config.half_election_timeout();
+        let failures = &self.shared.config.metrics.peer_failures;
+        failures.get_or_create(&PeerLabel { peer: self.id }).inc();
         if self.activity != Activity::Inactive {
             self.activity = Activity::Inactive;
             let id = self.id;
@@ -626,6 +637,8 @@ pub(super) async fn send_snapshot(
     match result {
         Ok(_) => {
             guard.arrived = true;
+            let sent_bytes = &shared.config.metrics.peer_sent_bytes;
+            sent_bytes.get_or_create(&PeerLabel { peer: to }).inc_by(file.length);
             info!(shared.logger, "sent snapshot at index {} to peer {}", index, to);
         }
         Err(failure) => {
@@ -681,6 +694,15 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
         }
     };
     shared.report(report);
+}
+
+/// Asks member `to` for its status.
+pub(super) async fn ask_status(shared: Arc<Shared>, to: NodeId, url: Arc<str>) {
+    let (headers, body) = (HeaderMap::new(), Vec::new().into());
+    let call = Call { client: &shared.client, to, url: &url, path: "/raft/status", headers, body };
+    if let Ok(answered) = shared.call(call, shared.config.half_election_timeout()).await {
+        shared.report(PeerReport::Status { header: answered.header, status: answered.body });
+    }
 }
 
 /// Passes `change` on to member `to`, and its answer to `waiter`.

@@ -183,6 +183,7 @@ impl Cluster {
             request_timeout: self.options.request_timeout,
             boot: 0,
             incarnation: 0,
+            metrics: Default::default(),
         };
         let lines = Arc::default();
         self.members.insert(id, Member { config, peer_port, client_port, lines, running: None });
@@ -274,6 +275,7 @@ impl Cluster {
             request_timeout: self.options.request_timeout,
             max_value_bytes: 16 << 20,
             budget: BodyBudget::default(),
+            metrics: Default::default(),
             logger: logger.clone(),
         });
         let (stop_tx, stop_rx) = oneshot::channel::<()>();

@@ -945,6 +945,7 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         request_timeout: Duration::from_secs(5),
         boot: 1000 + id,
         incarnation: 100 + id,
+        metrics: Default::default(),
     }
 }
 

@@ -295,6 +295,7 @@ impl World {
             request_timeout: Duration::from_secs(5),
             boot: 0,
             incarnation: 0,
+            metrics: Default::default(),
         }
     }
 

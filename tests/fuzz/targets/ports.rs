@@ -279,6 +279,7 @@ pub fn client_requests(data: &[u8]) {
         request_timeout: Duration::from_secs(10),
         max_value_bytes: MAX_VALUE_BYTES,
         budget: budget.clone(),
+        metrics: Default::default(),
         logger,
     });
     let mut members = Members { urls: [(1, url(1))].into(), ..Members::default() };

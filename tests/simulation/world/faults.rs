@@ -70,7 +70,7 @@ impl World {
             MemberChange::Add { id, url } if answer.is_ok() || is_unknown => {
                 self.start_joiner(id, url);
             }
-            MemberChange::Add { .. } => {}
+            _ => {}
         }
         Ok(())
     }
