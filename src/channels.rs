@@ -213,7 +213,8 @@ pub struct ReadRequest {
 /// A change of the members, as a client asks for it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MemberChange {
-    /// POST: add a voter that listens for its peers at `url`.
+    /// POST: add a member that listens for its peers at `url`. It has no vote until it has shown that
+    /// it runs and follows: see [`Promote`](Self::Promote).
     Add {
         /// The new member, an id never used before.
         id: NodeId,
@@ -224,6 +225,25 @@ pub enum MemberChange {
     Remove {
         /// The member to remove.
         id: NodeId,
+    },
+    /// One of the first members: it has a vote from the start.
+    AddVoter {
+        /// The new member.
+        id: NodeId,
+        /// Its peer URL.
+        url: String,
+    },
+    /// Give a learner a vote: the leader does that by itself.
+    Promote {
+        /// The learner.
+        id: NodeId,
+    },
+    /// Change where a member listens for its peers.
+    Move {
+        /// The member.
+        id: NodeId,
+        /// Its new peer URL.
+        url: String,
     },
     /// No change of who is a member, but of who leads: it goes the same way, and is never an entry.
     Lead {

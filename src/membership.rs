@@ -11,13 +11,14 @@
 //! directory, and with it the votes it gave and the entries it acknowledged, is not mistaken for the
 //! one that gave them (raft-rs: `to_commit out of range`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hyper::http::uri::Authority;
 use raft::eraftpb::ConfState;
 use serde::{Deserialize, Serialize};
 
 use crate::channels::{Index, MemberChange, NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal};
+use crate::codec::{self, DecodeError};
 use crate::error::RequestError;
 
 /// How many ids that are no members may have a recorded incarnation. Whoever holds the cluster's id
@@ -31,6 +32,10 @@ pub struct Members {
     pub urls: BTreeMap<NodeId, String>,
     /// The removed ids, each with the index of its removal.
     pub removed: BTreeMap<NodeId, Index>,
+    /// The members that have no vote, the learners of raft's ConfState.
+    pub learners: BTreeSet<NodeId>,
+    /// Of those that moved, the index of the entry that gave them their URL.
+    pub moved: BTreeMap<NodeId, Index>,
 }
 
 /// Whether a change has anything to do.
@@ -50,43 +55,76 @@ impl Members {
     /// 400 for what no state allows, 410 for a removed id, 409 for what this state does not allow.
     pub fn check(&self, change: &MemberChange) -> Result<Verdict, RequestError> {
         match change {
-            MemberChange::Add { id, url } => {
+            MemberChange::Add { id, url } | MemberChange::AddVoter { id, url } => {
                 check_id(*id)?;
                 check_url(url).map_err(RequestError::Invalid)?;
-                if let Some(index) = self.removed.get(id) {
-                    return Err(RequestError::Gone(format!(
-                        "member {id} was removed at index {index}; an id is never used again: add it under a new one"
-                    )));
-                }
+                self.check_not_removed(*id)?;
                 if let Some(known) = self.urls.get(id) {
                     return Err(RequestError::Conflict(format!(
                         "{id} is a member already, at {known}"
                     )));
                 }
-                if let Some((other, _)) = self.urls.iter().find(|(_, known)| *known == url) {
-                    return Err(RequestError::Conflict(format!(
-                        "{url} is the peer URL of member {other} already"
-                    )));
+                self.check_unused(url)?;
+                Ok(Verdict::Change)
+            }
+            MemberChange::Promote { id } if !self.learners.contains(id) => {
+                Err(RequestError::Conflict(format!("{id} is no learner")))
+            }
+            MemberChange::Promote { .. } => Ok(Verdict::Change),
+            MemberChange::Move { id, url } => {
+                check_id(*id)?;
+                check_url(url).map_err(RequestError::Invalid)?;
+                self.check_not_removed(*id)?;
+                match self.urls.get(id) {
+                    None => return Err(RequestError::Conflict(format!("{id} is no member"))),
+                    Some(known) if known == url => return Ok(Verdict::Nothing),
+                    Some(_) => {}
                 }
+                self.check_unused(url)?;
                 Ok(Verdict::Change)
             }
             MemberChange::Remove { id } => {
                 if !self.urls.contains_key(id) {
                     return Ok(Verdict::Nothing);
                 }
-                if self.urls.len() == 1 {
+                if self.voters().eq([*id]) {
+                    let others = if self.learners.is_empty() { "" } else { " with a vote" };
                     return Err(RequestError::Conflict(format!(
-                        "{id} is the last member; stop it instead"
+                        "{id} is the last member{others}; stop it instead"
                     )));
                 }
                 Ok(Verdict::Change)
             }
-            MemberChange::Lead { id: 0 } => Ok(Verdict::Change),
-            MemberChange::Lead { id } if !self.urls.contains_key(id) => {
-                Err(RequestError::Conflict(format!("{id} is no member: it cannot lead")))
+            MemberChange::Lead { id } if *id != 0 && !self.voters().any(|voter| voter == *id) => {
+                Err(RequestError::Conflict(format!(
+                    "{id} is no member with a vote: it cannot lead"
+                )))
             }
             MemberChange::Lead { .. } => Ok(Verdict::Change),
         }
+    }
+
+    fn check_not_removed(&self, id: NodeId) -> Result<(), RequestError> {
+        match self.removed.get(&id) {
+            None => Ok(()),
+            Some(index) => Err(RequestError::Gone(format!(
+                "member {id} was removed at index {index}; an id is never used again: add it under a new one"
+            ))),
+        }
+    }
+
+    fn check_unused(&self, url: &str) -> Result<(), RequestError> {
+        match self.urls.iter().find(|(_, known)| *known == url) {
+            None => Ok(()),
+            Some((other, _)) => Err(RequestError::Conflict(format!(
+                "{url} is the peer URL of member {other} already"
+            ))),
+        }
+    }
+
+    /// The members that have a vote.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> {
+        self.urls.keys().copied().filter(|id| !self.learners.contains(id))
     }
 
     /// Carries `change` out; `index` is its entry's.
@@ -94,16 +132,29 @@ impl Members {
         match change {
             MemberChange::Add { id, url } => {
                 self.urls.insert(*id, url.clone());
+                self.learners.insert(*id);
+            }
+            MemberChange::AddVoter { id, url } => {
+                self.urls.insert(*id, url.clone());
+            }
+            MemberChange::Promote { id } => {
+                self.learners.remove(id);
+            }
+            MemberChange::Move { id, url } => {
+                self.urls.insert(*id, url.clone());
+                self.moved.insert(*id, index);
             }
             MemberChange::Remove { id } => {
                 self.urls.remove(id);
+                self.learners.remove(id);
+                self.moved.remove(id);
                 self.removed.insert(*id, index);
             }
             MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
         }
     }
 
-    /// Decides whether enough members would be left to go on: of those that would remain, a majority
+    /// Decides whether enough members would be left to go on: of the voters that would remain, a majority
     /// must have been heard from lately. A dead member can always be removed: the majority that lives
     /// now still is one of fewer members.
     ///
@@ -114,8 +165,10 @@ impl Members {
         removed: NodeId,
         lives: impl Fn(NodeId) -> bool,
     ) -> Result<(), RequestError> {
-        let remaining: Vec<NodeId> =
-            self.urls.keys().copied().filter(|id| *id != removed).collect();
+        if self.learners.contains(&removed) {
+            return Ok(());
+        }
+        let remaining: Vec<NodeId> = self.voters().filter(|id| *id != removed).collect();
         let living = remaining.iter().filter(|id| lives(**id)).count();
         // That somebody has to remain at all is for `check` to say.
         if remaining.is_empty() || living >= majority(remaining.len()) {
@@ -145,6 +198,37 @@ pub struct SnapshotMembers {
 }
 
 impl SnapshotMembers {
+    /// Decodes what the meta bytes of a snapshot hold, of an earlier version too: that had neither
+    /// learners nor members that moved, and its bytes end where this one's go on.
+    ///
+    /// # Errors
+    /// If they are neither.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct Members1 {
+            urls: BTreeMap<NodeId, String>,
+            removed: BTreeMap<NodeId, Index>,
+        }
+        #[derive(Deserialize)]
+        struct SnapshotMembers1 {
+            cluster_id: u64,
+            voters: Vec<NodeId>,
+            learners: Vec<NodeId>,
+            members: Members1,
+        }
+        let error = match codec::decode(bytes) {
+            Ok(members) => return Ok(members),
+            Err(error) => error,
+        };
+        let Ok(SnapshotMembers1 { cluster_id, voters, learners, members }) = codec::decode(bytes)
+        else {
+            return Err(error);
+        };
+        let Members1 { urls, removed } = members;
+        let members = Members { urls, removed, ..Members::default() };
+        Ok(Self { cluster_id, voters, learners, members })
+    }
+
     /// The ConfState as raft has it.
     pub fn conf_state(&self) -> ConfState {
         ConfState {
@@ -448,6 +532,31 @@ mod tests {
         let reused = MemberChange::Add { id: 5, url: url(3) };
         assert_eq!(state.check(&reused), Ok(Verdict::Change));
 
+        // A learner has no say, so it is nobody's to wait for.
+        let learner = MemberChange::Promote { id: 4 };
+        assert_eq!(state.learners, BTreeSet::from([4]));
+        assert!(matches!(state.check(&MemberChange::Lead { id: 4 }), Err(Conflict(_))));
+        assert_eq!(state.check(&learner), Ok(Verdict::Change));
+        state.apply(&learner, 12);
+        assert_eq!(state.voters().collect::<Vec<_>>(), [1, 2, 4]);
+        assert!(matches!(state.check(&learner), Err(Conflict(_))), "twice");
+
+        let to = |id, url: String| MemberChange::Move { id, url };
+        assert_eq!(state.check(&to(2, url(2))), Ok(Verdict::Nothing));
+        assert_eq!(state.check(&to(2, url(9))), Ok(Verdict::Change));
+        assert!(matches!(state.check(&to(2, url(4))), Err(Conflict(_))), "member 4 is there");
+        assert!(matches!(state.check(&to(3, url(9))), Err(Gone(_))));
+        assert!(matches!(state.check(&to(7, url(9))), Err(Conflict(_))));
+        assert!(matches!(state.check(&to(2, "no url".into())), Err(Invalid(_))));
+        state.apply(&to(2, url(9)), 13);
+        assert_eq!((&state.urls[&2], state.moved[&2]), (&url(9), 13));
+
+        let mut last = members([1]);
+        assert!(matches!(last.check(&remove(1)), Err(Conflict(why)) if why.contains("last")));
+        last.apply(&add(2), 14);
+        let only_voter = last.check(&remove(1));
+        assert!(matches!(only_voter, Err(Conflict(why)) if why.contains("with a vote")));
+        assert_eq!(last.check(&remove(2)), Ok(Verdict::Change));
         let last = members([1]);
         assert!(matches!(last.check(&remove(1)), Err(Conflict(why)) if why.contains("last")));
         assert_eq!(last.check(&remove(2)), Ok(Verdict::Nothing));

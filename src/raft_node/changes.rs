@@ -19,6 +19,8 @@ use crate::channels::{self, Pending};
 use crate::error::Error;
 use crate::membership::{Members, Verdict, majority};
 
+/// A learner that is so few entries behind follows.
+const PROMOTION_DISTANCE: u64 = 100;
 /// Changes that wait for a leader; the next is answered 503.
 const WAITING_CHANGES_MAX: usize = 64;
 
@@ -26,8 +28,8 @@ const WAITING_CHANGES_MAX: usize = 64;
 #[derive(Default)]
 pub(super) struct Changes {
     queue: VecDeque<ConfChangeRequest>,
-    /// Proposed by us, and not applied.
-    pending: Option<(RequestId, Leadership, Waiter<()>)>,
+    /// Proposed by us, and not applied. Nobody waits for what the leader does by itself.
+    pending: Option<(RequestId, Leadership, Option<Waiter<()>>)>,
     /// What waits until another leads: our own removal, or that somebody wanted just this; and the
     /// tick until which it waits.
     handover: Option<(ConfChangeRequest, u64)>,
@@ -50,21 +52,29 @@ impl Changes {
 
     /// A change was applied, or does nothing.
     pub(super) fn applied(&mut self, id: RequestId, answer: Result<(), RequestError>) {
-        if let Some((_, _, waiter)) = self.pending.take_if(|(pending, _, _)| *pending == id) {
+        if let Some((_, _, waiter)) = self.pending.take_if(|(pending, _, _)| *pending == id)
+            && let Some(waiter) = waiter
+        {
             waiter.answer(answer);
         }
     }
 
     pub(super) fn fail_all(&mut self, why: &str) {
-        if let Some((_, _, waiter)) = self.pending.take() {
+        if let Some((_, _, Some(waiter))) = self.pending.take() {
             waiter.answer(Err(lost(why)));
         }
     }
 
     pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
-        if let Some((_, _, waiter)) = self.pending.take_if(|(_, under, _)| *under != leadership) {
+        let lost_one = self.pending.take_if(|(_, under, _)| *under != leadership);
+        if let Some((_, _, Some(waiter))) = lost_one {
             waiter.answer(Err(lost("the leader changed")));
         }
+    }
+
+    /// True while a learner's promotion is on its way: what a user wants waits for its end.
+    fn are_promoting(&self) -> bool {
+        self.pending.as_ref().is_some_and(|(_, _, waiter)| waiter.is_none())
     }
 }
 
@@ -84,6 +94,40 @@ impl RaftNode {
                 return self.changes.queue.push_front(request);
             }
         }
+        self.promote_learner();
+    }
+
+    /// Has a learner that follows become a voter. A leader does so by itself, and the next one where it
+    /// did not come to it; what a user wants goes before. So a member that is slow, or was not started
+    /// yet, never counts towards the majority that everything waits for.
+    fn promote_learner(&mut self) {
+        let raft = &self.raw_node.raft;
+        if self.members.learners.is_empty()
+            || !self.is_leader()
+            || self.leaving.is_some()
+            || raft.lead_transferee.is_some()
+            || !raft.apply_to_current_term()
+            || self.is_pending()
+        {
+            return;
+        }
+        let last_index = raft.raft_log.last_index();
+        let follows = |id: &&NodeId| {
+            let progress = raft.prs().get(**id);
+            self.lives(**id)
+                && progress.is_some_and(|peer| peer.matched + PROMOTION_DISTANCE >= last_index)
+        };
+        if let Some(&id) = self.members.learners.iter().find(follows) {
+            info!(self.logger, "promoting learner {}", id);
+            // What raft does not take now is tried again at the next turn.
+            let _ = self.append_change(&MemberChange::Promote { id }, None);
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.changes.pending.is_some()
+            || self.changes.handover.is_some()
+            || self.raw_node.raft.has_pending_conf()
     }
 
     /// Answers, passes on or proposes a change; gives it back if it has to wait for a leader.
@@ -103,7 +147,7 @@ impl RaftNode {
         }
         // A fresh leader's log may hold changes that it has not applied, and raft drops a change
         // until it has applied an entry of its own term.
-        if !self.raw_node.raft.apply_to_current_term() {
+        if !self.raw_node.raft.apply_to_current_term() || self.changes.are_promoting() {
             return Some(request);
         }
         // Members speak to their leader alone: until we have led for an election timeout, that one
@@ -129,10 +173,7 @@ impl RaftNode {
         if self.members.check(change)? == Verdict::Nothing {
             return Ok(Verdict::Nothing);
         }
-        let is_pending = self.changes.pending.is_some()
-            || self.changes.handover.is_some()
-            || self.raw_node.raft.has_pending_conf();
-        if is_pending {
+        if self.is_pending() {
             return Err(RequestError::Conflict(
                 "another change of members is pending: wait for it, then try again".into(),
             ));
@@ -146,7 +187,7 @@ impl RaftNode {
             MemberChange::Remove { id } => {
                 self.members.check_majority_lives(*id, |id| self.lives(id))
             }
-            MemberChange::Add { .. } | MemberChange::Lead { .. } => Ok(()),
+            _ => Ok(()),
         }
     }
 
@@ -157,25 +198,35 @@ impl RaftNode {
 
     fn propose_change(&mut self, request: ConfChangeRequest) {
         let ConfChangeRequest { change, waiter, .. } = request;
-        if !waiter.begin() {
-            return;
+        if waiter.begin()
+            && let Err((error, Some(waiter))) = self.append_change(&change, Some(waiter))
+        {
+            waiter.answer(Err(error));
         }
+    }
+
+    /// Has raft append a change; gives the waiter back with the reason if it did not.
+    fn append_change(
+        &mut self,
+        change: &MemberChange,
+        waiter: Option<Waiter<()>>,
+    ) -> Result<(), (RequestError, Option<Waiter<()>>)> {
         let id = self.next_request_id();
         let context = id.to_bytes().to_vec();
-        let proposed = self.raw_node.propose_conf_change(context.clone(), encode_change(&change));
+        let proposed = self.raw_node.propose_conf_change(context.clone(), encode_change(change));
         let appended = self.raw_node.raft.raft_log.unstable_entries().last();
         let is_appended = appended.is_some_and(|entry| {
             entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
         });
         if let Err(error) = proposed {
-            return waiter.answer(Err(unavailable(&format!("raft did not take it ({error})"))));
+            return Err((unavailable(&format!("raft did not take it ({error})")), waiter));
         }
         if !is_appended {
-            return waiter.answer(Err(RequestError::Conflict(
-                "raft put the change aside as another is pending: try again".into(),
-            )));
+            let why = "raft put the change aside as another is pending: try again";
+            return Err((RequestError::Conflict(why.into()), waiter));
         }
         self.changes.pending = Some((id, self.leadership(), waiter));
+        Ok(())
     }
 
     /// Hands a client's change to the leader. It was passed on before if it comes from a member: then
@@ -285,6 +336,13 @@ impl RaftNode {
         if self.members.check(&change)? == Verdict::Nothing {
             return Ok(());
         }
+        if let MemberChange::Move { id, url } = &change {
+            // That is nothing to raft.
+            info!(self.logger, "member {} moved to {}", id, url);
+            self.members.apply(&change, entry.index);
+            self.connect_members();
+            return Ok(());
+        }
         let is_own_removal = change == MemberChange::Remove { id: self.config.id };
         if is_own_removal && self.is_leader() {
             // raft 0.7.0 panics when a leader that is no member appends or commits, and lets one
@@ -298,11 +356,15 @@ impl RaftNode {
                 .map_err(|error| RequestError::Conflict(error.to_string()))?;
         }
         self.members.apply(&change, entry.index);
+        let list = |ids: &[NodeId]| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+        let learners = match &self.conf_state.learners[..] {
+            [] => String::new(),
+            learners => format!(" learners=({})", list(learners)),
+        };
+        let voters = list(&self.conf_state.voters);
         info!(
             self.logger,
-            "{} switched to configuration voters=({})",
-            self.config.id,
-            self.conf_state.voters.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+            "{} switched to configuration voters=({}){}", self.config.id, voters, learners
         );
         match change {
             MemberChange::Remove { id } if id == self.config.id => {
@@ -327,13 +389,13 @@ impl RaftNode {
 
     fn may_leave(&self, leaving: &Leaving) -> bool {
         let raft = &self.raw_node.raft;
-        let others = self.members.urls.len();
+        let others = self.members.voters().count();
         if self.is_leader() {
             let progress = raft.prs();
             let knows = |id: &NodeId| {
                 progress.get(*id).is_some_and(|peer| peer.committed_index >= leaving.removal)
             };
-            let knowing = self.members.urls.keys().filter(|id| knows(id)).count();
+            let knowing = self.members.voters().filter(knows).count();
             return knowing >= majority(others) || (others > 1 && self.ticks >= leaving.until_tick);
         }
         // Whoever leads and has committed an entry of its own term has committed all before it.
@@ -343,42 +405,53 @@ impl RaftNode {
     }
 }
 
-/// Reads a change of members out of raft's own form of it. Only the two that are ever proposed are
-/// known: adding a voter and removing a member.
+/// What raft leaves to the program in a [`ConfChange`], its `id`, tells changes apart that are one to
+/// raft: giving somebody a vote.
+const AS_NAMED: u64 = 0;
+const PROMOTION: u64 = 1;
+const MOVE: u64 = 2;
+
+/// Reads a change of members out of raft's own form of it. Only those that are ever proposed are known.
 fn decode_change(conf_change: &ConfChange) -> Result<MemberChange, String> {
     let id = conf_change.node_id;
-    match conf_change.get_change_type() {
-        ConfChangeType::AddNode => {
-            let url = std::str::from_utf8(&conf_change.context)
-                .map_err(|_| format!("the URL of member {id} is not UTF-8"))?;
-            Ok(MemberChange::Add { id, url: url.to_owned() })
-        }
-        ConfChangeType::RemoveNode => Ok(MemberChange::Remove { id }),
-        ConfChangeType::AddLearnerNode => Err(format!("member {id} as a learner")),
+    let url = || {
+        std::str::from_utf8(&conf_change.context)
+            .map(str::to_owned)
+            .map_err(|_| format!("the URL of member {id} is not UTF-8"))
+    };
+    match (conf_change.get_change_type(), conf_change.id) {
+        (ConfChangeType::AddNode, AS_NAMED) => Ok(MemberChange::AddVoter { id, url: url()? }),
+        (ConfChangeType::AddNode, PROMOTION) => Ok(MemberChange::Promote { id }),
+        (ConfChangeType::AddNode, MOVE) => Ok(MemberChange::Move { id, url: url()? }),
+        (ConfChangeType::AddLearnerNode, AS_NAMED) => Ok(MemberChange::Add { id, url: url()? }),
+        (ConfChangeType::RemoveNode, AS_NAMED) => Ok(MemberChange::Remove { id }),
+        (change, kind) => Err(format!("{change:?} of kind {kind} for member {id}")),
     }
 }
 
 /// Writes a change of members in raft's own form, as the original does: the URL is the context.
 fn encode_change(change: &MemberChange) -> ConfChange {
-    let mut conf_change = ConfChange::default();
-    match change {
-        MemberChange::Add { id, url } => {
-            conf_change.set_change_type(ConfChangeType::AddNode);
-            conf_change.node_id = *id;
-            conf_change.context = url.clone().into_bytes().into();
-        }
-        MemberChange::Remove { id } => {
-            conf_change.set_change_type(ConfChangeType::RemoveNode);
-            conf_change.node_id = *id;
-        }
+    let (kind, change_type, id, url) = match change {
+        MemberChange::Add { id, url } => (AS_NAMED, ConfChangeType::AddLearnerNode, id, &url[..]),
+        MemberChange::AddVoter { id, url } => (AS_NAMED, ConfChangeType::AddNode, id, &url[..]),
+        MemberChange::Promote { id } => (PROMOTION, ConfChangeType::AddNode, id, ""),
+        MemberChange::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, &url[..]),
+        MemberChange::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, ""),
         MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
-    }
+    };
+    let mut conf_change = ConfChange {
+        id: kind,
+        node_id: *id,
+        context: url.to_owned().into(),
+        ..ConfChange::default()
+    };
+    conf_change.set_change_type(change_type);
     conf_change
 }
 
 /// The encoded form of a first member's addition, as [`super::begin`] writes it.
 pub(super) fn encoded_addition(id: NodeId, url: &str) -> Vec<u8> {
-    encode_change(&MemberChange::Add { id, url: url.to_owned() })
+    encode_change(&MemberChange::AddVoter { id, url: url.to_owned() })
         .write_to_bytes()
         .expect("a change of members can be encoded")
 }

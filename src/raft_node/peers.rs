@@ -376,7 +376,7 @@ impl RaftNode {
         let data = codec::decode::<SnapshotData>(&message.get_snapshot().data);
         let is_consistent = data.is_ok_and(|data| {
             data.members.cluster_id == self.identity.cluster_id
-                && codec::decode(&meta).is_ok_and(|held: SnapshotMembers| held == data.members)
+                && SnapshotMembers::decode(&meta).is_ok_and(|held| held == data.members)
         });
         if !is_consistent {
             return refuse("its file names other members than its message");
@@ -441,7 +441,7 @@ impl RaftNode {
             return Ok(());
         }
         // A single member that remains: we waited for it to know.
-        let was_waited_for = self.leaving.is_some() && self.members.urls.keys().eq([&header.from]);
+        let was_waited_for = self.leaving.is_some() && self.members.voters().eq([header.from]);
         match refusal {
             Refusal::Removed { id, index }
                 if id == self.config.id && (index > self.applied_index || was_waited_for) =>

@@ -284,7 +284,7 @@ fn read_members(
 ) -> Result<SnapshotMembers> {
     let path = snapshotter.path(SnapshotMark { index: snapshot.index, term: snapshot.term });
     let path = path.display();
-    let members: SnapshotMembers = codec::decode(&snapshot.meta).map_err(|error| {
+    let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
         Error::Refused(format!("cannot read the members in {path}: {error}; {REPLACE_MEMBER}"))
     })?;
     if members.cluster_id != identity.cluster_id {

@@ -192,6 +192,7 @@ fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
     ids.sort_unstable();
     let is_same = data.members.voters == conf_state.voters
         && data.members.learners == conf_state.learners
+        && data.members.members.learners.iter().eq(&data.members.learners)
         && data.members.members.urls.keys().eq(&ids);
     require(is_same, "its snapshot names other members than its ConfState")
 }

@@ -49,8 +49,9 @@ use crate::error::{Error, REPLACE_MEMBER, Result};
 
 /// Marks a file as a snapshot.
 const MAGIC: [u8; 8] = *b"raftsnap";
-/// The version of the format. It rises with every change.
-const VERSION: u32 = 1;
+/// The version of the format. It rises with every change; those before it are read too. In version 1
+/// the meta bytes say less.
+const VERSION: u32 = 2;
 /// The length of the header before the meta bytes.
 const FIXED_BYTES: usize = 32;
 /// The length of a checksum.
@@ -599,12 +600,14 @@ fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fa
     }
     let (checksum, recorded) = (masked(crc32c::crc32c(&header[..end])), number::<4>(header, end));
     let version = number::<4>(header, 8);
-    let mut as_written = header[..end].to_vec();
-    as_written[8..12].copy_from_slice(&VERSION.to_le_bytes());
     // A header that is right but for its version is one of ours, and damaged.
-    let is_ours = recorded == u64::from(masked(crc32c::crc32c(&as_written)));
-    if version != u64::from(VERSION) && !is_ours {
-        let reason = format!("format version {version}, this program reads {VERSION}");
+    let is_ours = (1..=VERSION).any(|version| {
+        let mut as_written = header[..end].to_vec();
+        as_written[8..12].copy_from_slice(&version.to_le_bytes());
+        recorded == u64::from(masked(crc32c::crc32c(&as_written)))
+    });
+    if !(1..=u64::from(VERSION)).contains(&version) && !is_ours {
+        let reason = format!("format version {version}, this program reads 1 to {VERSION}");
         return Err(Fault { offset: 8, reason, remedy: OTHER_VERSION });
     }
     if recorded != u64::from(checksum) {

@@ -45,7 +45,7 @@
 //! begun, 0 if it had none.
 //!
 //! In version 1 a head has no last index, and the segment before it need not be closed. In versions 1
-//! and 2 no zeros are written ahead. A program that reads those alone does not read a log that this
+//! and 2 no zeros are written ahead. Up to version 3 no entry has to do with learners. A program that reads those alone does not read a log that this
 //! one has made or added a segment to.
 //!
 //! # What became of a frame
@@ -76,7 +76,7 @@ use crate::error::REPLACE_MEMBER;
 use crate::storage::files::OTHER_VERSION;
 
 /// The version of this format. It rises with every change; those before it are read too.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// What a disk writes wholly or not at all, in bytes.

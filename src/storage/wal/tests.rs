@@ -869,7 +869,7 @@ fn another_format_version_is_refused_by_number() {
     format::seal_frame(&mut frame, 0, Salt::default());
     fs::write(segment_path(dir.path(), 0), frame).expect("written");
     let (_, offset, reason) = damage_of(dir.path());
-    assert_eq!((offset, reason.as_str()), (0, "format version 4, this program reads 1 to 3"));
+    assert_eq!((offset, reason.as_str()), (0, "format version 5, this program reads 1 to 4"));
 }
 
 /// Writes a frame as no `Wal` would, and returns what is wrong with it.
