@@ -11,13 +11,15 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser, ValueEnum};
 use hyper::http::uri::Authority;
+use slog::Logger;
 
 use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
-use crate::membership::check_url;
+use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
 use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
+use crate::tls::{Tls, TlsFiles};
 
 /// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
 const VALUE_BYTES_MAX: usize = 64 << 20;
@@ -82,6 +84,30 @@ pub struct Config {
     /// This member's own peer URL [default: the ID-th of --cluster]
     #[arg(long, env = "RAFTEXAMPLE_PEER_URL")]
     pub peer_url: Option<String>,
+
+    /// This member's certificate for the others, PEM; with it and the next two, https:// in --cluster
+    #[arg(long, env = "RAFTEXAMPLE_PEER_CERT")]
+    pub peer_cert: Option<PathBuf>,
+
+    /// The private key of --peer-cert, PEM
+    #[arg(long, env = "RAFTEXAMPLE_PEER_KEY")]
+    pub peer_key: Option<PathBuf>,
+
+    /// The authorities whose certificates members have, PEM
+    #[arg(long, env = "RAFTEXAMPLE_PEER_CA")]
+    pub peer_ca: Option<PathBuf>,
+
+    /// The certificate of the key-value server and of the admin listener, PEM: they speak TLS with it
+    #[arg(long, env = "RAFTEXAMPLE_CERT")]
+    pub cert: Option<PathBuf>,
+
+    /// The private key of --cert, PEM
+    #[arg(long, env = "RAFTEXAMPLE_KEY")]
+    pub key: Option<PathBuf>,
+
+    /// The authorities whose certificates clients need, PEM [default: clients need none]
+    #[arg(long, env = "RAFTEXAMPLE_CLIENT_CA")]
+    pub client_ca: Option<PathBuf>,
 
     /// Cluster id, decimal or 0x… [default: derived from the first --cluster list]
     #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
@@ -248,6 +274,29 @@ impl Config {
             !self.join || self.cluster.iter().any(|url| *url != self.own_url()),
             "--join needs the URL of a member in --cluster".into(),
         )?;
+        let (own_url, https) = (self.own_url(), is_https(&self.own_url()));
+        if let Some(other) = self.cluster.iter().find(|url| is_https(url) != https) {
+            let why = format!(
+                "--cluster: {other} and this member's {own_url} have to begin alike: all with https:// or none"
+            );
+            return Err(Error::Config(why));
+        }
+        let peer_files = [&self.peer_cert, &self.peer_key, &self.peer_ca];
+        let given = peer_files.iter().filter(|path| path.is_some()).count();
+        require(
+            given == if https { peer_files.len() } else { 0 },
+            format!(
+                "--peer-cert, --peer-key and --peer-ca go with https:// in --cluster: all of them or none; this member's URL is {own_url}"
+            ),
+        )?;
+        require(
+            self.cert.is_some() == self.key.is_some(),
+            "--cert and --key: give both or none".into(),
+        )?;
+        require(
+            self.client_ca.is_none() || self.cert.is_some(),
+            "--client-ca needs --cert and --key".into(),
+        )?;
         require(self.snapshot_count > 0, "--snapshot-count 0: it is 1 at least".into())?;
         require(
             (1..=VALUE_BYTES_MAX).contains(&self.max_value_bytes),
@@ -284,7 +333,7 @@ impl Config {
     /// [`Error::Config`] if the host cannot be resolved.
     pub fn peer_address(&self) -> Result<SocketAddr> {
         let url = self.own_url();
-        let authority = url.strip_prefix("http://").unwrap_or(&url);
+        let authority = authority(&url).unwrap_or(&url);
         let failed = |why: String| Error::Config(format!("cannot listen at {url}: {why}"));
         resolve(authority).map_err(failed)
     }
@@ -297,22 +346,50 @@ impl Config {
         let Some(admin) = &self.admin else { return Ok(None) };
         let address = resolve(admin)
             .map_err(|why| Error::Config(format!("--admin {admin:?}: {why}; write HOST:PORT")))?;
-        if !address.ip().is_loopback() {
+        if !address.ip().is_loopback() && self.cert.is_none() {
             return Err(Error::Config(format!(
-                "--admin {admin}: whoever reaches it may change the cluster, so it has to be a loopback address"
+                "--admin {admin}: whoever reaches it may change the cluster, so it has to be a loopback address, or to have --cert and --key, and best --client-ca"
             )));
         }
         Ok(Some(address))
     }
 
+    /// The host of this member's peer URL, without the brackets of IPv6.
+    fn own_host(&self) -> String {
+        let authority = authority(&self.own_url()).unwrap_or_default().parse::<Authority>();
+        let host = authority.map(|authority| authority.host().to_owned()).unwrap_or_default();
+        host.trim_matches(['[', ']']).to_owned()
+    }
+
+    /// TLS between the members, where the flags name certificates for it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
+    pub fn peer_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
+        let (Some(cert), Some(key)) = (self.peer_cert.clone(), self.peer_key.clone()) else {
+            return Ok(None);
+        };
+        let files = TlsFiles { cert, key, ca: self.peer_ca.clone() };
+        Tls::peers(files, self.id, &self.own_host(), metrics, logger).map(Some)
+    }
+
+    /// TLS for clients, where the flags name a certificate for it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
+    pub fn client_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
+        let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else {
+            return Ok(None);
+        };
+        let files = TlsFiles { cert, key, ca: self.client_ca.clone() };
+        Tls::clients(files, metrics, logger).map(Some)
+    }
+
     /// The address to listen on for clients.
     pub fn client_address(&self) -> SocketAddr {
-        let url = self.own_url();
-        let authority = url.strip_prefix("http://").unwrap_or_default().parse::<Authority>().ok();
-        let is_loopback = authority.is_some_and(|authority| {
-            let host = authority.host().trim_matches(['[', ']']);
-            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        });
+        let host = self.own_host();
+        let is_loopback =
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         let default = if is_loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         SocketAddr::new(self.host.unwrap_or(default.into()), self.port)
     }
@@ -413,6 +490,16 @@ mod tests {
             ("--cluster http://127.0.0.1".into(), "names no port"),
             ("--cluster http://a:1,http://a:1".into(), "twice"),
             ("--join".into(), "--join needs"),
+            ("--cluster https://a:1,http://b:2".into(), "begin alike"),
+            ("--id 2 --cluster https://a:1,http://b:2".into(), "begin alike"),
+            ("--id 2 --cluster http://a:1 --join --peer-url https://b:2".into(), "begin alike"),
+            ("--cluster https://a:1".into(), "--peer-cert, --peer-key and --peer-ca"),
+            ("--cluster https://a:1 --peer-cert c --peer-key k".into(), "all of them or none"),
+            ("--peer-cert c --peer-key k --peer-ca a".into(), "all of them or none"),
+            ("--peer-ca a".into(), "all of them or none"),
+            ("--cert c".into(), "--cert and --key"),
+            ("--key k".into(), "--cert and --key"),
+            ("--client-ca a".into(), "--client-ca needs"),
             ("--election-ticks 1".into(), "--election-ticks 1"),
             ("--max-value-bytes 99999999999".into(), "--max-value-bytes"),
             ("--snapshot-count 0".into(), "--snapshot-count"),
@@ -430,10 +517,14 @@ mod tests {
 
     #[test]
     fn the_client_port_is_open_to_others_only_if_the_peer_port_is() {
-        let address = |flags| config(flags).expect(flags).client_address().ip().to_string();
+        let address = |flags: &str| config(flags).expect(flags).client_address().ip().to_string();
         assert_eq!(address("--cluster http://localhost:1"), "127.0.0.1");
         assert_eq!(address("--cluster http://[::1]:1"), "127.0.0.1");
         assert_eq!(address("--cluster http://192.0.2.1:1"), "0.0.0.0");
+        let certificates = "--peer-cert c --peer-key k --peer-ca a";
+        let address_with = |flags: &str| address(&format!("{flags} {certificates}"));
+        assert_eq!(address_with("--cluster https://[::1]:1"), "127.0.0.1");
+        assert_eq!(address_with("--cluster https://192.0.2.1:1"), "0.0.0.0");
         assert_eq!(address("--host 0.0.0.0"), "0.0.0.0");
     }
 }

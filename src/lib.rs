@@ -42,7 +42,8 @@
 //!              ├───────▶ membership   id → URL, removed ids, who may speak, which change is allowed
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
 //! channels: what the channels carry. error: what can go wrong. metrics: what is counted. All three are
-//! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node.
+//! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node. tls: the
+//! certificates, of whoever connects or accepts: listener, transport, raft_node.
 //! ```
 //! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
 //! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are
@@ -65,4 +66,5 @@ pub mod membership;
 pub mod metrics;
 pub mod raft_node;
 pub mod storage;
+pub mod tls;
 pub mod transport;

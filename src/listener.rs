@@ -9,6 +9,7 @@
 //! | what | bound | then |
 //! |---|---|---|
 //! | a connection | [`Limits::connections`] | the next one waits in the socket's backlog |
+//! | a TLS handshake | [`Limits::header_timeout`], 10 seconds at most | closed |
 //! | a head that does not end, or no request at all | [`Limits::header_timeout`] | closed |
 //! | a large head | [`Limits::header_bytes`], [`Limits::header_fields`] | 431, closed |
 //! | an answer that it does not read | [`Limits::stall_timeout`] | closed |
@@ -20,6 +21,9 @@
 //!
 //! Connections never take the last descriptors of the process: [`Limits::affordable`] connections
 //! leave room for the files of the log and of snapshots, which it could not go on without.
+//!
+//! With TLS on a [`Port`], the requests carry the certificate of the other end, if it has one, as an
+//! extension: [`PeerCertificate`]. Who fails the handshake, or speaks no TLS, is told so by an alert.
 //!
 //! The original keeps dead connections from living for ever with TCP keep-alive. The timeouts above
 //! do the same here, and do it for a client that is alive and silent as well.
@@ -49,8 +53,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
 
 use crate::error::Error;
+use crate::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
 
 /// Connections of clients at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
@@ -69,6 +75,8 @@ const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Accepting works again once it has not failed for this long.
 const ACCEPT_CALM: Duration = Duration::from_secs(2);
+/// How long a TLS handshake may take, if a request's head may take longer.
+const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// How long a closed connection is still read from, see [`linger`].
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -174,6 +182,22 @@ pub async fn bind(address: SocketAddr, flag: &str) -> crate::error::Result<TcpLi
         .map_err(|error| Error::Config(format!("cannot listen on {address} ({flag}): {error}")))
 }
 
+/// A bound socket, and TLS on it or not.
+#[derive(Debug)]
+pub struct Port {
+    /// Where connections come from.
+    pub listener: TcpListener,
+    /// What they have to speak, if not plain HTTP.
+    pub tls: Option<Tls>,
+}
+
+impl From<TcpListener> for Port {
+    /// A port for plain HTTP.
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, tls: None }
+    }
+}
+
 /// What answers the requests of a port: an axum handler, or a router, as hyper sees it. A port that
 /// has one handler for all paths needs no router, and is faster without.
 pub trait HttpService<B = Incoming>:
@@ -189,7 +213,7 @@ impl<B, S> HttpService<B> for S where
 {
 }
 
-/// Serves `service` on `listener` until `shutdown` is ready; returns when every connection ended.
+/// Serves `service` on `port` until `shutdown` is ready; returns when every connection ended.
 ///
 /// After `shutdown` the socket is closed at once, idle connections too; a request that has begun is
 /// answered, with `Connection: close`, unless that takes longer than [`Limits::shutdown_grace`].
@@ -197,12 +221,13 @@ impl<B, S> HttpService<B> for S where
 /// # Panics
 /// If a handler panicked: the panic goes on here, so that it ends the process.
 pub async fn serve(
-    listener: TcpListener,
+    port: impl Into<Port>,
     service: impl HttpService,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
     logger: Logger,
 ) {
+    let Port { listener, tls } = port.into();
     let mut acceptor = Acceptor::new(listener, limits.connections, logger.clone());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -212,9 +237,11 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => check(ended),
-            (stream, permit) = acceptor.accept() => {
+            (stream, address, permit) = acceptor.accept() => {
                 let connection = Connection {
                     service: service.clone(),
+                    tls: tls.clone(),
+                    address,
                     limits: limits.clone(),
                     stop_rx: stop_rx.clone(),
                     logger: logger.clone(),
@@ -267,12 +294,12 @@ impl Acceptor {
 
     /// Waits for a permit and then for a connection, in this order: a connection that cannot be
     /// served is left to the backlog, where it costs this process no descriptor.
-    async fn accept(&mut self) -> (TcpStream, OwnedSemaphorePermit) {
+    async fn accept(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         let permit =
             self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     self.backoff = ACCEPT_BACKOFF_MIN;
                     // Each descriptor that comes free is one success between two failures: that is
                     // nothing to log.
@@ -280,7 +307,7 @@ impl Acceptor {
                     if self.failure.take_if(calm).is_some() {
                         info!(self.logger, "accepting connections again");
                     }
-                    return (stream, permit);
+                    return (stream, address, permit);
                 }
                 Err(error) => self.back_off(&error).await,
             }
@@ -305,6 +332,9 @@ impl Acceptor {
 /// What serves one connection.
 struct Connection<S> {
     service: S,
+    tls: Option<Tls>,
+    /// Where it comes from.
+    address: SocketAddr,
     limits: Limits,
     stop_rx: watch::Receiver<()>,
     logger: Logger,
@@ -316,9 +346,55 @@ impl<S: HttpService> Connection<S> {
             debug!(self.logger, "the connection ended before it began"; "error" => %error);
             return;
         }
+        // Below TLS: what TLS keeps to be written later, a handshake's answers too, is watched.
         let stream = StallGuard::new(stream, self.limits.stall_timeout);
-        let mut connection =
-            self.limits.protocol().serve_connection(TokioIo::new(stream), self.service);
+        let Some(tls) = self.tls.take() else {
+            let service = self.service.clone();
+            return self.serve_http(stream, service).await;
+        };
+        let Some(stream) = self.handshake(&tls, stream).await else { return };
+        let certificates = stream.get_ref().1.peer_certificates();
+        let certificate = certificates.and_then(|chain| chain.first()).map(|certificate| {
+            PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
+        });
+        let service = WithCertificate { service: self.service.clone(), certificate };
+        self.serve_http(stream, service).await;
+    }
+
+    /// Makes a TLS connection of it, if the other end may have one.
+    async fn handshake(&mut self, tls: &Tls, stream: StallGuard) -> Option<TlsStream<StallGuard>> {
+        let patience = self.limits.header_timeout.min(HANDSHAKE_TIMEOUT_MAX);
+        let accept = timeout(patience, tls.acceptor().accept(stream).into_fallible());
+        let accepted = tokio::select! {
+            accepted = accept => accepted,
+            _ = self.stop_rx.changed() => return None,
+        };
+        match accepted {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err((error, stream))) => {
+                match tls_error(&error) {
+                    Some(error) => {
+                        let why = format!("the TLS handshake failed: {error}");
+                        tls.refuse(Reason::Handshake, self.address, kind(error), &why);
+                    }
+                    // It went away, as whoever only looks for open ports does.
+                    None => debug!(self.logger, "a TLS handshake broke off"; "error" => %error),
+                }
+                linger(stream.stream).await;
+                None
+            }
+            Err(_) => {
+                debug!(self.logger, "a TLS handshake took too long");
+                None
+            }
+        }
+    }
+
+    async fn serve_http<I>(mut self, stream: I, service: impl HttpService)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut connection = self.limits.protocol().serve_connection(TokioIo::new(stream), service);
         let ended = tokio::select! {
             ended = &mut connection => ended,
             _ = self.stop_rx.changed() => {
@@ -329,7 +405,27 @@ impl<S: HttpService> Connection<S> {
         if let Err(error) = ended {
             debug!(self.logger, "a connection ended with an error"; "error" => %error);
         }
-        linger(connection.into_parts().io.into_inner().stream).await;
+        linger(connection.into_parts().io.into_inner()).await;
+    }
+}
+
+/// A service whose requests carry the certificate of the other end.
+#[derive(Clone)]
+struct WithCertificate<S> {
+    service: S,
+    certificate: Option<PeerCertificate>,
+}
+
+impl<S: HttpService> Service<Request<Incoming>> for WithCertificate<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(certificate) = &self.certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
+        self.service.call(request)
     }
 }
 
@@ -337,12 +433,14 @@ impl<S: HttpService> Connection<S> {
 ///
 /// An answer can come before its request has been read, 413 above all. Closing the socket with
 /// unread bytes in it would reset the connection, and the client could lose the answer.
-async fn linger(mut stream: TcpStream) {
-    if stream.shutdown().await.is_err() {
-        return;
-    }
-    let mut scrap = vec![0; 16 * 1024];
-    let drain = async { while let Ok(1..) = stream.read(&mut scrap).await {} };
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let drain = async {
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut scrap = vec![0; 16 * 1024];
+        while let Ok(1..) = stream.read(&mut scrap).await {}
+    };
     let _ = timeout(LINGER, drain).await;
 }
 

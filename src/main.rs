@@ -11,7 +11,7 @@ use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
-use raftexample::listener::{BodyBudget, Limits, bind, raise_descriptor_limit, serve};
+use raftexample::listener::{BodyBudget, Limits, Port, bind, raise_descriptor_limit, serve};
 use raftexample::raft_node::{Role, new_raft_node};
 use raftexample::storage::DiskVfs;
 use raftexample::{channels, logging};
@@ -66,10 +66,14 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let node_config = config.node_config()?;
     let metrics = node_config.metrics.clone();
     let election_timeout = config.tick * config.election_ticks as u32;
-    let peer_listener = bind(config.peer_address()?, "--cluster").await?;
+    let peer_tls = config.peer_tls(metrics.clone(), logger.clone())?;
+    let client_tls = config.client_tls(metrics.clone(), logger.clone())?;
+    let peer_port =
+        Port { listener: bind(config.peer_address()?, "--cluster").await?, tls: peer_tls };
     let client_listener = bind(config.client_address(), "--port").await?;
-    let admin_listener = match config.admin_address()? {
-        Some(address) => Some(bind(address, "--admin").await?),
+    let client_port = Port { listener: client_listener, tls: client_tls.clone() };
+    let admin_port = match config.admin_address()? {
+        Some(address) => Some(Port { listener: bind(address, "--admin").await?, tls: client_tls }),
         None => None,
     };
 
@@ -83,7 +87,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let (commit_rx, node) = new_raft_node(
         node_config,
         Arc::new(DiskVfs),
-        peer_listener,
+        peer_port,
         propose_rx,
         read_rx,
         conf_change_rx,
@@ -110,7 +114,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     };
     let shutdown_grace = config.request_timeout + SHUTDOWN_SLACK;
     let mut server = tokio::spawn(serve(
-        client_listener,
+        client_port,
         httpapi::service(keys.clone()),
         Limits { shutdown_grace, ..Limits::default() }.affordable(),
         stopped(stop_rx.clone()),
@@ -124,10 +128,10 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         names: config.admin_name.clone(),
         stopping: stop_rx.clone(),
     };
-    let admin_server = admin_listener.map(|listener| {
+    let admin_server = admin_port.map(|port| {
         let stopped = stopped(stop_rx);
         let limits = admin::limits(shutdown_grace);
-        tokio::spawn(serve(listener, admin::service(admin), limits, stopped, logger.clone()))
+        tokio::spawn(serve(port, admin::service(admin), limits, stopped, logger.clone()))
     });
 
     let status = node.status.clone();

@@ -65,6 +65,7 @@ impl Members {
                     )));
                 }
                 self.check_unused(url)?;
+                self.check_scheme(url)?;
                 Ok(Verdict::Change)
             }
             MemberChange::Promote { id } if !self.learners.contains(id) => {
@@ -81,6 +82,7 @@ impl Members {
                     Some(_) => {}
                 }
                 self.check_unused(url)?;
+                self.check_scheme(url)?;
                 Ok(Verdict::Change)
             }
             MemberChange::Remove { id } => {
@@ -118,6 +120,16 @@ impl Members {
             None => Ok(()),
             Some((other, _)) => Err(RequestError::Conflict(format!(
                 "{url} is the peer URL of member {other} already"
+            ))),
+        }
+    }
+
+    /// One that speaks TLS and one that does not would never hear of each other.
+    fn check_scheme(&self, url: &str) -> Result<(), RequestError> {
+        match self.urls.values().find(|known| is_https(known) != is_https(url)) {
+            None => Ok(()),
+            Some(known) => Err(RequestError::Conflict(format!(
+                "{url} and the members' URLs, as {known}, have to begin alike: all with https:// or none"
             ))),
         }
     }
@@ -262,7 +274,18 @@ fn check_id(id: NodeId) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Decides whether `url` can be a peer URL: `http://host:port`, and nothing behind the port. The original commits anything, and then panics at every start on every member.
+/// True if whoever listens at a peer URL speaks TLS.
+pub fn is_https(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+/// The host and port of a peer URL; `None` if it has no scheme of ours.
+pub fn authority(url: &str) -> Option<&str> {
+    url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))
+}
+
+/// Decides whether `url` can be a peer URL: `http://host:port` or `https://host:port`, and nothing
+/// behind the port. The original commits anything, and then panics at every start on every member.
 ///
 /// # Errors
 /// One line that says what is wrong.
@@ -273,9 +296,11 @@ pub fn check_url(url: &str) -> Result<(), String> {
             url.len()
         ));
     }
-    let wrong = |why: &str| Err(format!("{url:?} is no peer URL: {why}; write http://HOST:PORT"));
-    let Some(authority) = url.strip_prefix("http://") else {
-        return wrong("it does not start with http://");
+    let wrong = |why: &str| {
+        Err(format!("{url:?} is no peer URL: {why}; write http://HOST:PORT or https://HOST:PORT"))
+    };
+    let Some(authority) = authority(url) else {
+        return wrong("it does not start with http:// or https://");
     };
     if authority.chars().any(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
         return wrong("it holds a space, a control character or one outside ASCII");
@@ -387,6 +412,12 @@ impl PeerGate {
                 header.url
             )));
         }
+        if is_https(&header.url) != is_https(&self.url) {
+            return Err(Refusal::Mismatch(format!(
+                "member {id} listens at {}, and this one at {}: all with https:// or none",
+                header.url, self.url
+            )));
+        }
         if id == self.id {
             return Err(if header.incarnation == self.incarnation {
                 Refusal::Mismatch(format!("member {id} speaks to itself"))
@@ -463,6 +494,8 @@ mod tests {
             "http://localhost:1",
             "http://a.b-c.example:65535",
             "http://[::1]:9021",
+            "https://127.0.0.1:9021",
+            "https://a.b-c.example:65535",
         ] {
             assert_eq!(check_url(right), Ok(()), "{right}");
         }
@@ -470,8 +503,11 @@ mod tests {
             "",
             "http://",
             "127.0.0.1:9021",
-            "https://127.0.0.1:9021",
+            "https://",
+            "https://127.0.0.1",
+            "https://127.0.0.1:9021/",
             "HTTP://127.0.0.1:9021",
+            "HTTPS://127.0.0.1:9021",
             "ftp://127.0.0.1:9021",
             "http://127.0.0.1",
             "http://127.0.0.1:",
@@ -531,6 +567,20 @@ mod tests {
         // Where a removed member listened another may listen.
         let reused = MemberChange::Add { id: 5, url: url(3) };
         assert_eq!(state.check(&reused), Ok(Verdict::Change));
+
+        let other_scheme =
+            |state: &Members, url: &str| state.check(&MemberChange::Add { id: 5, url: url.into() });
+        let conflict = other_scheme(&state, "https://127.0.0.1:9");
+        assert!(
+            matches!(&conflict, Err(Conflict(why)) if why.contains("begin alike")),
+            "{conflict:?}"
+        );
+        let secured =
+            Members { urls: [(1, "https://127.0.0.1:8".into())].into(), ..Members::default() };
+        assert_eq!(other_scheme(&secured, "https://127.0.0.1:9"), Ok(Verdict::Change));
+        assert!(matches!(other_scheme(&secured, "http://127.0.0.1:9"), Err(Conflict(_))));
+        let moved = MemberChange::Move { id: 2, url: "https://127.0.0.1:9".into() };
+        assert!(matches!(state.check(&moved), Err(Conflict(why)) if why.contains("begin alike")));
 
         // A learner has no say, so it is nobody's to wait for.
         let learner = MemberChange::Promote { id: 4 };
@@ -633,6 +683,7 @@ mod tests {
             ("no sender", from(0)),
             ("no URL", PeerHeader { url: String::new(), ..from(2) }),
             ("ourselves", from(1)),
+            ("one that speaks TLS", PeerHeader { url: "https://127.0.0.1:9".into(), ..from(9) }),
             ("a copy of a member elsewhere", PeerHeader { url: url(7), ..from(2) }),
             ("a new member elsewhere", PeerHeader { url: url(7), ..from(3) }),
         ];

@@ -16,6 +16,10 @@
 //! take; the bytes of all bodies together are bounded until the node has taken them. What is not
 //! wholly well-formed is answered 400 and nothing of it is delivered.
 //!
+//! With TLS, whoever connects has a certificate of the cluster's authority, and so has whoever
+//! answers. That says that it is a member, and its name says which: a request or an answer in the
+//! name of another is refused before anything of it is looked at.
+//!
 //! What a request and an answer look like is documented in the module `wire`, header by header.
 //!
 //! # What it is not
@@ -48,6 +52,7 @@ use crate::channels::{
 };
 use crate::error::{Error, RequestError, Result};
 use crate::metrics::Metrics;
+use crate::tls::Tls;
 
 /// The largest body that a member takes from a peer, in bytes; a snapshot's file is not counted. A
 /// flag that differs between members would stall replication, so it is none.
@@ -227,6 +232,8 @@ pub struct TransportConfig {
     pub boot: u64,
     /// Where bytes and failures are counted.
     pub metrics: Metrics,
+    /// What proves to each other who the members are; the same as on the peer port.
+    pub tls: Option<Tls>,
 }
 
 impl TransportConfig {
@@ -239,6 +246,7 @@ impl TransportConfig {
             body_timeout: BODY_TIMEOUT,
             boot,
             metrics: Metrics::default(),
+            tls: None,
         }
     }
 

@@ -22,11 +22,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("channels", &["error"]),
     ("codec", &[]),
-    ("config", &["channels", "error", "kvstore", "membership", "metrics", "raft_node"]),
+    ("config", &["channels", "error", "kvstore", "membership", "metrics", "raft_node", "tls"]),
     ("error", &[]),
     ("httpapi", &["kvstore", "listener", "channels", "error", "metrics"]),
     ("kvstore", &["codec", "channels", "error", "metrics"]),
-    ("listener", &["error"]),
+    ("listener", &["error", "tls"]),
     ("logging", &["config"]),
     ("membership", &["channels", "codec", "error"]),
     ("metrics", &["channels"]),
@@ -40,11 +40,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "membership",
             "metrics",
             "storage",
+            "tls",
             "transport",
         ],
     ),
     ("storage", &["channels", "error"]),
-    ("transport", &["channels", "codec", "error", "metrics"]),
+    ("tls", &["channels", "error", "metrics"]),
+    ("transport", &["channels", "codec", "error", "metrics", "tls"]),
 ];
 
 /// Names of other crates that a module must not mention.

@@ -14,7 +14,6 @@ use std::time::Duration;
 use hyper_util::service::TowerToHyperService;
 use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, error, info};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -26,10 +25,11 @@ use crate::channels::{
     Proposal, ReadRequest, Refusal, SnapshotFile, Term, Waiter,
 };
 use crate::error::{Error, Result};
-use crate::listener::{self, Limits, PEER_CONNECTIONS_MAX};
-use crate::membership::{PeerGate, Sender};
+use crate::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
+use crate::membership::{PeerGate, Sender, is_https};
 use crate::storage::Vfs;
 use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
+use crate::tls::Tls;
 use crate::transport::{
     Admission, Gate, Inbound, InboundBody, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
 };
@@ -69,14 +69,14 @@ impl RaftNodeHandle {
     }
 }
 
-/// Starts a node. It replays its directory, listens for its peers on `listener`, and stops when all
-/// senders of `propose_rx` are gone.
+/// Starts a node. It replays its directory, listens for its peers on `port`, a listener or one with
+/// TLS, and stops when all senders of `propose_rx` are gone.
 ///
 /// Returns commitC and a handle. Must be called within a tokio runtime.
 pub fn new_raft_node(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
-    listener: TcpListener,
+    port: impl Into<Port>,
     propose_rx: mpsc::Receiver<Proposal>,
     read_rx: mpsc::Receiver<ReadRequest>,
     conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
@@ -85,9 +85,10 @@ pub fn new_raft_node(
     let (commit_tx, commit_rx) = mpsc::unbounded_channel();
     let (done_tx, done_rx) = oneshot::channel();
     let (status_tx, status) = watch::channel(Status::default());
+    let port = port.into();
     let channels = Channels { propose_rx, read_rx, conf_change_rx, commit_tx };
     tokio::spawn(async move {
-        let result = run(config, vfs, listener, channels, status_tx, &logger).await;
+        let result = run(config, vfs, port, channels, status_tx, &logger).await;
         match &result {
             Ok(()) => info!(logger, "the raft node stopped"),
             Err(Error::Removed) => info!(logger, "{}", Error::Removed),
@@ -108,17 +109,22 @@ struct Channels {
 async fn run(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
-    listener: TcpListener,
+    port: Port,
     channels: Channels,
     status_tx: watch::Sender<Status>,
     logger: &Logger,
 ) -> Result<()> {
-    let (runtime, started_logger) = (Handle::current(), logger.clone());
-    let start = move || start_raft(config, vfs, channels, status_tx, &runtime, &started_logger);
+    if is_https(&config.url) != port.tls.is_some() {
+        let why = format!("the peer URL {} and the certificates do not go together", config.url);
+        return Err(Error::Config(why));
+    }
+    let (runtime, started_logger, tls) = (Handle::current(), logger.clone(), port.tls.clone());
+    let start =
+        move || start_raft(config, vfs, channels, tls, status_tx, &runtime, &started_logger);
     let (serving, transport) = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
-        listener,
+        port,
         TowerToHyperService::new(transport.lock().router()),
         Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
         async {
@@ -158,6 +164,7 @@ fn start_raft(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
     channels: Channels,
+    tls: Option<Tls>,
     status_tx: watch::Sender<Status>,
     runtime: &Handle,
     logger: &Logger,
@@ -167,7 +174,7 @@ fn start_raft(
     let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
     let (report_tx, report_rx) = mpsc::unbounded_channel();
     let transport =
-        start_transport(&config, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
+        start_transport(&config, tls, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
     let tick = config.tick;
     let report = Arc::new(move |report| {
         // A closed queue means that the node has stopped.
@@ -415,6 +422,7 @@ impl Serving {
 
 fn start_transport(
     config: &NodeConfig,
+    tls: Option<Tls>,
     replayed: &Replayed,
     inbound_tx: mpsc::Sender<Inbound>,
     report_tx: mpsc::UnboundedSender<PeerReport>,
@@ -425,6 +433,7 @@ fn start_transport(
     let transport_config = TransportConfig {
         request_timeout: config.request_timeout,
         metrics: config.metrics.clone(),
+        tls,
         ..TransportConfig::new(election_timeout, config.boot)
     };
     Transport::new(

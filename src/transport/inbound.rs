@@ -1,6 +1,6 @@
 //! The way in: the six routes of the peer port.
 //!
-//! Each handler goes the same way: headers → gate → room for the body → body → node → answer. What
+//! Each handler goes the same way: headers → certificate → gate → room for the body → body → node → answer. What
 //! fails on the way is a [`Rejection`], and nothing of the request was delivered.
 
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, waiter};
 use crate::codec;
+use crate::tls::{PeerCertificate, Reason};
 
 /// The largest greeting or change of members, in bytes.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
@@ -189,13 +190,10 @@ enum Kind {
     Raft,
 }
 
-/// Judges the sender by its headers alone.
-fn admit(
-    shared: &Shared,
-    headers: &HeaderMap,
-    kind: Kind,
-) -> Result<(PeerHeader, Admission), Rejection> {
-    let header = wire::identity(headers)?;
+/// Judges the sender by its headers, and the certificate of its connection.
+fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Admission), Rejection> {
+    let header = wire::identity(&parts.headers)?;
+    check_certificate(shared, parts, header.from)?;
     if kind == Kind::Raft && (header.to == 0 || header.cluster_id == 0) {
         let why = "only a greeting may leave its receiver or its cluster open".to_owned();
         return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
@@ -204,12 +202,25 @@ fn admit(
     Ok((header, admission))
 }
 
-/// Judges the sender of raft messages by its headers alone.
+/// With TLS, nobody speaks in another's name.
+fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(), Rejection> {
+    let Some(tls) = &shared.config.tls else { return Ok(()) };
+    let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
+        let why = "a member has a certificate".to_owned();
+        return Err(Rejection::Malformed(StatusCode::FORBIDDEN, why));
+    };
+    certificate.check_member(from).map_err(|why| {
+        tls.refuse(Reason::Name, certificate.address, format!("member {from}"), &why);
+        Rejection::Malformed(StatusCode::FORBIDDEN, why)
+    })
+}
+
+/// Judges the sender of raft messages by its headers, and the certificate of its connection.
 pub(super) fn admit_raft(
     shared: &Shared,
-    headers: &HeaderMap,
+    parts: &Parts,
 ) -> Result<(PeerHeader, Admission), Rejection> {
-    admit(shared, headers, Kind::Raft)
+    admit(shared, parts, Kind::Raft)
 }
 
 /// The length of a body that is at most `limit` bytes.
@@ -329,7 +340,7 @@ async fn ask_the_node<T>(
 }
 
 async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Admission, Rejection> {
-    let (header, admission) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (header, admission) = admit(shared, parts, Kind::Raft)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
     let messages = wire::messages(&batch)?;
@@ -363,7 +374,7 @@ pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejecti
 
 async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
     // The node answers every greeting itself, so both admissions are one.
-    let (header, _) = admit(shared, &parts.headers, Kind::Greeting)?;
+    let (header, _) = admit(shared, parts, Kind::Greeting)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let greeting = codec::decode(&bytes)?;
     let (answer, answer_rx) = oneshot::channel();
@@ -373,7 +384,7 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec
 }
 
 async fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
-    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (header, _) = admit(shared, parts, Kind::Raft)?;
     let (answer, answer_rx) = oneshot::channel();
     let inbound = Inbound::new(header, InboundBody::Status { answer });
     ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
@@ -385,7 +396,7 @@ async fn take_conf_change(
     body: Body,
 ) -> Result<Vec<u8>, Rejection> {
     // The node judges the change and who passes it on in one step, so both admissions are one.
-    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (header, _) = admit(shared, parts, Kind::Raft)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let change = codec::decode(&bytes)?;
     let deadline = Instant::now() + shared.config.request_timeout;
@@ -424,7 +435,7 @@ impl Drop for ReceivingSlot {
 /// Takes a snapshot. The order is what makes it safe: the file is complete, checked and durable
 /// before the node sees the message. A file whose message is then not taken is purged by the node.
 async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<(), Rejection> {
-    let (header, _) = admit(shared, &parts.headers, Kind::Raft)?;
+    let (header, _) = admit(shared, parts, Kind::Raft)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let file = wire::snapshot_file(&parts.headers)?;
     let length = content_length(&parts.headers, u64::MAX)?;

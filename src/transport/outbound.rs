@@ -26,6 +26,7 @@ use crate::channels::{
 use crate::codec;
 use crate::error::RequestError;
 use crate::metrics::PeerLabel;
+use crate::tls::{Reason, Tls, check_member, kind, no_tls, tls_error};
 
 /// The most bytes in a batch of several messages; one message may be larger. Small enough that a
 /// lost batch costs little, large enough that a request per batch costs little, too.
@@ -66,8 +67,7 @@ pub(super) fn client(
     config: &TransportConfig,
     patience: Duration,
 ) -> reqwest::Result<reqwest::Client> {
-    // reqwest wants to know who encrypts even where nobody does; a second call changes nothing.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
     let builder = reqwest::Client::builder()
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
@@ -75,6 +75,9 @@ pub(super) fn client(
         .http1_only()
         .tcp_nodelay(true)
         .connect_timeout(config.half_election_timeout())
+        // The answer brings the certificate, see `check_certificate`.
+        .tls_info(true)
+        .tls_backend_preconfigured(tls)
         .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
     #[cfg(target_os = "linux")]
     let builder = builder.tcp_user_timeout(patience);
@@ -173,12 +176,34 @@ impl Shared {
         let url = format!("{}{}", call.url.trim_end_matches('/'), call.path);
         let request = call.client.post(url).headers(headers).body(call.body);
         let response = request.send().await.map_err(|error| {
+            if let Some(tls) = &self.config.tls
+                && let Some(error) = tls_error(&error)
+            {
+                let why = format!("the TLS handshake failed: {error}");
+                tls.refuse_answer(Reason::Handshake, call.url, kind(error), &why);
+            }
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
             let why = cause(&error);
             if not_sent { Failure::NotSent(why) } else { Failure::Lost(why) }
         })?;
+        self.check_certificate(call.url, &response)?;
         Ok((ours, response))
+    }
+
+    /// With TLS, an answer counts only with the certificate of the member that it names. That the
+    /// certificate holds the host that was asked, and is of the authority, was checked before.
+    fn check_certificate(&self, url: &str, response: &reqwest::Response) -> Result<(), Failure> {
+        let Some(tls) = &self.config.tls else { return Ok(()) };
+        // An answer that names nobody is refused as such by whoever reads it.
+        let Ok(header) = wire::identity(response.headers()) else { return Ok(()) };
+        let info = response.extensions().get::<reqwest::tls::TlsInfo>();
+        let certificate = info.and_then(reqwest::tls::TlsInfo::peer_certificate);
+        check_member(certificate.unwrap_or_default(), header.from).map_err(|why| {
+            let why = format!("answered in the name of member {}: {why}", header.from);
+            tls.refuse_answer(Reason::Name, url, header.from.to_string(), &why);
+            Failure::Lost(why)
+        })
     }
 
     /// Reads the body of a short answer, and judges the whole.

@@ -243,7 +243,7 @@ struct Incoming {
 /// # Errors
 /// What a request to `/raft` is answered, and that senders which the gate does not know cannot.
 pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
-    let (header, admission) = admit_raft(shared, &parts.headers)?;
+    let (header, admission) = admit_raft(shared, parts)?;
     let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
     check_admission(admission)?;
     let election_timeout = shared.config.election_timeout;

@@ -30,7 +30,7 @@
 //! | `raft-removed-index` | the index of the removal, decimal | 410 |
 //!
 //! An answer names the answering member as a request names the asking one. What is not 2xx has one
-//! line of text as its body.
+//! line of text as its body. 403 is for a sender whose certificate is another's.
 //!
 //! # A batch
 //! ```text

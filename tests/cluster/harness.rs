@@ -22,6 +22,7 @@ use raftexample::listener::{BodyBudget, Limits, serve};
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::raft_node::{NodeConfig, RaftNodeHandle, Status, new_raft_node};
 use raftexample::storage::{DiskVfs, Vfs, VfsFile};
+use raftexample::tls::no_tls;
 use reqwest::header::HeaderMap;
 use slog::{Drain, Level, Logger, OwnedKVList, Record, o};
 use tempfile::TempDir;
@@ -134,6 +135,7 @@ impl Cluster {
     /// `n` first members that are started with `options`.
     pub fn with(n: NodeId, options: Options) -> Self {
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(no_tls())
             .no_proxy()
             .retry(reqwest::retry::never())
             .pool_max_idle_per_host(0)

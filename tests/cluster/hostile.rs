@@ -18,6 +18,7 @@ use raftexample::raft_node::replay::{derived_cluster_id, snap_dir};
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::Wal;
+use raftexample::tls::no_tls;
 
 use crate::harness::*;
 
@@ -47,7 +48,11 @@ struct Forger {
 
 impl Forger {
     fn new(cluster: &mut Cluster) -> Self {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(no_tls())
+            .no_proxy()
+            .build()
+            .unwrap();
         let cluster_id = derived_cluster_id(&cluster.config(1).cluster);
         Self { http, cluster_id, boot: getrandom::u64().unwrap(), number: 0 }
     }

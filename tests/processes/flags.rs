@@ -13,7 +13,7 @@ use super::harness::{
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Waits for a process that must not start; its one line says `named`.
-fn refused(mut process: Process, status: i32, named: &str) {
+pub fn refused(mut process: Process, status: i32, named: &str) {
     let exited = process.wait(AT_ONCE);
     let stderr = process.stderr();
     assert_eq!(exited, status, "{stderr}");
@@ -38,7 +38,10 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         ("--id=-1".into(), "--id"),
         ("--id -1".into(), "unexpected argument"),
         ("--cluster nonsense".into(), "no peer URL"),
-        ("--cluster https://127.0.0.1:1".into(), "http://"),
+        ("--cluster ftp://127.0.0.1:1".into(), "http://"),
+        ("--cluster https://127.0.0.1:1".into(), "--peer-cert, --peer-key and --peer-ca"),
+        ("--cert cert.pem".into(), "--cert and --key"),
+        ("--client-ca ca.pem".into(), "--client-ca needs"),
         ("--cluster http://".into(), "no peer URL"),
         ("--cluster http://127.0.0.1".into(), "names no port"),
         ("--cluster http://127.0.0.1:99999".into(), "no peer URL"),

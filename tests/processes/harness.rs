@@ -517,6 +517,15 @@ impl Cluster {
         serves(self.address(id));
     }
 
+    /// As [`join`](Self::join), at a place of its own.
+    #[allow(dead_code)] // tests/faults has no use for it.
+    pub fn join_at(&mut self, at: u64, id: u64, place: Place) {
+        self.urls.push(place.url.clone());
+        self.change(at, "POST", id, &place.url);
+        self.start_new(id, place, &["--join"]);
+        serves(self.address(id));
+    }
+
     /// Where member `id`, which is the next, will listen for its peers.
     pub fn new_url(&mut self, id: u64) -> String {
         assert_eq!(self.urls.len() as u64, id - 1, "the list has a URL for each id up to this one");

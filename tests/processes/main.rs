@@ -19,4 +19,5 @@ mod pauses;
 mod quorum;
 mod shutdown;
 mod snapshots;
+mod tls;
 mod walks;

@@ -1,0 +1,549 @@
+//! Certificates: who is let in with which, and who is not.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
+
+use super::flags::refused;
+use super::harness::{
+    Cluster, FAST, PATIENCE, Place, Signal, Site, eventually, eventually_some, owned, request,
+    serves,
+};
+
+/// Signs certificates.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+struct Pair {
+    cert: String,
+    key: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn issue(&self, names: &[&str]) -> Pair {
+        self.issue_with(names, |_| {})
+    }
+
+    fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
+        let mut params = CertificateParams::new(owned(names)).unwrap();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.0).unwrap();
+        Pair { cert: cert.pem(), key: key.serialize_pem() }
+    }
+
+    /// The certificate of member `id` at `site`.
+    fn member(&self, site: &Site, id: u64) -> Pair {
+        self.issue(&[&site.address.to_string(), &format!("raftexample-{id}")])
+    }
+}
+
+/// A certificate that was valid once.
+fn expired(params: &mut CertificateParams) {
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+}
+
+/// Replaces a file as a careful tool does: whole, at once.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+/// The files of a port: NAME.pem, NAME.key and NAME.ca.
+fn paths(dir: &Path, name: &str) -> [PathBuf; 3] {
+    ["pem", "key", "ca"].map(|extension| dir.join(format!("{name}.{extension}")))
+}
+
+fn install(dir: &Path, name: &str, pair: &Pair, ca: &str) {
+    let [cert_path, key_path, ca_path] = paths(dir, name);
+    replace(&ca_path, ca);
+    replace(&key_path, &pair.key);
+    replace(&cert_path, &pair.cert);
+}
+
+/// The flags that name these files.
+fn flags(dir: &Path, name: &str, flags: [&str; 3]) -> Vec<String> {
+    let paths = paths(dir, name);
+    let named = flags.iter().zip(&paths);
+    named.flat_map(|(flag, path)| owned(&[flag, path.to_str().unwrap()])).collect()
+}
+
+const PEER_FLAGS: [&str; 3] = ["--peer-cert", "--peer-key", "--peer-ca"];
+const CLIENT_FLAGS: [&str; 3] = ["--cert", "--key", "--client-ca"];
+
+/// A place for member `id` with a certificate of `authority`.
+fn place(site: &Site, authority: &Authority, id: u64) -> Place {
+    let name = format!("peer-{id}");
+    install(site.dir(), &name, &authority.member(site, id), &authority.pem());
+    let url = site.url().replace("http://", "https://");
+    let mut place = site.place(url);
+    place.flags = flags(site.dir(), &name, PEER_FLAGS);
+    place
+}
+
+/// Three members that speak TLS with certificates of `authority`.
+fn start(authority: &Authority) -> Cluster {
+    let site = Site::new();
+    let places = (1..=3).map(|id| place(&site, authority, id)).collect();
+    let mut more = owned(&FAST);
+    more.extend(owned(&["--cluster-id", "0xc1"]));
+    Cluster::start_at(site, places, &more.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn peer_address(cluster: &Cluster, id: u64) -> SocketAddr {
+    cluster.member(id).url.strip_prefix("https://").unwrap().parse().unwrap()
+}
+
+fn logs(cluster: &mut Cluster, id: u64, text: &str) -> usize {
+    cluster.process(id).stderr().lines().filter(|line| line.contains(text)).count()
+}
+
+fn until_logged(cluster: &mut Cluster, id: u64, text: &str) {
+    let why = format!("member {id} logs {text:?}");
+    eventually(PATIENCE, &why, || logs(cluster, id, text) > 0);
+}
+
+/// Certificates of a PEM text.
+fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
+}
+
+fn roots(pem: &str) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem) {
+        roots.add(certificate).unwrap();
+    }
+    Arc::new(roots)
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Sends `head` over TLS to `address`, trusting `ca`, with a certificate or without. Returns the
+/// answer, and the server's certificate; or what TLS or the system has to say.
+fn exchange(
+    address: SocketAddr,
+    ca: &str,
+    own: Option<&Pair>,
+    head: &str,
+) -> Result<(String, CertificateDer<'static>), String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots(ca));
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(certificates(&pair.cert), key).unwrap()
+        }
+    };
+    let name = ServerName::from(address.ip());
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = StreamOwned::new(connection, socket);
+    let mut answer = String::new();
+    stream.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
+    stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
+    let certificate = stream.conn.peer_certificates().unwrap()[0].clone();
+    Ok((answer, certificate.into_owned()))
+}
+
+/// A request of one of the peers' kinds.
+fn peer_request(path: &str, from: u64, to: u64) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\
+         raft-protocol: 1\r\nraft-cluster-id: 00000000000000c1\r\nraft-from: {from}\r\n\
+         raft-incarnation: 0000000000000001\r\nraft-from-url: https://127.0.0.1:1\r\n\
+         raft-to: {to}\r\nraft-boot: 0000000000000001\r\nraft-number: 1\r\n\r\n"
+    )
+}
+
+fn put_request(key: &str, value: &str) -> String {
+    format!(
+        "PUT {key} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{value}",
+        value.len()
+    )
+}
+
+const GET: &str = "GET /k HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+
+/// Whatever a port answers to plain HTTP, until it closes the connection in order.
+fn plain_exchange(address: SocketAddr, head: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("closed, not reset");
+    answer
+}
+
+#[test]
+fn members_with_certificates_elect_replicate_and_take_in_another() {
+    let authority = Authority::new("the cluster's");
+    let mut cluster = start(&authority);
+    cluster.put(1, "/k", "value");
+    assert_eq!(cluster.get(3, "/k").as_deref(), Some("value"));
+
+    let plain = cluster.site.url();
+    let answer = request(cluster.address(1), "POST", "/4", plain.as_bytes()).unwrap();
+    let why = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(answer.status, 409, "{why}");
+    assert!(why.contains("begin alike"), "{why}");
+
+    let place = place(&cluster.site, &authority, 4);
+    cluster.join_at(1, 4, place);
+    assert_eq!(cluster.get(4, "/k").as_deref(), Some("value"));
+    cluster.stop(2, Signal::SIGTERM);
+    cluster.put(4, "/k", "another");
+    cluster.start_again(2);
+    assert_eq!(cluster.get(2, "/k").as_deref(), Some("another"));
+    for id in 1..=4 {
+        assert_eq!(logs(&mut cluster, id, ": refused "), 0, "member {id}");
+    }
+}
+
+/// Its own files belong together, so it starts; nobody lets it in, and it lets nobody in. With the
+/// right ones it is back, without a restart.
+#[test]
+fn a_member_of_another_authority_is_refused_until_its_files_are_replaced() {
+    let (authority, foreign) = (Authority::new("the cluster's"), Authority::new("foreign"));
+    let mut cluster = start(&authority);
+    cluster.put(1, "/k", "before");
+    cluster.stop(3, Signal::SIGTERM);
+    let dir = cluster.site.dir().to_owned();
+    install(&dir, "peer-3", &foreign.member(&cluster.site, 3), &foreign.pem());
+    cluster.start_again(3);
+    cluster.put(1, "/k", "without it");
+    for id in 1..=3 {
+        until_logged(&mut cluster, id, "the TLS handshake failed");
+    }
+    let answer = request(cluster.address(3), "GET", "/k", b"").unwrap();
+    assert_eq!(answer.status, 503, "it hears of no leader");
+
+    install(&dir, "peer-3", &authority.member(&cluster.site, 3), &authority.pem());
+    assert_eq!(cluster.get(3, "/k").as_deref(), Some("without it"));
+    until_logged(&mut cluster, 3, "TLS for peers: the changed --peer-cert");
+}
+
+#[test]
+fn a_certificate_of_the_right_authority_speaks_for_no_other_member() {
+    let authority = Authority::new("the cluster's");
+    let mut cluster = start(&authority);
+    let before = cluster.leader();
+    let second = authority.issue(&["raftexample-2"]);
+    let target = peer_address(&cluster, 1);
+    let as_member = |from: u64, path: &str| {
+        let head = peer_request(path, from, 1);
+        exchange(target, &authority.pem(), Some(&second), &head).unwrap().0
+    };
+    for path in [
+        "/raft",
+        "/raft/stream",
+        "/raft/snapshot",
+        "/raft/greeting",
+        "/raft/members",
+        "/raft/status",
+    ] {
+        let answer = as_member(3, path);
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{path}: {answer}");
+        assert!(answer.contains("the certificate is not member 3's"), "{path}: {answer}");
+        // In its own name it is heard, and told what else is wrong.
+        let answer = as_member(2, path);
+        assert!(answer.starts_with("HTTP/1.1 412 "), "{path}: {answer}");
+    }
+    until_logged(&mut cluster, 1, "the certificate is not member 3's");
+    assert_eq!(logs(&mut cluster, 1, "is not member 3's"), 1, "the same is logged once");
+    cluster.put(2, "/k", "value");
+    assert_eq!(cluster.leader(), before, "nobody was moved by it");
+}
+
+/// Somebody with a certificate for member 3's host, of the right authority, answers in its name.
+#[test]
+fn an_answer_with_the_certificate_of_another_member_is_none() {
+    let authority = Authority::new("the cluster's");
+    let mut cluster = start(&authority);
+    cluster.stop(3, Signal::SIGTERM);
+    let own = authority.issue(&[&cluster.site.address.to_string(), "raftexample-2"]);
+    let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&authority.pem()), provider());
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(certificates(&own.cert), key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind(peer_address(&cluster, 3)).unwrap();
+    thread::spawn(move || {
+        while let Ok((socket, _)) = listener.accept() {
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let connection = ServerConnection::new(config.clone()).unwrap();
+            let mut stream = StreamOwned::new(connection, socket);
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head);
+            let _ = stream.write_all(
+                b"HTTP/1.1 204 No Content\r\nraft-protocol: 1\r\nraft-from: 3\r\n\
+                  raft-cluster-id: 00000000000000c1\r\nraft-incarnation: 0000000000000001\r\n\
+                  raft-from-url: https://127.0.0.1:1\r\nraft-to: 1\r\n\r\n",
+            );
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    let told = "in the name of member 3: the certificate is not member 3's";
+    // Whichever leads speaks to it, and so does the other once it wants votes.
+    eventually(PATIENCE, "a member refuses the answer", || {
+        logs(&mut cluster, 1, told) + logs(&mut cluster, 2, told) > 0
+    });
+    cluster.put(1, "/k", "value");
+}
+
+#[test]
+fn the_peer_port_lets_in_nobody_without_a_certificate_of_its_authority() {
+    let (authority, foreign) = (Authority::new("the cluster's"), Authority::new("foreign"));
+    let mut cluster = start(&authority);
+    let target = peer_address(&cluster, 1);
+    let head = peer_request("/raft/greeting", 2, 1);
+
+    let error = exchange(target, &authority.pem(), None, &head).unwrap_err();
+    assert!(error.contains("CertificateRequired"), "{error}");
+    until_logged(&mut cluster, 1, "the TLS handshake failed: peer sent no certificates");
+
+    let own = foreign.member(&cluster.site, 2);
+    let error = exchange(target, &authority.pem(), Some(&own), &head).unwrap_err();
+    assert!(error.contains("alert"), "{error}");
+    until_logged(&mut cluster, 1, "UnknownIssuer");
+
+    let own = authority.issue_with(&["raftexample-2"], expired);
+    let error = exchange(target, &authority.pem(), Some(&own), &head).unwrap_err();
+    assert!(error.contains("CertificateExpired"), "{error}");
+
+    let answer = plain_exchange(target, &head);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    until_logged(&mut cluster, 1, "InvalidContentType");
+
+    // A certificate for servers alone is none for a member that asks.
+    let own = authority.issue_with(&["raftexample-2"], |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    exchange(target, &authority.pem(), Some(&own), &head).unwrap_err();
+    cluster.put(1, "/k", "value");
+}
+
+/// A member alone whose client port has the files `client.*`.
+fn with_client_port(site: &Site, with: &[&str]) -> (Vec<String>, SocketAddr) {
+    let (mut all, address) = site.single(&FAST);
+    let named = flags(site.dir(), "client", CLIENT_FLAGS);
+    for pair in named.chunks(2).filter(|pair| with.contains(&&*pair[0])) {
+        all.extend_from_slice(pair);
+    }
+    (all, address)
+}
+
+#[test]
+fn with_a_certificate_the_client_port_speaks_tls_alone() {
+    let (site, authority) = (Site::new(), Authority::new("the clients'"));
+    let pair = authority.issue(&[&site.address.to_string()]);
+    install(site.dir(), "client", &pair, &authority.pem());
+    let (flags, address) = with_client_port(&site, &["--cert", "--key"]);
+    let _member = site.spawn("member", &flags);
+    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    let send = |head: &str| exchange(address, &authority.pem(), None, head).unwrap().0;
+    eventually(PATIENCE, "PUT is acknowledged", || {
+        send(&put_request("/k", "value")).starts_with("HTTP/1.1 204 ")
+    });
+    assert!(send(GET).ends_with("\r\n\r\nvalue"));
+    let answer = plain_exchange(address, GET);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    let foreign = Authority::new("foreign").pem();
+    let error = exchange(address, &foreign, None, GET).unwrap_err();
+    assert!(error.contains("UnknownIssuer"), "its certificate is this authority's: {error}");
+}
+
+#[test]
+fn with_an_authority_for_clients_each_needs_a_certificate_of_it() {
+    let (site, authority) = (Site::new(), Authority::new("the clients'"));
+    let pair = authority.issue(&[&site.address.to_string()]);
+    install(site.dir(), "client", &pair, &authority.pem());
+    let (flags, address) = with_client_port(&site, &CLIENT_FLAGS);
+    let member = site.spawn("member", &flags);
+    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    let send = |own: Option<&Pair>| exchange(address, &authority.pem(), own, GET);
+    let right = authority.issue(&["somebody"]);
+    eventually(PATIENCE, "GET is answered", || {
+        send(Some(&right)).unwrap().0.starts_with("HTTP/1.1 404 ")
+    });
+    let error = send(None).unwrap_err();
+    assert!(error.contains("CertificateRequired"), "{error}");
+    let foreign = Authority::new("foreign").issue(&["somebody"]);
+    let error = send(Some(&foreign)).unwrap_err();
+    assert!(error.contains("alert"), "{error}");
+    eventually(PATIENCE, "both are logged", || {
+        let log = member.stderr();
+        log.matches("the TLS handshake failed").count() == 2
+    });
+}
+
+/// From one authority to the next: first all trust both, then all have new certificates, then all
+/// trust the new one alone. No member is restarted.
+#[test]
+fn the_authority_is_replaced_while_the_cluster_goes_on() {
+    let (old, new) = (Authority::new("the old"), Authority::new("the new"));
+    let mut cluster = start(&old);
+    let dir = cluster.site.dir().to_owned();
+    let both = old.pem() + &new.pem();
+    let mut pairs: Vec<Pair> = Vec::new();
+    for id in 1..=3 {
+        pairs.push(new.member(&cluster.site, id));
+    }
+    let probe = new.issue(&["raftexample-9"]);
+    let head = peer_request("/raft/greeting", 9, 1);
+    let used = "TLS for peers: the changed --peer-cert";
+    for (step, ca) in [(1, &both), (2, &both), (3, &new.pem())] {
+        for id in 1..=3 {
+            let [cert_path, key_path, ca_path] = paths(&dir, &format!("peer-{id}"));
+            if step == 2 {
+                replace(&cert_path, &pairs[id as usize - 1].cert);
+                replace(&key_path, &pairs[id as usize - 1].key);
+            } else {
+                replace(&ca_path, ca);
+            }
+        }
+        for id in 1..=3 {
+            eventually(PATIENCE, "the new files are used", || logs(&mut cluster, id, used) == step);
+            cluster.put(id, &format!("/step{step}"), "done");
+        }
+        // A new connection to each finds the certificate of now.
+        for id in 1..=3 {
+            let target = peer_address(&cluster, id);
+            let (_, certificate) = exchange(target, &both, Some(&probe), &head).unwrap();
+            let is_new = certificate == certificates(&pairs[id as usize - 1].cert)[0];
+            assert_eq!(is_new, step >= 2, "step {step}, member {id}");
+        }
+    }
+    let stranger = old.member(&cluster.site, 2);
+    let head = peer_request("/raft/greeting", 2, 1);
+    let target = peer_address(&cluster, 1);
+    exchange(target, &both, Some(&stranger), &head).unwrap_err();
+    // Members connect anew, and to a new process, with what they have now.
+    cluster.stop(2, Signal::SIGTERM);
+    cluster.put(1, "/k", "value");
+    cluster.start_again(2);
+    assert_eq!(cluster.get(2, "/k").as_deref(), Some("value"));
+}
+
+#[test]
+fn files_that_cannot_be_used_leave_the_old_ones_in_use() {
+    let (site, authority) = (Site::new(), Authority::new("the clients'"));
+    let names = [&*site.address.to_string()];
+    let first = authority.issue(&names);
+    install(site.dir(), "client", &first, &authority.pem());
+    let (flags, address) = with_client_port(&site, &["--cert", "--key"]);
+    let member = site.spawn("member", &flags);
+    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    let served = || exchange(address, &authority.pem(), None, GET).unwrap().1;
+    let [cert_path, key_path, _] = paths(site.dir(), "client");
+    let kept = "TLS for clients: the old certificate is kept: cannot use ";
+    let expired = authority.issue_with(&names, expired);
+    for (cert, key, file, why) in [
+        (&expired.cert, &expired.key, &cert_path, "expired"),
+        (&"no certificate".to_owned(), &first.key, &cert_path, "holds no certificate"),
+        (&authority.issue(&names).cert, &first.key, &key_path, "does not go with --cert"),
+        (&first.cert, &"no key".to_owned(), &key_path, "holds no private key"),
+    ] {
+        replace(&cert_path, cert);
+        replace(&key_path, key);
+        let line = eventually_some(PATIENCE, &format!("it is told: {why}"), || {
+            let log = member.stderr();
+            let mut lines = log.lines().filter(|line| line.contains(kept) && line.contains(why));
+            lines.next_back().map(str::to_owned)
+        });
+        assert!(line.contains(file.to_str().unwrap()), "{line}");
+        assert_eq!(served(), certificates(&first.cert)[0], "after {line}");
+    }
+    assert_eq!(member.stderr().matches(kept).count(), 4, "one line each:\n{}", member.stderr());
+    fs::remove_file(&cert_path).unwrap();
+    eventually(PATIENCE, "it is told that the file is gone", || {
+        member.stderr().contains("No such file")
+    });
+    let second = authority.issue(&names);
+    install(site.dir(), "client", &second, &authority.pem());
+    eventually(PATIENCE, "the second certificate is used", || {
+        served() == certificates(&second.cert)[0]
+    });
+}
+
+#[test]
+fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
+    let (site, authority) = (Site::new(), Authority::new("the cluster's"));
+    let foreign = Authority::new("foreign");
+    let dir = site.dir();
+    let host = site.address.to_string();
+    let url = site.url().replace("http://", "https://");
+    let (ca, right) = (authority.pem(), authority.member(&site, 1));
+    let mixed = Pair { cert: right.cert.clone(), key: authority.member(&site, 1).key };
+    let no_cert = Pair { cert: String::new(), ..right.clone() };
+    let no_key = Pair { key: "-----BEGIN PRIVATE KEY-----\n".into(), ..right.clone() };
+    for (name, pair, ca, named) in [
+        ("cert", &no_cert, &*ca, "--peer-cert"),
+        ("key", &no_key, &*ca, "--peer-key"),
+        ("ca", &right, "nothing", "--peer-ca"),
+        ("mixed", &mixed, &*ca, "does not go with --peer-cert"),
+        ("id", &authority.member(&site, 2), &*ca, "raftexample-1"),
+        ("host", &authority.issue(&["raftexample-1"]), &*ca, &*host),
+        ("expired", &authority.issue_with(&[&host, "raftexample-1"], expired), &*ca, "expired"),
+        ("foreign", &foreign.member(&site, 1), &*ca, "UnknownIssuer"),
+    ] {
+        install(dir, name, pair, ca);
+        let mut all = owned(&["--cluster", &url]);
+        all.extend(flags(dir, name, PEER_FLAGS));
+        println!("{name}");
+        refused(site.spawn(name, &all), 2, named);
+    }
+    let mut all = owned(&["--cluster", &url]);
+    all.extend(flags(dir, "missing", PEER_FLAGS));
+    refused(site.spawn("missing", &all), 2, "missing.pem: No such file");
+    install(dir, "client", &authority.issue_with(&[&host], expired), "");
+    let (all, _) = with_client_port(&site, &["--cert", "--key"]);
+    refused(site.spawn("client", &all), 2, "--cert");
+    install(dir, "client", &authority.issue(&[&host]), "");
+    let (all, _) = with_client_port(&site, &CLIENT_FLAGS);
+    refused(site.spawn("client-ca", &all), 2, "--client-ca");
+    assert!(!dir.join("raftexample-1").exists(), "nothing was made yet");
+    let (all, address) = with_client_port(&site, &[]);
+    let _member = site.spawn("plain", &all);
+    serves(address);
+}
