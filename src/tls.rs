@@ -581,3 +581,6 @@ fn server_config(
     }
     Ok(config)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

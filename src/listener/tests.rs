@@ -7,10 +7,15 @@ use axum::Router;
 use axum::routing::get;
 use hyper::body::Frame;
 use hyper_util::service::TowerToHyperService;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::*;
+use crate::tls::tests::for_clients;
 
 /// How long a test waits for something that has to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,12 +29,17 @@ pub(crate) struct Server {
 
 impl Server {
     pub async fn start(service: impl HttpService, limits: Limits) -> Self {
+        Self::start_with(None, service, limits).await
+    }
+
+    async fn start_with(tls: Option<Tls>, service: impl HttpService, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (shutdown_tx, shutdown_rx) = oneshot::channel();
         let shutdown = async { shutdown_rx.await.expect("the test stops the server") };
         let logger = Logger::root(slog::Discard, slog::o!());
-        let served = tokio::spawn(serve(listener, service, limits, shutdown, logger));
+        let port = Port { listener, tls };
+        let served = tokio::spawn(serve(port, service, limits, shutdown, logger));
         Self { address, shutdown_tx, served }
     }
 
@@ -138,6 +148,66 @@ async fn answer_that_is_not_read_closes_the_connection() {
     second.write_all(GET).await.expect("the backlog takes it");
     starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
     assert!(read_to_end(&mut first).await.len() < 64 * 1024 * 1024);
+}
+
+/// A client that speaks TLS to `server`.
+async fn connect_tls(server: &Server, client: ClientConfig) -> TlsStream<TcpStream> {
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connect = TlsConnector::from(Arc::new(client)).connect(name, server.connect().await);
+    timeout(PATIENCE, connect).await.expect("the server answers").expect("a handshake")
+}
+
+#[tokio::test]
+async fn handshake_that_does_not_end_closes_the_connection() {
+    let (tls, client) = for_clients();
+    let limits =
+        Limits { connections: 1, header_timeout: Duration::from_millis(50), ..Limits::default() };
+    let hello = TowerToHyperService::new(hello());
+    let server = Server::start_with(Some(tls), hello, limits).await;
+    // Nothing, and the beginning of a record that holds a ClientHello.
+    for sent in [&b""[..], &[22, 3, 1, 2, 0, 1, 0, 1]] {
+        let mut silent = server.connect().await;
+        silent.write_all(sent).await.expect("the server listens");
+        assert_eq!(read_to_end(&mut silent).await, b"", "after {} bytes", sent.len());
+    }
+    // Their places are free again.
+    let mut stream = connect_tls(&server, client).await;
+    stream.write_all(GET).await.expect("the server reads");
+    let mut answer = [0; 15];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("in time").expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+}
+
+/// What TLS keeps to be written later is no place to stay for ever.
+#[tokio::test]
+async fn answer_that_is_not_read_closes_the_connection_with_tls() {
+    let (tls, client) = for_clients();
+    let router = hello().route("/long", get(async || vec![0; 64 << 20]));
+    let limits =
+        Limits { connections: 1, stall_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start_with(Some(tls), TowerToHyperService::new(router), limits).await;
+    let mut first = connect_tls(&server, client.clone()).await;
+    first.write_all(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("the server reads");
+    let mut second = connect_tls(&server, client).await;
+    second.write_all(GET).await.expect("the server reads");
+    let mut answer = [0; 15];
+    timeout(PATIENCE, second.read_exact(&mut answer)).await.expect("in time").expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn stopping_waits_for_no_handshake() {
+    let (tls, _) = for_clients();
+    let server =
+        Server::start_with(Some(tls), TowerToHyperService::new(hello()), Limits::default()).await;
+    let mut silent = server.connect().await;
+    // The server has accepted it once it says what is wrong with another.
+    let mut plain = server.connect().await;
+    plain.write_all(GET).await.expect("the server listens");
+    let alert = read_to_end(&mut plain).await;
+    assert_eq!(alert.first(), Some(&21), "an alert, and the end: {alert:?}");
+    timeout(PATIENCE, server.stop()).await.expect("the server ends").expect("without a panic");
+    assert_eq!(read_to_end(&mut silent).await, b"");
 }
 
 /// A service whose handler says that it has begun, and then waits to be released.

@@ -16,7 +16,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    ALL_VERSIONS, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+    StreamOwned, SupportedProtocolVersion,
 };
 
 use super::flags::refused;
@@ -108,7 +109,22 @@ fn place(site: &Site, authority: &Authority, id: u64) -> Place {
     let url = site.url().replace("http://", "https://");
     let mut place = site.place(url);
     place.flags = flags(site.dir(), &name, PEER_FLAGS);
+    place.flags.extend(owned(&["--admin", &site.at(site.port()).to_string()]));
     place
+}
+
+/// How often member `id` has refused something for `reason`.
+fn rejected(cluster: &Cluster, id: u64, reason: &str) -> u64 {
+    let flags = &cluster.member(id).flags;
+    let admin = flags.iter().position(|flag| flag == "--admin").unwrap() + 1;
+    let answer = request(flags[admin].parse().unwrap(), "GET", "/metrics", b"").unwrap();
+    count(&String::from_utf8(answer.body).unwrap(), reason)
+}
+
+fn count(metrics: &str, reason: &str) -> u64 {
+    let label = format!("{{reason=\"{reason}\"}} ");
+    let counts = metrics.lines().filter_map(|line| line.split_once(&label));
+    counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
 }
 
 /// Three members that speak TLS with certificates of `authority`.
@@ -158,8 +174,19 @@ fn exchange(
     own: Option<&Pair>,
     head: &str,
 ) -> Result<(String, CertificateDer<'static>), String> {
+    exchange_by(ALL_VERSIONS, address, ca, own, head)
+}
+
+/// As [`exchange`], by one of `versions` of TLS.
+fn exchange_by(
+    versions: &[&'static SupportedProtocolVersion],
+    address: SocketAddr,
+    ca: &str,
+    own: Option<&Pair>,
+    head: &str,
+) -> Result<(String, CertificateDer<'static>), String> {
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots(ca));
     let config = match own {
@@ -286,6 +313,7 @@ fn a_certificate_of_the_right_authority_speaks_for_no_other_member() {
     }
     until_logged(&mut cluster, 1, "the certificate is not member 3's");
     assert_eq!(logs(&mut cluster, 1, "is not member 3's"), 1, "the same is logged once");
+    assert_eq!(rejected(&cluster, 1, "certificate_name"), 6, "and each is counted");
     cluster.put(2, "/k", "value");
     assert_eq!(cluster.leader(), before, "nobody was moved by it");
 }
@@ -328,6 +356,8 @@ fn an_answer_with_the_certificate_of_another_member_is_none() {
     eventually(PATIENCE, "a member refuses the answer", || {
         logs(&mut cluster, 1, told) + logs(&mut cluster, 2, told) > 0
     });
+    let counted = |id| rejected(&cluster, id, "certificate_name");
+    assert!(counted(1) + counted(2) > 0, "and counts it");
     cluster.put(1, "/k", "value");
 }
 
@@ -361,6 +391,7 @@ fn the_peer_port_lets_in_nobody_without_a_certificate_of_its_authority() {
     });
     exchange(target, &authority.pem(), Some(&own), &head).unwrap_err();
     cluster.put(1, "/k", "value");
+    assert_eq!(rejected(&cluster, 1, "tls_handshake"), 5, "each is counted");
 }
 
 /// A member alone whose client port has the files `client.*`.
@@ -398,11 +429,17 @@ fn with_an_authority_for_clients_each_needs_a_certificate_of_it() {
     let (site, authority) = (Site::new(), Authority::new("the clients'"));
     let pair = authority.issue(&[&site.address.to_string()]);
     install(site.dir(), "client", &pair, &authority.pem());
-    let (flags, address) = with_client_port(&site, &CLIENT_FLAGS);
+    let (mut flags, address) = with_client_port(&site, &CLIENT_FLAGS);
+    let admin = site.at(site.port());
+    flags.extend(owned(&["--admin", &admin.to_string()]));
     let member = site.spawn("member", &flags);
-    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    eventually(PATIENCE, "it listens", || TcpStream::connect(admin).is_ok());
     let send = |own: Option<&Pair>| exchange(address, &authority.pem(), own, GET);
     let right = authority.issue(&["somebody"]);
+    for version in ALL_VERSIONS {
+        exchange_by(&[version], address, &authority.pem(), Some(&right), GET).unwrap();
+        exchange_by(&[version], address, &authority.pem(), None, GET).unwrap_err();
+    }
     eventually(PATIENCE, "GET is answered", || {
         send(Some(&right)).unwrap().0.starts_with("HTTP/1.1 404 ")
     });
@@ -415,6 +452,13 @@ fn with_an_authority_for_clients_each_needs_a_certificate_of_it() {
         let log = member.stderr();
         log.matches("the TLS handshake failed").count() == 2
     });
+    // The admin listener is as the client port.
+    let get_metrics =
+        format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    exchange(admin, &authority.pem(), None, &get_metrics).unwrap_err();
+    assert!(!plain_exchange(admin, &get_metrics).starts_with(b"HTTP"));
+    let (metrics, _) = exchange(admin, &authority.pem(), Some(&right), &get_metrics).unwrap();
+    assert_eq!(count(&metrics, "tls_handshake"), 6, "{metrics}");
 }
 
 /// From one authority to the next: first all trust both, then all have new certificates, then all
@@ -543,6 +587,14 @@ fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
     let (all, _) = with_client_port(&site, &CLIENT_FLAGS);
     refused(site.spawn("client-ca", &all), 2, "--client-ca");
     assert!(!dir.join("raftexample-1").exists(), "nothing was made yet");
+    let (mut all, _) = with_client_port(&site, &[]);
+    all.extend(owned(&["--admin", "0.0.0.0:0"]));
+    refused(site.spawn("admin", &all), 2, "--admin 0.0.0.0:0: whoever reaches it");
+    let (mut all, _) = with_client_port(&site, &["--cert", "--key"]);
+    all.extend(owned(&["--admin", "0.0.0.0:0"]));
+    let mut member = site.spawn("admin-tls", &all);
+    eventually(PATIENCE, "it serves", || member.stderr().contains("serving keys"));
+    member.kill();
     let (all, address) = with_client_port(&site, &[]);
     let _member = site.spawn("plain", &all);
     serves(address);
