@@ -206,7 +206,8 @@ async fn stopping_waits_for_no_handshake() {
     plain.write_all(GET).await.expect("the server listens");
     let alert = read_to_end(&mut plain).await;
     assert_eq!(alert.first(), Some(&21), "an alert, and the end: {alert:?}");
-    timeout(PATIENCE, server.stop()).await.expect("the server ends").expect("without a panic");
+    let sooner = HANDSHAKE_TIMEOUT_MAX / 2;
+    timeout(sooner, server.stop()).await.expect("the server ends").expect("without a panic");
     assert_eq!(read_to_end(&mut silent).await, b"");
 }
 

@@ -591,7 +591,7 @@ fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
     all.extend(owned(&["--admin", "0.0.0.0:0"]));
     refused(site.spawn("admin", &all), 2, "--admin 0.0.0.0:0: whoever reaches it");
     let (mut all, _) = with_client_port(&site, &["--cert", "--key"]);
-    all.extend(owned(&["--admin", "0.0.0.0:0"]));
+    all.extend(owned(&["--admin", "0.0.0.0:0", "--data-dir", "admin"]));
     let mut member = site.spawn("admin-tls", &all);
     eventually(PATIENCE, "it serves", || member.stderr().contains("serving keys"));
     member.kill();
