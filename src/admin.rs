@@ -110,7 +110,7 @@ pub fn service(admin: Admin) -> impl HttpService {
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/members", get(members))
-        .route("/members/{id}", post(add_member).delete(remove_member))
+        .route("/members/{id}", post(add_member).put(move_member).delete(remove_member))
         .route("/cluster", get(cluster))
         .route("/events", get(events))
         .route("/metrics", get(metrics))
@@ -479,6 +479,15 @@ async fn add_member(
 ) -> Result<Response, Failure> {
     let id = parse_id(&id)?;
     change(&shared, MemberChange::Add { id, url: url.trim().to_owned() }).await
+}
+
+async fn move_member(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    url: String,
+) -> Result<Response, Failure> {
+    let id = parse_id(&id)?;
+    change(&shared, MemberChange::Move { id, url: url.trim().to_owned() }).await
 }
 
 async fn remove_member(

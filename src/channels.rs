@@ -349,6 +349,8 @@ pub struct PeerHeader {
     pub incarnation: u64,
     /// Where the sender listens for its peers.
     pub url: String,
+    /// The index of the entry that moved the sender there; 0 if none did, or it did not apply it yet.
+    pub moved: Index,
     /// The receiver; 0 in a greeting to a URL whose member is not known.
     pub to: NodeId,
 }

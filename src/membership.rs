@@ -134,6 +134,11 @@ impl Members {
         }
     }
 
+    /// The index of the entry that gave member `id` its URL after the one that added it; 0 if none did.
+    pub fn moved_at(&self, id: NodeId) -> Index {
+        self.moved.get(&id).copied().unwrap_or(0)
+    }
+
     /// The members that have a vote.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> {
         self.urls.keys().copied().filter(|id| !self.learners.contains(id))
@@ -357,6 +362,10 @@ impl PeerGate {
             from: self.id,
             incarnation: self.incarnation,
             url: self.url.clone(),
+            moved: match self.members.urls.get(&self.id) {
+                Some(url) if *url == self.url => self.members.moved_at(self.id),
+                _ => 0,
+            },
             to,
         }
     }
@@ -440,12 +449,14 @@ impl PeerGate {
             )));
         }
         // A copy of a member's directory has its incarnation too. Nobody sends anything to where the
-        // copy listens, but what it says would be taken for the member's.
+        // copy listens, but what it says would be taken for the member's. A member that says that it
+        // was moved by an entry which is not applied here yet is right, or lies.
         if let Some(url) = self.members.urls.get(&id)
             && *url != header.url
+            && header.moved <= self.members.moved_at(id)
         {
             return Err(Refusal::Mismatch(format!(
-                "member {id} listens at {url}, not at {}: start it there, and no copy of it anywhere",
+                "member {id} listens at {url}, not at {}: start it there, and no copy of it anywhere, or PUT its new URL to /members/{id} of an admin listener",
                 header.url
             )));
         }
@@ -662,7 +673,14 @@ mod tests {
     }
 
     fn from(id: NodeId) -> PeerHeader {
-        PeerHeader { cluster_id: 0xc1, from: id, incarnation: 100 + id, url: url(id), to: 1 }
+        PeerHeader {
+            cluster_id: 0xc1,
+            from: id,
+            incarnation: 100 + id,
+            url: url(id),
+            moved: 0,
+            to: 1,
+        }
     }
 
     #[test]

@@ -133,6 +133,11 @@ impl RaftNode {
     /// Answers, passes on or proposes a change; gives it back if it has to wait for a leader.
     fn deal_with_change(&mut self, request: ConfChangeRequest) -> Option<ConfChangeRequest> {
         // What no state allows needs no leader to say so.
+        if matches!(request.change, MemberChange::AddVoter { .. } | MemberChange::Promote { .. }) {
+            let why = "a leader gives votes by itself";
+            request.waiter.answer(Err(RequestError::Invalid(why.into())));
+            return None;
+        }
         if let Err(error @ RequestError::Invalid(_)) = Members::default().check(&request.change) {
             request.waiter.answer(Err(error));
             return None;

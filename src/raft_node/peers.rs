@@ -243,6 +243,11 @@ impl RaftNode {
             self.outbox.add_peer(id, &header.url);
         }
         let peer = self.peers.peers.get_mut(&id).expect("it was inserted if it was missing");
+        if peer.url != header.url {
+            // It moved, and that is not applied here yet: it is answered where it is now.
+            peer.url.clone_from(&header.url);
+            self.outbox.add_peer(id, &header.url);
+        }
         peer.last_heard = Some(self.ticks);
         peer.is_out_of_reach = false;
         Ok(Ok(()))

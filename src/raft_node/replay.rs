@@ -94,6 +94,13 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let beginning = recovered.entries.is_empty()
         && recovered.marks.is_empty()
         && recovered.hard_state == HardState::default();
+    let listed = || config.cluster.get(id as usize - 1).filter(|listed| **listed != config.url);
+    if let Some(listed) = (beginning && !config.join).then(listed).flatten() {
+        return Err(Error::Config(format!(
+            "--peer-url {} is not the {id}-th of --cluster ({listed}): only a member that joins, or that was moved, may differ",
+            config.url
+        )));
+    }
     let (snapshot, marks) = load_snapshot(&snapshotter, &recovered, &wal_dir, logger)?;
     let (index, term) = snapshot.as_ref().map_or((0, 0), |newest| (newest.index, newest.term));
     info!(logger, "loading WAL at term {} and index {}", term, index);

@@ -34,7 +34,7 @@ struct FakeGate {
 impl Gate for FakeGate {
     fn header(&self, to: NodeId) -> PeerHeader {
         let url = self.url.clone();
-        PeerHeader { cluster_id: self.cluster_id, from: self.id, incarnation: 7, url, to }
+        PeerHeader { cluster_id: self.cluster_id, from: self.id, incarnation: 7, url, moved: 0, to }
     }
 
     fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {

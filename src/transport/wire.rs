@@ -8,8 +8,9 @@
 //! | `POST /raft/snapshot` | one framed `MsgSnapshot`, then the bytes of the file | 204 |
 //! | `POST /raft/greeting` | a `Greeting` | 200, a `GreetingAnswer` |
 //! | `POST /raft/members` | a `MemberChange` | 200, a `Result<(), RequestError>` |
+//! | `POST /raft/status` | nothing | 200, a `Status` |
 //!
-//! The last two, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
+//! The last three, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
 //! Every body but that of a stream has a `Content-Length`.
 //!
 //! # Headers
@@ -20,6 +21,7 @@
 //! | `raft-from` | the sender's id, decimal, not 0 | everywhere |
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
 //! | `raft-from-url` | the sender's peer URL, visible ASCII | everywhere |
+//! | `raft-moved` | the index of the entry that moved the sender there, decimal | where one did |
 //! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
 //! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `…/stream`, `…/snapshot` |
 //! | `raft-number` | rises with each batch, and with each snapshot, of one boot | as `raft-boot` |
@@ -60,6 +62,7 @@ const CLUSTER_ID: HeaderName = HeaderName::from_static("raft-cluster-id");
 const FROM: HeaderName = HeaderName::from_static("raft-from");
 const INCARNATION: HeaderName = HeaderName::from_static("raft-incarnation");
 const FROM_URL: HeaderName = HeaderName::from_static("raft-from-url");
+const MOVED: HeaderName = HeaderName::from_static("raft-moved");
 const TO: HeaderName = HeaderName::from_static("raft-to");
 const BOOT: HeaderName = HeaderName::from_static("raft-boot");
 const NUMBER: HeaderName = HeaderName::from_static("raft-number");
@@ -95,6 +98,9 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
     put(headers, FROM, &header.from.to_string());
     put(headers, INCARNATION, &format!("{:016x}", header.incarnation));
     headers.insert(FROM_URL, url);
+    if header.moved != 0 {
+        put(headers, MOVED, &header.moved.to_string());
+    }
     put(headers, TO, &header.to.to_string());
     Ok(())
 }
@@ -115,6 +121,7 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
         from: decimal(headers, &FROM)?,
         incarnation: hexadecimal(headers, &INCARNATION, 16)?,
         url: text(headers, &FROM_URL)?.to_owned(),
+        moved: if headers.contains_key(MOVED) { decimal(headers, &MOVED)? } else { 0 },
         to: decimal(headers, &TO)?,
     };
     if header.from == 0 {
@@ -316,7 +323,7 @@ mod tests {
 
     fn header() -> PeerHeader {
         let url = "http://127.0.0.1:9021".to_owned();
-        PeerHeader { cluster_id: u64::MAX, from: 1, incarnation: 7, url, to: 2 }
+        PeerHeader { cluster_id: u64::MAX, from: 1, incarnation: 7, url, moved: 9, to: 2 }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! A data directory of each version of the log's format. `UPDATE_GOLDEN=1 cargo test --test core
 //! data` makes the one of the current version anew; never do that for a version that was released.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use raftexample::channels::MemberChange;
 use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
 use raftexample::storage::DiskVfs;
@@ -48,10 +50,15 @@ fn make() {
     ] {
         assert!(member.put(key, value).unwrap().is_ok());
     }
+    for change in
+        [MemberChange::Add { id: 2, url: url(2) }, MemberChange::Move { id: 2, url: url(7) }]
+    {
+        assert!(member.change(change).unwrap().is_ok());
+    }
     member.node.stop().unwrap();
     let disk = member.crash(Survives::Nothing);
     for path in disk.paths() {
-        let target = kept(3).join(path.strip_prefix(DATA).unwrap());
+        let target = kept(4).join(path.strip_prefix(DATA).unwrap());
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         std::fs::write(target, disk.contents(&path)).unwrap();
     }
@@ -111,18 +118,28 @@ fn a_directory_of_version_2_is_opened() {
 
 #[test]
 fn a_directory_of_version_3_is_opened() {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        make();
-    }
     let segments = std::fs::read_dir(kept(3).join("raftexample-1")).unwrap();
     let last = segments.map(|segment| segment.unwrap().path()).max().unwrap();
     assert_eq!(std::fs::read(last).unwrap().last(), Some(&0), "zeros are written ahead");
     check_opened(3);
 }
 
+/// It holds a learner that moved.
+#[test]
+fn a_directory_of_version_4_is_opened() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        make();
+    }
+    check_opened(4);
+    let members = start(&copy(4)).unwrap().status().members;
+    assert_eq!(members.urls, BTreeMap::from([(1, url(1)), (2, url(7))]));
+    assert_eq!(members.learners, BTreeSet::from([2]));
+    assert_eq!(members.moved, BTreeMap::from([(2, 11)]));
+}
+
 #[test]
 fn the_directories_of_all_versions_are_opened_on_a_real_disk() {
-    (1..=3).for_each(check_opened_on_a_real_disk);
+    (1..=4).for_each(check_opened_on_a_real_disk);
 }
 
 fn check_opened_on_a_real_disk(version: u32) {
@@ -149,7 +166,7 @@ fn check_opened_on_a_real_disk(version: u32) {
 #[test]
 fn a_directory_of_another_version_is_refused_with_both_versions() {
     let refusal = |disk: &MemVfs| start(disk).err().expect("it is refused").to_string();
-    let disk = copy(3);
+    let disk = copy(4);
     let segments: Vec<_> = disk
         .paths()
         .into_iter()
@@ -158,8 +175,8 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
     disk.tamper(&segments[0], |bytes| {
         // The header's 16 bytes, the record's kind and length, the magic.
         let version = 16 + 5 + 8;
-        assert_eq!(bytes[version..version + 4], 3_u32.to_le_bytes());
-        bytes[version] = 4;
+        assert_eq!(bytes[version..version + 4], 4_u32.to_le_bytes());
+        bytes[version] = 5;
         let payload = u32::from_le_bytes(bytes[0..4].try_into().unwrap()) as usize;
         let end = 16 + (payload / 16 + 1) * 16;
         let checksum = crc32c::crc32c(&bytes[16..end]);
@@ -171,9 +188,9 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
         bytes[12..16].copy_from_slice(&header.to_le_bytes());
     });
     let error = refusal(&disk);
-    assert!(error.contains("format version 4, this program reads 1 to 3"), "{error}");
+    assert!(error.contains("format version 5, this program reads 1 to 4"), "{error}");
 
-    let disk = copy(3);
+    let disk = copy(4);
     let snapshots: Vec<_> = disk
         .paths()
         .into_iter()
@@ -181,8 +198,8 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
         .collect();
     // The log alone must not make up for it.
     disk.tamper(snapshots.last().unwrap(), |bytes| {
-        assert_eq!(bytes[8..12], 1_u32.to_le_bytes());
-        bytes[8] = 2;
+        assert_eq!(bytes[8..12], 2_u32.to_le_bytes());
+        bytes[8] = 3;
         let header = 32 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
         let checksum = crc32c::crc32c(&bytes[..header]);
         bytes[header..header + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -191,5 +208,5 @@ fn a_directory_of_another_version_is_refused_with_both_versions() {
         bytes[end..].copy_from_slice(&checksum.to_le_bytes());
     });
     let error = refusal(&disk);
-    assert!(error.contains("format version 2, this program reads 1"), "{error}");
+    assert!(error.contains("format version 3, this program reads 1 to 2"), "{error}");
 }

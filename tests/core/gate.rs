@@ -27,6 +27,7 @@ fn stranger(member: &Member, id: u64) -> PeerHeader {
         from: id,
         incarnation: 900 + id,
         url: url(id),
+        moved: 0,
         to: member.id,
     }
 }

@@ -1099,8 +1099,9 @@ impl Member {
         Ok(())
     }
 
+    /// Without what changes with time alone.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        Status { tick: Default::default(), ..self.status.borrow().clone() }
     }
 
     pub fn tick(&mut self) -> Result<()> {

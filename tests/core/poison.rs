@@ -12,13 +12,14 @@ use crate::harness::*;
 fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
     use ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
     use EntryType::{EntryConfChange, EntryConfChangeV2, EntryNormal};
-    let change = |kind, id: u64, context: &[u8]| {
-        let mut change = ConfChange::default();
-        change.set_change_type(kind);
+    let kind = |kind: u64, change_type, id: u64, context: &[u8]| {
+        let mut change = ConfChange { id: kind, ..ConfChange::default() };
+        change.set_change_type(change_type);
         change.node_id = id;
         change.context = context.to_vec().into();
         change.write_to_bytes().unwrap()
     };
+    let change = |change_type, id, context| kind(0, change_type, id, context);
     let (no_command, nothing) = ("skipping an entry that is no command", "does nothing");
     let (unread, joint) = ("no change of members", "skipping a joint change of members");
     let cut = put("key", "cut short");
@@ -36,7 +37,11 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
         ("0 is no member id", EntryConfChange, change(AddNode, 0, url(9).as_bytes())),
         ("is the peer URL of member 1", EntryConfChange, change(AddNode, 9, url(1).as_bytes())),
         ("2 is a member already", EntryConfChange, change(AddNode, 2, url(9).as_bytes())),
-        ("as a learner", EntryConfChange, change(AddLearnerNode, 9, url(9).as_bytes())),
+        ("2 is a member already", EntryConfChange, change(AddLearnerNode, 2, url(9).as_bytes())),
+        ("is no learner", EntryConfChange, kind(1, AddNode, 2, b"")),
+        ("9 is no member", EntryConfChange, kind(2, AddNode, 9, url(9).as_bytes())),
+        ("of kind 9", EntryConfChange, kind(9, AddNode, 9, url(9).as_bytes())),
+        ("of kind 1", EntryConfChange, kind(1, RemoveNode, 2, b"")),
         // DELETE of an id that is no member.
         ("", EntryConfChange, change(RemoveNode, 77, b"")),
         ("", EntryConfChange, change(RemoveNode, 0, b"")),

@@ -865,7 +865,7 @@ fn another_format_version_is_refused_by_number() {
     format::begin_frame(&mut frame);
     format::put_head(&mut frame, 0, 0, None);
     let at = format::HEADER_BYTES + 5 + 8;
-    frame[at] = 4;
+    frame[at] = 5;
     format::seal_frame(&mut frame, 0, Salt::default());
     fs::write(segment_path(dir.path(), 0), frame).expect("written");
     let (_, offset, reason) = damage_of(dir.path());

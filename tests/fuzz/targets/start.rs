@@ -23,6 +23,7 @@ fn header(choices: &mut Choices<'_>, member: &Member) -> PeerHeader {
         from: if choices.one_in(9) { choices.number(from) } else { from },
         incarnation: choices.pick(&[100 + from, 100 + from, 5]),
         url: choices.pick(&[url(from), url(from), url(7), String::new()]),
+        moved: choices.pick(&[0, 0, 0, 3, u64::MAX]),
         to: choices.pick(&[member.id, 0, 5]),
     }
 }

@@ -264,7 +264,8 @@ impl World {
             message.entries = vec![entry].into();
         }
         let (incarnation, number) = (self.random.below(1 << 40) + 1, self.random.below(1 << 40));
-        let header = PeerHeader { cluster_id: 0xf0e1, from, incarnation, url: url(from), to };
+        let header =
+            PeerHeader { cluster_id: 0xf0e1, from, incarnation, url: url(from), moved: 0, to };
         let run = (from, u64::MAX);
         let batch = Batch {
             from: run,
