@@ -1,7 +1,9 @@
 //! The command line: the original's four flags with its defaults, and ours.
 //!
-//! Every flag has an environment twin, `RAFTEXAMPLE_` and its name; the flag wins. What cannot be
-//! used gives one line and exit status 2.
+//! Every flag has an environment twin, `RAFTEXAMPLE_` and its name; the flag wins, and both win over
+//! the configuration file. What cannot be used gives one line and exit status 2.
+
+mod file;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -9,10 +11,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 use slog::Logger;
 
+use self::file::File;
 use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
@@ -156,6 +159,14 @@ pub struct Config {
     /// How it is logged, to standard error
     #[arg(long, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
     pub log_format: LogFormat,
+
+    /// A JSON file with ID, Nodes and flags by their long names, for what is not set otherwise
+    #[arg(long, value_name = "FILE", env = "RAFTEXAMPLE_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// What of it is used.
+    #[arg(skip)]
+    file: Option<File>,
 }
 
 /// The values of `--ack`.
@@ -208,11 +219,11 @@ fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
 }
 
 impl Config {
-    /// Reads a command line, the program's name first. Go's flags, and so the original's, may begin
-    /// with one dash: `-id 1`; here they have no other meaning.
+    /// Reads a command line, the program's name first, and the file that it may name. Go's flags, and
+    /// so the original's, may begin with one dash: `-id 1`; here they have no other meaning.
     ///
     /// # Errors
-    /// What clap has to say, help and version included.
+    /// What clap has to say, help and version included; what is wrong in the file, and in which line.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
@@ -221,17 +232,32 @@ impl Config {
                 && argument.starts_with('-')
                 && argument[1..].starts_with(|c: char| c.is_ascii_alphabetic())
         };
-        Self::try_parse_from(arguments.into_iter().map(|argument| match argument.to_str() {
+        let arguments = arguments.into_iter().map(|argument| match argument.to_str() {
             Some(text) if is_go_style(text) => format!("-{text}").into(),
             _ => argument,
-        }))
+        });
+        let arguments: Vec<OsString> = arguments.collect();
+        let config = Self::try_parse_from(&arguments)?;
+        let Some(path) = &config.config else { return Ok(config) };
+        let command = Self::command();
+        let mut file = File::read(path, &command)?;
+        let matches = file.set_defaults(command.clone()).try_get_matches_from(arguments)?;
+        file.retain_used(&command, &matches);
+        Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
     }
 
     /// Checks what clap cannot: that the flags fit together.
     ///
     /// # Errors
-    /// [`Error::Config`] with one line.
+    /// [`Error::Config`] with one line, and the place in the file if a flag was set there.
     pub fn check(&self) -> Result<()> {
+        self.check_flags().map_err(|error| match (error, &self.file) {
+            (Error::Config(why), Some(file)) => Error::Config(file.locate(&why)),
+            (error, _) => error,
+        })
+    }
+
+    fn check_flags(&self) -> Result<()> {
         let require =
             |holds: bool, why: String| if holds { Ok(()) } else { Err(Error::Config(why)) };
         let id = self.id;

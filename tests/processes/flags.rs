@@ -201,6 +201,61 @@ fn the_environment_sets_what_no_flag_sets() {
     refused(site.spawn_command("bad", bad, false), 2, "--tick");
 }
 
+/// The port is set three times: the file is used for what neither a flag nor the environment sets.
+#[test]
+fn a_flag_beats_the_environment_and_both_beat_the_file() {
+    let site = Site::new();
+    let ports = [site.port(), site.port(), site.port()];
+    let endpoint = site.url().replace("http://", "");
+    let text = format!(
+        r#"{{"ID": "1", "Nodes": [{{"ID": "1", "Endpoint": "{endpoint}"}}],
+            "port": {}, "host": "{}", "tick": "20ms", "data-dir": "relative"}}"#,
+        ports[0], site.address
+    );
+    // Paths in it are relative to the working directory, not to it.
+    fs::create_dir(site.dir().join("etc")).unwrap();
+    fs::write(site.dir().join("etc/raft.json"), text).unwrap();
+    let serves_alone_at = |mut member: Process, port: u16| {
+        serves(site.at(port));
+        for other in ports.iter().filter(|other| **other != port) {
+            assert!(TcpListener::bind((site.address, *other)).is_ok(), "{other} is free");
+        }
+        member.kill();
+    };
+    let mut command = Command::new(BINARY);
+    command.args(["--config", "etc/raft.json"]);
+    serves_alone_at(site.spawn_command("file", command, false), ports[0]);
+    assert!(site.dir().join("relative/raftexample-1").is_dir());
+
+    let with_environment = || {
+        let mut command = Command::new(BINARY);
+        command.env("RAFTEXAMPLE_CONFIG", "etc/raft.json");
+        command.env("RAFTEXAMPLE_PORT", ports[1].to_string());
+        command
+    };
+    serves_alone_at(site.spawn_command("environment", with_environment(), false), ports[1]);
+    let mut command = with_environment();
+    command.args(["--port", &ports[2].to_string()]);
+    serves_alone_at(site.spawn_command("flag", command, false), ports[2]);
+}
+
+#[test]
+fn a_bad_configuration_file_gives_one_line_with_the_place_and_exit_status_2() {
+    let site = Site::new();
+    for (text, named) in [
+        ("{\n\"tick\": \"fast\"}", "raft.json, line 2: \"tick\": invalid value 'fast'"),
+        ("{\n\"tick\": \"0s\"}", "raft.json, line 2: \"tick\": --tick 0ns"),
+        ("{\n\"ack\": \"maybe\"}", "[possible values: committed, proposed]"),
+        ("{\n\"prot\": 1}", "raft.json, line 2: unknown field \"prot\""),
+        ("{\n\"port\": 1,\n}", "raft.json, line 3: trailing comma"),
+    ] {
+        fs::write(site.dir().join("raft.json"), text).unwrap();
+        refused(site.spawn("refused", &owned(&["--config", "raft.json"])), 2, named);
+    }
+    let named = "cannot read --config gone.json: No such file";
+    refused(site.spawn("refused", &owned(&["--config", "gone.json"])), 2, named);
+}
+
 /// The README's first command, in an empty directory. The key-value port is on the loopback
 /// interface because the peer URL is.
 #[test]

@@ -123,6 +123,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("--heartbeat-ticks", &["1", "0", "10", "9999"]),
     ("--log-level", &["debug", "all"]),
     ("--log-format", &["json", "xml"]),
+    ("--config", &["/nowhere", "."]),
 ];
 
 /// Any command line is read and found usable, or refused in one line.

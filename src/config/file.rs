@@ -1,0 +1,437 @@
+//! The configuration file: one JSON object with the members and this member's id, as in
+//!
+//! ```json
+//! {"ID": "1", "Nodes": [{"ID": "1", "Endpoint": "127.0.0.1:12379"}], "port": 12380}
+//! ```
+//!
+//! and any flag by its long name. Its values take the place of the flags' defaults, so that the
+//! command line and the environment beat them, and the flags' own parsers judge them.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Formatter};
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, ValueHint};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::membership::check_url;
+
+/// What a file sets.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    path: String,
+    /// By the flag's long name.
+    settings: BTreeMap<String, Setting>,
+}
+
+#[derive(Clone, Debug)]
+struct Setting {
+    /// As it would be written behind the flag.
+    text: String,
+    /// The field, as the file has it.
+    field: String,
+    line: usize,
+}
+
+/// What is wrong, and in which line.
+type Wrong = (usize, String);
+
+impl File {
+    /// Reads the file and checks each value by itself. `command` has the flags.
+    ///
+    /// # Errors
+    /// One line that names the file, the line, the field and what is wrong with it.
+    pub(super) fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
+        let name = path.display().to_string();
+        let refused = |why| clap::Error::raw(ErrorKind::InvalidValue, why);
+        let text = std::fs::read(path)
+            .map_err(|error| refused(format!("cannot read --config {name}: {error}")))?;
+        let settings = settings(&text, command)
+            .map_err(|(line, why)| refused(format!("{name}, line {line}: {why}")))?;
+        Ok(Self { path: name, settings })
+    }
+
+    /// The command with what the file sets as the defaults of its flags.
+    pub(super) fn set_defaults(&self, command: Command) -> Command {
+        self.settings.iter().fold(command, |command, (flag, setting)| {
+            let id = flag_named(&command, flag).map(|arg| arg.get_id().clone());
+            match id {
+                Some(id) => command.mut_arg(id, |arg| arg.default_value(setting.text.clone())),
+                None => command,
+            }
+        })
+    }
+
+    /// Forgets what the command line or the environment set instead.
+    pub(super) fn retain_used(&mut self, command: &Command, matches: &ArgMatches) {
+        self.settings.retain(|flag, _| {
+            flag_named(command, flag).is_some_and(|arg| {
+                matches.value_source(arg.get_id().as_str()) == Some(ValueSource::DefaultValue)
+            })
+        });
+    }
+
+    /// Puts the place in front of a message about flags, if the file has set one of them.
+    pub(super) fn locate(&self, message: &str) -> String {
+        let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let flags = words.filter_map(|word| word.strip_prefix("--"));
+        match flags.filter_map(|flag| self.settings.get(flag)).next() {
+            Some(Setting { field, line, .. }) => {
+                format!("{}, line {line}: {field:?}: {message}", self.path)
+            }
+            None => message.to_owned(),
+        }
+    }
+}
+
+fn flag_named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|arg| arg.get_long() == Some(name))
+}
+
+/// What the text sets, each value by itself found usable.
+fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>, Wrong> {
+    let fields: Fields<'_> = serde_json::from_slice(text).map_err(|error| {
+        let why = without_place(&error);
+        (error.line().max(1), format!("{why}; the file has to be one JSON object"))
+    })?;
+    // Each value is judged alone: no other hides it, and the environment does not either.
+    let alone = command.clone().mut_args(|arg| arg.env(None::<&str>));
+    let mut settings: BTreeMap<String, Setting> = BTreeMap::new();
+    for (key, value) in fields.0 {
+        let line = line_of(text, key);
+        let field = key_text(key).map_err(|why| (line, why))?;
+        let wrong = |why: String| (line, format!("{field:?}: {why}"));
+        let flag = match &*field {
+            "ID" => "id",
+            "Nodes" => "cluster",
+            flag => flag,
+        };
+        let Some(arg) = flag_named(command, flag).filter(|_| flag != "config") else {
+            let known = "a file has ID, Nodes and the flags that --help names, without --config";
+            return Err((line, format!("unknown field {field:?}: {known}")));
+        };
+        let as_flag = match &*field {
+            "Nodes" => nodes(text, key, value)?,
+            _ => flag_value(value, arg).map_err(wrong)?,
+        };
+        if let Err(error) = alone.clone().try_get_matches_from(["", &format!("--{flag}={as_flag}")])
+        {
+            // Its first paragraph says what is wrong, as for a flag.
+            let why = error.to_string();
+            return Err(wrong(why.strip_prefix("error: ").unwrap_or(&why).to_owned()));
+        }
+        if let Some(Setting { field: other, line, .. }) = settings.get(flag) {
+            return Err(wrong(format!("line {line} sets it with {other:?}; remove one of them")));
+        }
+        settings.insert(flag.to_owned(), Setting { text: as_flag, field, line });
+    }
+    Ok(settings)
+}
+
+/// The value as it would be written behind the flag.
+fn flag_value(value: &RawValue, arg: &Arg) -> Result<String, String> {
+    let is_path = arg.get_value_hint() == ValueHint::AnyPath;
+    let is_list = arg.get_value_delimiter().is_some();
+    match serde_json::from_str(value.get()).map_err(|error| without_place(&error))? {
+        Value::String(text) => Ok(text),
+        // As it is written: a number need not fit into what JSON's parser makes of it.
+        Value::Number(_) | Value::Bool(_) if !is_path && !is_list => Ok(value.get().to_owned()),
+        Value::Array(items) if is_list => {
+            let items: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+            items.map(|items| items.join(",")).ok_or_else(|| "write an array of strings".into())
+        }
+        _ if is_list => Err("write an array of strings".into()),
+        _ if is_path => Err("write a string".into()),
+        _ => Err("write a string, a number, true or false".into()),
+    }
+}
+
+/// The URLs of `Nodes` in the order of their ids, as `--cluster` has them.
+fn nodes(text: &[u8], key: &RawValue, value: &RawValue) -> Result<String, Wrong> {
+    let wrong = |part: &RawValue, why: &str| (line_of(text, part), format!("\"Nodes\": {why}"));
+    const SHAPE: &str = r#"write [{"ID": "1", "Endpoint": "HOST:PORT"}, …]"#;
+    let entries: Vec<&RawValue> =
+        serde_json::from_str(value.get()).map_err(|_| wrong(key, SHAPE))?;
+    let mut members = BTreeMap::new();
+    for entry in entries {
+        let (mut id, mut endpoint) = (None, None);
+        let fields: Fields<'_> =
+            serde_json::from_str(entry.get()).map_err(|_| wrong(entry, SHAPE))?;
+        for (key, value) in fields.0 {
+            let field = key_text(key).map_err(|why| wrong(key, &why))?;
+            let place = match &*field {
+                "ID" => &mut id,
+                "Endpoint" => &mut endpoint,
+                _ => return Err(wrong(key, &format!("unknown field {field:?}: {SHAPE}"))),
+            };
+            if place.replace((key, value)).is_some() {
+                return Err(wrong(key, &format!("{field:?} twice: remove one of them")));
+            }
+        }
+        let (Some((id_key, id)), Some((endpoint_key, endpoint))) = (id, endpoint) else {
+            return Err(wrong(entry, &format!("ID or Endpoint is missing: {SHAPE}")));
+        };
+        let id: u64 = id.get().trim_matches('"').parse().map_err(|_| {
+            wrong(id_key, &format!("ID {} is no member id: ids are 1, 2, 3 …", id.get()))
+        })?;
+        let endpoint: String =
+            serde_json::from_str(endpoint.get()).map_err(|_| wrong(endpoint_key, SHAPE))?;
+        let scheme = if endpoint.contains("://") { "" } else { "http://" };
+        let url = format!("{scheme}{endpoint}");
+        check_url(&url).map_err(|why| wrong(endpoint_key, &why))?;
+        if members.insert(id, (id_key, url)).is_some() {
+            return Err(wrong(id_key, &format!("ID {id} twice: each member has its own")));
+        }
+    }
+    let length = members.len();
+    for (place, (id, (id_key, _))) in (1..).zip(&members) {
+        if *id != place {
+            let why = format!(
+                "ID {id}, and none is {place}: they have to be 1 to {length}, as the i-th URL of --cluster is member i's"
+            );
+            return Err(wrong(id_key, &why));
+        }
+    }
+    if members.is_empty() {
+        return Err(wrong(key, &format!("it names no member: {SHAPE}")));
+    }
+    Ok(members.into_values().map(|(_, url)| url).collect::<Vec<_>>().join(","))
+}
+
+/// A JSON object as it is written: twins are kept, and each part knows its place in the text.
+struct Fields<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+fn key_text(key: &RawValue) -> Result<String, String> {
+    serde_json::from_str(key.get()).map_err(|error| without_place(&error))
+}
+
+/// The line, from 1, on which a part of the text starts.
+fn line_of(text: &[u8], part: &RawValue) -> usize {
+    // The part is borrowed from the text, so its address says where it is.
+    let offset = part.get().as_ptr() as usize - text.as_ptr() as usize;
+    text[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The error without its line and column: these may count from the start of a value.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(why, _)| why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::time::Duration;
+
+    use crate::config::Config;
+
+    /// Reads flags with a file that holds the text; what is wrong names the file as `FILE`.
+    fn read(text: impl AsRef<[u8]>, flags: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("raft.json");
+        std::fs::write(&path, text).expect("a file in it");
+        let path = path.to_str().expect("a plain name");
+        let arguments = ["raftexample", "--config", path].into_iter().chain(flags.split(' '));
+        let arguments = arguments.filter(|word| !word.is_empty()).map(OsString::from);
+        let first_paragraph = |text: String| {
+            let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
+            lines.join(" ").replace("error: ", "").replace(path, "FILE")
+        };
+        let config = Config::read(arguments).map_err(|error| first_paragraph(error.to_string()))?;
+        config.check().map_err(|error| first_paragraph(error.to_string()))?;
+        Ok(config)
+    }
+
+    const THREE: &str = r#""Nodes": [
+  {"ID": "2", "Endpoint": "127.0.0.1:22379"},
+  {"Endpoint": "http://127.0.0.1:12379", "ID": 1},
+  {"ID": "3", "Endpoint": "localhost:32379"}
+]"#;
+
+    #[test]
+    fn the_nodes_are_the_cluster_in_the_order_of_their_ids() {
+        for id in ["2", r#""2""#] {
+            let config = read(format!("{{\"ID\": {id}, {THREE}}}"), "").expect("a good file");
+            assert_eq!(config.id, 2);
+            let urls =
+                ["http://127.0.0.1:12379", "http://127.0.0.1:22379", "http://localhost:32379"];
+            assert_eq!(config.cluster, urls);
+        }
+    }
+
+    #[test]
+    fn any_flag_can_be_set_by_its_long_name() {
+        let text = r#"{
+            "id": 2, "cluster": ["http://a:1", "http://b:2"], "port": 12380, "join": true,
+            "data-dir": "x", "host": "0.0.0.0", "peer-url": "http://b:2", "cluster-id": "0x77",
+            "snapshot-count": 18446744073709551615, "ack": "proposed", "tick": "50ms"
+        }"#;
+        let config = read(text, "").expect("a good file");
+        assert_eq!((config.id, config.port, config.join), (2, 12380, true));
+        assert_eq!(config.cluster, ["http://a:1", "http://b:2"]);
+        assert_eq!(config.data_dir.to_str(), Some("x"));
+        assert_eq!(config.host.map(|host| host.to_string()).as_deref(), Some("0.0.0.0"));
+        assert_eq!(config.own_url(), "http://b:2");
+        assert_eq!((config.cluster_id, config.snapshot_count), (Some(0x77), u64::MAX));
+        assert_eq!(config.tick, Duration::from_millis(50));
+        assert_eq!(config.election_ticks, 10, "what is not set has its default");
+        let config =
+            read(r#"{"cluster": "http://a:1,http://b:2"}"#, "").expect("a list in a string");
+        assert_eq!(config.cluster.len(), 2);
+        assert_eq!(read("{}", "").expect("nothing is set").port, 9121);
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let text = r#"{"port": 1, "join": true, "cluster": ["http://a:1"], "tick": "0s"}"#;
+        let flags = "-port 2 --join=false --cluster http://b:2,http://c:3 --tick 20ms";
+        let config = read(text, flags).expect("nothing of the file is used");
+        assert_eq!((config.port, config.join, config.cluster.len()), (2, false, 2));
+        // What is wrong with a flag is not put upon the file that it beats.
+        let error = read(r#"{"tick": "20ms"}"#, "--tick 0s").expect_err("0 s");
+        assert!(error.starts_with("--tick 0ns"), "{error}");
+        let error = read(r#"{"port": 1}"#, "--port 99999").expect_err("no port");
+        assert!(!error.contains("FILE"), "{error}");
+    }
+
+    /// Each refusal names the file, the line, the field and what is wrong.
+    #[test]
+    fn what_cannot_be_used_is_named_with_its_line() {
+        let nodes = |nodes: &str| format!("{{\n\"Nodes\":\n[{nodes}]}}");
+        let node = |id: &str| format!("\n{{\"ID\": {id}, \"Endpoint\": \"a:{}\"}}", id.len());
+        for (text, line, named) in [
+            // No JSON, or no object.
+            ("".into(), 1, "EOF while parsing"),
+            ("{\n\"port\": 1,\n}".into(), 3, "trailing comma"),
+            ("{\n\"port\": 1\n".into(), 3, "EOF while parsing an object"),
+            ("{\n// port\n}".into(), 2, "key must be a string"),
+            ("{}\n{}".into(), 2, "trailing characters"),
+            ("[1]".into(), 1, "expected an object"),
+            ("\n\n\"port\"".into(), 3, "expected an object"),
+            ("{\n\"data-dir\": \"\\ud800\"}".into(), 2, "\"data-dir\""),
+            ("{\n\"\\ud800\": 1}".into(), 2, "hex escape"),
+            // Fields.
+            ("{\n\"prot\": 1}".into(), 2, "unknown field \"prot\""),
+            ("{\n\"nodes\": []}".into(), 2, "unknown field \"nodes\""),
+            ("{\n\"config\": \"x\"}".into(), 2, "unknown field \"config\""),
+            ("{\n\"help\": true}".into(), 2, "unknown field \"help\""),
+            ("{\n\"port\": 1,\n\"port\": 2}".into(), 3, "\"port\": line 2 sets it with \"port\""),
+            ("{\n\"ID\": 1,\n\"id\": 1}".into(), 3, "\"id\": line 2 sets it with \"ID\""),
+            (
+                format!("{{\n{THREE},\n\"cluster\": \"http://a:1\"}}"),
+                7,
+                "line 2 sets it with \"Nodes\"",
+            ),
+            // Values: the parser's, and those that do not fit together.
+            ("{\n\n\"tick\": \"fast\"}".into(), 3, "\"tick\": invalid value 'fast'"),
+            ("{\n\"tick\": 50}".into(), 2, "\"tick\": invalid value '50'"),
+            ("{\n\"port\": 99999}".into(), 2, "\"port\": invalid value '99999'"),
+            ("{\n\"port\":\n1.5}".into(), 2, "\"port\": invalid value '1.5'"),
+            ("{\n\"ID\": \"one\"}".into(), 2, "\"ID\": invalid value 'one'"),
+            ("{\n\"ack\": \"maybe\"}".into(), 2, "[possible values: committed, proposed]"),
+            ("{\n\"join\": \"perhaps\"}".into(), 2, "\"join\""),
+            ("{\n\"data-dir\": \"\"}".into(), 2, "\"data-dir\""),
+            ("{\n\"data-dir\": 5}".into(), 2, "\"data-dir\": write a string"),
+            ("{\n\"port\": null}".into(), 2, "\"port\": write a string, a number"),
+            ("{\n\"port\": [1]}".into(), 2, "\"port\": write a string, a number"),
+            ("{\n\"cluster\": [1]}".into(), 2, "\"cluster\": write an array of strings"),
+            ("{\n\"cluster\": {\"port\": 1}}".into(), 2, "\"cluster\": write an array"),
+            ("{\n\"cluster\": []}".into(), 2, "no peer URL"),
+            ("{\n\"tick\": \"0s\"}".into(), 2, "\"tick\": --tick 0ns: it is 1ms to 1min"),
+            ("{\n\"port\": 1,\n\"id\": 2}".into(), 3, "\"id\": --id 2 has no peer URL"),
+            (format!("{{{THREE},\n\"ID\": 4}}"), 6, "\"ID\": --id 4 has no peer URL"),
+            (
+                "{\n\"cluster\": [\"http://a:1\",\n\"a:2\"]}".into(),
+                2,
+                "does not start with http://",
+            ),
+            // Nodes.
+            (nodes(""), 2, "\"Nodes\": it names no member"),
+            ("{\n\"Nodes\": {}}".into(), 2, "\"Nodes\": write [{"),
+            (nodes("\n1"), 4, "\"Nodes\": write [{"),
+            (nodes("\n{\"ID\": 1}"), 4, "is missing"),
+            (nodes("\n{\"ID\": 1,\n\"Port\": 1}"), 5, "unknown field \"Port\""),
+            (nodes("\n{\"ID\": 1,\n\"ID\": 1}"), 5, "\"ID\" twice"),
+            (nodes("\n{\"ID\": \"one\", \"Endpoint\": \"a:1\"}"), 4, "ID \"one\" is no member id"),
+            (nodes("\n{\"ID\": [1], \"Endpoint\": \"a:1\"}"), 4, "is no member id"),
+            (nodes("\n{\"ID\": 1, \"Endpoint\": 1}"), 4, "\"Nodes\": write [{"),
+            (nodes("\n{\"ID\": 1,\n\"Endpoint\": \"a\"}"), 5, "names no port"),
+            (nodes("\n{\"ID\": 1, \"Endpoint\": \"ftp://a:1\"}"), 4, "does not start with http://"),
+            (nodes("\n{\"ID\": 1, \"Endpoint\": \"a:1,b:2\"}"), 4, "no peer URL"),
+            (nodes(&[node("1"), node("1")].join(",")), 5, "ID 1 twice"),
+            (nodes(&[node("1"), node("3")].join(",")), 5, "ID 3, and none is 2"),
+            (nodes(&[node("0"), node("1")].join(",")), 4, "ID 0, and none is 1"),
+            (nodes(&[node("1"), node("2")].join(",")), 2, "twice: each member has its own"),
+        ] {
+            let error = read(&text, "").expect_err(&text);
+            let place = format!("FILE, line {line}: ");
+            assert!(error.starts_with(&place), "{text}\n{place}: {error}");
+            assert!(error.contains(named), "{text}\n{named}: {error}");
+        }
+        let latin_1 = read(b"{\n\"data-dir\": \"\xe9\"}", "").expect_err("no UTF-8");
+        assert!(latin_1.starts_with("FILE, line 2: "), "{latin_1}");
+        // The line of the field, not of the same word in a string or deeper down.
+        let twins = "{\"data-dir\": \"\\\"tick\\\": 1\",\n\"Nodes\": [{\"ID\": 1,\n\"Endpoint\": \"a:1\"}],\n\"ID\": 0}";
+        let error = read(twins, "").expect_err("id 0");
+        assert!(error.starts_with("FILE, line 4: \"ID\": --id 0"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_a_flag_replaces_has_to_be_right_all_the_same() {
+        let error = read("{\n\"tick\": \"fast\"}", "--tick 20ms").expect_err("a bad file");
+        assert!(error.starts_with("FILE, line 2: \"tick\""), "{error}");
+    }
+
+    #[test]
+    fn damage_anywhere_is_refused_in_one_line_or_harmless() {
+        let text = format!("{{\"tick\": \"50ms\", \"ID\": 1, {THREE}, \"port\": 2}}").into_bytes();
+        for place in 0..text.len() {
+            let mut damaged = vec![text[..place].to_vec()];
+            for byte in *b"\"\\{[,0\xff\0" {
+                let mut other = text.clone();
+                other[place] = byte;
+                damaged.push(other);
+            }
+            for text in damaged {
+                if let Err(error) = read(&text, "") {
+                    assert!(error.starts_with("FILE, line "), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let arguments = ["raftexample", "--config", "/nowhere/raft.json"].map(OsString::from);
+        let error = Config::read(arguments).expect_err("no file").to_string();
+        assert!(error.contains("cannot read --config /nowhere/raft.json: No such file"), "{error}");
+    }
+}
