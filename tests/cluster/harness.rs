@@ -12,8 +12,8 @@ use std::{fs, io};
 
 use bytes::Bytes;
 use raftexample::channels::{
-    self, Ack, Acknowledged, Commit, CommittedEntry, ConfChangeRequest, NodeId, Pending, Proposal,
-    ReadRequest, waiter,
+    self, Ack, Acknowledged, Commit, CommittedEntry, ConfChangeRequest, MemberChange, NodeId,
+    Pending, Proposal, ReadRequest, waiter,
 };
 use raftexample::error::{Error, RequestError, Result};
 use raftexample::httpapi::{HttpKvApi, service};
@@ -100,12 +100,14 @@ pub struct Member {
     /// What it is started with next.
     pub config: NodeConfig,
     peer_port: Port,
+    next_port: Option<Port>,
     client_port: Port,
     lines: Arc<Mutex<Vec<String>>>,
     running: Option<Running>,
 }
 
 struct Running {
+    conf_change_tx: mpsc::Sender<ConfChangeRequest>,
     status: watch::Receiver<Status>,
     power: Power,
     store: KvStore,
@@ -188,7 +190,9 @@ impl Cluster {
             metrics: Default::default(),
         };
         let lines = Arc::default();
-        self.members.insert(id, Member { config, peer_port, client_port, lines, running: None });
+        let (next_port, running) = (None, None);
+        let member = Member { config, peer_port, next_port, client_port, lines, running };
+        self.members.insert(id, member);
     }
 
     /// A member that will join: not added and not started yet. Its `--cluster` lists all members.
@@ -203,6 +207,22 @@ impl Cluster {
         self.joiner(id);
         self.client(through).add(id, &self.url(id)).await.expect(204);
         self.start(id).await;
+    }
+
+    /// Another peer URL for a member, for [`relocate`](Self::relocate).
+    pub fn reserve(&mut self, id: NodeId) -> String {
+        let port = Port::new();
+        let url = format!("http://{}", port.address);
+        self.members.get_mut(&id).unwrap().next_port = Some(port);
+        url
+    }
+
+    /// Gives a member that does not run the reserved peer URL: its flags name it from now on.
+    pub fn relocate(&mut self, id: NodeId) {
+        let member = self.members.get_mut(&id).unwrap();
+        assert!(member.running.is_none(), "member {id} runs");
+        member.peer_port = member.next_port.take().unwrap();
+        member.config.url = format!("http://{}", member.peer_port.address);
     }
 
     /// A member that claims to be `of`, with ports of its own.
@@ -225,6 +245,26 @@ impl Cluster {
     /// What a member is started with next.
     pub fn config(&mut self, id: NodeId) -> &mut NodeConfig {
         &mut self.members.get_mut(&id).unwrap().config
+    }
+
+    /// Asks member `through` for a change, as the admin listener does.
+    pub async fn change(
+        &self,
+        through: NodeId,
+        change: MemberChange,
+    ) -> std::result::Result<(), RequestError> {
+        let (waiter, pending) = waiter();
+        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        self.running(through).conf_change_tx.send(request).await.unwrap();
+        pending.wait_until(Instant::now() + self.options.request_timeout).await
+    }
+
+    /// Waits until every member that runs counts exactly these as members without a vote.
+    pub async fn has_learners(&self, learners: &[NodeId]) {
+        let counts = async || {
+            self.ids().into_iter().all(|id| self.status(id).members.learners.iter().eq(learners))
+        };
+        eventually(PATIENCE, &format!("the learners are {learners:?}"), counts).await;
     }
 
     /// A member's peer URL.
@@ -271,7 +311,7 @@ impl Cluster {
         let store_done = commit_reader.spawn(commit_rx);
         let service = service(HttpKvApi {
             store: store.clone(),
-            conf_change_tx,
+            conf_change_tx: conf_change_tx.clone(),
             ack: Ack::Committed,
             read: Consistency::Linearizable,
             request_timeout: self.options.request_timeout,
@@ -292,7 +332,8 @@ impl Cluster {
             logger,
         ));
         let status = node.status.clone();
-        let running = Running { status, power, store, stop_tx, server, store_done, node };
+        let running =
+            Running { conf_change_tx, status, power, store, stop_tx, server, store_done, node };
         let old = member.running.replace(running);
         assert!(old.is_none(), "member {id} runs already");
     }
@@ -499,7 +540,7 @@ impl Running {
     /// Ends a member, or waits until it ended by itself. Whatever the reason, everything that it
     /// started has ended afterwards.
     async fn end(self, id: NodeId, stop: bool) -> Result<()> {
-        let Self { store, stop_tx, server, store_done, node, power: _, status: _ } = self;
+        let Self { store, stop_tx, server, store_done, node, .. } = self;
         let node = node.join();
         tokio::pin!(node);
         let mut result = None;

@@ -14,6 +14,7 @@ use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, Messa
 use raftexample::channels::{Greeting, MemberChange, NodeId, RequestId, SnapshotFile};
 use raftexample::codec;
 use raftexample::membership::{SnapshotData, SnapshotMembers};
+use raftexample::raft_node::Status;
 use raftexample::raft_node::replay::{derived_cluster_id, snap_dir};
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
@@ -172,7 +173,7 @@ fn facts(cluster: &Cluster, id: NodeId) -> String {
     let entries = codec::encode(&wal.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>());
     format!(
         "{:?} {:?} marks {:?} entries {:08x}",
-        cluster.status(id),
+        Status { tick: Default::default(), ..cluster.status(id) },
         wal.hard_state,
         wal.marks,
         crc32c::crc32c(&entries)

@@ -7,6 +7,8 @@ mod harness;
 /// What a client is answered, with a majority and without.
 mod hostile;
 mod httpapi;
+/// New members have no vote until they follow; members that move; who leads.
+mod learners;
 /// Adding and removing members.
 mod membership;
 /// Proposals through the bare channels, and under load.

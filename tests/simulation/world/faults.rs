@@ -61,11 +61,10 @@ impl World {
         let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
         match change {
             MemberChange::Remove { .. } => self.removal_is_in_doubt |= is_unknown,
-            MemberChange::Add { id, .. } if self.slots.contains_key(&id) => {
-                if answer.is_ok() {
-                    return Err(format!("the removed id {id} was added again"));
-                }
+            MemberChange::Add { id, .. } if answer.is_ok() && self.slots.contains_key(&id) => {
+                return Err(format!("the removed id {id} was added again"));
             }
+            MemberChange::Add { id, .. } if self.slots.contains_key(&id) => {}
             // Where the outcome is not known, the new member waits to be counted as one.
             MemberChange::Add { id, url } if answer.is_ok() || is_unknown => {
                 self.start_joiner(id, url);

@@ -1,0 +1,178 @@
+//! New members have no vote until they follow; members that move; who leads.
+
+use raftexample::channels::{MemberChange, NodeId};
+use raftexample::error::RequestError;
+use raftexample::raft_node::Role;
+
+use crate::harness::{Cluster, ELECTION_TIMEOUT, Options, PATIENCE, eventually};
+
+/// Where nobody listens.
+const NOBODY: [&str; 3] = ["http://127.0.0.1:9", "http://127.0.0.1:10", "http://127.0.0.1:11"];
+
+/// Counted as voters, they would have made a majority that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_are_added_and_not_started_cost_no_majority() {
+    for n in [1, 3] {
+        let mut cluster = Cluster::started(n, Options::default()).await;
+        for (id, url) in (n + 1..).zip(NOBODY) {
+            cluster.client(1).add(id, url).await.expect(204);
+            cluster.write(1, "/k", &format!("{id}")).await;
+        }
+        cluster.has_learners(&[n + 1, n + 2, n + 3]).await;
+        // With one of three gone there is a majority of the voters, and so a leader.
+        if n == 3 {
+            let leader = cluster.leader().await;
+            cluster.stop(leader).await;
+        }
+        let left = cluster.ids();
+        cluster.leader_of(&left).await;
+        cluster.write(left[0], "/k", "v").await;
+        // Nor are they needed to be removed.
+        for id in n + 1..=n + 3 {
+            cluster.client(left[0]).remove(id).await.expect(204);
+        }
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_gets_its_vote_once_it_follows() {
+    let mut cluster = Cluster::started(1, Options::default()).await;
+    cluster.joiner(2);
+    let url = cluster.url(2);
+    cluster.client(1).add(2, &url).await.expect(204);
+    cluster.has_learners(&[2]).await;
+    cluster.start(2).await;
+    cluster.has_learners(&[]).await;
+    assert!(cluster.has_logged(1, "switched to configuration voters=(1) learners=(2)"));
+    cluster.until_logged(2, "switched to configuration voters=(1 2)").await;
+    // It has one: without it there is no majority any more, with it either may lead.
+    cluster.change(2, MemberChange::Lead { id: 2 }).await.expect("it can lead");
+    assert_eq!(cluster.status(2).role, Role::Leader);
+    cluster.write(1, "/k", "v").await;
+    cluster.stop_all().await;
+}
+
+/// The leader that would have promoted it is gone before it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_promotes_what_the_one_before_added() {
+    let mut cluster = Cluster::started(3, Options::default()).await;
+    let leader = cluster.leader().await;
+    cluster.joiner(4);
+    let url = cluster.url(4);
+    cluster.client(leader).add(4, &url).await.expect(204);
+    cluster.stop(leader).await;
+    cluster.start(4).await;
+    cluster.has_learners(&[]).await;
+    let left = cluster.ids();
+    cluster.write(left[0], "/k", "v").await;
+    cluster.stop_all().await;
+}
+
+/// A promotion that is on its way is none of the user's business.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_change_is_never_refused_for_a_promotion() {
+    let mut cluster = Cluster::started(1, Options::default()).await;
+    for id in 2..=5 {
+        cluster.join(id, 1).await;
+    }
+    cluster.has_learners(&[]).await;
+    cluster.has_members(1, &[1, 2, 3, 4, 5]).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_goes_where_it_is_wanted_and_only_to_a_voter_that_lives() {
+    let mut cluster = Cluster::started(3, Options::default()).await;
+    let leader = cluster.leader().await;
+    let [follower, other] =
+        [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
+    // Whoever is asked.
+    cluster.change(other, MemberChange::Lead { id: follower }).await.expect("it can lead");
+    eventually(PATIENCE, "all follow it", async || {
+        (1..=3).all(|id| cluster.status(id).leader == follower)
+    })
+    .await;
+    cluster.change(other, MemberChange::Lead { id: follower }).await.expect("it leads already");
+    cluster.change(follower, MemberChange::Lead { id: 0 }).await.expect("another can lead");
+    assert_ne!(cluster.leader().await, follower);
+
+    let leader = cluster.leader().await;
+    cluster.client(1).add(4, NOBODY[0]).await.expect(204);
+    for id in [4, 77] {
+        let answer = cluster.change(leader, MemberChange::Lead { id }).await;
+        assert!(matches!(answer, Err(RequestError::Conflict(_))), "{id}: {answer:?}");
+    }
+    let dead = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.stop(dead).await;
+    // It was heard until now; only time ends that.
+    tokio::time::sleep(2 * ELECTION_TIMEOUT).await;
+    let answer = cluster.change(leader, MemberChange::Lead { id: dead }).await;
+    assert!(matches!(answer, Err(RequestError::Conflict(_))), "{answer:?}");
+    cluster.write(leader, "/k", "v").await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_moves_is_found_where_it_is_and_a_copy_where_it_was_is_refused() {
+    let mut cluster = Cluster::started(3, Options::default()).await;
+    let moving = cluster.follower().await;
+    let others: Vec<NodeId> = (1..=3).filter(|id| *id != moving).collect();
+    cluster.stop(moving).await;
+    let url = cluster.reserve(moving);
+    cluster.relocate(moving);
+    let change = MemberChange::Move { id: moving, url: url.clone() };
+    cluster.change(others[0], change.clone()).await.expect("it moves");
+    cluster.change(others[0], change).await.expect("it is there already");
+    cluster.start(moving).await;
+    cluster.write(others[0], "/k", "v").await;
+    cluster.holds(moving, "/k", "v").await;
+    eventually(PATIENCE, "all know where it is", async || {
+        (1..=3).all(|id| cluster.status(id).members.urls[&moving] == url)
+    })
+    .await;
+    // It can lead, and it is still known after a restart of the others.
+    cluster.change(moving, MemberChange::Lead { id: moving }).await.expect("it can lead");
+    for id in &others {
+        cluster.restart(*id).await;
+    }
+    cluster.write(others[0], "/k", "v2").await;
+    cluster.holds(moving, "/k", "v2").await;
+    // Elsewhere, where it was or where a copy of its directory is started, it is told to go there.
+    cluster.stop(moving).await;
+    cluster.reserve(moving);
+    cluster.relocate(moving);
+    cluster.start(moving).await;
+    cluster.until_logged(moving, &format!("member {moving} listens at {url}")).await;
+    cluster.stop_all().await;
+}
+
+/// One of the others was away when it moved, and the third is gone: the two that are left, one of which
+/// does not know where the other is, make a majority all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_moved_is_believed_by_one_that_did_not_hear_of_it() {
+    let mut cluster = Cluster::started(3, Options::default()).await;
+    let leader = cluster.leader().await;
+    let away = cluster.follower().await;
+    let moving = (1..=3).find(|id| *id != leader && *id != away).unwrap();
+    cluster.stop(away).await;
+    // With the leader it is the majority that has the entry which moves it.
+    let url = cluster.reserve(moving);
+    let change = MemberChange::Move { id: moving, url: url.clone() };
+    cluster.change(leader, change).await.expect("it moves");
+    eventually(PATIENCE, "it knows that it moved", async || {
+        cluster.status(moving).members.urls[&moving] == url
+    })
+    .await;
+    cluster.stop(moving).await;
+    cluster.relocate(moving);
+    cluster.stop(leader).await;
+    cluster.start(away).await;
+    cluster.start(moving).await;
+    cluster.write(away, "/k", "v").await;
+    assert_eq!(cluster.status(away).members.urls[&moving], url);
+    cluster.stop_all().await;
+}
