@@ -78,11 +78,13 @@ pub enum FaultKind {
     Add,
     /// A member is removed.
     Remove,
+    /// An operator wants another leader.
+    Lead,
     /// A member loses its directory, and is replaced.
     Wipe,
 }
 
-const KINDS: [(FaultKind, u64); 15] = [
+const KINDS: [(FaultKind, u64); 16] = [
     (FaultKind::Kill, 4),
     (FaultKind::KillAll, 2),
     (FaultKind::CrashAtOperation, 6),
@@ -97,6 +99,7 @@ const KINDS: [(FaultKind, u64); 15] = [
     (FaultKind::Foreigner, 2),
     (FaultKind::Add, 4),
     (FaultKind::Remove, 3),
+    (FaultKind::Lead, 3),
     (FaultKind::Wipe, 2),
 ];
 

@@ -89,7 +89,9 @@ impl World {
         let mut config = self.config(id, &urls, true);
         config.url = url;
         self.add_slot(config);
-        let after = self.random.below(5 * TICK);
+        // Some are started long after they were added.
+        let patience = if self.chance(250) { 200 } else { 5 };
+        let after = self.random.below(patience * TICK);
         self.schedule(after, Event::Start(id));
     }
 
@@ -228,6 +230,14 @@ impl World {
                 }
                 let Some(id) = removed else { return Ok(false) };
                 self.ask(MemberChange::Remove { id });
+            }
+            FaultKind::Lead => {
+                let members: Vec<NodeId> = self.members().into_keys().collect();
+                let wanted = self.pick(&members).filter(|_| self.chance(500)).unwrap_or(0);
+                if self.operator.is_some() {
+                    return Ok(false);
+                }
+                self.ask(MemberChange::Lead { id: wanted });
             }
             FaultKind::Wipe => return self.wipe(id),
         }
