@@ -17,6 +17,7 @@ mod members;
 mod mounts;
 mod pauses;
 mod quorum;
+mod rolling;
 mod shutdown;
 mod snapshots;
 mod tls;
