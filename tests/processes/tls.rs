@@ -277,6 +277,7 @@ fn a_member_of_another_authority_is_refused_until_its_files_are_replaced() {
     for id in 1..=3 {
         until_logged(&mut cluster, id, "the TLS handshake failed");
     }
+    until_logged(&mut cluster, 3, "refused https://");
     let answer = request(cluster.address(3), "GET", "/k", b"").unwrap();
     assert_eq!(answer.status, 503, "it hears of no leader");
 
@@ -507,6 +508,8 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
     cluster.put(1, "/k", "value");
     cluster.start_again(2);
     assert_eq!(cluster.get(2, "/k").as_deref(), Some("value"));
+    let refused: Vec<_> = (1..=3).map(|id| logs(&mut cluster, id, ": refused ")).collect();
+    assert_eq!(refused, [1, 0, 0], "nobody but the stranger");
 }
 
 #[test]
