@@ -55,6 +55,8 @@ pub(super) enum Rejection {
     Malformed(StatusCode, String),
     /// It is one, but not from this sender, or not now.
     Refused(Refusal),
+    /// The certificate is not the sender's: 403.
+    Certificate(String),
 }
 
 impl From<wire::WireError> for Rejection {
@@ -79,7 +81,7 @@ impl Rejection {
     /// What the sender is told.
     pub(super) fn why(&self) -> String {
         match self {
-            Rejection::Malformed(_, why) => why.clone(),
+            Rejection::Malformed(_, why) | Rejection::Certificate(why) => why.clone(),
             Rejection::Refused(refusal) => refusal.to_string(),
         }
     }
@@ -155,7 +157,9 @@ fn respond(
         Err(rejection) => {
             let why = rejection.why();
             let (status, reason) = match &rejection {
-                Rejection::Malformed(status, _) => (*status, "malformed_request"),
+                Rejection::Malformed(status, _) => (*status, Some("malformed_request")),
+                // Counted where it is logged.
+                Rejection::Certificate(_) => (StatusCode::FORBIDDEN, None),
                 Rejection::Refused(refusal) => {
                     let reason = match refusal {
                         Refusal::Mismatch(_) => "mismatch",
@@ -163,11 +167,13 @@ fn respond(
                         Refusal::Removed { .. } => "removed_member",
                         Refusal::NotReady(_) => "not_ready",
                     };
-                    (wire::put_refusal(answer.headers_mut(), refusal), reason)
+                    (wire::put_refusal(answer.headers_mut(), refusal), Some(reason))
                 }
             };
             debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
-            shared.config.metrics.rejected(reason);
+            if let Some(reason) = reason {
+                shared.config.metrics.rejected(reason);
+            }
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             answer.headers_mut().insert(CONTENT_TYPE, plain);
             *answer.status_mut() = status;
@@ -206,12 +212,11 @@ fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Admi
 fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(), Rejection> {
     let Some(tls) = &shared.config.tls else { return Ok(()) };
     let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
-        let why = "a member has a certificate".to_owned();
-        return Err(Rejection::Malformed(StatusCode::FORBIDDEN, why));
+        return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
     certificate.check_member(from).map_err(|why| {
         tls.refuse(Reason::Name, certificate.address, format!("member {from}"), &why);
-        Rejection::Malformed(StatusCode::FORBIDDEN, why)
+        Rejection::Certificate(why)
     })
 }
 

@@ -315,6 +315,7 @@ fn a_certificate_of_the_right_authority_speaks_for_no_other_member() {
     until_logged(&mut cluster, 1, "the certificate is not member 3's");
     assert_eq!(logs(&mut cluster, 1, "is not member 3's"), 1, "the same is logged once");
     assert_eq!(rejected(&cluster, 1, "certificate_name"), 6, "and each is counted");
+    assert_eq!(rejected(&cluster, 1, "malformed_request"), 0, "once");
     cluster.put(2, "/k", "value");
     assert_eq!(cluster.leader(), before, "nobody was moved by it");
 }
