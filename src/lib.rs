@@ -36,14 +36,14 @@
 //! # The parts, and what may import what
 //! ```text
 //! main ──▶ config, logging
-//!   ├────▶ httpapi ──▶ kvstore ──▶ codec        listener: the accept loop of both ports
+//!   ├────▶ httpapi ──▶ kvstore ──▶ codec        listener: the accept loop of all ports
 //!   ├────▶ kvstore                    bytes in, bytes out; knows nothing of raft-rs or HTTP
 //!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
 //!              ├───────▶ membership   id → URL, removed ids, who may speak, which change is allowed
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
 //! channels: what the channels carry. error: what can go wrong. metrics: what is counted. All three are
 //! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node. tls: the
-//! certificates, of whoever connects or accepts: listener, transport, raft_node.
+//! certificates, of config and of whoever connects or accepts: listener, transport, raft_node.
 //! ```
 //! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
 //! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are
