@@ -133,6 +133,7 @@ fn start(authority: &Authority) -> Cluster {
     let places = (1..=3).map(|id| place(&site, authority, id)).collect();
     let mut more = owned(&FAST);
     more.extend(owned(&["--cluster-id", "0xc1"]));
+    more.extend(owned(&["--snapshot-count", "20", "--snapshot-catch-up-entries", "1"]));
     Cluster::start_at(site, places, &more.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
@@ -250,9 +251,15 @@ fn members_with_certificates_elect_replicate_and_take_in_another() {
     assert_eq!(answer.status, 409, "{why}");
     assert!(why.contains("begin alike"), "{why}");
 
+    // The log alone brings nobody up to date any more.
+    for i in 0..50 {
+        cluster.put(1, "/filler", &i.to_string());
+    }
     let place = place(&cluster.site, &authority, 4);
     cluster.join_at(1, 4, place);
     assert_eq!(cluster.get(4, "/k").as_deref(), Some("value"));
+    let sent: usize = (1..=3).map(|id| logs(&mut cluster, id, "sent snapshot")).sum();
+    assert!(sent > 0, "it went over TLS, too");
     cluster.stop(2, Signal::SIGTERM);
     cluster.put(4, "/k", "another");
     cluster.start_again(2);
