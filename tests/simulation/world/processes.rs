@@ -23,9 +23,15 @@ impl World {
         let (seam, logger) = (self.seam, self.logger.clone());
         let range = self.settings.election_ticks as u64;
         let election_ticks = (range + self.random.below(range)) as usize;
+        let others = self.slots.values().filter(|other| !self.removed.contains(&other.config.id));
+        let urls: Vec<String> = others.map(|other| other.config.url.clone()).collect();
         let slot = self.slot(id);
         if slot.process.is_some() || slot.is_gone {
             return Ok(());
+        }
+        if slot.config.join {
+            // Whoever starts it names those that are there now.
+            slot.config.cluster = urls;
         }
         slot.run += 1;
         slot.config.boot = if is_boot_reused { 7 } else { boot };

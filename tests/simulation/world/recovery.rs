@@ -23,6 +23,14 @@ impl World {
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
             self.wake(id);
         }
+        // All that a joiner was told of may be gone by now: it is started again with the others' names.
+        for id in self.running() {
+            let process = self.slots[&id].process.as_ref().expect("it runs");
+            if self.slots[&id].config.join && !process.status().begun {
+                self.stop(id)?;
+                self.schedule(1, Event::Start(id));
+            }
+        }
         let deadline = self.now + RECOVERY_TICKS * TICK;
         let members = loop {
             if let Some(members) = self.converged() {
