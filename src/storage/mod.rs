@@ -14,4 +14,4 @@ pub mod snapshotter;
 pub mod vfs;
 pub mod wal;
 
-pub use vfs::{DiskVfs, Vfs, VfsFile};
+pub use vfs::{DiskVfs, ReadOnlyVfs, Vfs, VfsFile};

@@ -143,24 +143,7 @@ impl Snapshotter {
     /// # Errors
     /// [`Error::Io`]; [`Error::Corrupt`] if it is not as it was written.
     pub fn load(&self, mark: SnapshotMark) -> Result<Snapshot> {
-        let path = self.path(mark);
-        let file = self.vfs.open(&path).map_err(Error::io("open", &path))?;
-        let checked = check(&*file, mark).map_err(Error::io("read", &path))?;
-        let Checked { meta, file: length_and_checksum, application } =
-            checked.map_err(|Fault { offset, reason, remedy }| Error::Corrupt {
-                path: path.clone(),
-                offset,
-                reason,
-                remedy,
-            })?;
-        let reader = FileReader { file, offset: application.start, end: application.end };
-        Ok(Snapshot {
-            index: mark.index,
-            term: mark.term,
-            meta,
-            file: length_and_checksum,
-            reader: Box::new(BufReader::with_capacity(BUFFER_BYTES, reader)),
-        })
+        load_file(&*self.vfs, &self.path(mark))
     }
 
     /// Opens a snapshot that was checked when it was received, without reading all of it once more:
@@ -233,15 +216,12 @@ impl Snapshotter {
     /// # Errors
     /// [`Error::Io`].
     pub fn list(&self) -> Result<Vec<SnapshotMark>> {
-        let names = self.vfs.list(&self.dir).map_err(Error::io("list", &self.dir))?;
-        let mut marks: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
-        marks.sort_unstable_by_key(|mark| (mark.term, mark.index));
-        Ok(marks)
+        list(&*self.vfs, &self.dir)
     }
 
     /// The path of a snapshot's file, whether or not there is one.
     pub fn path(&self, mark: SnapshotMark) -> PathBuf {
-        self.dir.join(format!("{:016x}-{:016x}{SUFFIX}", mark.term, mark.index))
+        path(&self.dir, mark)
     }
 
     fn temporary(&self, mark: SnapshotMark) -> Result<TemporaryFile> {
@@ -263,6 +243,48 @@ impl Snapshotter {
             published: false,
         })
     }
+}
+
+/// Checks all of the file at `path`, and opens its application bytes. If it is called as a snapshot
+/// of a member is, it must be that one; a copy of one may have any other name.
+///
+/// # Errors
+/// As [`Snapshotter::load`].
+pub fn load_file(vfs: &dyn Vfs, path: &Path) -> Result<Snapshot> {
+    let file = vfs.open(path).map_err(Error::io("open", path))?;
+    let named = path.file_name().and_then(|name| parse_name(name.to_str()?));
+    let checked = check(&*file, named).map_err(Error::io("read", path))?;
+    let Checked { mark, meta, file: length_and_checksum, application } =
+        checked.map_err(|Fault { offset, reason, remedy }| Error::Corrupt {
+            path: path.to_owned(),
+            offset,
+            reason,
+            remedy,
+        })?;
+    let reader = FileReader { file, offset: application.start, end: application.end };
+    Ok(Snapshot {
+        index: mark.index,
+        term: mark.term,
+        meta,
+        file: length_and_checksum,
+        reader: Box::new(BufReader::with_capacity(BUFFER_BYTES, reader)),
+    })
+}
+
+/// The snapshots in `dir`, as [`Snapshotter::list`] has them.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<SnapshotMark>> {
+    let names = vfs.list(dir).map_err(Error::io("list", dir))?;
+    let mut marks: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
+    marks.sort_unstable_by_key(|mark| (mark.term, mark.index));
+    Ok(marks)
+}
+
+/// The path of a snapshot's file in `dir`.
+pub fn path(dir: &Path, mark: SnapshotMark) -> PathBuf {
+    dir.join(format!("{:016x}-{:016x}{SUFFIX}", mark.term, mark.index))
 }
 
 /// What a snapshot's file is called must be what [`Snapshotter::path`] makes of the mark.
@@ -403,7 +425,7 @@ impl SnapshotReceiver {
             return Ok(Received::Refused(reason));
         }
         self.file.flush().map_err(Error::io("write to", &self.file.path))?;
-        let checked = check(&*self.file.file, self.mark);
+        let checked = check(&*self.file.file, Some(self.mark));
         match checked.map_err(Error::io("read", &self.file.path))? {
             Ok(_) => self.keep(),
             Err(Fault { offset, reason, .. }) => {
@@ -530,6 +552,7 @@ fn encode_header(mark: SnapshotMark, meta: &[u8]) -> Vec<u8> {
 
 /// What a file that is as it was written holds.
 struct Checked {
+    mark: SnapshotMark,
     meta: Vec<u8>,
     file: SnapshotFile,
     /// Where the application bytes lie.
@@ -551,10 +574,10 @@ impl Fault {
     }
 }
 
-/// Checks all of a file. The outer error is the disk's, the inner one the file's.
+/// Checks all of a file, which must hold the snapshot `named` if there is one. The outer error is the disk's, the inner one the file's.
 fn check(
     file: &dyn VfsFile,
-    mark: SnapshotMark,
+    named: Option<SnapshotMark>,
 ) -> io::Result<std::result::Result<Checked, Fault>> {
     let length = file.len()?;
     let least = (FIXED_BYTES + CHECKSUM_BYTES + TRAILER_BYTES) as u64;
@@ -573,9 +596,10 @@ fn check(
     let application = header_length..header_length + application_length;
     let mut header = vec![0; header_length as usize];
     read_exact(file, &mut header, 0)?;
-    if let Err(fault) = check_header(&header, mark) {
-        return Ok(Err(fault));
-    }
+    let mark = match check_header(&header, named) {
+        Ok(mark) => mark,
+        Err(fault) => return Ok(Err(fault)),
+    };
     let (checksum, file_checksum) = checksums(file, length)?;
     let trailer: [u8; TRAILER_BYTES] = read_array(file, application.end)?;
     let (recorded_length, recorded) = (number::<8>(&trailer, 0), number::<4>(&trailer, 8));
@@ -589,10 +613,18 @@ fn check(
     }
     header.truncate(FIXED_BYTES + meta_length as usize);
     let meta = header.split_off(FIXED_BYTES);
-    Ok(Ok(Checked { meta, file: SnapshotFile { length, checksum: file_checksum }, application }))
+    Ok(Ok(Checked {
+        mark,
+        meta,
+        file: SnapshotFile { length, checksum: file_checksum },
+        application,
+    }))
 }
 
-fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fault> {
+fn check_header(
+    header: &[u8],
+    named: Option<SnapshotMark>,
+) -> std::result::Result<SnapshotMark, Fault> {
     let (magic, end) = (&header[..MAGIC.len()], header.len() - CHECKSUM_BYTES);
     if magic != MAGIC {
         let reason = format!("it begins with {magic:02x?}, a snapshot with {MAGIC:02x?}");
@@ -615,11 +647,12 @@ fn check_header(header: &[u8], mark: SnapshotMark) -> std::result::Result<(), Fa
         return Err(Fault::new(end as u64, reason));
     }
     let held = SnapshotMark { index: number::<8>(header, 16), term: number::<8>(header, 24) };
-    if held != mark {
-        let reason = format!("it holds {held:?}, its name says {mark:?}");
-        return Err(Fault::new(16, reason));
+    match named {
+        Some(mark) if mark != held => {
+            Err(Fault::new(16, format!("it holds {held:?}, its name says {mark:?}")))
+        }
+        _ => Ok(held),
     }
-    Ok(())
 }
 
 /// The checksums of a file of `length` bytes: masked without its last field, plain of the whole.

@@ -1,6 +1,6 @@
 //! The seam to the file system: every operation that durability depends on, and no other.
 //!
-//! [`DiskVfs`] is the real one. Tests put one in its place that records the operations, fails the
+//! [`DiskVfs`] is the real one, [`ReadOnlyVfs`] the same without a way to change it. Tests put one in its place that records the operations, fails the
 //! n-th, or forgets what was not synced.
 
 use std::any::Any;
@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A file system.
 pub trait Vfs: Send + Sync {
@@ -91,6 +92,86 @@ impl Vfs for DiskVfs {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+/// The real file system, to be looked at: whatever would change it fails.
+pub struct ReadOnlyVfs {
+    on_read: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl ReadOnlyVfs {
+    /// `on_read` is told how many bytes each read brought.
+    pub fn new(on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self { on_read: Arc::new(on_read) }
+    }
+}
+
+/// A file that was opened for reading only.
+struct ReadOnlyFile {
+    file: File,
+    on_read: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Vfs for ReadOnlyVfs {
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn create(&self, _: &Path) -> io::Result<Box<dyn VfsFile>> {
+        read_only()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
+        Ok(Box::new(ReadOnlyFile { file: File::open(path)?, on_read: self.on_read.clone() }))
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        DiskVfs.list(path)
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn Any + Send>>> {
+        read_only()
+    }
+}
+
+impl VfsFile for ReadOnlyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = VfsFile::read_at(&self.file, buf, offset)?;
+        (self.on_read)(read as u64);
+        Ok(read)
+    }
+
+    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        VfsFile::len(&self.file)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        read_only()
     }
 }
 

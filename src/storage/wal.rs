@@ -83,8 +83,9 @@ use std::sync::Arc;
 
 use raft::eraftpb::{Entry, HardState};
 
-use self::format::{Fault, Head, Record, Salt};
-use self::replay::{Replay, Summary};
+use self::format::{Fault, Salt};
+pub(crate) use self::format::{Head, Record};
+use self::replay::{Keep, Replay, Summary};
 use super::{Vfs, VfsFile, files};
 use crate::error::{Error, REPLACE_MEMBER, Result};
 
@@ -111,8 +112,16 @@ pub struct Identity {
     pub member_id: u64,
     /// Drawn at random when the log was made.
     pub incarnation: u64,
-    /// A hash of the first `--cluster` list, 0 unless the cluster's id was derived from it.
+    /// A hash of the first `--cluster` list, 0 unless the cluster's id was derived from it or the
+    /// member was restored for it. Then the id is another.
     pub first_urls_hash: u64,
+}
+
+impl Identity {
+    /// True for a first member of a cluster that was restored from a snapshot.
+    pub fn is_restored(&self) -> bool {
+        self.first_urls_hash != 0 && self.first_urls_hash != self.cluster_id
+    }
 }
 
 /// Names a snapshot whose file is on disk.
@@ -273,13 +282,49 @@ impl Wal {
     /// # Panics
     /// The identity's member id is 0.
     pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
-        assert_ne!(identity.member_id, 0, "a member's id is never 0");
+        let summary = Summary { identity: identity.clone(), ..Summary::default() };
+        Self::create_with(vfs, dir, None, None, summary)
+    }
+
+    /// As [`create`](Self::create), with a log that ends at the snapshot `mark`, all of it gone, and
+    /// with raft's own state as of there. There is all of it after a crash, or none.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    ///
+    /// # Panics
+    /// As [`create`](Self::create).
+    pub fn create_behind(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        identity: &Identity,
+        mark: SnapshotMark,
+        hard_state: &HardState,
+    ) -> Result<Self> {
+        let summary = Summary {
+            identity: identity.clone(),
+            marks: [(mark.index, mark.term)].into(),
+            hard_state: hard_state.clone(),
+            ..Summary::default()
+        };
+        // The first segment holds where a log begins: this is the second of one that was purged.
+        let purged = Segment::default();
+        Self::create_with(vfs, dir, Some(&purged), Some(mark.index), summary)
+    }
+
+    fn create_with(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        previous: Option<&Segment>,
+        last_index: Option<u64>,
+        summary: Summary,
+    ) -> Result<Self> {
+        assert_ne!(summary.identity.member_id, 0, "a member's id is never 0");
         if Self::exists(&*vfs, dir)? {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
         files::make_dir(&*vfs, dir)?;
-        let summary = Summary { identity: identity.clone(), ..Summary::default() };
-        let (segment, file) = create_segment(&*vfs, dir, None, None, &summary)?;
+        let (segment, file) = create_segment(&*vfs, dir, previous, last_index, &summary)?;
         Ok(Self {
             vfs,
             dir: dir.to_owned(),
@@ -289,7 +334,7 @@ impl Wal {
             segments: vec![segment],
             file,
             summary,
-            last_index: None,
+            last_index,
             buffer: Vec::new(),
         })
     }
@@ -569,7 +614,7 @@ fn close_segment(
 }
 
 /// A segment's number, if `name` is a segment's.
-fn parse_name(name: &str) -> Option<u64> {
+pub(crate) fn parse_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let number = u64::from_str_radix(digits, 16).ok()?;
     // Written back, because a number can be spelt in many ways and a segment's name in one.
@@ -613,23 +658,98 @@ fn damage(path: &Path, offset: u64, reason: String) -> Error {
 }
 
 /// A log as it was read.
-struct Replayed {
-    replay: Replay,
+struct Replayed<K> {
+    replay: Replay<K>,
     /// At least one.
     segments: Vec<Segment>,
     /// The last segment's last whole frame, as read.
     last_frame: Vec<u8>,
 }
 
-fn recovered(replay: Replay, cut: Option<(PathBuf, u64)>) -> Recovered {
+fn recovered(replay: Replay<Entry>, cut: Option<(PathBuf, u64)>) -> Recovered {
     let Replay { summary, entries, base } = replay;
     let Summary { identity, incarnations, marks, hard_state } = summary;
     let marks = marks.into_iter().map(|(index, term)| SnapshotMark { index, term }).collect();
     Recovered { identity, incarnations, marks, entries, hard_state, base, cut }
 }
 
-fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
-    let numbers = list_segments(vfs, dir)?;
+fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed<Entry>> {
+    let replayed = replay_listed(vfs, dir, &list_segments(vfs, dir)?, &mut |_, _| Ok(()))?;
+    check_last(dir, &replayed.segments)?;
+    Ok(replayed)
+}
+
+/// What is found in a log, for whoever looks on while it is read.
+pub(crate) enum Seen<'a> {
+    /// A segment whose file has so many bytes.
+    Segment {
+        /// The length of the file.
+        bytes: u64,
+    },
+    /// A frame whose checksum is right.
+    Frame {
+        /// Where it starts in the file.
+        offset: u64,
+        /// What is in it, up to the first record that is faulty.
+        records: &'a mut dyn Iterator<Item = Record>,
+    },
+    /// What a crash leaves of a frame; or one that is being written just now.
+    Unfinished {
+        /// Where it starts in the file.
+        offset: u64,
+        /// How much of it is there.
+        bytes: u64,
+    },
+}
+
+/// Is told of everything in a log, in order, with the segment's path. An error ends the reading.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(&Path, Seen<'_>) -> Result<()>;
+
+/// What a log adds up to, without its entries.
+pub(crate) struct Survey {
+    /// Whose log it is.
+    pub identity: Identity,
+    /// The snapshots named, in ascending order.
+    pub marks: Vec<SnapshotMark>,
+    /// Raft's own state.
+    pub hard_state: HardState,
+    /// As [`Recovered::base`].
+    pub base: Option<u64>,
+    /// The term of each entry held, from the one behind `base` on.
+    pub terms: Vec<u64>,
+}
+
+/// Reads the log in `dir`, or of it the segment `number` alone, and changes nothing. One segment is
+/// in memory at a time.
+///
+/// # Errors
+/// As [`Wal::open`], and what `watch` returns.
+pub(crate) fn survey(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    number: Option<u64>,
+    watch: Watch<'_>,
+) -> Result<Survey> {
+    let replayed: Replayed<u64> = match number {
+        Some(number) => replay_listed(vfs, dir, &[number], watch)?,
+        None => {
+            let replayed = replay_listed(vfs, dir, &list_segments(vfs, dir)?, watch)?;
+            check_last(dir, &replayed.segments)?;
+            replayed
+        }
+    };
+    let Replay { summary, entries, base } = replayed.replay;
+    let Summary { identity, marks, hard_state, .. } = summary;
+    let marks = marks.into_iter().map(|(index, term)| SnapshotMark { index, term }).collect();
+    Ok(Survey { identity, marks, hard_state, base, terms: entries })
+}
+
+fn replay_listed<K: Keep + Default>(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    numbers: &[u64],
+    watch: Watch<'_>,
+) -> Result<Replayed<K>> {
     let mut replayed =
         Replayed { replay: Replay::default(), segments: Vec::new(), last_frame: Vec::new() };
     for (position, &number) in numbers.iter().enumerate() {
@@ -640,31 +760,38 @@ fn replay_segments(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
             2 => format::CLOSE_BYTES as usize,
             _ => 0,
         };
-        replay_segment(vfs, dir, number, torn_bytes, &mut replayed)?;
+        replay_segment(vfs, dir, number, torn_bytes, &mut replayed, watch)?;
     }
     for pair in replayed.segments.windows(2) {
         check_closed(dir, &pair[0], &pair[1])?;
     }
-    let last = replayed.segments.last().expect("a listing names a segment");
+    Ok(replayed)
+}
+
+/// Checks that no segment was begun behind the last that is there.
+fn check_last(dir: &Path, segments: &[Segment]) -> Result<()> {
+    let last = segments.last().expect("a listing names a segment");
     if last.closed {
         let reason = format!("it is missing, segment {:016x} was closed for it", last.number);
         return Err(missing(dir, last.number.saturating_add(1), reason));
     }
-    Ok(replayed)
+    Ok(())
 }
 
 /// Reads a segment, at the end of which a torn frame may have `torn_bytes`, and zeros may follow.
-fn replay_segment(
+fn replay_segment<K: Keep>(
     vfs: &dyn Vfs,
     dir: &Path,
     number: u64,
     torn_bytes: usize,
-    replayed: &mut Replayed,
+    replayed: &mut Replayed<K>,
+    watch: Watch<'_>,
 ) -> Result<()> {
     let mut segment = Segment { number, ..Segment::default() };
     let path = segment.path(dir);
     let file = read_file(vfs, &path)?;
     segment.file_length = file.len() as u64;
+    watch(&path, Seen::Segment { bytes: segment.file_length })?;
     let mut bytes = &file[..];
     if torn_bytes > 0 {
         // A frame's last byte is not zero.
@@ -682,10 +809,14 @@ fn replay_segment(
             Ok(frame) => frame,
             Err(bad) if bad.torn && may_be_torn => {
                 segment.torn = true;
+                let left = (bytes.len() - start) as u64;
+                watch(&path, Seen::Unfinished { offset: start as u64, bytes: left })?;
                 break;
             }
             Err(bad) => return Err(damage(&path, start as u64, bad.reason)),
         };
+        let mut records = format::records(frame.payload).map_while(std::result::Result::ok);
+        watch(&path, Seen::Frame { offset: start as u64, records: &mut records })?;
         let previous = replayed.segments.last();
         replay_frame(frame.payload, is_head, previous, &mut replayed.replay, &mut segment)
             .map_err(|fault| Error::Corrupt {
@@ -706,11 +837,11 @@ fn replay_segment(
     Ok(())
 }
 
-fn replay_frame(
+fn replay_frame<K: Keep>(
     payload: &[u8],
     is_head: bool,
     previous: Option<&Segment>,
-    replay: &mut Replay,
+    replay: &mut Replay<K>,
     segment: &mut Segment,
 ) -> std::result::Result<(), Fault> {
     if segment.closed {

@@ -112,7 +112,7 @@ pub(super) struct Salt {
 
 /// One decoded record.
 #[derive(Debug, PartialEq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     Head(Head),
     /// Whose log this is.
     Identity(Identity),
@@ -135,7 +135,7 @@ pub(super) enum Record {
 
 /// Where a segment belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// Of the format.
     pub version: u32,
     /// The segment's number.

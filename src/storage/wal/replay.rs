@@ -78,6 +78,32 @@ impl Summary {
     }
 }
 
+/// What a replay keeps of each entry: all of it, or its term alone.
+pub(super) trait Keep {
+    fn keep(entry: Entry) -> Self;
+    fn term(&self) -> u64;
+}
+
+impl Keep for Entry {
+    fn keep(entry: Entry) -> Self {
+        entry
+    }
+
+    fn term(&self) -> u64 {
+        self.term
+    }
+}
+
+impl Keep for u64 {
+    fn keep(entry: Entry) -> Self {
+        entry.term
+    }
+
+    fn term(&self) -> u64 {
+        *self
+    }
+}
+
 /// The state after some of a log's records.
 ///
 /// The entries are at each point the end of the log that raft had when it wrote the record. Only
@@ -85,16 +111,16 @@ impl Summary {
 /// found may have any index, and a later one may still be lower: it took the place of entries that
 /// went with those segments.
 #[derive(Default)]
-pub(super) struct Replay {
+pub(super) struct Replay<K> {
     pub summary: Summary,
     /// In the order of their indexes, without gaps, the first at `base + 1`.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<K>,
     /// The index before the first entry; `None` before any entry or installed snapshot, and before a
     /// head that tells where the log ended.
     pub base: Option<u64>,
 }
 
-impl Replay {
+impl<K: Keep> Replay<K> {
     /// The index of the last entry, or of the snapshot installed after it.
     pub fn last_index(&self) -> Option<u64> {
         Some(self.base? + self.entries.len() as u64)
@@ -158,10 +184,9 @@ impl Replay {
         if let Some(last) = self.last_index().filter(|&last| last < index) {
             return Err(format!("names a snapshot at index {index}, the log ends at {last}"));
         }
-        if let Some(held) = self.entry_at(index).filter(|held| held.term != term) {
+        if let Some(held) = self.entry_at(index).map(Keep::term).filter(|&held| held != term) {
             return Err(format!(
-                "names a snapshot at index {index} of term {term}, the entry there has term {}",
-                held.term
+                "names a snapshot at index {index} of term {term}, the entry there has term {held}"
             ));
         }
         self.summary.check_mark(mark)?;
@@ -191,11 +216,11 @@ impl Replay {
                 self.base = Some(index - 1);
             }
         }
-        self.entries.push(entry);
+        self.entries.push(K::keep(entry));
         Ok(())
     }
 
-    fn entry_at(&self, index: u64) -> Option<&Entry> {
+    fn entry_at(&self, index: u64) -> Option<&K> {
         let position = index.checked_sub(self.base?)?.checked_sub(1)?;
         self.entries.get(usize::try_from(position).ok()?)
     }

@@ -154,6 +154,37 @@ impl Sample {
     }
 }
 
+/// As after a restore: the log is as one whose beginning was purged, and goes on behind the snapshot.
+#[test]
+fn a_log_that_is_made_behind_a_snapshot_goes_on_behind_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let identity = Identity { cluster_id: 7, member_id: 2, incarnation: 9, first_urls_hash: 8 };
+    let mark = SnapshotMark { index: 5000, term: 4 };
+    let hard_state = HardState { term: 4, vote: 0, commit: 5000, ..HardState::default() };
+    let vfs = || Arc::new(DiskVfs);
+    let made = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
+    drop(made.expect("an empty directory"));
+    let expected = Recovered {
+        identity: identity.clone(),
+        incarnations: BTreeMap::new(),
+        marks: vec![mark],
+        entries: Vec::new(),
+        hard_state: hard_state.clone(),
+        base: Some(5000),
+        cut: None,
+    };
+    assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log"), expected);
+    let (mut wal, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
+    assert_eq!(recovered, expected);
+    let entry = Entry { index: 5001, term: 5, ..Entry::default() };
+    wal.save(&Frame { entries: &[entry], ..Frame::default() }).expect("saved");
+    drop(wal);
+    let (_, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
+    assert_eq!((recovered.base, recovered.last_index()), (Some(5000), Some(5001)));
+    let again = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
+    assert!(matches!(again, Err(Error::Refused(_))), "there is a log");
+}
+
 #[test]
 fn what_is_saved_is_recovered() {
     let parent = TempDir::new().expect("a directory");
