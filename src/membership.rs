@@ -339,6 +339,8 @@ pub struct PeerGate {
     pub url: String,
     /// Our list of first URLs; empty if we joined.
     pub first_urls: Vec<String>,
+    /// If we were restored from a snapshot, the id that an empty member with our list goes by; else 0.
+    pub restored_list: u64,
     /// The members, as applied here.
     pub members: Members,
     /// The first incarnation heard for each id.
@@ -375,6 +377,12 @@ impl PeerGate {
     /// # Errors
     /// The refusal to answer with; nothing of the request may have an effect.
     pub fn admit(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
+        if self.restored_list != 0 && header.cluster_id == self.restored_list {
+            return Err(Refusal::Mismatch(format!(
+                "this is member {} of cluster {:016x}, which was restored from a snapshot, and member {} was not: stop it, remove its directories, and make them with `raftexample snapshot restore` from the same file",
+                self.id, self.cluster_id, header.from
+            )));
+        }
         if header.cluster_id != self.cluster_id || self.cluster_id == 0 {
             return Err(Refusal::Mismatch(format!(
                 "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}",
@@ -462,6 +470,9 @@ impl PeerGate {
         }
         match incarnation {
             Some(_) => Ok(Sender::Known),
+            None if self.is_not_restored(header) => Err(Refusal::OtherIncarnation(format!(
+                "member {id} was not restored from the snapshot that this cluster was restored from: remove its directories, and make them with `raftexample snapshot restore` from the same file"
+            ))),
             None => {
                 let is_other = |id: &&NodeId| {
                     !self.members.urls.contains_key(id) && !self.members.removed.contains_key(id)
@@ -476,6 +487,26 @@ impl PeerGate {
             }
         }
     }
+}
+
+impl PeerGate {
+    /// True for a first member of a restored cluster whose directory has another origin than ours:
+    /// what it has, or not, stands where our committed entries stand.
+    fn is_not_restored(&self, header: &PeerHeader) -> bool {
+        self.restored_list != 0
+            && header.from <= self.first_urls.len() as u64
+            && restoration(header.incarnation) != restoration(self.incarnation)
+    }
+}
+
+/// The incarnation of a member that is restored: the upper half says from which file for which
+/// members, the lower half is drawn at random.
+pub fn restored_incarnation(restoration: u64, random: u64) -> u64 {
+    restoration >> 32 << 32 | random & u64::from(u32::MAX)
+}
+
+fn restoration(incarnation: u64) -> u64 {
+    incarnation >> 32
 }
 
 #[cfg(test)]
@@ -667,6 +698,7 @@ mod tests {
             incarnation: 101,
             url: url(1),
             first_urls: (1..=3).map(url).collect(),
+            restored_list: 0,
             members,
             incarnations: [(2, 102), (4, 104)].into(),
         }
@@ -762,6 +794,32 @@ mod tests {
         }
         assert_eq!(gate.admit(&from(9)), Ok(Sender::New));
         assert_eq!(gate.admit_greeting(&from(9)), Ok(Sender::New));
+    }
+
+    #[test]
+    fn a_restored_member_hears_first_members_of_the_same_restoration_only() {
+        const RESTORATION: u64 = 0xabcd_ef01_2345_6789;
+        let incarnation = |random| restored_incarnation(RESTORATION, random);
+        let gate = PeerGate {
+            restored_list: 0xc0,
+            incarnation: incarnation(1),
+            incarnations: BTreeMap::new(),
+            ..gate()
+        };
+        let restored = |id| PeerHeader { incarnation: incarnation(id), ..from(id) };
+        assert_eq!(gate.admit(&restored(2)), Ok(Sender::New));
+        assert_eq!(gate.admit_greeting(&restored(3)), Ok(Sender::New));
+        assert_eq!(gate.admit(&from(9)), Ok(Sender::New), "it joined later");
+        for refusal in [gate.admit(&from(3)), gate.admit_greeting(&from(3))] {
+            let Err(Refusal::OtherIncarnation(why)) = refusal else { panic!("{refusal:?}") };
+            assert!(why.contains("snapshot restore"), "it says what to do: {why}");
+        }
+        // An empty first member goes by the id of the list, and is told why it is refused.
+        let empty = PeerHeader { cluster_id: 0xc0, ..from(3) };
+        for refusal in [gate.admit(&empty), gate.admit_greeting(&empty)] {
+            let Err(Refusal::Mismatch(why)) = refusal else { panic!("{refusal:?}") };
+            assert!(why.contains("snapshot restore"), "it says what to do: {why}");
+        }
     }
 
     #[test]

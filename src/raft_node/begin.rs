@@ -111,6 +111,7 @@ impl RaftNode {
     pub(super) fn counts_as_beginning(&self) -> bool {
         let first_members = self.config.cluster.len() as u64;
         let is_untouched = !self.config.join
+            && !self.identity.is_restored()
             && (self.hard_state.term, self.hard_state.vote) == (1, 0)
             && self.raw_node.raft.raft_log.last_index() == first_members;
         self.beginning.is_some() || is_untouched

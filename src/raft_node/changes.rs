@@ -335,9 +335,7 @@ impl RaftNode {
 
     fn try_apply_conf_change(&mut self, entry: &Entry) -> Result<(), RequestError> {
         let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
-        let mut conf_change = ConfChange::default();
-        conf_change.merge_from_bytes(&entry.data).map_err(|error| invalid(error.to_string()))?;
-        let change = decode_change(&conf_change).map_err(invalid)?;
+        let (conf_change, change) = read_change(&entry.data).map_err(invalid)?;
         if self.members.check(&change)? == Verdict::Nothing {
             return Ok(());
         }
@@ -408,6 +406,17 @@ impl RaftNode {
         let is_told = raft.leader_id != raft::INVALID_ID && committed_term == Ok(raft.term);
         others > 1 || is_told
     }
+}
+
+/// Reads a change of members out of the data of its entry; raft's own form of it, too.
+///
+/// # Errors
+/// Why it is none that is ever proposed.
+pub(crate) fn read_change(data: &[u8]) -> Result<(ConfChange, MemberChange), String> {
+    let mut conf_change = ConfChange::default();
+    conf_change.merge_from_bytes(data).map_err(|error| error.to_string())?;
+    let change = decode_change(&conf_change)?;
+    Ok((conf_change, change))
 }
 
 /// What raft leaves to the program in a [`ConfChange`], its `id`, tells changes apart that are one to

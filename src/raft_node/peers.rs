@@ -35,6 +35,8 @@ pub(super) struct Peers {
     peers: BTreeMap<NodeId, Peer>,
     /// True once a heartbeat beyond our log was logged.
     logged_lost_data: bool,
+    /// True once a member with another directory than it should have was logged.
+    logged_other_directory: bool,
 }
 
 struct Peer {
@@ -415,10 +417,19 @@ impl RaftNode {
             PeerReport::DiskFailed(error) => return Err(error),
             report if self.beginning.is_some() => self.take_greeting_report(report)?,
             PeerReport::Greeted { header, .. } => {
-                if self.admit(&header)?.is_ok()
-                    && let Some(peer) = self.peers.peers.get_mut(&header.from)
-                {
-                    peer.greeted = true;
+                match self.admit(&header)? {
+                    Ok(()) => {
+                        if let Some(peer) = self.peers.peers.get_mut(&header.from) {
+                            peer.greeted = true;
+                        }
+                    }
+                    // Its own log need not say so: it may take us for one of its own.
+                    Err(refusal @ Refusal::OtherIncarnation(_))
+                        if !std::mem::replace(&mut self.peers.logged_other_directory, true) =>
+                    {
+                        warn!(self.logger, "not listening to {}: {}", header.url, refusal);
+                    }
+                    Err(_) => {}
                 }
             }
             PeerReport::NotGreeted { .. } => {}

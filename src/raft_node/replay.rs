@@ -14,7 +14,7 @@ use slog::{Logger, info, warn};
 
 use super::NodeConfig;
 use super::begin::first_urls;
-use crate::channels::{Index, NodeId};
+use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
 use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
@@ -120,6 +120,10 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         incarnation: recovered.identity.incarnation,
         url: config.url.clone(),
         first_urls: first_urls(config),
+        restored_list: match &recovered.identity {
+            identity if identity.is_restored() => identity.first_urls_hash,
+            _ => 0,
+        },
         members: snapshot_members.members.clone(),
         incarnations: recovered.incarnations.clone(),
     };
@@ -144,7 +148,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
 
 /// Makes the entries of the data directory and of those above it durable: a power cut must not take
 /// one that was just made.
-fn sync_above(vfs: &dyn Vfs, data_dir: &Path) -> Result<()> {
+pub(crate) fn sync_above(vfs: &dyn Vfs, data_dir: &Path) -> Result<()> {
     for above in data_dir.ancestors().skip(1) {
         // The last ancestor of a relative path is empty: the working directory.
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
@@ -188,7 +192,7 @@ fn open_wal(
     Ok((wal, recovered))
 }
 
-fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::Any + Send>> {
+pub(crate) fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::Any + Send>> {
     let path = wal_dir.join("lock");
     match vfs.lock(&path).map_err(Error::io("lock", &path))? {
         Some(lock) => Ok(lock),
@@ -220,14 +224,17 @@ fn check_identity(config: &NodeConfig, identity: &Identity, wal_dir: &Path) -> R
         )));
     }
     let known = identity.cluster_id;
+    let is_first_list = identity.first_urls_hash == derived_cluster_id(&config.cluster);
+    if identity.is_restored() && (config.join || !is_first_list) {
+        return Err(Error::Refused(format!(
+            "{dir} was restored from a snapshot, and was made with another --cluster list (cluster {known:016x}), or without --join: start with the list that it was restored for, and without --join"
+        )));
+    }
     match config.cluster_id {
         Some(wanted) if known != 0 && known != wanted => Err(Error::Refused(format!(
             "{dir} belongs to cluster {known:016x}, not to --cluster-id {wanted:016x}"
         ))),
-        None if identity.first_urls_hash != 0
-            && !config.join
-            && identity.first_urls_hash != derived_cluster_id(&config.cluster) =>
-        {
+        None if identity.first_urls_hash != 0 && !config.join && !is_first_list => {
             Err(Error::Refused(format!(
                 "{dir} was made with another --cluster list (cluster {known:016x}): start with the first list, or with --cluster-id 0x{known:016x}"
             )))
@@ -262,13 +269,11 @@ fn load_snapshot(
     };
     // The log has to hold everything from the older snapshot, or from its very beginning, up to the
     // damaged one.
-    let last_index = recovered.entries.last().map_or(0, |entry| entry.index);
-    let older_index = older.map_or(0, |mark| mark.index);
-    let reaches =
-        recovered.base.is_some_and(|base| base <= older_index) && last_index >= newest.index;
-    if !reaches {
+    let last_entry = recovered.entries.last().map(|entry| entry.index);
+    if !is_replaceable(newest, older, recovered.base, last_entry) {
         return Err(damage);
     }
+    let older_index = older.map_or(0, |mark| mark.index);
     let snapshot = older.map(|mark| snapshotter.load(mark)).transpose()?;
     if on_disk.contains(&newest) {
         let path = snapshotter.set_broken(newest)?;
@@ -284,14 +289,38 @@ fn load_snapshot(
     Ok((snapshot, older.into_iter().collect()))
 }
 
+/// True if the log holds all that the damaged snapshot `newest` does and the `older` one, or none,
+/// does not. `base` is the index in front of the log's first entry.
+pub(crate) fn is_replaceable(
+    newest: SnapshotMark,
+    older: Option<SnapshotMark>,
+    base: Option<Index>,
+    last_entry: Option<Index>,
+) -> bool {
+    let older_index = older.map_or(0, |mark| mark.index);
+    base.is_some_and(|base| base <= older_index) && last_entry.unwrap_or(0) >= newest.index
+}
+
 fn read_members(
     snapshotter: &Snapshotter,
     snapshot: &Snapshot,
     identity: &Identity,
 ) -> Result<SnapshotMembers> {
     let path = snapshotter.path(SnapshotMark { index: snapshot.index, term: snapshot.term });
+    decode_members(&path, &snapshot.meta, identity)
+}
+
+/// Reads the members from the `meta` bytes of the snapshot at `path`.
+///
+/// # Errors
+/// [`Error::Refused`] if there are none, or they are of another cluster than the log's.
+pub(crate) fn decode_members(
+    path: &Path,
+    meta: &[u8],
+    identity: &Identity,
+) -> Result<SnapshotMembers> {
     let path = path.display();
-    let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
+    let members = SnapshotMembers::decode(meta).map_err(|error| {
         Error::Refused(format!("cannot read the members in {path}: {error}; {REPLACE_MEMBER}"))
     })?;
     if members.cluster_id != identity.cluster_id {
@@ -311,49 +340,30 @@ fn build_log(
     wal_dir: &Path,
 ) -> Result<Log> {
     let Recovered { mut entries, mut hard_state, base, .. } = recovered;
-    let refuse = |why: String| {
-        Err(Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
-    };
+    let last_entry = entries.last().map(|entry| entry.index);
     let (snapshot_index, snapshot_term) =
         snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
     let base: Index = base.unwrap_or(snapshot_index);
-    if base > snapshot_index {
-        return refuse(format!(
-            "the log begins behind index {base}, its snapshot ends at index {snapshot_index}"
-        ));
-    }
-    let last_index = entries.last().map_or(base, |entry| entry.index);
+    let mark = SnapshotMark { index: snapshot_index, term: snapshot_term };
+    let term_at = |index: Index| entries[(index - base - 1) as usize].term;
+    check_log(mark, base, last_entry, hard_state.commit, term_at)
+        .map_err(|why| Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))?;
+    let last_index = last_entry.unwrap_or(base);
     let compacted = if last_index < snapshot_index {
         // Everything that the log holds is in the snapshot.
         entries.clear();
         (snapshot_index, snapshot_term)
     } else if base == snapshot_index {
         (snapshot_index, snapshot_term)
+    } else if base == 0 {
+        (0, 0)
     } else {
-        let at_snapshot = &entries[(snapshot_index - base - 1) as usize];
-        if at_snapshot.term != snapshot_term {
-            return refuse(format!(
-                "entry {snapshot_index} is of term {}, its snapshot of term {snapshot_term}",
-                at_snapshot.term
-            ));
-        }
-        if base == 0 {
-            (0, 0)
-        } else {
-            // The entries in front of the snapshot still help members that are a little behind. The
-            // first of them is given up: its term is needed as the one in front of the log.
-            let first = entries.remove(0);
-            (first.index, first.term)
-        }
+        // The entries in front of the snapshot still help members that are a little behind. The
+        // first of them is given up: its term is needed as the one in front of the log.
+        let first = entries.remove(0);
+        (first.index, first.term)
     };
     hard_state.commit = hard_state.commit.max(snapshot_index);
-    let last_index = last_index.max(snapshot_index);
-    if hard_state.commit > last_index {
-        return refuse(format!(
-            "index {} was committed, but the log ends at {last_index}",
-            hard_state.commit
-        ));
-    }
     let offered = snapshot.map(|snapshot| {
         let mut offered = RaftSnapshot::default();
         offered.mut_metadata().index = snapshot.index;
@@ -368,4 +378,36 @@ fn build_log(
         offered
     });
     Ok(Log::new(compacted, entries, hard_state, members.conf_state(), offered))
+}
+
+/// Checks that the log behind `base` fits its snapshot, and reaches as far as is committed. Without a
+/// snapshot its index and term are 0.
+///
+/// # Errors
+/// What does not fit.
+pub(crate) fn check_log(
+    snapshot: SnapshotMark,
+    base: Index,
+    last_entry: Option<Index>,
+    commit: Index,
+    term_at: impl Fn(Index) -> Term,
+) -> std::result::Result<(), String> {
+    let SnapshotMark { index, term } = snapshot;
+    if base > index {
+        return Err(format!(
+            "the log begins behind index {base}, its snapshot ends at index {index}"
+        ));
+    }
+    let last_index = last_entry.unwrap_or(base);
+    if base < index && index <= last_index && term_at(index) != term {
+        return Err(format!(
+            "entry {index} is of term {}, its snapshot of term {term}",
+            term_at(index)
+        ));
+    }
+    let last_index = last_index.max(index);
+    if commit > last_index {
+        return Err(format!("index {commit} was committed, but the log ends at {last_index}"));
+    }
+    Ok(())
 }
