@@ -206,7 +206,7 @@ pub enum LogFormat {
     Json,
 }
 
-fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
+pub(crate) fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => text.parse(),
@@ -218,6 +218,44 @@ fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
+/// Gives each flag that is written as Go's may be, `-id`, its second dash. What follows a `--` is no
+/// flag.
+pub(crate) fn with_two_dashes(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    let is_go_style = |argument: &str| {
+        argument.len() > 2
+            && argument.starts_with('-')
+            && argument[1..].starts_with(|c: char| c.is_ascii_alphabetic())
+    };
+    let mut are_flags_over = false;
+    arguments.into_iter().map(move |argument| {
+        are_flags_over |= argument == "--";
+        match argument.to_str() {
+            Some(text) if !are_flags_over && is_go_style(text) => format!("-{text}").into(),
+            _ => argument,
+        }
+    })
+}
+
+/// Checks an id, and the list of the first members.
+///
+/// # Errors
+/// [`Error::Config`] with one line.
+pub(crate) fn check_members(id: u64, cluster: &[String]) -> Result<()> {
+    let refuse = |why: String| Err(Error::Config(why));
+    if id == 0 {
+        return refuse("--id 0 is no member id: ids start at 1".into());
+    }
+    for (position, url) in cluster.iter().enumerate() {
+        check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
+        if cluster[..position].contains(url) {
+            return refuse(format!("--cluster names {url} twice: each member has its own"));
+        }
+    }
+    Ok(())
+}
+
 impl Config {
     /// Reads a command line, the program's name first, and the file that it may name. Go's flags, and
     /// so the original's, may begin with one dash: `-id 1`; here they have no other meaning.
@@ -227,16 +265,7 @@ impl Config {
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
-        let is_go_style = |argument: &str| {
-            argument.len() > 2
-                && argument.starts_with('-')
-                && argument[1..].starts_with(|c: char| c.is_ascii_alphabetic())
-        };
-        let arguments = arguments.into_iter().map(|argument| match argument.to_str() {
-            Some(text) if is_go_style(text) => format!("-{text}").into(),
-            _ => argument,
-        });
-        let arguments: Vec<OsString> = arguments.collect();
+        let arguments: Vec<OsString> = with_two_dashes(arguments).collect();
         let config = Self::try_parse_from(&arguments)?;
         let Some(path) = &config.config else { return Ok(config) };
         let command = Self::command();
@@ -261,16 +290,7 @@ impl Config {
         let require =
             |holds: bool, why: String| if holds { Ok(()) } else { Err(Error::Config(why)) };
         let id = self.id;
-        require(id != 0, "--id 0 is no member id: ids start at 1".into())?;
-        for url in &self.cluster {
-            check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
-        }
-        for (position, url) in self.cluster.iter().enumerate() {
-            require(
-                !self.cluster[..position].contains(url),
-                format!("--cluster names {url} twice: each member has its own"),
-            )?;
-        }
+        check_members(id, &self.cluster)?;
         let length = self.cluster.len() as u64;
         match &self.peer_url {
             Some(url) => {

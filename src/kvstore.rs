@@ -52,6 +52,15 @@ enum Command<'a> {
     },
 }
 
+/// Reads an entry's payload: the key and the value that it sets.
+///
+/// # Errors
+/// It is no command of this store.
+pub(crate) fn decode_put(data: &[u8]) -> std::result::Result<(&[u8], &[u8]), codec::DecodeError> {
+    let Command::Put { key, value } = codec::decode(data)?;
+    Ok((key, value))
+}
+
 /// One key of a snapshot.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record<'a> {
@@ -471,14 +480,29 @@ fn write_snapshot(view: Vec<KeyValue>, file: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Reads what [`write_snapshot`] wrote.
-fn read_snapshot(mut reader: impl Read) -> io::Result<HashSet<KeyValue>> {
-    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+fn read_snapshot(reader: impl Read) -> io::Result<HashSet<KeyValue>> {
     let mut map = HashSet::new();
+    read_records(reader, |pair| {
+        map.insert(pair);
+        Ok(())
+    })?;
+    Ok(map)
+}
+
+/// Reads the application bytes of a snapshot, key by key.
+///
+/// # Errors
+/// They are no records, or cannot be read; what `take` returns.
+pub(crate) fn read_records(
+    mut reader: impl Read,
+    mut take: impl FnMut(KeyValue) -> io::Result<()>,
+) -> io::Result<()> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let mut length = [0; 4];
     loop {
         // The end of the file is an end only in front of a length.
         match reader.read(&mut length[..1])? {
-            0 => return Ok(map),
+            0 => return Ok(()),
             _ => reader.read_exact(&mut length[1..])?,
         }
         let length = u32::from_le_bytes(length) as usize;
@@ -489,7 +513,7 @@ fn read_snapshot(mut reader: impl Read) -> io::Result<HashSet<KeyValue>> {
         reader.read_exact(&mut record)?;
         let Record { key, value, index, term } =
             codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
-        map.insert(KeyValue::new(key, value, index, term));
+        take(KeyValue::new(key, value, index, term))?;
     }
 }
 

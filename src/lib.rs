@@ -35,7 +35,10 @@
 //!
 //! # The parts, and what may import what
 //! ```text
-//! main ──▶ config, logging
+//! main ──▶ cli ──▶ config, inspect, restore: the last two read and write a member's files, and use
+//!   │                    what storage, raft_node, membership and kvstore know of them
+//!   ├────▶ config, logging, tls
+//!   ├────▶ admin                      one Status, the counts, and the client port's channels; a page
 //!   ├────▶ httpapi ──▶ kvstore ──▶ codec        listener: the accept loop of all ports
 //!   ├────▶ kvstore                    bytes in, bytes out; knows nothing of raft-rs or HTTP
 //!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
@@ -55,16 +58,19 @@
 
 pub mod admin;
 pub mod channels;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod error;
 pub mod httpapi;
+pub mod inspect;
 pub mod kvstore;
 pub mod listener;
 pub mod logging;
 pub mod membership;
 pub mod metrics;
 pub mod raft_node;
+pub mod restore;
 pub mod storage;
 pub mod tls;
 pub mod transport;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use raftexample::admin::{self, Admin};
 use raftexample::channels::{ConfChangeRequest, MemberChange};
+use raftexample::cli::Cli;
 use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
@@ -27,8 +28,8 @@ const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let config = match Config::read(std::env::args_os()) {
-        Ok(config) => config,
+    let Cli { config, command } = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&Error::Config(first_line(&error))),
     };
+    if let Some(command) = command {
+        return command.run().map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
+    }
     if let Err(error) = config.check() {
         return fail(&error);
     }
