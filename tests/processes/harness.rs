@@ -158,6 +158,30 @@ pub fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
+/// What a command that ends by itself said.
+pub struct Ran {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the binary in `dir` to its end.
+#[allow(dead_code)] // Used by tests/processes alone.
+pub fn run(dir: &Path, flags: &[&str]) -> Ran {
+    let mut command = Command::new(BINARY);
+    command.current_dir(dir).args(flags).stdin(Stdio::null());
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("RAFTEXAMPLE_") {
+            command.env_remove(key);
+        }
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    let status = output.status.code().unwrap_or_else(|| panic!("{}: {stderr}", output.status));
+    Ran { status, stdout, stderr }
+}
+
 /// All files in a directory and those below it.
 pub fn files_in(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

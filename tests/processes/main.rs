@@ -11,12 +11,14 @@ mod disk;
 mod flags;
 mod harness;
 mod identity;
+mod inspect;
 mod logs;
 mod members;
 #[path = "../support/mounts.rs"]
 mod mounts;
 mod pauses;
 mod quorum;
+mod restore;
 mod rolling;
 mod shutdown;
 mod snapshots;
