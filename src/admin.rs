@@ -3,7 +3,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /` | a page that shows the cluster live |
+//! | `GET /` | a page that shows the cluster live, with `/page.css` and `/page.js` |
 //! | `GET /livez` | 200 while the loop of the raft node ticks, else 503 |
 //! | `GET /readyz` | 200 if a leader is known, what is committed is applied, and this is no learner; else 503; `?verbose` names each check |
 //! | `GET /status` | this member, as JSON |
@@ -35,7 +35,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, HeaderName};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName,
+    HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::uri::{Authority, PathAndQuery, Uri};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -105,7 +108,9 @@ pub fn limits(shutdown_grace: Duration) -> Limits {
 pub fn service(admin: Admin) -> impl HttpService {
     let shared = Arc::new(Shared { admin, backups: Arc::new(Semaphore::new(1)) });
     let router = Router::new()
-        .route("/", get(page))
+        .route("/", get(async || page("text/html", include_str!("admin/page.html"))))
+        .route("/page.css", get(async || page("text/css", include_str!("admin/page.css"))))
+        .route("/page.js", get(async || page("text/javascript", include_str!("admin/page.js"))))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
@@ -149,7 +154,11 @@ async fn refuse_foreign(
         let why = "a page of another origin may not use this port; send no Origin header";
         return refuse("foreign_origin", why.to_owned());
     }
-    next.run(request).await
+    let mut response = next.run(request).await;
+    // No value of a key is taken for a script of the page.
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
 }
 
 /// True if the request's one `Host` is a name of this listener.
@@ -166,9 +175,16 @@ fn is_our_name(headers: &HeaderMap, names: &[String]) -> bool {
     })
 }
 
-async fn page() -> Response {
-    let html = [(CONTENT_TYPE, "text/html; charset=utf-8")];
-    (html, include_str!("admin/page.html")).into_response()
+/// A file of the page. It loads nothing from elsewhere and is shown inside no other page.
+fn page(kind: &str, file: &'static str) -> Response {
+    let policy = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+    let headers = [
+        (CONTENT_TYPE, format!("{kind}; charset=utf-8")),
+        (CONTENT_SECURITY_POLICY, policy.to_owned()),
+        // Another version of the program may serve it next.
+        (CACHE_CONTROL, "no-cache".to_owned()),
+    ];
+    (headers, file).into_response()
 }
 
 fn text(status: StatusCode, text: impl Into<String>) -> Response {
