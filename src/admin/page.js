@@ -240,10 +240,12 @@ function sendDots(id, known, status) {
       if (messages <= 0) continue;
       all += messages;
       const shown = messages < 5 ? 1 : messages < 50 ? 2 : 3;
-      for (let dot = 0; dot < shown; dot++) launched.push([kind, messages]);
+      for (let dot = 0; dot < shown; dot++) launched.push({ dot, kind, messages });
     }
+    // One of each kind, then the rest while there is room.
+    launched.sort((a, b) => a.dot - b.dot);
     launched.length = Math.min(launched.length, DOTS_PER_PAIR);
-    launched.forEach(([kind, messages], place) => launch(from, to, kind, messages, place / launched.length));
+    launched.forEach(({ kind, messages }, place) => launch(from, to, kind, messages, place / launched.length));
     const edge = edges.get(edgeName(id, peer.id));
     // A busy pair has a thicker line, which also says so where nothing moves.
     if (all && edge) edge.width = Math.max(edge.width, 1 + Math.min(Math.log10(all), 3));
@@ -511,7 +513,7 @@ async function ask(form, method, path, body, told) {
     const answer = await fetch(path, { method, body, cache: "no-store" });
     const text = await answer.text();
     const index = answer.headers.get("raft-index");
-    const entry = index ? `entry ${number(index)} of term ${answer.headers.get("raft-term")}` : "";
+    const entry = index ? `entry ${number(index)}, term ${answer.headers.get("raft-term")}` : "";
     tell(form, answer.ok, String(answer.status), answer.ok ? told(text) : text.trim() || answer.statusText, entry);
   } catch {
     tell(form, false, "", "No answer. Whether it was done is not known.");
