@@ -2,7 +2,8 @@
 //!
 //! It is `chromium`, `chromium-browser` or `google-chrome`, or what the variable `CHROMIUM` names; where
 //! there is none the tests say that they skip. `UPDATE_SCREENSHOTS=1 cargo test --test page schemes` also
-//! makes README's pictures anew, which takes two minutes; look at them before keeping them.
+//! makes README's pictures anew, which takes two minutes; look at them, and make them small (pngquant,
+//! optipng), before keeping them.
 
 #![allow(clippy::unwrap_used)]
 
