@@ -30,8 +30,10 @@ const KINDS = {
   snapshot: ["snapshot", "M-4.5-4.5H4.5V4.5H-4.5Z"],
   other: ["forwarded", "M0-4.6L4.6 3.6H-4.6Z"],
 };
-/** The circle's room: its width, and where its topmost and lowest members stand. */
-const ROOM = { width: 440, top: 52, bottom: 262 };
+/** The circle's width, and the middles of its topmost and lowest members; many leave each less room. */
+const WIDTH = 440;
+const FEW = { top: 52, bottom: 262, across: 150 };
+const MANY = { top: 42, bottom: 296, across: 165 };
 
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -175,13 +177,15 @@ function layOut(before) {
   edges.clear();
   dots.length = 0;
   const size = members.length;
-  const radius = size <= 4 ? 42 : size <= 6 ? 37 : 31;
+  const isFew = size <= 5;
+  const radius = size <= 4 ? 42 : isFew ? 37 : 30;
+  const { top, bottom, across } = isFew ? FEW : MANY;
   const angles = members.map((_, place) => ((place / size) * 2 - 0.5) * Math.PI);
   const lowest = Math.max(...angles.map(Math.sin));
   members.forEach(({ id }, place) => {
-    const x = ROOM.width / 2 + 150 * Math.cos(angles[place]);
+    const x = WIDTH / 2 + across * Math.cos(angles[place]);
     const depth = size === 1 ? 0.4 : (Math.sin(angles[place]) + 1) / (lowest + 1);
-    const y = ROOM.top + depth * (ROOM.bottom - ROOM.top);
+    const y = top + depth * (bottom - top);
     const group = element("g", { class: "node", role: "img", transform: `translate(${x} ${y})` });
     const text = (look, dx, dy) => element("text", { class: look, x: dx, y: dy });
     const parts = {
@@ -201,7 +205,7 @@ function layOut(before) {
     }
     parts.ring = element("circle", { r: radius });
     const halo = element("circle", { class: "halo", r: radius + 5 });
-    group.append(halo, parts.ring, parts.number, parts.role, parts.facts, parts.place);
+    group.append(halo, parts.ring, parts.number, parts.role, parts.facts, ...(isFew ? [parts.place] : []));
     nodes.set(id, parts);
     $("nodes").append(group);
   });
@@ -372,7 +376,8 @@ function showLogs() {
     row.row.dataset.alive = ["dead", "no answer", "unknown"].includes(state) ? "no" : "yes";
     put(row.name, String(member.id));
     put(row.state, state);
-    row.track.hidden = !status;
+    row.head.title = host(member.url);
+    row.track.style.visibility = status ? "visible" : "hidden";
     for (const [name, cell] of row.cells) put(cell, status?.[name] ? number(status[name]) : "–");
     if (!status) continue;
     for (const [name, end] of [["uncommitted", "last"], ["committed", "commit"], ["applied", "applied"]]) {
