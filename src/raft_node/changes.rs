@@ -4,7 +4,7 @@
 //! that it could dislike is checked before, and the appended entry is read back. When it is applied,
 //! every member decides once more, on replicated state alone: what fails then is a no-op everywhere.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
@@ -359,7 +359,10 @@ impl RaftNode {
                 .map_err(|error| RequestError::Conflict(error.to_string()))?;
         }
         self.members.apply(&change, entry.index);
-        let list = |ids: &[NodeId]| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+        let list = |ids: &[NodeId]| {
+            let ids: BTreeSet<NodeId> = ids.iter().copied().collect();
+            ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+        };
         let learners = match &self.conf_state.learners[..] {
             [] => String::new(),
             learners => format!(" learners=({})", list(learners)),
