@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::{HardState, Message, MessageType};
+use raftexample::channels::MemberChange;
 use raftexample::error::Error;
 use raftexample::raft_node::replay::wal_dir;
 use raftexample::raft_node::{Input, NodeConfig};
@@ -136,6 +137,30 @@ fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
     member.turn([heartbeat]).unwrap();
     member.tick().unwrap();
     assert_eq!((member.status().leader, member.status().term), (2, term));
+}
+
+/// One that is elected by itself sends its first entries in the turn of its election. If it forgot that
+/// term, it would use it again, for other entries at the same places.
+#[test]
+fn a_leader_says_nothing_to_a_learner_of_a_term_that_is_not_on_disk() {
+    let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
+    member.tick_until_leader().unwrap();
+    let learner = MemberChange::Add { id: 2, url: url(2) };
+    assert!(member.change(learner).unwrap().is_ok());
+    let term = member.status().term;
+    let disk = member.crash(Survives::Nothing);
+    for is_crashed in [false, true] {
+        let disk = disk.crash(Survives::Nothing);
+        let mut member = Member::start(&single(), &disk, &Transcript::default()).unwrap();
+        let _answer = member.put("key", "waits for a leader").unwrap();
+        assert_eq!(member.take_messages(), [], "nobody leads");
+        if is_crashed {
+            disk.inject(1, Fault::Crash);
+        }
+        assert_eq!(member.tick().is_err(), is_crashed);
+        let of_new_term = member.take_messages().iter().any(|message| message.term > term);
+        assert_eq!(of_new_term, !is_crashed, "the term is on disk, or nobody hears of it");
+    }
 }
 
 /// A disk with this log and nothing else.

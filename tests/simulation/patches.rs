@@ -16,7 +16,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 9] = [
+pub const PATCHES: [Patch; 8] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node.rs",
@@ -72,13 +72,6 @@ pub const PATCHES: [Patch; 9] = [
         file: "src/raft_node.rs",
         text: "entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)",
         becomes: "entries.len() == usize::MAX",
-        seeds: 10_000,
-    },
-    Patch {
-        name: "a leader's messages leave before its new term is on disk",
-        file: "src/raft_node.rs",
-        text: "if !is_new_term_or_vote && !commits_change {",
-        becomes: "if !commits_change {",
         seeds: 10_000,
     },
     Patch {
