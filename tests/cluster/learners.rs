@@ -48,7 +48,8 @@ async fn a_member_gets_its_vote_once_it_follows() {
     cluster.until_logged(2, "switched to configuration voters=(1 2)").await;
     // It has one: without it there is no majority any more, with it either may lead.
     cluster.change(2, MemberChange::Lead { id: 2 }).await.expect("it can lead");
-    assert_eq!(cluster.status(2).role, Role::Leader);
+    let leads = async || cluster.status(2).role == Role::Leader;
+    eventually(PATIENCE, "it leads", leads).await;
     cluster.write(1, "/k", "v").await;
     cluster.stop_all().await;
 }

@@ -382,3 +382,34 @@ fn a_beginning_member_greets_more_callers_than_it_remembers() {
         assert_eq!(greeted, BTreeSet::from([url(1), url(id)]));
     }
 }
+
+/// What the leader does by itself is in nobody's way.
+#[test]
+fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    network.settle();
+    assert!(added.is_ok());
+    network.start(&NodeConfig { join: true, ..config(4, 4) }, &MemVfs::default()).unwrap();
+    let is_promoting = |network: &Network| {
+        let lines = network.members[&1].logs.lock().unwrap();
+        lines.iter().any(|line| line.contains("promoting learner 4"))
+    };
+    for _ in 0..1000 {
+        if is_promoting(&network) {
+            break;
+        }
+        if !network.deliver_round() {
+            (1..=4).for_each(|id| network.turn(id, [Input::Tick]));
+        }
+    }
+    assert!(is_promoting(&network));
+    assert_eq!(network.member(1).status().learners, [4], "it is on its way");
+    let mut removed = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    assert!(removed.get().is_none(), "it waits: {:?}", removed.get());
+    network.settle();
+    assert!(removed.is_ok(), "{:?}", removed.get());
+    assert!(network.member(1).status().learners.is_empty());
+}
