@@ -200,6 +200,28 @@ impl Members {
     }
 }
 
+impl Members {
+    /// Decides whether member `id` may be said to listen elsewhere. If that is wrong, nobody finds it any
+    /// more: then the others have to be a majority without it, to put it right.
+    ///
+    /// # Errors
+    /// 409 if they are none.
+    pub fn check_move(
+        &self,
+        id: NodeId,
+        lives: impl Fn(NodeId) -> bool,
+    ) -> Result<(), RequestError> {
+        let voters = self.voters().count();
+        let others = self.voters().filter(|other| *other != id && lives(*other)).count();
+        if self.learners.contains(&id) || voters == 1 || others >= majority(voters) {
+            return Ok(());
+        }
+        Err(RequestError::Conflict(format!(
+            "without member {id} only {others} of {voters} voters live, and a wrong URL could not be put right: bring the others back, or remove it and add it under a new id"
+        )))
+    }
+}
+
 /// What a snapshot says of the members: in the file, and with the file's length and checksum in
 /// raft's own `Snapshot.data`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -345,6 +367,11 @@ pub struct PeerGate {
     pub members: Members,
     /// The first incarnation heard for each id.
     pub incarnations: BTreeMap<NodeId, u64>,
+    /// Members that say that they moved, by an entry that is not applied here yet: its index, and where
+    /// they listen now.
+    pub moved: BTreeMap<NodeId, (Index, String)>,
+    /// Moves in our log that are not applied yet.
+    pub moves_under_way: Vec<(NodeId, String)>,
 }
 
 /// What is known of a sender that may speak.
@@ -421,6 +448,13 @@ impl PeerGate {
         self.admit(&header)
     }
 
+    /// Where a member listens, and the index of the entry that moved it there.
+    pub fn listens_at(&self, id: NodeId) -> Option<(Index, &str)> {
+        let applied = (self.members.moved_at(id), &self.members.urls.get(&id)?[..]);
+        let said = self.moved.get(&id).map(|(index, url)| (*index, &url[..]));
+        Some(said.filter(|(index, _)| *index > applied.0).unwrap_or(applied))
+    }
+
     fn admit_sender(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
         let id = header.from;
         if id == 0 || check_url(&header.url).is_err() {
@@ -458,10 +492,12 @@ impl PeerGate {
         }
         // A copy of a member's directory has its incarnation too. Nobody sends anything to where the
         // copy listens, but what it says would be taken for the member's. A member that says that it
-        // was moved by an entry which is not applied here yet is right, or lies.
-        if let Some(url) = self.members.urls.get(&id)
-            && *url != header.url
-            && header.moved <= self.members.moved_at(id)
+        // was moved by an entry which is not applied here yet is right, or lies; from then on it is
+        // heard from there alone. One that does not know yet that it was moved is where the entry says.
+        if let Some((moved_at, url)) = self.listens_at(id)
+            && url != header.url
+            && header.moved <= moved_at
+            && !self.moves_under_way.iter().any(|(moving, to)| (*moving, to) == (id, &header.url))
         {
             return Err(Refusal::Mismatch(format!(
                 "member {id} listens at {url}, not at {}: start it there, and no copy of it anywhere, or PUT its new URL to /members/{id} of an admin listener",
@@ -701,6 +737,8 @@ mod tests {
             restored_list: 0,
             members,
             incarnations: [(2, 102), (4, 104)].into(),
+            moved: BTreeMap::new(),
+            moves_under_way: Vec::new(),
         }
     }
 
@@ -820,6 +858,31 @@ mod tests {
             let Err(Refusal::Mismatch(why)) = refusal else { panic!("{refusal:?}") };
             assert!(why.contains("snapshot restore"), "it says what to do: {why}");
         }
+    }
+
+    #[test]
+    fn a_member_that_moved_is_heard_from_one_place_alone() {
+        let mut gate = gate();
+        let there = PeerHeader { url: url(7), moved: 50, ..from(2) };
+        let left_behind = from(2);
+        assert_eq!(gate.admit(&left_behind), Ok(Sender::Known), "nobody moved");
+        assert_eq!(gate.admit(&there), Ok(Sender::Known), "the entry may not be applied here yet");
+        gate.moved.insert(2, (50, url(7)));
+        assert!(
+            matches!(gate.admit(&left_behind), Err(Refusal::Mismatch(_))),
+            "a copy stayed there"
+        );
+        let elsewhere = PeerHeader { url: url(8), ..there.clone() };
+        assert!(matches!(gate.admit(&elsewhere), Err(Refusal::Mismatch(_))), "or was made");
+        assert_eq!(gate.admit(&there), Ok(Sender::Known));
+        gate.members.apply(&MemberChange::Move { id: 2, url: url(7) }, 50);
+        assert_eq!(gate.admit(&there), Ok(Sender::Known));
+        assert!(matches!(gate.admit(&left_behind), Err(Refusal::Mismatch(_))));
+        // It moved on: that is in our log, and it does not know yet itself.
+        let unaware = PeerHeader { url: url(9), moved: 0, ..from(2) };
+        assert!(matches!(gate.admit(&unaware), Err(Refusal::Mismatch(_))));
+        gate.moves_under_way.push((2, url(9)));
+        assert_eq!(gate.admit(&unaware), Ok(Sender::Known));
     }
 
     #[test]

@@ -183,10 +183,11 @@ impl Counts {
         self.last_tick.store(self.uptime().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
-    /// How long ago the loop of the raft node ticked last; since the start, if it never did.
-    pub fn since_last_tick(&self) -> Duration {
-        let at = self.last_tick.load(Ordering::Relaxed).saturating_sub(1);
-        self.uptime().saturating_sub(Duration::from_millis(at))
+    /// How long ago the loop of the raft node ticked last; `None` before it does, for a start takes as
+    /// long as there is to replay.
+    pub fn since_last_tick(&self) -> Option<Duration> {
+        let at = self.last_tick.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.uptime().saturating_sub(Duration::from_millis(at)))
     }
 
     /// Somebody looks at the whole cluster: for a few seconds the node asks the others for their

@@ -677,10 +677,10 @@ impl RaftNode {
     /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
     fn process_messages(&mut self, messages: Vec<Message>) {
         for mut message in messages {
-            self.peers.count_sent(&message);
             if self.confirmers.spare(&message, &self.raw_node.raft) {
                 continue;
             }
+            self.peers.count_sent(&message);
             if message.get_msg_type() == MessageType::MsgPropose {
                 // raft sends it without a term. This is whose leader it is meant for: in another
                 // term the same member leads in another run, perhaps, which does not know any more
@@ -740,6 +740,13 @@ impl RaftNode {
             debug!(self.logger, "replaced the log by the snapshot at index {}", mark.index);
         }
         log.append(ready.entries());
+        // An append that replaces others may take back a change of members.
+        let gate = self.gate.read().expect("no thread panics while it holds the gate");
+        let has_moves = !gate.moves_under_way.is_empty();
+        drop(gate);
+        if has_moves || holds_change(ready.entries()) {
+            self.publish_gate();
+        }
         self.bytes_since_snapshot += ready.entries().iter().map(entry_bytes).sum::<u64>();
         Ok(())
     }
@@ -766,6 +773,7 @@ impl RaftNode {
         let last = (last.index, last.term);
         let mut committed = Vec::with_capacity(entries.len());
         let (mut bytes, mut own) = (0, 0);
+        let has_changes = holds_change(&entries);
         for entry in entries {
             match entry.get_entry_type() {
                 EntryType::EntryNormal => {
@@ -797,6 +805,9 @@ impl RaftNode {
         }
         self.config.metrics.proposals_committed.inc_by(own);
         (self.applied_index, self.applied_term) = last;
+        if has_changes {
+            self.publish_gate();
+        }
     }
 
     fn publish(&self, commit: Commit) {
@@ -881,17 +892,17 @@ impl RaftNode {
     /// Brings the peers that are connected in line with the members, and lets the transport know who
     /// may speak.
     fn connect_members(&mut self) {
-        let members = &self.members;
-        for (id, url) in &members.urls {
-            if *id != self.config.id {
-                self.peers.add_member(*id, url);
-                self.outbox.add_peer(*id, url);
-            }
+        self.publish_gate();
+        let gate = self.gate.read().expect("no thread panics while it holds the gate");
+        for id in self.members.urls.keys().filter(|id| **id != self.config.id) {
+            let (_, url) = gate.listens_at(*id).expect("the gate has the members");
+            self.peers.add_member(*id, url);
+            self.outbox.add_peer(*id, url);
         }
-        for id in self.peers.remove_members_not_in(members) {
+        drop(gate);
+        for id in self.peers.remove_members_not_in(&self.members) {
             self.outbox.remove_peer(id);
         }
-        self.publish_gate();
     }
 
     /// Brings the transport's copy of what we know up to date.
@@ -899,6 +910,11 @@ impl RaftNode {
         let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
         gate.cluster_id = self.identity.cluster_id;
         gate.members = self.members.clone();
+        gate.moves_under_way = self.moves_under_way();
+        let PeerGate { members, moved, .. } = &mut *gate;
+        moved.retain(|id, (index, _)| {
+            members.urls.contains_key(id) && *index > members.moved_at(*id)
+        });
     }
 
     /// Answers the requests that a change of leader or term leaves in doubt, and logs it in the words
@@ -909,6 +925,7 @@ impl RaftNode {
             return;
         }
         self.last_leadership = new;
+        self.peers.forget_heartbeats();
         if new.leader == self.config.id {
             self.leads_since = self.ticks;
         }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use protobuf::Message as _;
+use raft::ProgressState;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
 use slog::{info, warn};
 
@@ -33,6 +34,8 @@ pub(super) struct Changes {
     /// What waits until another leads: our own removal, or that somebody wanted just this; and the
     /// tick until which it waits.
     handover: Option<(ConfChangeRequest, u64)>,
+    /// The tick at which a promotion was tried last.
+    promotion_tried: u64,
     /// Our own removal, passed on. Its answer may come too late: applying it ends this member.
     own_removal: Option<(Waiter<()>, Pending<()>)>,
 }
@@ -108,19 +111,27 @@ impl RaftNode {
             || raft.lead_transferee.is_some()
             || !raft.apply_to_current_term()
             || self.is_pending()
+            || self.changes.promotion_tried == self.ticks
         {
             return;
         }
         let last_index = raft.raft_log.last_index();
         let follows = |id: &&NodeId| {
             let progress = raft.prs().get(**id);
+            // It has acknowledged something to us: that we hear it does not say that it hears us.
             self.lives(**id)
-                && progress.is_some_and(|peer| peer.matched + PROMOTION_DISTANCE >= last_index)
+                && progress.is_some_and(|peer| {
+                    peer.state == ProgressState::Replicate
+                        && peer.matched > 0
+                        && peer.matched + PROMOTION_DISTANCE >= last_index
+                })
         };
         if let Some(&id) = self.members.learners.iter().find(follows) {
-            info!(self.logger, "promoting learner {}", id);
-            // What raft does not take now is tried again at the next turn.
-            let _ = self.append_change(&MemberChange::Promote { id }, None);
+            // What raft does not take now is tried again at the next tick.
+            self.changes.promotion_tried = self.ticks;
+            if self.append_change(&MemberChange::Promote { id }, None).is_ok() {
+                info!(self.logger, "promoting learner {}", id);
+            }
         }
     }
 
@@ -166,8 +177,10 @@ impl RaftNode {
             Ok(Verdict::Nothing) => request.waiter.answer(Ok(())),
             Ok(Verdict::Change) => match request.change {
                 MemberChange::Lead { id } if id == self.config.id => request.waiter.answer(Ok(())),
-                MemberChange::Lead { id } => self.hand_over(request, id),
-                MemberChange::Remove { id } if id == self.config.id => self.hand_over(request, 0),
+                MemberChange::Lead { id } => return self.hand_over(request, id),
+                MemberChange::Remove { id } if id == self.config.id => {
+                    return self.hand_over(request, 0);
+                }
                 _ => self.propose_change(request),
             },
         }
@@ -192,6 +205,7 @@ impl RaftNode {
             MemberChange::Remove { id } => {
                 self.members.check_majority_lives(*id, |id| self.lives(id))
             }
+            MemberChange::Move { id, .. } => self.members.check_move(*id, |id| self.lives(id)),
             _ => Ok(()),
         }
     }
@@ -208,6 +222,16 @@ impl RaftNode {
         {
             waiter.answer(Err(error));
         }
+    }
+
+    /// The members that changes in our log move once they are applied, and where to.
+    pub(super) fn moves_under_way(&self) -> Vec<(NodeId, String)> {
+        let changes = self.raw_node.store().conf_changes_after(self.applied_index);
+        let moves = changes.iter().filter_map(|entry| match read_change(&entry.data) {
+            Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
+            _ => None,
+        });
+        moves.collect()
     }
 
     /// Has raft append a change; gives the waiter back with the reason if it did not.
@@ -276,8 +300,12 @@ impl RaftNode {
 
     /// Hands leadership over to `wanted`; if that is 0, to the voter that lives and has most of the
     /// log. A leader does not propose its own removal, as it would lead on without being a member: it
-    /// hands over first, and the new leader removes it.
-    fn hand_over(&mut self, request: ConfChangeRequest, wanted: NodeId) {
+    /// hands over first, and the new leader removes it. Gives the request back if it has to wait.
+    fn hand_over(
+        &mut self,
+        request: ConfChangeRequest,
+        wanted: NodeId,
+    ) -> Option<ConfChangeRequest> {
         let conflict = |why: String| Err(RequestError::Conflict(why));
         let progress = self.raw_node.raft.prs();
         let others = self.conf_state.voters.iter().filter(|id| **id != self.config.id);
@@ -285,18 +313,26 @@ impl RaftNode {
             .filter(|id| (wanted == 0 || wanted == **id) && self.lives(**id))
             .max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
         let Some(&to) = to else {
-            return request.waiter.answer(match wanted {
+            request.waiter.answer(match wanted {
                 0 => conflict("no other voter lives to take over".into()),
                 id => conflict(format!("member {id} cannot take over: it has no vote, or is dead")),
             });
+            return None;
         };
+        // raft does not ask for votes while it has a change of members to apply, and says nothing. What
+        // it has told us is committed there it had applied when we heard of it.
+        let pending = self.raw_node.raft.pending_conf_index;
+        if progress.get(to).is_some_and(|peer| peer.committed_index < pending) {
+            return Some(request);
+        }
         if !request.waiter.begin() {
-            return;
+            return None;
         }
         info!(self.logger, "handing leadership over to {}", to);
         self.raw_node.transfer_leader(to);
         let until = self.ticks + self.config.election_ticks as u64;
         self.changes.handover = Some((request, until));
+        None
     }
 
     fn finish_handover(&mut self) {
@@ -307,7 +343,13 @@ impl RaftNode {
         }
         if leader != raft::INVALID_ID && !self.is_leader() {
             match request.change {
-                MemberChange::Lead { .. } => request.waiter.answer(Ok(())),
+                MemberChange::Lead { id } if id == 0 || id == leader => {
+                    request.waiter.answer(Ok(()));
+                }
+                MemberChange::Lead { .. } => {
+                    let why = format!("member {leader} was elected instead");
+                    request.waiter.answer(Err(unavailable(&why)));
+                }
                 // Passed on once more than other requests: it found the leader the first time.
                 _ => self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request }),
             }

@@ -123,7 +123,12 @@ impl Peers {
         filter(peer).is_new(boot, number)
     }
 
-    /// Counts a message that is sent, or spared.
+    /// What was not answered by now says nothing of how long a round trip takes.
+    pub(super) fn forget_heartbeats(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.heartbeat_sent = None);
+    }
+
+    /// Counts a message that is sent.
     pub(super) fn count_sent(&mut self, message: &Message) {
         use MessageType::*;
         let Some(peer) = self.peers.get_mut(&message.to) else { return };
@@ -249,6 +254,10 @@ impl RaftNode {
             // It moved, and that is not applied here yet: it is answered where it is now.
             peer.url.clone_from(&header.url);
             self.outbox.add_peer(id, &header.url);
+            let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
+            if gate.members.urls.contains_key(&id) {
+                gate.moved.insert(id, (header.moved, header.url.clone()));
+            }
         }
         peer.last_heard = Some(self.ticks);
         peer.is_out_of_reach = false;
@@ -315,14 +324,6 @@ impl RaftNode {
             has_file,
         };
         let message_type = message.get_msg_type();
-        if message_type == MessageType::MsgHeartbeatResponse
-            && let Some(peer) = self.peers.peers.get_mut(&header.from)
-            && let Some(sent) = peer.heartbeat_sent.take()
-        {
-            let round_trip = &self.config.metrics.peer_round_trip;
-            let label = PeerLabel { peer: header.from };
-            round_trip.get_or_create(&label).observe(sent.elapsed().as_secs_f64());
-        }
         match validate(&message, header.from, &view) {
             Ok(()) => {}
             Err(Invalid::CommitBeyondLog { commit, last_index }) => {
@@ -345,6 +346,14 @@ impl RaftNode {
                     "from" => header.from, "type" => ?message_type);
                 return;
             }
+        }
+        if message_type == MessageType::MsgHeartbeatResponse
+            && let Some(peer) = self.peers.peers.get_mut(&header.from)
+            && let Some(sent) = peer.heartbeat_sent.take()
+        {
+            let round_trip = &self.config.metrics.peer_round_trip;
+            let label = PeerLabel { peer: header.from };
+            round_trip.get_or_create(&label).observe(sent.elapsed().as_secs_f64());
         }
         let is_behind = self.outstanding_bytes.load(Ordering::Relaxed) > OUTSTANDING_BYTES_MAX;
         let brings_entries =
@@ -389,6 +398,8 @@ impl RaftNode {
             return refuse("its file names other members than its message");
         }
         self.received.push(mark);
+        let length = codec::decode::<SnapshotData>(&message.get_snapshot().data);
+        self.count_received(header.from, length.map_or(0, |data| data.length));
         self.step(header, message, true);
         Ok(Ok(()))
     }
@@ -398,6 +409,9 @@ impl RaftNode {
         match report {
             PeerReport::Unreachable(id) => {
                 self.confirmers.forget();
+                if let Some(peer) = self.peers.peers.get_mut(&id) {
+                    peer.heartbeat_sent = None;
+                }
                 self.raw_node.report_unreachable(id);
             }
             PeerReport::NotProposed { to, requests } => {
@@ -476,12 +490,20 @@ impl RaftNode {
         if self.ticks % interval != 1 % interval {
             return;
         }
+        // Who has no vote never asks for others, and would not be told that it was removed while it was
+        // away, or before it heard of anything.
+        let since = self.ticks.saturating_sub(self.config.election_ticks as u64);
+        let is_forgotten = !self.conf_state.voters.contains(&self.config.id)
+            && !self.peers.was_heard_since(self.raw_node.raft.leader_id, since);
         let greeting = self.greeting();
         let urls: Vec<String> = match &self.beginning {
             Some(beginning) => beginning.urls(),
+            None if is_forgotten && self.members.urls.is_empty() => {
+                self.config.cluster.iter().filter(|url| **url != self.config.url).cloned().collect()
+            }
             None => {
-                let ungreeted =
-                    self.peers.peers.values().filter(|peer| peer.is_member && !peer.greeted);
+                let members = self.peers.peers.values().filter(|peer| peer.is_member);
+                let ungreeted = members.filter(|peer| !peer.greeted || is_forgotten);
                 ungreeted.map(|peer| peer.url.clone()).collect()
             }
         };

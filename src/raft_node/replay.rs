@@ -5,6 +5,7 @@
 //! starts its store from it, in the future. A snapshot that is damaged is set aside if an older one
 //! and the log together hold the same state.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -126,6 +127,8 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         },
         members: snapshot_members.members.clone(),
         incarnations: recovered.incarnations.clone(),
+        moved: BTreeMap::new(),
+        moves_under_way: Vec::new(),
     };
     let identity = recovered.identity.clone();
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;

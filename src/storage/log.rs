@@ -118,6 +118,16 @@ impl Log {
         self.entries.iter().rev().take(behind).map(Kept::entry_bytes).sum()
     }
 
+    /// The changes of members behind the entry at `index`.
+    pub fn conf_changes_after(&self, index: Index) -> Vec<Entry> {
+        let first = index.max(self.compacted_index) + 1;
+        let behind = (first - self.compacted_index - 1) as usize;
+        let kept = self.entries.iter().enumerate().skip(behind);
+        kept.filter(|(_, kept)| kept.entry_type == EntryType::EntryConfChange)
+            .map(|(place, kept)| kept.entry(self.compacted_index + 1 + place as Index))
+            .collect()
+    }
+
     /// Appends `entries`, dropping everything from the first new index on.
     ///
     /// # Panics

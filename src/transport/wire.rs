@@ -16,7 +16,7 @@
 //! # Headers
 //! | name | value | where |
 //! |---|---|---|
-//! | `raft-protocol` | `1` | everywhere |
+//! | `raft-protocol` | `2` | everywhere |
 //! | `raft-cluster-id` | 16 hexadecimal digits; 0 while a joiner does not know it | everywhere |
 //! | `raft-from` | the sender's id, decimal, not 0 | everywhere |
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
@@ -48,8 +48,9 @@ use raft::eraftpb::Message;
 
 use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotFile};
 
-/// The one version of this protocol. A member of another one is answered 400.
-const PROTOCOL: &str = "1";
+/// The one version of this protocol. A member of another one is answered 400: one of version 1 would
+/// apply entries that have to do with learners, and with members that move, in another way.
+const PROTOCOL: &str = "2";
 
 /// The most messages in one batch: an empty message is a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;

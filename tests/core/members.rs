@@ -413,3 +413,125 @@ fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     assert!(removed.is_ok(), "{:?}", removed.get());
     assert!(network.member(1).status().learners.is_empty());
 }
+
+/// Three members, and an entry of member 1's which says that `id` moved, that member 1 knows to be
+/// committed and that member 3, or the one that moves, has not heard of.
+fn moving(id: u64) -> Network {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    let mut moved = network.member(1).change(MemberChange::Move { id, url: url(7) }).unwrap();
+    let append = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, append, vec![]);
+    let acknowledged = sent_to(&mut network, 2, 1);
+    bring(&mut network, 2, 1, acknowledged, vec![]);
+    assert!(moved.is_ok());
+    network
+}
+
+/// Starts `id` where it moved to. Member 1 is gone, and the two that are left have to find each other.
+fn check_that_it_is_found(mut network: Network, id: u64) {
+    let there = NodeConfig { url: url(7), boot: 3000 + id, ..network.member(id).config.clone() };
+    let disk = network.crash(id, Survives::Nothing);
+    network.crash(1, Survives::Nothing);
+    network.start(&there, &disk).unwrap();
+    network.give_up_leader(&[2, 3]);
+    network.tick_until("one of the two leads", |network| {
+        network.members.values().all(|member| [2, 3].contains(&member.status().leader))
+    });
+    network.settle();
+    for at in [2, 3] {
+        assert_eq!(network.member(at).status().members.urls[&id], url(7), "at member {at}");
+    }
+    assert!(network.put(2, "key", "after").is_ok());
+}
+
+#[test]
+fn a_member_that_knows_that_it_moved_is_believed_by_one_that_does_not() {
+    let mut network = moving(2);
+    network.turn(1, [Input::Tick]);
+    let commits = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, commits, vec![]);
+    assert_eq!(network.member(2).status().members.urls[&2], url(7));
+    assert_eq!(network.member(3).status().members.urls[&2], url(2), "it does not know");
+    check_that_it_is_found(network, 2);
+}
+
+/// The one that has the entry cannot know yet that it is committed.
+#[test]
+fn a_member_that_does_not_know_that_it_moved_is_heard_by_one_that_has_it_in_its_log() {
+    let mut network = moving(3);
+    for at in [2, 3] {
+        assert_eq!(network.member(at).status().members.urls[&3], url(3), "applied by nobody");
+    }
+    check_that_it_is_found(network, 3);
+}
+
+/// Everybody would look for it in the wrong place, and nobody could put that right.
+#[test]
+fn a_member_without_which_there_is_no_majority_is_not_moved() {
+    let mut network = Network::new(2, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.tick(12);
+    for id in [1, 2] {
+        let mut moved = network.member(1).change(MemberChange::Move { id, url: url(7) }).unwrap();
+        assert!(matches!(moved.get(), Some(Err(RequestError::Conflict(_)))), "{:?}", moved.get());
+    }
+    let mut network = Network::new(1, |_| {});
+    let mut moved = network.member(1).change(MemberChange::Move { id: 1, url: url(7) }).unwrap();
+    network.settle();
+    assert!(moved.is_ok(), "it has nobody to be found by: {:?}", moved.get());
+}
+
+/// That a learner answers a greeting says that we reach it, not that it reaches us.
+#[test]
+fn a_learner_that_never_acknowledged_anything_is_not_promoted() {
+    let mut network = Network::new(1, |_| {});
+    network.member(1).tick_until_leader().unwrap();
+    let mut added = network.member(1).change(MemberChange::Add { id: 2, url: url(2) }).unwrap();
+    assert!(added.is_ok());
+    network.start(&NodeConfig { join: true, ..config(2, 2) }, &MemVfs::default()).unwrap();
+    for _ in 0..100 {
+        (1..=2).for_each(|id| network.turn(id, [Input::Tick]));
+        network.member(1).take_messages();
+        network.deliver();
+    }
+    assert!(network.member(2).status().begun, "they have greeted each other");
+    assert_eq!(network.member(1).status().learners, [2]);
+    network
+        .tick_until("it is promoted", |network| network.members[&1].status().learners.is_empty());
+}
+
+/// It would never ask for votes, and so never be told.
+#[test]
+fn a_learner_that_missed_its_removal_is_told() {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    network.settle();
+    network.start(&NodeConfig { join: true, ..config(4, 4) }, &MemVfs::default()).unwrap();
+    // It begins, as greetings arrive, and hears its leader, who hears nothing of it.
+    for _ in 0..7 {
+        for id in 1..=4 {
+            network.turn(id, [Input::Tick]);
+            network.member(id).take_messages();
+        }
+        network.deliver_round();
+    }
+    network.turn(1, [Input::Tick]);
+    let heartbeat = sent_to(&mut network, 1, 4);
+    bring(&mut network, 1, 4, heartbeat, vec![]);
+    assert_eq!(network.member(4).status().leader, 1);
+    // While it is away it is removed.
+    let mut away = network.members.remove(&4).unwrap();
+    assert_eq!(network.member(1).status().learners, [4]);
+    let mut removed = network.member(1).change(MemberChange::Remove { id: 4 }).unwrap();
+    network.settle();
+    assert!(removed.is_ok());
+    network.tick(12);
+    away.take_messages();
+    network.members.insert(4, away);
+    network.tick(50);
+    assert!(matches!(network.ended.get(&4), Some(Error::Removed)), "{:?}", network.ended);
+}
