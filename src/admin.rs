@@ -122,6 +122,7 @@ pub fn service(admin: Admin) -> impl HttpService {
         .route("/state-hash", get(state_hash))
         .route("/snapshot", get(snapshot))
         .route("/transfer-leadership", post(transfer_leadership))
+        .route("/kv/", any(key))
         .route("/kv/{*key}", any(key))
         .fallback(not_found)
         .layer(from_fn_with_state(shared.clone(), refuse_foreign))
@@ -491,19 +492,32 @@ async fn transfer_leadership(
 async fn add_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
-    url: String,
+    body: Body,
 ) -> Result<Response, Failure> {
     let id = parse_id(&id)?;
-    change(&shared, MemberChange::Add { id, url: url.trim().to_owned() }).await
+    change_to_url(&shared, "POST", body, |url| MemberChange::Add { id, url }).await
 }
 
 async fn move_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
-    url: String,
+    body: Body,
 ) -> Result<Response, Failure> {
     let id = parse_id(&id)?;
-    change(&shared, MemberChange::Move { id, url: url.trim().to_owned() }).await
+    change_to_url(&shared, "PUT", body, |url| MemberChange::Move { id, url }).await
+}
+
+/// Changes a member to the URL in the body; one deadline is for the body and for the change.
+async fn change_to_url(
+    shared: &Shared,
+    method: &str,
+    body: Body,
+    change: impl FnOnce(String) -> MemberChange,
+) -> Result<Response, Failure> {
+    let keys = &shared.admin.keys;
+    let deadline = Instant::now() + keys.request_timeout;
+    let url = keys.read_url(method, body, deadline).await?;
+    keys.change_members(change(url.trim().to_owned()), deadline).await
 }
 
 async fn remove_member(
@@ -539,4 +553,80 @@ async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Respons
     }
     *request.uri_mut() = key;
     serve_http(State(shared.admin.keys.clone()), request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(hosts: &[&str]) -> HeaderMap {
+        hosts.iter().map(|host| (HOST, host.parse().expect("a header"))).collect()
+    }
+
+    #[test]
+    fn it_is_called_by_loopback_names_addresses_and_its_own_names_alone() {
+        let names = ["Raft.Example".to_owned(), "raft-1".to_owned()];
+        for host in [
+            "localhost",
+            "LOCALHOST:12381",
+            "a.localhost:1",
+            "127.0.0.1",
+            "192.0.2.1:80",
+            "[::1]:12381",
+            "raft.example:12381",
+            "RAFT-1",
+        ] {
+            assert!(is_our_name(&hosts(&[host]), &names), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:12381",
+            "notlocalhost",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "x.raft.example",
+            "raft-1.evil.example",
+            "",
+            "a b",
+        ] {
+            assert!(!is_our_name(&hosts(&[host]), &names), "{host}");
+        }
+        assert!(!is_our_name(&hosts(&[]), &names), "without a Host");
+        assert!(!is_our_name(&hosts(&["localhost", "localhost"]), &names), "with two of them");
+        assert!(!is_our_name(&hosts(&["raft-1"]), &[]));
+    }
+
+    #[test]
+    fn a_member_is_ready_with_a_leader_its_entries_applied_and_a_vote() {
+        let ready = Status {
+            id: 1,
+            role: Role::Follower,
+            leader: 2,
+            commit: 5000,
+            applied: 5000 - BEHIND_MAX,
+            ..Status::default()
+        };
+        let failed = |status: &Status| {
+            let checks = readiness(status).into_iter();
+            checks.filter_map(|(name, why)| why.map(|_| name)).collect::<Vec<_>>()
+        };
+        assert!(failed(&ready).is_empty());
+        assert!(failed(&Status { role: Role::Leader, ..ready.clone() }).is_empty());
+        assert_eq!(failed(&Status { leader: 0, ..ready.clone() }), ["leader"]);
+        assert_eq!(failed(&Status { applied: ready.applied - 1, ..ready.clone() }), ["applied"]);
+        assert_eq!(failed(&Status { role: Role::Learner, ..ready.clone() }), ["voter"]);
+        assert_eq!(failed(&Status::default()), ["leader", "voter"], "before its first start");
+    }
+
+    #[test]
+    fn a_loop_that_never_ticked_is_as_old_as_the_process() {
+        let metrics = Metrics::default();
+        while metrics.since_last_tick() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        let uptime = metrics.uptime();
+        assert!(metrics.since_last_tick() >= uptime);
+        metrics.ticked();
+        assert!(metrics.since_last_tick() < metrics.uptime(), "it ticked just now");
+    }
 }

@@ -159,18 +159,24 @@ impl HttpKvApi {
     async fn post(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
         let (url, _permit) = self.read("POST", body, URL_BYTES_MAX, deadline).await?;
         let id = self.id("POST", key)?;
-        let url = String::from_utf8(url.into()).map_err(|_| {
-            Failure::new(
-                StatusCode::BAD_REQUEST,
-                "the body has to be the member's peer URL in UTF-8",
-            )
-        })?;
+        let url = utf8(url)?;
         self.change_members(MemberChange::Add { id, url }, deadline).await
     }
 
     async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, Failure> {
         let id = self.id("DELETE", key)?;
         self.change_members(MemberChange::Remove { id }, deadline).await
+    }
+
+    /// Reads a body that is a peer URL, as that of a POST is.
+    pub(crate) async fn read_url(
+        &self,
+        method: &str,
+        body: Body,
+        deadline: Instant,
+    ) -> Result<String, Failure> {
+        let (url, _permit) = self.read(method, body, URL_BYTES_MAX, deadline).await?;
+        utf8(url)
     }
 
     /// Has the leader make a change, and answers 204 once it is applied.
@@ -223,6 +229,13 @@ impl HttpKvApi {
             Failure::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
         })
     }
+}
+
+fn utf8(url: Bytes) -> Result<String, Failure> {
+    String::from_utf8(url.into()).map_err(|_| {
+        let why = "the body has to be the member's peer URL in UTF-8";
+        Failure::new(StatusCode::BAD_REQUEST, why)
+    })
 }
 
 /// An answer that says no.
