@@ -6,7 +6,7 @@
 //! | status | means |
 //! |---|---|
 //! | 0 | done; of the server: stopped in order, or removed from its cluster |
-//! | 1 | it failed: one line on standard error says what, and what to do |
+//! | 1 | it failed, or the key was never written: one line on standard error says what, and what to do |
 //! | 2 | the command line cannot be used: one line on standard error says why |
 
 use std::ffi::OsString;
@@ -17,6 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
+use crate::client::{Get, MemberArgs, Put, Save, StatusCommand};
 use crate::config::{Config, with_two_dashes};
 use crate::error::{Error, Result};
 use crate::inspect::Inspect;
@@ -25,7 +26,7 @@ use crate::restore::Restore;
 const EXIT_STATUSES: &str = "\
 Exit status:
   0  done; of the server: stopped in order, or removed from its cluster
-  1  it failed: one line on standard error says what, and what to do
+  1  it failed, or the key was never written: one line on standard error says what, and what to do
   2  the command line cannot be used: one line on standard error says why";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
@@ -47,6 +48,15 @@ pub struct Cli {
 /// What the program does beside serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Show every member: its role, how far it is, and whether it lives
+    Status(StatusCommand),
+    /// List, add, remove and move members, hand leadership over
+    #[command(arg_required_else_help = false)]
+    Member(MemberArgs),
+    /// Set a key, and print OK once that is on a majority's disks
+    Put(Put),
+    /// Print a value's bytes and nothing else; a terminal gets a newline behind them
+    Get(Get),
     /// Show what a data directory, or a file of it, holds, and whether it is sound; change nothing
     Inspect(Inspect),
     /// Backups of the whole state
@@ -72,6 +82,8 @@ pub struct SnapshotArgs {
 /// What is done with backups.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SnapshotCommand {
+    /// Save a backup of the state as it is now, checked and on disk
+    Save(Save),
     /// Make the directories of a member of a new cluster from a backup
     Restore(Restore),
 }
@@ -102,10 +114,15 @@ impl Command {
     pub fn run(&self) -> Result<()> {
         let mut out = BufWriter::new(io::stdout().lock());
         let done = match self {
+            Self::Status(status) => status.run(&mut out),
+            Self::Member(member) => member.run(&mut out),
+            Self::Put(put) => put.run(&mut out),
+            Self::Get(get) => get.run(&mut out),
             Self::Inspect(inspect) => inspect.run(&mut out),
-            Self::Snapshot(SnapshotArgs { command: SnapshotCommand::Restore(restore) }) => {
-                restore.run(&mut out)
-            }
+            Self::Snapshot(SnapshotArgs { command }) => match command {
+                SnapshotCommand::Save(save) => save.run(&mut out),
+                SnapshotCommand::Restore(restore) => restore.run(&mut out),
+            },
             Self::Completions { shell } => {
                 // clap_complete panics where it cannot write.
                 let mut script = Vec::new();
@@ -168,6 +185,12 @@ mod tests {
         Cli::read(flags.map(OsString::from))
     }
 
+    /// clap itself looks for what cannot be: two flags of a name, of the server's or of a command's.
+    #[test]
+    fn no_command_has_two_arguments_of_a_name() {
+        Cli::command().debug_assert();
+    }
+
     #[test]
     fn without_a_command_it_is_the_server_with_its_flags_as_ever() {
         let cli = read("-id 2 --port=7 -cluster http://a:1,http://b:2").expect("flags");
@@ -188,7 +211,7 @@ mod tests {
         let Some(Command::Snapshot(snapshot)) = read(restore).expect("a command").command else {
             panic!("it is a command")
         };
-        let SnapshotCommand::Restore(restore) = snapshot.command;
+        let SnapshotCommand::Restore(restore) = snapshot.command else { panic!("it restores") };
         assert_eq!((restore.id, restore.cluster.len(), restore.cluster_id), (2, 2, Some(5)));
     }
 
@@ -201,6 +224,14 @@ mod tests {
             "stray",
             "snapshot",
             "snapshot restore file",
+            "member",
+            "member add 4",
+            "member add 0 http://a:1",
+            "put key",
+            "get",
+            "get key --endpoint a:1",
+            "get key --cert file",
+            "status --timeout 0s",
         ] {
             let error = read(flags).expect_err(flags);
             assert!(error.exit_code() == 2, "{flags}: {error}");

@@ -36,7 +36,8 @@
 //! # The parts, and what may import what
 //! ```text
 //! main ──▶ cli ──▶ config, inspect, restore: the last two read and write a member's files, and use
-//!   │                    what storage, raft_node, membership and kvstore know of them
+//!   │      │             what storage, raft_node, membership and kvstore know of them
+//!   │      └─────▶ client: asks running members over HTTP; a backup it checks with storage, kvstore
 //!   ├────▶ config, logging, tls
 //!   ├────▶ admin                      one Status, the counts, and the client port's channels; a page
 //!   ├────▶ httpapi ──▶ kvstore ──▶ codec        listener: the accept loop of all ports
@@ -46,7 +47,7 @@
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
 //! channels: what the channels carry. error: what can go wrong. metrics: what is counted. All three are
 //! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node. tls: the
-//! certificates, of config and of whoever connects or accepts: listener, transport, raft_node.
+//! certificates, of config and of whoever connects or accepts: listener, transport, raft_node, client.
 //! ```
 //! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
 //! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are
@@ -59,6 +60,7 @@
 pub mod admin;
 pub mod channels;
 pub mod cli;
+pub mod client;
 pub mod codec;
 pub mod config;
 pub mod error;

@@ -300,6 +300,24 @@ pub fn no_tls() -> ClientConfig {
     client_config_builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
 }
 
+/// What the commands connect to members with: `--ca`, and `--cert` with `--key` where members want to
+/// know who asks.
+///
+/// # Errors
+/// [`Error::Config`] naming the flag, the file and what is wrong with it.
+pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientConfig> {
+    let roots = read_roots(ca).map_err(|why| wrong("--ca", ca, &why))?;
+    let builder = client_config_builder().with_root_certificates(roots);
+    let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
+    let chain = read_certificates(cert).map_err(|why| wrong("--cert", cert, &why))?;
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| wrong("--key", key, &describe(error, "private key")))?;
+    builder.with_client_auth_cert(chain, private).map_err(|error| {
+        let why = format!("it does not go with --cert {}: {error}", cert.display());
+        wrong("--key", key, &why)
+    })
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }

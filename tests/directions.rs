@@ -21,7 +21,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("channels", &["error"]),
-    ("cli", &["config", "error", "inspect", "restore"]),
+    ("cli", &["client", "config", "error", "inspect", "restore"]),
+    ("client", &["error", "kvstore", "storage", "tls"]),
     ("codec", &[]),
     ("config", &["channels", "error", "kvstore", "membership", "metrics", "raft_node", "tls"]),
     ("error", &[]),
@@ -58,6 +59,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("kvstore", &["raft", "raft_proto", "axum", "hyper", "reqwest"]),
     ("httpapi", &["raft", "raft_proto"]),
     ("membership", &["tokio", "axum", "reqwest"]),
+    ("client", &["raft", "raft_proto", "axum", "hyper"]),
 ];
 
 /// A source file without its comments and without its unit tests.
