@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod admin;
 mod bounds;
+mod client;
 mod disk;
 mod flags;
 mod harness;

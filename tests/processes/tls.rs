@@ -27,28 +27,28 @@ use super::harness::{
 };
 
 /// Signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
-struct Pair {
+pub struct Pair {
     cert: String,
     key: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    fn issue(&self, names: &[&str]) -> Pair {
+    pub fn issue(&self, names: &[&str]) -> Pair {
         self.issue_with(names, |_| {})
     }
 
@@ -85,7 +85,7 @@ fn paths(dir: &Path, name: &str) -> [PathBuf; 3] {
     ["pem", "key", "ca"].map(|extension| dir.join(format!("{name}.{extension}")))
 }
 
-fn install(dir: &Path, name: &str, pair: &Pair, ca: &str) {
+pub fn install(dir: &Path, name: &str, pair: &Pair, ca: &str) {
     let [cert_path, key_path, ca_path] = paths(dir, name);
     replace(&ca_path, ca);
     replace(&key_path, &pair.key);

@@ -1,0 +1,505 @@
+//! The commands that ask running members: what they print, what they refuse, how they end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use super::admin::{admin, json, leader, start};
+use super::harness::{
+    BINARY, Cluster, FAST, PATIENCE, Ran, Site, assert_holds, eventually, eventually_some, owned,
+    put, request, run, serves,
+};
+use super::tls::{Authority, install};
+
+fn url(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+/// Runs a command with one endpoint.
+fn at(endpoint: &str, command: &[&str]) -> Ran {
+    run(Path::new("."), &[command, &["--endpoint", endpoint]].concat())
+}
+
+/// Runs it at the admin listener of member `id`.
+fn by(cluster: &Cluster, id: u64, command: &[&str]) -> Ran {
+    at(&url(admin(cluster, id)), command)
+}
+
+/// It did it, said this and nothing else.
+fn assert_done(ran: &Ran, said: &str) {
+    assert_eq!((ran.status, &*ran.stderr), (0, ""), "{}", ran.stdout);
+    assert_eq!(ran.stdout, said);
+}
+
+/// It did not, and said so in one line, with each of these parts.
+fn assert_failed(ran: &Ran, status: i32, parts: &[&str]) {
+    assert_eq!((ran.status, ran.stderr.lines().count()), (status, 1), "{}", ran.stderr);
+    assert!(ran.stderr.starts_with("raftexample: "), "{}", ran.stderr);
+    for part in parts {
+        assert!(ran.stderr.contains(part), "{part}: {}", ran.stderr);
+    }
+}
+
+/// An endpoint where nobody listens.
+fn nobody(site: &Site) -> String {
+    url(site.at(site.port()))
+}
+
+/// Answers each request on a connection of its own with `answer`, and counts them.
+fn answering(site: &Site, answer: &'static str) -> (String, std::sync::Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind((site.address, 0)).unwrap();
+    let endpoint = url(listener.local_addr().unwrap());
+    let heard = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let hears = heard.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = vec![0; 4096];
+            let length = stream.read(&mut head).unwrap();
+            hears.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).into_owned());
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (endpoint, heard)
+}
+
+#[test]
+fn status_shows_every_member_who_was_asked_and_who_is_dead() {
+    let mut cluster = start(3, &[]);
+    put(cluster.address(1), "/k", b"v");
+    let first = leader(&cluster);
+    let rows = |ran: &Ran| -> Vec<Vec<String>> {
+        let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+        ran.stdout.lines().map(cells).collect()
+    };
+    let ran = eventually_some(PATIENCE, "all members answered", || {
+        let ran = by(&cluster, 2, &["status"]);
+        (ran.status == 0 && !ran.stdout.contains("dead")).then_some(ran)
+    });
+    let table = rows(&ran);
+    let head = "ID URL ROLE TERM COMMIT APPLIED SNAPSHOT KEYS WAL UPTIME VERSION";
+    assert_eq!(table[0].join(" "), head);
+    for id in 1..=3 {
+        let row = &table[id as usize];
+        let mark = if id == 2 { "2*".to_owned() } else { id.to_string() };
+        assert_eq!(row[..2], [mark, cluster.member(id).url.clone()]);
+        assert_eq!(row[2], if id == first { "leader" } else { "follower" });
+        assert_eq!(row.last().unwrap(), env!("CARGO_PKG_VERSION"));
+    }
+    assert_eq!(
+        ran.stdout.lines().last().unwrap(),
+        format!("* was asked, at {}", url(admin(&cluster, 2)))
+    );
+
+    let ran = by(&cluster, 2, &["status", "--json"]);
+    let said: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.status, &said["seen_by"]), (0, &Value::from(2)));
+
+    cluster.kill(3);
+    eventually(PATIENCE, "its row says that it is dead", || {
+        let ran = by(&cluster, 1, &["status"]);
+        ran.status == 0 && rows(&ran)[3][2] == "dead"
+    });
+    // Without a leader the table comes all the same.
+    cluster.kill(2);
+    let ran = eventually_some(PATIENCE, "it knows no leader", || {
+        Some(by(&cluster, 1, &["status"])).filter(|ran| ran.status == 1)
+    });
+    assert_eq!(rows(&ran)[2][2], "dead");
+    assert_failed(&ran, 1, &["knows a leader", "start those that are dead"]);
+    let ran = by(&cluster, 1, &["status", "--json"]);
+    assert!(serde_json::from_str::<Value>(&ran.stdout).is_ok(), "{}", ran.stdout);
+    assert_eq!(ran.status, 1);
+}
+
+#[test]
+fn endpoints_are_asked_in_turn_from_flags_or_the_environment() {
+    let cluster = start(1, &[]);
+    let (there, nobody) = (url(admin(&cluster, 1)), nobody(&cluster.site));
+    for endpoints in [
+        vec!["--endpoint", &*nobody, "--endpoint", &there],
+        vec!["--endpoint", &*format!("{nobody},{there}/")],
+    ] {
+        let ran = run(Path::new("."), &[&["member", "list"], &endpoints[..]].concat());
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        assert!(ran.stdout.contains(&cluster.member(1).url), "{}", ran.stdout);
+    }
+    let of_client = url(cluster.address(1));
+    for (name, endpoint, command) in [
+        ("RAFTEXAMPLE_ENDPOINT", &there, &["status"][..]),
+        ("RAFTEXAMPLE_CLIENT_ENDPOINT", &of_client, &["put", "k", "v"]),
+    ] {
+        let ran = Command::new(BINARY).args(command).env(name, endpoint).output().unwrap();
+        assert!(ran.status.success(), "{name}");
+    }
+    for command in [&["status"][..], &["member", "list"], &["snapshot", "save", "never"]] {
+        let ran = at(&nobody, command);
+        assert_failed(
+            &ran,
+            1,
+            &[&nobody, "Connection refused", "is the member running, with --admin"],
+        );
+    }
+    let ran = at(&nobody, &["put", "k", "v"]);
+    assert_failed(&ran, 1, &[&nobody, "is the member running, with --port"]);
+    let ran = at(&format!("{nobody},{nobody}/x"), &["status"]);
+    assert_failed(&ran, 2, &["http://HOST:PORT"]);
+    // The other port of the member.
+    assert_failed(&at(&of_client, &["status"]), 1, &["404", "it another port", "--admin"]);
+    assert_failed(&at(&there, &["get", "k"]), 1, &["404", "it another port", "--port"]);
+    assert_failed(&at(&of_client, &["member", "move", "1", &nobody]), 1, &["404", "--admin"]);
+    assert_eq!(request(cluster.address(1), "GET", "/members/1", b"").unwrap().status, 404);
+}
+
+#[test]
+fn an_endpoint_that_is_silent_is_given_up_at_the_deadline() {
+    let mut cluster = start(2, &[]);
+    cluster.process(1).pause();
+    let (silent, there) = (url(admin(&cluster, 1)), url(admin(&cluster, 2)));
+    let short = ["--timeout", "200ms"];
+    let ran = at(&silent, &[&["member", "list"], &short[..]].concat());
+    assert_failed(&ran, 1, &[&silent, "did not answer within 200ms", "--timeout"]);
+    // Reading elsewhere does no harm.
+    let ran = at(&format!("{silent},{there}"), &[&["member", "list"], &short[..]].concat());
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    let put = [&["put", "k", "v"], &short[..]].concat();
+    let ran = at(&url(cluster.address(1)), &put);
+    assert_failed(&ran, 1, &["PUT /k", "outcome unknown", "read before repeating"]);
+}
+
+/// What each answer to the first endpoint means for the second.
+#[test]
+fn a_write_that_may_have_happened_is_sent_nowhere_else() {
+    let site = Site::new();
+    let (second, heard) = answering(&site, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+    let put = |first: &str, heard_before: usize, status: i32, parts: &[&str]| {
+        let ran = at(&format!("{first},{second}"), &["put", "k", "v"]);
+        if status == 0 {
+            assert_done(&ran, "OK\n");
+        } else {
+            assert_failed(&ran, status, parts);
+        }
+        let more = heard.lock().unwrap().len() - heard_before;
+        assert_eq!(more, usize::from(status == 0), "{}", ran.stderr);
+        heard_before + more
+    };
+    let heard = put(&nobody(&site), 0, 0, &[]);
+    let (busy, _) =
+        answering(&site, "HTTP/1.1 503 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nbusy\n");
+    let heard = put(&busy, heard, 0, &[]);
+    let unknown = ["PUT /k", "outcome unknown", "read before repeating", "raftexample get"];
+    let (lost, asked) = answering(&site, "");
+    let heard = put(&lost, heard, 1, &unknown);
+    assert_eq!(asked.lock().unwrap().len(), 1, "not even there");
+    let (half, _) = answering(&site, "HTTP/1.1 2");
+    let heard = put(&half, heard, 1, &unknown);
+    let (late, _) =
+        answering(&site, "HTTP/1.1 504 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlate\n");
+    let heard = put(&late, heard, 1, &[&unknown[..], &["504: late"]].concat());
+    let (no, _) = answering(
+        &site,
+        "HTTP/1.1 413 x\r\nContent-Length: 10\r\nConnection: close\r\n\r\ntoo large\n",
+    );
+    put(&no, heard, 1, &["413: too large"]);
+    // All of them are named if none did it.
+    let ran = at(&format!("{busy},{}", nobody(&site)), &["put", "k", "v"]);
+    assert_failed(&ran, 1, &["503: busy", "Connection refused"]);
+    // A read goes on where a write does not.
+    let (other, _) =
+        answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nvalue");
+    assert_done(&at(&format!("{lost},{half},{other}"), &["get", "k"]), "value");
+}
+
+#[test]
+fn put_and_get_take_keys_and_values_byte_for_byte() {
+    let cluster = start(1, &[]);
+    let endpoint = url(cluster.address(1));
+    for (key, sent, value) in [
+        ("k", "/k", "value"),
+        ("/k", "/k", ""),
+        ("/a%20b?c=d", "/a%20b?c=d", "with\na newline\n"),
+        ("//x", "//x", "ä"),
+    ] {
+        assert_done(&at(&endpoint, &["put", key, value]), "OK\n");
+        let answer = request(cluster.address(1), "GET", sent, b"").unwrap();
+        assert_eq!((answer.status, &*answer.body), (200, value.as_bytes()), "{key}");
+        assert_done(&at(&endpoint, &["get", key]), value);
+        assert_done(&at(&endpoint, &["get", "--local", key]), value);
+    }
+    let bytes: Vec<u8> = (0..=255).collect();
+    let mut put = Command::new(BINARY)
+        .args(["put", "bytes", "-", "--endpoint", &endpoint])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    put.stdin.take().unwrap().write_all(&bytes).unwrap();
+    assert!(put.wait().unwrap().success());
+    let got =
+        Command::new(BINARY).args(["get", "bytes", "--endpoint", &endpoint]).output().unwrap();
+    assert_eq!(got.stdout, bytes);
+    let ran = run(Path::new("."), &["put", "--endpoint", &endpoint, "--", "dash", "-v"]);
+    assert_done(&ran, "OK\n");
+    assert_done(&at(&endpoint, &["get", "dash"]), "-v");
+
+    assert_failed(&at(&endpoint, &["get", "none"]), 1, &["/none was never written"]);
+    for (key, advice) in [("a b", "/a%20b"), ("a#b", "/a%23b"), ("/a/../b", "/b")] {
+        assert_failed(&at(&endpoint, &["put", key, "v"]), 2, &["cannot be sent as it is", advice]);
+        assert_failed(&at(&endpoint, &["get", key]), 2, &["cannot be sent as it is", advice]);
+    }
+}
+
+#[test]
+fn local_reads_need_no_majority_and_others_say_that_there_is_none() {
+    let mut cluster = start(3, &["--request-timeout", "300ms"]);
+    let endpoint = url(cluster.address(1));
+    put(cluster.address(1), "/k", b"v");
+    cluster.kill(2);
+    cluster.kill(3);
+    eventually(PATIENCE, "it knows no leader", || by(&cluster, 1, &["status"]).status == 1);
+    assert_done(&at(&endpoint, &["get", "--local", "k"]), "v");
+    assert_failed(&at(&endpoint, &["get", "k"]), 1, &["503", "nothing was changed"]);
+    assert_failed(&at(&endpoint, &["put", "k", "w"]), 1, &["503", "nothing was changed"]);
+    let ran = by(&cluster, 1, &["member", "add", "4", &cluster.site.url()]);
+    assert_failed(&ran, 1, &["503"]);
+}
+
+#[test]
+fn a_member_is_added_started_as_it_says_moved_and_removed() {
+    let mut cluster = start(3, &[]);
+    put(cluster.address(1), "/k", b"v");
+    let (new, moved) = (cluster.new_url(4), cluster.site.url());
+    let ran = by(&cluster, 1, &["member", "add", "4", &new]);
+    assert_eq!((ran.status, &*ran.stderr), (0, ""), "{}", ran.stdout);
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines[0], "member 4 was added");
+    assert!(lines[1].contains("it is a learner, without a vote"), "{}", lines[1]);
+    let roles = |id: u64| {
+        let ran = by(&cluster, 2, &["member", "list"]);
+        let line = ran.stdout.lines().find(|line| line.starts_with(&id.to_string()))?;
+        Some(line.split_whitespace().skip(1).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(roles(4).unwrap(), format!("{new} learner"));
+    assert_eq!(roles(1).unwrap(), format!("{} voter", cluster.member(1).url));
+
+    let address = cluster.site.at(cluster.site.port());
+    let line = lines[2].trim().replace("PORT", &address.port().to_string());
+    let mut words: Vec<String> = line.split(' ').skip(1).map(str::to_owned).collect();
+    words.extend(owned(&["--host", &address.ip().to_string()]));
+    words.extend(owned(&FAST));
+    let mut member = cluster.site.spawn("member-4", &words);
+    serves(address);
+    eventually(PATIENCE, "it has a vote", || roles(4).unwrap().ends_with(" voter"));
+    let list = by(&cluster, 1, &["member", "list", "--json"]);
+    let list: Value = serde_json::from_str(&list.stdout).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 4);
+
+    let ran = by(&cluster, 1, &["member", "move", "4", &moved]);
+    let said = format!(
+        "member 4 was moved from {new} to {moved}: start it there, with --peer-url {moved}\n"
+    );
+    assert_done(&ran, &said);
+    assert_eq!(roles(4).unwrap(), format!("{moved} voter"));
+    member.kill();
+    let at_url = words.iter().position(|word| word == "--peer-url").unwrap() + 1;
+    words[at_url] = moved;
+    member = cluster.site.spawn("member-4", &words);
+    serves(address);
+
+    let said = "member 4 was removed: it stops by itself, and its id stays unused\n";
+    assert_done(&by(&cluster, 1, &["member", "remove", "4"]), said);
+    assert_eq!(member.wait(PATIENCE), 0);
+    assert_eq!(roles(4), None);
+
+    for (command, parts) in [
+        (&["remove", "4"][..], &["4 is none of the members 1, 2, 3", "member list"][..]),
+        (&["move", "4", &new], &["4 is none of the members 1, 2, 3"]),
+        (&["add", "4", &new], &["410", "4 was removed", "under a new one"]),
+        (&["add", "3", &new], &["409", "is a member already"]),
+        (&["add", "5", "nonsense"], &["400", "nonsense"]),
+    ] {
+        assert_failed(&by(&cluster, 1, &[&["member"], command].concat()), 1, parts);
+    }
+    let only = start(1, &[]);
+    assert_failed(&by(&only, 1, &["member", "remove", "1"]), 1, &["409", "is the last member"]);
+}
+
+#[test]
+fn leadership_is_transferred_to_one_or_to_any() {
+    let mut cluster = start(3, &[]);
+    let first = leader(&cluster);
+    let next = first % 3 + 1;
+    let ran = by(&cluster, first, &["member", "transfer", &next.to_string()]);
+    assert_done(&ran, &format!("member {next} leads\n"));
+    assert_eq!(leader(&cluster), next);
+    let ran = by(&cluster, first, &["member", "transfer"]);
+    let now = leader(&cluster);
+    assert_ne!(now, next);
+    assert_done(&ran, &format!("member {now} leads\n"));
+    assert_failed(
+        &by(&cluster, first, &["member", "transfer", "9"]),
+        1,
+        &["409", "9 is no member"],
+    );
+    assert_failed(&by(&cluster, first, &["member", "transfer", "0"]), 2, &["0"]);
+    let dead = cluster.ids().into_iter().find(|id| ![now, first].contains(id)).unwrap_or(next);
+    let at = if dead == first { now } else { first };
+    cluster.kill(dead);
+    let ran = eventually_some(PATIENCE, "the leader misses it", || {
+        Some(by(&cluster, at, &["member", "transfer", &dead.to_string()]))
+            .filter(|ran| ran.stderr.contains("409"))
+    });
+    assert_failed(&ran, 1, &["409", "cannot take over"]);
+    assert_eq!(json(admin(&cluster, at), "/status")["leader"], now);
+}
+
+#[test]
+fn a_backup_taken_under_writes_has_all_that_was_acknowledged_before() {
+    const KEYS: usize = 200;
+    let old = start(3, &[]);
+    let stop = AtomicBool::new(false);
+    let acknowledged = Mutex::new(Vec::new());
+    let mut saved = Vec::new();
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (old, stop, acknowledged) = (&old, &stop, &acknowledged);
+            scope.spawn(move || {
+                for number in 0.. {
+                    let key = format!("/{writer}-{number}");
+                    put(old.address(writer % 3 + 1), &key, key.as_bytes());
+                    acknowledged.lock().unwrap().push(key);
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        eventually(PATIENCE, "they write", || acknowledged.lock().unwrap().len() >= KEYS);
+        saved.clone_from(&acknowledged.lock().unwrap());
+        let ran = run(
+            old.site.dir(),
+            &["snapshot", "save", "backup.snap", "--endpoint", &url(admin(&old, 2))],
+        );
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!((ran.status, &*ran.stderr), (0, ""), "{}", ran.stdout);
+        let said = format!("saved backup.snap from {}: index ", url(admin(&old, 2)));
+        assert!(ran.stdout.starts_with(&said), "{}", ran.stdout);
+    });
+    let file = old.site.dir().join("backup.snap");
+    let shown = run(old.site.dir(), &["inspect", "--json", "backup.snap"]);
+    assert_eq!(shown.status, 0, "{}{}", shown.stdout, shown.stderr);
+
+    let site = Site::new();
+    let places: Vec<_> = (0..3).map(|_| site.place(site.url())).collect();
+    let list: Vec<_> = places.iter().map(|place| place.url.clone()).collect();
+    for id in ["1", "2", "3"] {
+        let restore = ["snapshot", "restore", file.to_str().unwrap(), "--id", id];
+        let ran = run(site.dir(), &[&restore[..], &["--cluster", &list.join(",")]].concat());
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+    }
+    let restored = Cluster::start_at(site, places, &FAST);
+    assert!(saved.len() >= KEYS);
+    assert_holds(&restored.addresses(), &saved);
+}
+
+#[test]
+fn a_backup_replaces_no_file_unless_told_and_a_broken_one_leaves_none() {
+    let cluster = start(1, &[]);
+    put(cluster.address(1), "/k", b"v");
+    let site = Site::new();
+    let save = |endpoint: &str, more: &[&str]| {
+        let flags = ["snapshot", "save", "backup", "--endpoint", endpoint];
+        run(site.dir(), &[&flags[..], more].concat())
+    };
+    let names = || -> BTreeSet<String> {
+        let entries = fs::read_dir(site.dir()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let there = url(admin(&cluster, 1));
+    let truth = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nno backup";
+    let (liar, _) = answering(&site, truth);
+    assert_failed(&save(&liar, &[]), 1, &["is damaged at offset", "save it once more"]);
+    let (short, _) = answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nraftsnap");
+    assert_failed(&save(&short, &[]), 1, &[&short, "broke off"]);
+    assert_eq!(names(), BTreeSet::new(), "nothing is left");
+
+    // What another one cannot give comes from the next.
+    let ran = save(&format!("{short},{there}"), &[]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains(" 1 keys, "), "{}", ran.stdout);
+    let before = fs::read(site.dir().join("backup")).unwrap();
+    assert!(ran.stdout.ends_with(&format!(" {} bytes\n", before.len())), "{}", ran.stdout);
+    put(cluster.address(1), "/another", b"v");
+    assert_failed(&save(&there, &[]), 1, &["backup is there already", "--force"]);
+    assert_eq!(fs::read(site.dir().join("backup")).unwrap(), before);
+    assert_failed(&save(&liar, &["--force"]), 1, &["is damaged"]);
+    assert_eq!(fs::read(site.dir().join("backup")).unwrap(), before);
+    let ran = save(&there, &["--force", "--local"]);
+    assert!(ran.stdout.contains(" 2 keys, "), "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(names(), BTreeSet::from(["backup".to_owned()]));
+    let ran = at(&there, &["snapshot", "save", site.dir().to_str().unwrap(), "--force"]);
+    assert_failed(&ran, 2, &["is a directory"]);
+    let ran = at(&there, &["snapshot", "save", "/nowhere/backup"]);
+    assert_failed(&ran, 1, &["/nowhere", "No such file"]);
+}
+
+#[test]
+fn commands_speak_tls_with_the_certificates_that_they_are_given() {
+    let (members, clients) = (Authority::new("the members'"), Authority::new("the clients'"));
+    let site = Site::new();
+    let dir = site.dir();
+    install(dir, "server", &members.issue(&[&site.address.to_string()]), &clients.pem());
+    install(dir, "alice", &clients.issue(&["alice"]), &members.pem());
+    install(dir, "mallory", &members.issue(&["mallory"]), &clients.pem());
+    let at = site.at(site.port());
+    let flags = ["--cert", "server.pem", "--key", "server.key", "--client-ca", "server.ca"];
+    let named = at.to_string();
+    let flags = [&flags[..], &FAST, &["--admin", &named]].concat();
+    let (flags, address) = site.single(&flags);
+    let _member = site.spawn("member", &flags);
+    let (admin, keys) = (format!("https://{at}"), format!("https://{address}"));
+    let alice = ["--ca", "alice.ca", "--cert", "alice.pem", "--key", "alice.key"];
+    let go = |command: &[&str], endpoint: &str, more: &[&str]| {
+        run(dir, &[command, &["--endpoint", endpoint], more].concat())
+    };
+    eventually(PATIENCE, "it serves", || go(&["put", "k", "v"], &keys, &alice).status == 0);
+    assert_done(&go(&["get", "k"], &keys, &alice), "v");
+    assert_eq!(go(&["status"], &admin, &alice).status, 0);
+    assert_eq!(go(&["snapshot", "save", "backup"], &admin, &alice).status, 0);
+
+    for (command, endpoint) in [(&["status"][..], &admin), (&["put", "k", "w"], &keys)] {
+        assert_failed(&go(command, endpoint, &[]), 2, &[endpoint, "give --ca"]);
+        let no_certificate = &alice[..2];
+        assert_failed(
+            &go(command, endpoint, no_certificate),
+            1,
+            &[endpoint, "give --cert and --key"],
+        );
+        let foreign = ["--ca", "alice.ca", "--cert", "mallory.pem", "--key", "mallory.key"];
+        assert_failed(&go(command, endpoint, &foreign), 1, &[endpoint, "--client-ca"]);
+        let other_ca = ["--ca", "mallory.ca", "--cert", "alice.pem", "--key", "alice.key"];
+        assert_failed(&go(command, endpoint, &other_ca), 1, &[endpoint, "UnknownIssuer", "--ca"]);
+        let plain = endpoint.replace("https://", "http://");
+        assert_failed(&go(command, &plain, &[]), 1, &[&plain, "write https:// and give --ca"]);
+    }
+    assert_done(&go(&["get", "k"], &keys, &alice), "v");
+    for (more, named) in [
+        (
+            ["--ca", "none.pem", "--cert", "alice.pem", "--key", "alice.key"],
+            "cannot use --ca none.pem",
+        ),
+        (["--ca", "alice.ca", "--cert", "alice.key", "--key", "alice.key"], "cannot use --cert"),
+        (["--ca", "alice.ca", "--cert", "alice.pem", "--key", "server.key"], "cannot use --key"),
+        (["--ca", "alice.ca", "--cert", "alice.pem", "--timeout", "1s"], "--key"),
+    ] {
+        assert_failed(&go(&["status"], &admin, &more), 2, &[named]);
+    }
+}
