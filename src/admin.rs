@@ -327,16 +327,10 @@ fn cluster_status(status: &Status, watching: Duration) -> Value {
 async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
     let Admin { metrics, status, .. } = &shared.admin;
     metrics.watch();
+    // One that answered since somebody looks and then fell silent is dead, and not waited for.
     let all_answered = |status: &Status| {
-        let peers = &status.tick.peers;
-        let others = status.members.urls.keys().filter(|id| **id != status.id);
-        others.into_iter().all(|id| {
-            peers.get(id).is_some_and(|peer| {
-                peer.status
-                    .as_ref()
-                    .is_some_and(|(age, _)| u128::from(*age) <= DEAD_AFTER.as_millis())
-            })
-        })
+        let mut others = status.members.urls.keys().filter(|id| **id != status.id);
+        others.all(|id| status.tick.peers.get(id).is_some_and(|peer| peer.status.is_some()))
     };
     let patience = Instant::now() + DEAD_AFTER;
     let mut status = status.clone();

@@ -21,7 +21,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
 use tempfile::NamedTempFile;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 use crate::kvstore::read_records;
@@ -32,6 +32,9 @@ use crate::tls::{command_config, no_tls, tls_error};
 /// Beyond `--timeout`: a member with the same deadline says at its end what became of the request,
 /// and that is worth hearing.
 const ANSWER_SLACK: Duration = Duration::from_millis(500);
+/// How often, and how far apart, what another member did just now is looked for.
+const LOOKS: u32 = 10;
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// The characters of a refusal that are shown.
 const REFUSAL_CHARS_MAX: usize = 500;
 /// The body of the 404 that says that there is no such key.
@@ -289,14 +292,7 @@ impl MemberArgs {
                 )
             }
             MemberCommand::Transfer { id, at } => {
-                let leader = at.client()?.run(async |client| {
-                    let query = id.map(|id| format!("?to={id}")).unwrap_or_default();
-                    let target = format!("/transfer-leadership{query}");
-                    client.ask(&Request::new(Method::POST, &target, Bytes::new())).await?;
-                    // It is done; who leads is told as well as it is known.
-                    let status = client.get("/status").await.and_then(|answer| answer.json());
-                    Ok(id.or_else(|| status.ok()?["leader"].as_u64()).filter(|id| *id != 0))
-                })?;
+                let leader = at.client()?.run(async |client| client.transfer(*id).await)?;
                 match leader {
                     Some(id) => format!("member {id} leads\n"),
                     None => "another member leads\n".to_owned(),
@@ -516,20 +512,51 @@ impl Client {
         self.ask(&Request::new(method, &format!("/members/{id}"), body)).await.map(|_| ())
     }
 
+    /// Hands leadership over, to anybody if `to` is none; says who leads then, as far as it is known.
+    async fn transfer(&self, to: Option<u64>) -> Result<Option<u64>> {
+        let leader = async || Ok(self.get("/status").await?.json()?["leader"].as_u64());
+        let before: Option<u64> = leader().await?;
+        let query = to.map(|id| format!("?to={id}")).unwrap_or_default();
+        let target = format!("/transfer-leadership{query}");
+        self.ask(&Request::new(Method::POST, &target, Bytes::new())).await?;
+        if to.is_some() {
+            return Ok(to);
+        }
+        // It is done; the member that is asked now may not have heard of it.
+        for _ in 0..LOOKS {
+            if let Ok(Some(id)) = leader().await
+                && id != 0
+                && Some(id) != before
+            {
+                return Ok(Some(id));
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+        Ok(None)
+    }
+
     /// The URL of member `id`, which has to be one.
     async fn require_member(&self, id: u64) -> Result<String> {
-        let answer = self.get("/members").await?;
-        let members = answer.json()?;
-        let member = array(&members).iter().find(|member| member["id"] == id);
-        let Some(member) = member else {
-            let ids: Vec<_> = array(&members).iter().map(|member| text(&member["id"])).collect();
-            return Err(Error::Refused(format!(
-                "{id} is none of the members {}, as {} knows them: see `raftexample member list`",
-                ids.join(", "),
-                answer.endpoint
-            )));
-        };
-        Ok(text(&member["url"]))
+        let mut looks = 1;
+        loop {
+            let answer = self.get("/members").await?;
+            let members = answer.json()?;
+            if let Some(member) = array(&members).iter().find(|member| member["id"] == id) {
+                return Ok(text(&member["url"]));
+            }
+            if looks == LOOKS {
+                let ids: Vec<_> =
+                    array(&members).iter().map(|member| text(&member["id"])).collect();
+                return Err(Error::Refused(format!(
+                    "{id} is none of the members {}, as {} knows them: see `raftexample member list`",
+                    ids.join(", "),
+                    answer.endpoint
+                )));
+            }
+            // It may have been added just now, which a member that does not lead hears a little later.
+            looks += 1;
+            sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Has one endpoint after the other do it, as the module says.
