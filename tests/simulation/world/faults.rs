@@ -288,11 +288,12 @@ impl World {
 
     /// A member loses its directory while all others are well: more than that is not promised.
     pub(super) fn wipe(&mut self, id: NodeId) -> Result<bool, Violation> {
-        let members = self.members();
+        let Some(newest) = self.newest().map(|status| status.members) else { return Ok(false) };
+        let members = newest.urls.clone();
         let all_know = members.keys().all(|other| {
             self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
                 // Whoever counts a removed member in may need it to elect a leader.
-                process.status().members.urls == members
+                process.status().members == newest
                     && (other == &id || process.gate.read().unwrap().incarnations.contains_key(&id))
             })
         });
@@ -300,7 +301,13 @@ impl World {
         let is_changing = self.has_wiped() || self.operator.is_some() || self.removal_is_in_doubt;
         // Who was first alone has nobody to ask: README says so.
         let was_alone = self.settings.first_members == 1 && !self.slot(id).config.join;
-        if members.len() < 3 || !is_member || !all_know || is_changing || was_alone {
+        // The voters that are left have to be a majority.
+        if newest.voters().filter(|voter| *voter != id).count() < 2
+            || !is_member
+            || !all_know
+            || is_changing
+            || was_alone
+        {
             return Ok(false);
         }
         self.kill(id)?;
