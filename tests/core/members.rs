@@ -535,3 +535,20 @@ fn a_learner_that_missed_its_removal_is_told() {
     network.tick(50);
     assert!(matches!(network.ended.get(&4), Some(Error::Removed)), "{:?}", network.ended);
 }
+
+/// What was sent to the one that is to lead was lost, and a third was elected.
+#[test]
+fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
+    let mut network = Network::new(3, |_| {});
+    network.settle();
+    assert_eq!(network.member(1).status().leader, 1);
+    let mut answer = network.member(1).change(MemberChange::Lead { id: 2 }).unwrap();
+    network.member(1).take_messages();
+    assert!(answer.get().is_none(), "it waits: {:?}", answer.get());
+    network.give_up_leader(&[2, 3]);
+    network.elect(3);
+    assert_eq!(network.member(1).status().leader, 3);
+    let answer = answer.get();
+    let Some(Err(RequestError::Unavailable(why))) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("member 3 was elected"), "{why}");
+}
