@@ -28,19 +28,18 @@
 
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName,
-    HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName,
+    HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::uri::{Authority, PathAndQuery, Uri};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::uri::{PathAndQuery, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
@@ -51,21 +50,21 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::channels::{MemberChange, NodeId};
 use crate::codec;
-use crate::httpapi::{Failure, HttpKvApi, is_foreign, serve_http};
-use crate::listener::{HttpService, Limits};
+use crate::httpapi::{Failure, HttpKvApi, is_foreign, is_our_name, serve_http};
+use crate::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::membership::SnapshotMembers;
 use crate::metrics::Metrics;
 use crate::raft_node::{PeerStatus, Role, Status};
 use crate::storage::snapshotter::write_backup;
 use crate::storage::wal::SnapshotMark;
 
-/// Connections at a time: people, probes and scrapers, not clients.
-const CONNECTIONS_MAX: usize = 64;
+/// Streams of events at a time: the connections that are left are for probes.
+const EVENT_STREAMS_MAX: usize = 16;
 /// A member that did not answer for so long counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// How often what is to be seen is looked at for `/events`.
@@ -95,18 +94,25 @@ pub struct Admin {
 
 struct Shared {
     admin: Admin,
-    /// One backup at a time: each holds a state.
+    /// One backup at a time, and one hash: each holds a state.
     backups: Arc<Semaphore>,
+    hashes: Semaphore,
+    event_streams: Arc<Semaphore>,
 }
 
 /// What the admin listener's connections may hold.
 pub fn limits(shutdown_grace: Duration) -> Limits {
-    Limits { connections: CONNECTIONS_MAX, shutdown_grace, ..Limits::default() }
+    Limits { connections: ADMIN_CONNECTIONS_MAX, shutdown_grace, ..Limits::default() }.affordable()
 }
 
 /// The service to give to [`serve`](crate::listener::serve).
 pub fn service(admin: Admin) -> impl HttpService {
-    let shared = Arc::new(Shared { admin, backups: Arc::new(Semaphore::new(1)) });
+    let shared = Arc::new(Shared {
+        admin,
+        backups: Arc::new(Semaphore::new(1)),
+        hashes: Semaphore::new(1),
+        event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
+    });
     let router = Router::new()
         .route("/", get(async || page("text/html", include_str!("admin/page.html"))))
         .route("/page.css", get(async || page("text/css", include_str!("admin/page.css"))))
@@ -155,25 +161,21 @@ async fn refuse_foreign(
         let why = "a page of another origin may not use this port; send no Origin header";
         return refuse("foreign_origin", why.to_owned());
     }
+    // A browser says so of what a page elsewhere has it fetch, where it sends no Origin. A link to the
+    // page itself may stand anywhere.
+    let is_elsewhere = headers.get("sec-fetch-site").is_some_and(|site| {
+        let is_link = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
+        site != "same-origin" && site != "none" && !(is_link && request.uri().path() == "/")
+    });
+    if is_elsewhere {
+        let why = "a page of another origin may not use this port";
+        return refuse("foreign_origin", why.to_owned());
+    }
     let mut response = next.run(request).await;
     // No value of a key is taken for a script of the page.
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, nosniff);
     response
-}
-
-/// True if the request's one `Host` is a name of this listener.
-fn is_our_name(headers: &HeaderMap, names: &[String]) -> bool {
-    let mut hosts = headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
-    authority.is_some_and(|authority| {
-        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
-        host == "localhost"
-            || host.ends_with(".localhost")
-            || host.parse::<IpAddr>().is_ok()
-            || names.iter().any(|name| name.eq_ignore_ascii_case(&host))
-    })
 }
 
 /// A file of the page. It loads nothing from elsewhere and is shown inside no other page.
@@ -341,8 +343,13 @@ async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// Server-sent events: each is the cluster's status, whenever something of it has changed.
-async fn events(State(shared): State<Arc<Shared>>) -> Response {
+async fn events(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+    let permit = shared.event_streams.clone().try_acquire_owned().map_err(|_| {
+        let why = "too many pages show this member already: close one";
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, why)
+    })?;
     struct Events {
+        _permit: OwnedSemaphorePermit,
         shared: Arc<Shared>,
         stopping: watch::Receiver<()>,
         began: Instant,
@@ -350,18 +357,21 @@ async fn events(State(shared): State<Arc<Shared>>) -> Response {
     }
     let stopping = shared.admin.stopping.clone();
     let began = Instant::now();
-    let events = stream::unfold(Events { shared, stopping, began, next: began }, async |mut at| {
-        tokio::select! {
-            _ = at.stopping.changed() => return None,
-            () = tokio::time::sleep_until(at.next) => {}
-        }
-        at.next = Instant::now() + EVENT_INTERVAL;
-        at.shared.admin.metrics.watch();
-        let cluster = cluster_status(&at.shared.admin.status.borrow(), at.began.elapsed());
-        Some((Ok::<_, Infallible>(Bytes::from(format!("data: {cluster}\n\n"))), at))
-    });
+    let events = stream::unfold(
+        Events { _permit: permit, shared, stopping, began, next: began },
+        async |mut at| {
+            tokio::select! {
+                _ = at.stopping.changed() => return None,
+                () = tokio::time::sleep_until(at.next) => {}
+            }
+            at.next = Instant::now() + EVENT_INTERVAL;
+            at.shared.admin.metrics.watch();
+            let cluster = cluster_status(&at.shared.admin.status.borrow(), at.began.elapsed());
+            Some((Ok::<_, Infallible>(Bytes::from(format!("data: {cluster}\n\n"))), at))
+        },
+    );
     let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")];
-    (headers, Body::from_stream(events)).into_response()
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
@@ -394,12 +404,16 @@ fn register_status(registry: &mut Registry, status: &Status) {
 
 async fn state_hash(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
     let id = shared.admin.status.borrow().id;
-    let view = shared.admin.keys.store.view();
-    let ((index, _), keys) = (view.newest(), view.keys());
-    // It is sorted for that, which takes as long as the state is large.
-    let hash = tokio::task::spawn_blocking(|| view.checksum())
-        .await
-        .map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping"))?;
+    let stopping = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping");
+    let _permit = shared.hashes.acquire().await.map_err(|_| stopping())?;
+    let store = shared.admin.keys.store.clone();
+    // All of it takes as long as the state is large.
+    let (index, keys, hash) = tokio::task::spawn_blocking(move || {
+        let view = store.view();
+        (view.newest().0, view.keys(), view.checksum())
+    })
+    .await
+    .map_err(|_| stopping())?;
     Ok(json_response(&json!({
         "id": id,
         "index": index,
@@ -427,8 +441,14 @@ async fn snapshot(
         let members = status.members.clone();
         SnapshotMembers { cluster_id: status.cluster_id, voters, learners, members }
     };
-    let view = keys.store.view();
-    let (index, term) = view.newest();
+    let store = keys.store.clone();
+    let looked_at = tokio::task::spawn_blocking(move || {
+        let view = store.view();
+        (view.newest(), view)
+    });
+    let ((index, term), view) = looked_at
+        .await
+        .map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping"))?;
     // Raft knows no entry at 0; where nothing was written, nothing is lost by a higher one.
     let mark = SnapshotMark { index: index.max(1), term: term.max(1) };
     let (chunk_tx, mut chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
@@ -546,11 +566,16 @@ async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Respons
         return Failure::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
     }
     *request.uri_mut() = key;
+    // Judged above, where the names of this listener are known.
+    request.headers_mut().remove(ORIGIN);
     serve_http(State(shared.admin.keys.clone()), request).await
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderMap;
+    use axum::http::header::HOST;
+
     use super::*;
 
     fn hosts(hosts: &[&str]) -> HeaderMap {

@@ -20,6 +20,7 @@
 //! another site's page is refused: such a page must not be able to add a member.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use axum::http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -104,7 +106,10 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
 }
 
 async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> Response {
-    if is_foreign(&head.headers) {
+    // No page is served here. One whose own name was made to resolve to this port names that as its
+    // origin and as the host.
+    let is_rebound = head.headers.contains_key(ORIGIN) && !is_our_name(&head.headers, &[]);
+    if is_foreign(&head.headers) || is_rebound {
         api.metrics.rejected("foreign_origin");
         let why = "a page of another origin may not use this port; send no Origin header";
         return Failure::new(StatusCode::FORBIDDEN, why).into_response();
@@ -323,6 +328,21 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency,
             "Raft-Read has to be one of: linearizable, local",
         )),
     }
+}
+
+/// True if the request's one `Host` is a loopback name, an address, or one of `names`: a name that cannot
+/// be made to resolve to this port by whoever made a web page.
+pub(crate) fn is_our_name(headers: &HeaderMap, names: &[String]) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+        host == "localhost"
+            || host.ends_with(".localhost")
+            || host.parse::<IpAddr>().is_ok()
+            || names.iter().any(|name| name.eq_ignore_ascii_case(&host))
+    })
 }
 
 /// True if a browser sent the request for a page that this port did not serve: there is an `Origin`

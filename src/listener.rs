@@ -9,7 +9,7 @@
 //! | what | bound | then |
 //! |---|---|---|
 //! | a connection | [`Limits::connections`] | the next one waits in the socket's backlog |
-//! | a TLS handshake | [`Limits::header_timeout`], 10 seconds at most | closed |
+//! | a TLS handshake | [`Limits::header_timeout`], 3 seconds at most | closed |
 //! | a head that does not end, or no request at all | [`Limits::header_timeout`] | closed |
 //! | a large head | [`Limits::header_bytes`], [`Limits::header_fields`] | 431, closed |
 //! | an answer that it does not read | [`Limits::stall_timeout`] | closed |
@@ -62,7 +62,10 @@ use crate::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 /// Connections of peers at a time: each uses a few.
 pub const PEER_CONNECTIONS_MAX: usize = 256;
-const CONNECTIONS_MAX: usize = CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX;
+/// Connections to the admin listener at a time: people, probes and scrapers, not clients.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize =
+    CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX;
 /// Descriptors that both ports leave to the rest of the process: its files, its own connections to
 /// peers, the runtime. A file that cannot be opened for want of one stops the process.
 const DESCRIPTORS_KEPT: usize = 128;
@@ -76,7 +79,7 @@ const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Accepting works again once it has not failed for this long.
 const ACCEPT_CALM: Duration = Duration::from_secs(2);
 /// How long a TLS handshake may take, if a request's head may take longer.
-const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 /// How long a closed connection is still read from, see [`linger`].
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -358,7 +361,22 @@ impl<S: HttpService> Connection<S> {
             PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
         });
         let service = WithCertificate { service: self.service.clone(), certificate };
-        self.serve_http(stream, service).await;
+        // Who was let in by files that are not in use any more has to show its certificate again.
+        let mut changes = tls.changes();
+        let (stop_tx, stop_rx) = watch::channel(());
+        let mut told = std::mem::replace(&mut self.stop_rx, stop_rx);
+        let until = async {
+            tokio::select! {
+                () = changes.changed() => {}
+                _ = told.changed() => {}
+            }
+            drop(stop_tx);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.serve_http(stream, service) => {}
+            () = until => {}
+        }
     }
 
     /// Makes a TLS connection of it, if the other end may have one.

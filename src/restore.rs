@@ -16,10 +16,11 @@
 //!
 //! # States possible after a crash
 //!
-//! - Directories, a lock, the `.tmp` file of a snapshot, no log: started on, the member begins empty,
-//!   and is refused by the others as above. Restoring again needs them removed.
-//! - The snapshot, and no log: the member refuses to start. Restoring again needs both removed.
-//! - Both: it is restored. The log gets its name last, and only when it is whole.
+//! - The directory of the log, a lock: nothing was begun. It can be restored.
+//! - A file `restoring` beside the lock, and whatever else: the member refuses to start, and so does
+//!   restoring, until both directories are removed.
+//! - No such file, a snapshot and a log: it is restored. The log gets its name when it is whole, and the
+//!   file goes after that.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,10 @@ use crate::config::{check_members, parse_cluster_id};
 use crate::error::{Error, Result};
 use crate::kvstore::read_records;
 use crate::membership::{Members, SnapshotMembers, is_https, restored_incarnation};
-use crate::raft_node::replay::{derived_cluster_id, lock, snap_dir, sync_above, wal_dir};
+use crate::raft_node::replay::{
+    RESTORING, derived_cluster_id, lock, snap_dir, sync_above, wal_dir,
+};
+use crate::raft_node::validate::HIGHEST;
 use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
 use crate::storage::wal::{Identity, SnapshotMark, Wal};
 use crate::storage::{DiskVfs, ReadOnlyVfs, Vfs};
@@ -137,6 +141,11 @@ impl Restore {
         // A member may have been started here just now.
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
 
+        // Until it is whole, it must not be started as a member that begins empty.
+        let mark = wal_dir.join(RESTORING);
+        let marked = vfs.create(&mark).and_then(|file| file.sync());
+        marked.and_then(|()| vfs.sync_dir(&wal_dir)).map_err(Error::io("make", &mark))?;
+
         let urls = (1..).zip(self.cluster.iter().cloned()).collect();
         let members = SnapshotMembers {
             cluster_id: identity.cluster_id,
@@ -147,14 +156,24 @@ impl Restore {
         let SnapshotMark { index, term } = backup.mark;
         let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir)?;
         let mut snapshot = snapshotter.create(index, term, &codec::encode(&members))?;
-        let mut reader = load_file(files, &self.file)?.reader;
+        let again = load_file(files, &self.file)?;
+        if (again.file.length, again.file.checksum) != (backup.length, backup.checksum) {
+            return Err(Error::Refused(format!(
+                "{} was replaced while it was read: remove {} and {}, and restore all members from one file",
+                self.file.display(),
+                wal_dir.display(),
+                snap_dir.display()
+            )));
+        }
+        let mut reader = again.reader;
         io::copy(&mut reader, &mut snapshot).map_err(Error::io("copy to", snapshot.path()))?;
         snapshot.finish()?;
 
         // Nobody has voted in this term of this cluster, and nobody will: elections begin behind it.
         let hard_state = HardState { term, vote: 0, commit: index, ..HardState::default() };
-        Wal::create_behind(vfs, &wal_dir, identity, backup.mark, &hard_state)?;
-        Ok(())
+        Wal::create_behind(vfs.clone(), &wal_dir, identity, backup.mark, &hard_state)?;
+        vfs.remove(&mark).map_err(Error::io("remove", &mark))?;
+        vfs.sync_dir(&wal_dir).map_err(Error::io("sync directory", &wal_dir))
     }
 
     fn check_empty(&self, vfs: &dyn Vfs, wal_dir: &Path, snap_dir: &Path) -> Result<()> {
@@ -217,8 +236,8 @@ fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
         ))
     };
     let members = SnapshotMembers::decode(&meta).map_err(|error| refuse(error.to_string()))?;
-    if index == 0 || term == 0 {
-        return Err(refuse(format!("it is of index {index} and term {term}, both start at 1")));
+    if !(1..HIGHEST).contains(&index) || !(1..HIGHEST).contains(&term) {
+        return Err(refuse(format!("there is no index {index} or no term {term}")));
     }
     let mut keys = 0;
     read_records(reader, |_| {

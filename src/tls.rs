@@ -223,6 +223,13 @@ impl Tls {
         TlsAcceptor::from(self.loaded_rx.borrow().server.clone())
     }
 
+    /// Tells when other files come into use than those that are now.
+    pub fn changes(&self) -> Changes {
+        let mut loaded_rx = self.loaded_rx.clone();
+        loaded_rx.mark_unchanged();
+        Changes(loaded_rx)
+    }
+
     /// What makes connections to other members, each with the certificate and the authorities of
     /// its moment. `None` if this is a port for clients.
     pub fn client_config(&self) -> Option<ClientConfig> {
@@ -332,6 +339,19 @@ fn client_config_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsV
 /// Certificate and authorities of the moment, for outgoing connections.
 #[derive(Debug)]
 struct Current(watch::Receiver<Loaded>);
+
+/// See [`Tls::changes`].
+#[derive(Clone, Debug)]
+pub struct Changes(watch::Receiver<Loaded>);
+
+impl Changes {
+    /// Waits until other files are in use. May be dropped and called again.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
 
 impl Current {
     fn outgoing<T>(&self, with: impl FnOnce(&Outgoing) -> T) -> T {

@@ -347,8 +347,8 @@ impl RaftNode {
                     request.waiter.answer(Ok(()));
                 }
                 MemberChange::Lead { .. } => {
-                    let why = format!("member {leader} was elected instead");
-                    request.waiter.answer(Err(unavailable(&why)));
+                    let why = format!("member {leader} was elected instead: ask again");
+                    request.waiter.answer(Err(RequestError::Conflict(why)));
                 }
                 // Passed on once more than other requests: it found the leader the first time.
                 _ => self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request }),
@@ -356,7 +356,12 @@ impl RaftNode {
         } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none()
             || self.ticks > until
         {
-            request.waiter.answer(Err(unavailable("leadership could not be handed over in time")));
+            let why = "leadership could not be handed over in time";
+            request.waiter.answer(Err(match request.change {
+                // It may still be.
+                MemberChange::Lead { .. } => lost(why),
+                _ => unavailable(why),
+            }));
         } else {
             self.changes.handover = Some((request, until));
         }

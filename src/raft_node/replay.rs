@@ -59,6 +59,9 @@ impl Replayed {
     }
 }
 
+/// The file in the directory of the log that is there while a backup is restored into it.
+pub(crate) const RESTORING: &str = "restoring";
+
 /// The directory of member `id`'s write-ahead log.
 pub fn wal_dir(data_dir: &Path, id: NodeId) -> PathBuf {
     data_dir.join(format!("raftexample-{id}"))
@@ -87,6 +90,14 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     vfs.create_dir_all(&wal_dir).map_err(Error::io("make the directory", &wal_dir))?;
     sync_above(vfs.as_ref(), &config.data_dir)?;
     let lock = lock(vfs.as_ref(), &wal_dir)?;
+    let names = vfs.list(&wal_dir).map_err(Error::io("list", &wal_dir))?;
+    if names.iter().any(|name| name == RESTORING) {
+        return Err(Error::Refused(format!(
+            "{} was not restored to its end: remove it and {}, and run `raftexample snapshot restore` again",
+            wal_dir.display(),
+            snap_dir(&config.data_dir, id).display()
+        )));
+    }
     info!(logger, "replaying WAL of member {}", id);
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(&config.data_dir, id))?;
     let (wal, recovered) = open_wal(config, vfs, &wal_dir, &snapshotter, logger)?;

@@ -16,7 +16,7 @@ use crate::membership::SnapshotData;
 use crate::transport::PEER_BODY_BYTES;
 
 /// No index or term is ever that high: arithmetic on those that pass cannot overflow.
-const HIGHEST: u64 = 1 << 62;
+pub(crate) const HIGHEST: u64 = 1 << 62;
 /// How far a term may be ahead of ours. Anything further would poison it for ever.
 const TERM_LEAP_MAX: u64 = 1 << 32;
 /// The largest entry that may be proposed here, in bytes: an append of it alone, whatever its numbers,

@@ -38,6 +38,7 @@ use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not
 use super::outbound::{Call, Failure, answered};
 use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{NodeId, PeerHeader};
+use crate::tls::{Changes, Tls};
 
 /// The length of a frame's number and length, in bytes.
 const FRAME_HEAD_BYTES: usize = 8 + 4;
@@ -235,6 +236,8 @@ struct Incoming {
     /// The last frame that was taken, if that was not told yet, and when to tell it.
     untold: Option<(u64, Instant)>,
     closing_rx: watch::Receiver<bool>,
+    /// With TLS: the sender was let in by the files that were in use when the stream began.
+    changes: Option<Changes>,
     is_over: bool,
 }
 
@@ -256,6 +259,7 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<
         permit: None,
         untold: None,
         closing_rx: shared.closing.subscribe(),
+        changes: shared.config.tls.as_ref().map(Tls::changes),
         is_over: false,
     };
     let lines = stream::unfold(incoming, async |mut incoming| {
@@ -287,11 +291,19 @@ impl Incoming {
                 }
             };
             let mut closing_rx = self.closing_rx.clone();
+            let mut changes = self.changes.clone();
+            let changed = async {
+                match &mut changes {
+                    Some(changes) => changes.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
             let taken = tokio::select! {
                 biased;
                 _ = closing_rx.wait_for(|closing| *closing) => {
                     Err(not_ready("this member is stopping"))
                 }
+                () = changed => Err(not_ready("this member's certificates were replaced")),
                 () = tell => {
                     let (number, _) = self.untold.take().expect("there is something to tell");
                     return Some(format!("{number}\n").into());

@@ -549,6 +549,6 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
     network.elect(3);
     assert_eq!(network.member(1).status().leader, 3);
     let answer = answer.get();
-    let Some(Err(RequestError::Unavailable(why))) = answer else { panic!("{answer:?}") };
+    let Some(Err(RequestError::Conflict(why))) = answer else { panic!("{answer:?}") };
     assert!(why.contains("member 3 was elected"), "{why}");
 }

@@ -566,11 +566,22 @@ fn foreign_hosts_and_origins_are_refused_and_counted() {
     for origin in origins {
         assert_eq!(answered(&format!("{own}Origin: {origin}\r\n")), 403, "{origin}");
     }
+    // What a browser sends for a page elsewhere that has it fetch something, without an Origin.
+    for (site, mode, expected) in [
+        ("cross-site", "no-cors", 403),
+        ("same-site", "no-cors", 403),
+        ("cross-site", "navigate", 403),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ] {
+        let fetch = format!("{own}Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n");
+        assert_eq!(answered(&fetch), expected, "{site} {mode}");
+    }
     let counts = counts(at);
     let count =
         |reason: &str| counts[&format!("raftexample_rejected_total{{reason=\"{reason}\"}}")];
     assert_eq!(count("foreign_host"), foreign.len() as f64);
-    assert_eq!(count("foreign_origin"), origins.len() as f64);
+    assert_eq!(count("foreign_origin"), (origins.len() + 3) as f64);
 }
 
 /// The ports that a process listens on.

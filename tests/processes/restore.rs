@@ -251,3 +251,16 @@ fn a_restored_member_starts_with_the_list_that_it_was_restored_for_alone() {
         assert!(member.last_words()[0].contains("start with the list that it was restored for"));
     }
 }
+
+/// As if it was killed before it was done.
+#[test]
+fn a_member_that_was_not_restored_to_its_end_does_not_begin_empty() {
+    let site = Site::new();
+    let (flags, _) = site.single(&[]);
+    let dir = site.dir().join("raftexample-1");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("restoring"), "").unwrap();
+    let mut member = site.spawn("member", &flags);
+    assert_eq!(member.wait(PATIENCE), 1, "{}", member.stderr());
+    assert!(member.stderr().contains("was not restored to its end"), "{}", member.stderr());
+}

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -559,6 +559,35 @@ fn files_that_cannot_be_used_leave_the_old_ones_in_use() {
     eventually(PATIENCE, "the second certificate is used", || {
         served() == certificates(&second.cert)[0]
     });
+}
+
+/// Whoever was let in by files that are not in use any more has to come again.
+#[test]
+fn a_connection_does_not_outlive_the_files_that_let_it_in() {
+    let (site, authority) = (Site::new(), Authority::new("the clients'"));
+    let names = [&*site.address.to_string()];
+    install(site.dir(), "client", &authority.issue(&names), &authority.pem());
+    let (flags, address) = with_client_port(&site, &["--cert", "--key"]);
+    let _member = site.spawn("member", &flags);
+    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots(&authority.pem()))
+        .with_no_client_auth();
+    let name = ServerName::from(address.ip());
+    let client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut open = StreamOwned::new(client, TcpStream::connect(address).unwrap());
+    open.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(open, "POST /x HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let mut answer = [0; 4096];
+    let length = open.read(&mut answer).unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 400 "));
+    install(site.dir(), "client", &authority.issue(&names), &authority.pem());
+    let replaced = Instant::now();
+    while open.read(&mut answer).unwrap() > 0 {}
+    // An idle connection would be closed after 30 s.
+    assert!(replaced.elapsed() < Duration::from_secs(15), "{:?}", replaced.elapsed());
 }
 
 #[test]
