@@ -137,7 +137,7 @@ pub fn service(admin: Admin) -> impl HttpService {
 }
 
 async fn not_found() -> Failure {
-    let there = "/, /livez, /readyz, /status, /members, /cluster, /metrics, /state-hash, /snapshot";
+    let there = "/, /livez, /readyz, /status, /members, /cluster, /events, /metrics, /state-hash, /snapshot, /transfer-leadership";
     Failure::new(StatusCode::NOT_FOUND, format!("there is {there}; keys are below /kv"))
 }
 

@@ -27,7 +27,8 @@ const EXIT_STATUSES: &str = "\
 Exit status:
   0  done; of the server: stopped in order, or removed from its cluster
   1  it failed, or the key was never written: one line on standard error says what, and what to do
-  2  the command line cannot be used: one line on standard error says why";
+  2  the command line, the environment or the configuration file cannot be used: one line on
+     standard error says why";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 ///

@@ -203,6 +203,8 @@ fn procfile_puts_the_name_before_what_a_process_writes() {
         vec![runner.expect("one | "), runner.expect("one | "), runner.expect("one | ")];
     of_one.sort();
     assert_eq!(of_one, ["err", "no newline", "out"]);
+    // Stopped before, it could leave half a line.
+    runner.expect("procfile | two ended");
     runner.type_line("quit");
     for line in runner.wait() {
         assert!(line.starts_with("procfile | ") || line == "two | half-half", "{line}");

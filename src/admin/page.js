@@ -292,7 +292,10 @@ function show(clusterId) {
   const leader = leaderOf(members);
   const living = members.filter((member) => member.alive).length;
   const led = leader ? `Member ${leader.id} leads in term ${leader.status.term}` : "No leader is known";
-  put($("summary"), isBroken ? "No news" : `${led} · ${living} of ${members.length} members alive`);
+  // Before all have answered for the first time nobody knows.
+  const isAsking = members.some((member) => member.alive === null);
+  const seen = isAsking ? "Asking the members …" : `${led} · ${living} of ${members.length} members alive`;
+  put($("summary"), isBroken ? "No news" : seen);
   if (clusterId) put($("seen"), `cluster ${clusterId}, as member ${seenBy} sees it`);
   const stream = isBroken ? "broken" : "live";
   if ($("stream").dataset.state !== stream) {
