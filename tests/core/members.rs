@@ -552,3 +552,26 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
     let Some(Err(RequestError::Conflict(why))) = answer else { panic!("{answer:?}") };
     assert!(why.contains("member 3 was elected"), "{why}");
 }
+
+/// raft does not ask for votes while it has a change of members to apply: told to before, it would not
+/// stand for election, and the leader would take no writes until it gave up.
+#[test]
+fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let append = sent_to(&mut network, 1, 2);
+    bring(&mut network, 1, 2, append, vec![]);
+    let acknowledged = sent_to(&mut network, 2, 1);
+    bring(&mut network, 2, 1, acknowledged, vec![]);
+    assert!(added.is_ok(), "member 1 has applied it");
+    network.member(1).take_messages();
+    let mut answer = network.member(1).change(MemberChange::Lead { id: 2 }).unwrap();
+    let hands_over = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;
+    assert!(!network.member(1).take_messages().iter().any(hands_over), "member 2 has not");
+    assert!(answer.get().is_none());
+    network.settle();
+    assert!(answer.is_ok(), "{:?}", answer.get());
+    assert_eq!(network.member(2).status().leader, 2);
+}
