@@ -166,6 +166,11 @@ impl RaftNode {
         if !self.raw_node.raft.apply_to_current_term() || self.changes.are_promoting() {
             return Some(request);
         }
+        // Who wants another leader wants it after what is under way: a member that stops must not leave
+        // the others to an election timeout for that.
+        if matches!(request.change, MemberChange::Lead { .. }) && self.is_pending() {
+            return Some(request);
+        }
         // Members speak to their leader alone: until we have led for an election timeout, that one
         // was not heard says nothing.
         let leads_newly = self.ticks - self.leads_since < self.config.election_ticks as u64;

@@ -575,3 +575,17 @@ fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
     assert!(answer.is_ok(), "{:?}", answer.get());
     assert_eq!(network.member(2).status().leader, 2);
 }
+
+/// A leader that is told to stop just then would end without handing over.
+#[test]
+fn who_wants_another_leader_waits_for_the_change_of_members_that_is_under_way() {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    network.settle();
+    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let mut answer = network.member(1).change(MemberChange::Lead { id: 0 }).unwrap();
+    assert!(added.get().is_none() && answer.get().is_none(), "{:?}", answer.get());
+    network.settle();
+    assert!(added.is_ok() && answer.is_ok(), "{:?}", answer.get());
+    assert_ne!(network.member(1).status().leader, 1);
+}
