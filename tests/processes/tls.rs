@@ -507,6 +507,11 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
             assert_eq!(is_new, step >= 2, "step {step}, member {id}");
         }
     }
+    // What members streamed to each other by the old files came to an end with those.
+    let ended = "this member's certificates were replaced";
+    eventually(PATIENCE, "streams are begun anew", || {
+        (1..=3).any(|id| logs(&mut cluster, id, ended) > 0)
+    });
     let stranger = old.member(&cluster.site, 2);
     let head = peer_request("/raft/greeting", 2, 1);
     let target = peer_address(&cluster, 1);
