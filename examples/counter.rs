@@ -1,7 +1,7 @@
 //! Another state machine on the same raft node: a counter that adds what is proposed.
 //!
 //! It follows commitC itself, and shows all that a state machine has to do: apply entries, answer
-//! their waiters, make a snapshot, restore one. A snapshot is due after every tenth entry here, so
+//! their responders, make a snapshot, restore one. A snapshot is due after every tenth entry here, so
 //! the restart at the end begins with one.
 //!
 //! ```sh
@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use raftexample::channels::{
-    Ack, Acknowledged, Commit, CommittedEntry, Proposal, REQUESTS_MAX, ReadRequest, waiter,
+    Ack, Acknowledged, Commit, CommittedEntry, Proposal, REQUESTS_MAX, ReadRequest, responder,
 };
 use raftexample::config::Config;
 use raftexample::raft_node::{RaftNodeHandle, new_raft_node};
@@ -57,17 +57,17 @@ async fn main() -> Result<()> {
 impl Counter {
     /// Adds `amount` once.
     async fn add(&self, amount: i64) -> Result<()> {
-        let (waiter, pending) = waiter();
+        let (responder, pending) = responder();
         let data = Bytes::copy_from_slice(&amount.to_le_bytes());
-        self.propose_tx.send(Proposal { data, ack: Ack::Committed, waiter }).await?;
+        self.propose_tx.send(Proposal { data, ack: Ack::Committed, responder }).await?;
         pending.wait_until(soon()).await?;
         Ok(())
     }
 
     /// The total of everything that was added before this call.
     async fn total(&self) -> Result<i64> {
-        let (waiter, pending) = waiter();
-        self.read_tx.send(ReadRequest { waiter }).await?;
+        let (responder, pending) = responder();
+        self.read_tx.send(ReadRequest { responder }).await?;
         pending.wait_until(soon()).await?;
         Ok(*self.total_rx.borrow())
     }
@@ -81,17 +81,17 @@ async fn read_commits(
     while let Some(commit) = commit_rx.recv().await {
         match commit {
             Commit::Entries { entries, .. } => {
-                for CommittedEntry { index, term, data, waiter } in entries {
+                for CommittedEntry { index, term, data, responder } in entries {
                     // An entry that is no amount counts as 0, on every member alike.
                     let amount = data.as_ref().try_into().map_or(0, i64::from_le_bytes);
                     total_tx.send_modify(|total| *total += amount);
-                    if let Some(waiter) = waiter {
-                        waiter.answer(Ok(Acknowledged::Applied { index, term }));
+                    if let Some(responder) = responder {
+                        responder.answer(Ok(Acknowledged::Applied { index, term }));
                     }
                 }
             }
-            Commit::Reads(waiters) => {
-                waiters.into_iter().for_each(|waiter| waiter.answer(Ok(())));
+            Commit::Reads(responders) => {
+                responders.into_iter().for_each(|responder| responder.answer(Ok(())));
             }
             Commit::Snapshot(request) => {
                 let total = *total_tx.borrow();

@@ -28,7 +28,7 @@ pub type Term = u64;
 
 /// Names one request of one run of one member.
 ///
-/// A counter alone would let an entry of an earlier run answer a waiter of this one, or a read take
+/// A counter alone would let an entry of an earlier run answer a responder of this one, or a read take
 /// another read's index: hence the member, and 64 random bits drawn at each start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
@@ -67,24 +67,24 @@ impl RequestId {
 }
 
 /// Makes the two halves of one request's answer.
-pub fn waiter<T>() -> (Waiter<T>, Pending<T>) {
+pub fn responder<T>() -> (Responder<T>, Pending<T>) {
     let begun = Arc::new(AtomicBool::new(false));
     let (answer_tx, answer_rx) = oneshot::channel();
-    (Waiter { begun: begun.clone(), answer_tx }, Pending { begun, answer_rx })
+    (Responder { begun: begun.clone(), answer_tx }, Pending { begun, answer_rx })
 }
 
 /// The half of a request's answer that travels with the request. It is answered once; dropping it
 /// unanswered says that this member is stopping.
 #[derive(Debug)]
-pub struct Waiter<T> {
+pub struct Responder<T> {
     begun: Arc<AtomicBool>,
     answer_tx: oneshot::Sender<Result<T, RequestError>>,
 }
 
-impl<T> Waiter<T> {
+impl<T> Responder<T> {
     /// Marks the request as proposed: from here on its outcome is unknown until it is answered.
     /// Returns false if the client gave up first; then nothing may be proposed.
-    pub fn begin(&self) -> bool {
+    pub fn mark_proposed(&self) -> bool {
         // `Pending::wait_until` closes the channel and then looks at `begun`: with a fence on both
         // sides, at least one of the two sees what the other did.
         self.begun.store(true, Ordering::SeqCst);
@@ -92,8 +92,8 @@ impl<T> Waiter<T> {
         !self.answer_tx.is_closed()
     }
 
-    /// Takes [`begin`](Self::begin) back: nothing was proposed after all.
-    pub fn begin_was_in_vain(&self) {
+    /// Takes [`mark_proposed`](Self::mark_proposed) back: nothing was proposed after all.
+    pub fn mark_not_proposed(&self) {
         self.begun.store(false, Ordering::SeqCst);
     }
 
@@ -121,9 +121,9 @@ impl<T> Pending<T> {
         match self.answer_rx.try_recv() {
             Ok(answer) => Some(answer),
             Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(Err(RequestError::Unknown(
-                "the answer was lost: read before repeating the request".into(),
-            ))),
+            Err(oneshot::error::TryRecvError::Closed) => {
+                Some(Err(RequestError::unknown("this member stopped")))
+            }
         }
     }
 
@@ -147,12 +147,10 @@ impl<T> Pending<T> {
             }
         };
         if self.begun.load(Ordering::SeqCst) {
-            Err(RequestError::Unknown(format!(
-                "{why} before the outcome was known: it may or may not have been carried out; read before repeating it"
-            )))
+            Err(RequestError::unknown(why))
         } else {
-            Err(RequestError::Unavailable(format!(
-                "{why} before a leader took the request (does a majority of the members run?): nothing was changed; try again"
+            Err(RequestError::unavailable(format!(
+                "{why} before a leader took the request (does a majority of the members run?)"
             )))
         }
     }
@@ -164,7 +162,7 @@ pub fn not_taken<T>(error: &mpsc::error::TrySendError<T>) -> RequestError {
         mpsc::error::TrySendError::Full(_) => "too many requests are waiting",
         mpsc::error::TrySendError::Closed(_) => "this member is stopping",
     };
-    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
+    RequestError::unavailable(why)
 }
 
 /// When a write is acknowledged (flag `--ack`).
@@ -199,7 +197,7 @@ pub struct Proposal {
     /// When to answer.
     pub ack: Ack,
     /// Whom to answer.
-    pub waiter: Waiter<Acknowledged>,
+    pub responder: Responder<Acknowledged>,
 }
 
 /// A linearizable read: answered, in order with the entries on commitC, once the state machine
@@ -207,14 +205,15 @@ pub struct Proposal {
 #[derive(Debug)]
 pub struct ReadRequest {
     /// Whom to answer.
-    pub waiter: Waiter<()>,
+    pub responder: Responder<()>,
 }
 
-/// A change of the members, as a client asks for it.
+/// What a client asks of the members. The leader turns it into a
+/// [`MemberChange`](crate::membership::MemberChange), an entry of the log, or into a transfer.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum MemberChange {
-    /// POST: add a member that listens for its peers at `url`. It has no vote until it has shown that
-    /// it runs and follows: see [`Promote`](Self::Promote).
+pub enum MemberRequest {
+    /// POST: add a member that listens for its peers at `url`. It starts as a learner; the leader
+    /// promotes it once it runs and has caught up.
     Add {
         /// The new member, an id never used before.
         id: NodeId,
@@ -226,18 +225,6 @@ pub enum MemberChange {
         /// The member to remove.
         id: NodeId,
     },
-    /// One of the first members: it has a vote from the start.
-    AddVoter {
-        /// The new member.
-        id: NodeId,
-        /// Its peer URL.
-        url: String,
-    },
-    /// Give a learner a vote: the leader does that by itself.
-    Promote {
-        /// The learner.
-        id: NodeId,
-    },
     /// Change where a member listens for its peers.
     Move {
         /// The member.
@@ -245,22 +232,22 @@ pub enum MemberChange {
         /// Its new peer URL.
         url: String,
     },
-    /// No change of who is a member, but of who leads: it goes the same way, and is never an entry.
+    /// Transfer leadership. This is never an entry of the log.
     Lead {
-        /// The member that is to lead; 0 for any but the one that does.
-        id: NodeId,
+        /// The voter that is to lead; `None` for any voter except the current leader.
+        to: Option<NodeId>,
     },
 }
 
-/// confChangeC: a change of the members, answered after it is applied.
+/// confChangeC: a request about the members, answered after its entry is applied.
 #[derive(Debug)]
 pub struct ConfChangeRequest {
     /// What to change.
-    pub change: MemberChange,
-    /// True if another member passed it on: then it is not passed on again.
+    pub change: MemberRequest,
+    /// True if another member forwarded it; it is not forwarded again.
     pub forwarded: bool,
     /// Whom to answer.
-    pub waiter: Waiter<()>,
+    pub responder: Responder<()>,
 }
 
 /// One committed entry, for the state machine.
@@ -273,7 +260,7 @@ pub struct CommittedEntry {
     /// The payload, as it was proposed.
     pub data: Bytes,
     /// Whom to answer after applying, where the entry was proposed here.
-    pub waiter: Option<Waiter<Acknowledged>>,
+    pub responder: Option<Responder<Acknowledged>>,
 }
 
 /// commitC: what the state machine has to do next, in the order of the log.
@@ -286,7 +273,7 @@ pub enum Commit {
         applied: Applied,
     },
     /// Every entry that these reads have to see came before: answer them.
-    Reads(Vec<Waiter<()>>),
+    Reads(Vec<Responder<()>>),
     /// Replace the state by a snapshot's.
     Restore(SnapshotRestore),
     /// Make a snapshot of the state as it is now.

@@ -4,6 +4,7 @@
 //! Impossible states assert. A failed write or sync is an [`Error`] that ends the process: it is
 //! never retried, and nothing that depended on it is sent.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,21 @@ pub enum RequestError {
     /// The request was proposed and its outcome is not known here: 504.
     #[error("{0}")]
     Unknown(String),
+}
+
+impl RequestError {
+    /// A 503: `why`, a clause, kept the request from being proposed. Repeating it is safe.
+    pub fn unavailable(why: impl Display) -> Self {
+        Self::Unavailable(format!("{why}: nothing was changed; try again"))
+    }
+
+    /// A 504: `why`, a clause, ended the wait for a request that may have been proposed. A repeated
+    /// request may be carried out twice, so the client has to read first.
+    pub fn unknown(why: impl Display) -> Self {
+        Self::Unknown(format!(
+            "{why} before the outcome was known: it may or may not have been carried out; read before repeating it"
+        ))
+    }
 }
 
 /// What stops a member, or keeps it from starting.

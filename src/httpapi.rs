@@ -41,12 +41,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::channels::{
-    Ack, Acknowledged, ConfChangeRequest, Index, MemberChange, NodeId, Term, not_taken, waiter,
+    Ack, Acknowledged, ConfChangeRequest, Index, MemberRequest, NodeId, Term, not_taken, responder,
 };
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
-use crate::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
 use crate::metrics::Metrics;
+use crate::ports::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
 const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
@@ -80,7 +80,7 @@ pub struct HttpKvApi {
     pub logger: Logger,
 }
 
-/// The service to give to [`serve`](crate::listener::serve). Every path and every method has one
+/// The service to give to [`serve`](crate::ports::listener::serve). Every path and every method has one
 /// handler, so that nothing but this module looks at a request's target.
 pub fn service(api: impl Into<Arc<HttpKvApi>>) -> impl HttpService + HttpService<Body> {
     TowerToHyperService::new(serve_http.with_state(api.into()))
@@ -165,12 +165,12 @@ impl HttpKvApi {
         let (url, _permit) = self.read("POST", body, URL_BYTES_MAX, deadline).await?;
         let id = self.id("POST", key)?;
         let url = utf8(url)?;
-        self.change_members(MemberChange::Add { id, url }, deadline).await
+        self.change_members(MemberRequest::Add { id, url }, deadline).await
     }
 
     async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, Failure> {
         let id = self.id("DELETE", key)?;
-        self.change_members(MemberChange::Remove { id }, deadline).await
+        self.change_members(MemberRequest::Remove { id }, deadline).await
     }
 
     /// Reads a body that is a peer URL, as that of a POST is.
@@ -187,11 +187,11 @@ impl HttpKvApi {
     /// Has the leader make a change, and answers 204 once it is applied.
     pub(crate) async fn change_members(
         &self,
-        change: MemberChange,
+        change: MemberRequest,
         deadline: Instant,
     ) -> Result<Response, Failure> {
-        let (waiter, pending) = waiter();
-        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        let (responder, pending) = responder();
+        let request = ConfChangeRequest { change, forwarded: false, responder };
         self.conf_change_tx.try_send(request).map_err(|error| not_taken(&error))?;
         pending.wait_until(deadline).await?;
         Ok(StatusCode::NO_CONTENT.into_response())

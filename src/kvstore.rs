@@ -5,8 +5,8 @@
 //! back on commitC, on every member, in the same order; only then is it applied and answered.
 //!
 //! ```text
-//! propose ──▶ proposeC ──▶ (raft) ──▶ commitC ──▶ read_commits ──▶ apply ──▶ the waiter
-//! lookup  ──▶ readC    ──▶ (raft) ──▶ commitC ──▶ read_commits ────────────▶ the waiter ──▶ the map
+//! propose ──▶ proposeC ──▶ (raft) ──▶ commitC ──▶ read_commits ──▶ apply ──▶ the responder
+//! lookup  ──▶ readC    ──▶ (raft) ──▶ commitC ──▶ read_commits ────────────▶ the responder ──▶ the map
 //! ```
 //!
 //! # Snapshot
@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 use crate::channels::{
     Ack, Acknowledged, Commit, CommittedEntry, Index, Proposal, ReadRequest, SnapshotRequest,
-    SnapshotRestore, Term, not_taken, waiter,
+    SnapshotRestore, Term, not_taken, responder,
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
@@ -279,9 +279,9 @@ impl KvStore {
         let data = Bytes::from(codec::encode(&Command::Put { key, value: &value }));
         // Not held twice while the request waits.
         drop(value);
-        let (waiter, pending) = waiter();
+        let (responder, pending) = responder();
         self.propose_tx
-            .try_send(Proposal { data, ack, waiter })
+            .try_send(Proposal { data, ack, responder })
             .map_err(|error| not_taken(&error))?;
         pending.wait_until(deadline).await
     }
@@ -316,8 +316,8 @@ impl KvStore {
         &self,
         deadline: Instant,
     ) -> std::result::Result<(), RequestError> {
-        let (waiter, pending) = waiter();
-        self.read_tx.try_send(ReadRequest { waiter }).map_err(|error| not_taken(&error))?;
+        let (responder, pending) = responder();
+        self.read_tx.try_send(ReadRequest { responder }).map_err(|error| not_taken(&error))?;
         pending.wait_until(deadline).await
     }
 
@@ -330,9 +330,7 @@ impl KvStore {
         let replayed = tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await;
         match replayed {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(RequestError::Unavailable(
-                "this member is still replaying its log; try again".into(),
-            )),
+            _ => Err(RequestError::unavailable("this member is still replaying its log")),
         }
     }
 }
@@ -391,9 +389,9 @@ impl CommitReader {
                 self.metrics.apply.observe(began.elapsed().as_secs_f64());
                 self.metrics.proposals_applied.inc_by(count);
             }
-            Commit::Reads(waiters) => {
-                for waiter in waiters {
-                    waiter.answer(Ok(()));
+            Commit::Reads(responders) => {
+                for responder in responders {
+                    responder.answer(Ok(()));
                 }
             }
             Commit::Restore(snapshot) => self.recover_from_snapshot(snapshot)?,
@@ -406,7 +404,7 @@ impl CommitReader {
     }
 
     fn apply(&self, entry: CommittedEntry) {
-        let CommittedEntry { index, term, data, waiter } = entry;
+        let CommittedEntry { index, term, data, responder } = entry;
         match codec::decode::<Command<'_>>(&data) {
             Ok(Command::Put { key, value }) => {
                 let new = KeyValue::new(key, value, index, term);
@@ -421,8 +419,8 @@ impl CommitReader {
             Err(error) => error!(self.logger, "skipping an entry that is no command";
                 "index" => index, "term" => term, "error" => %error),
         }
-        if let Some(waiter) = waiter {
-            waiter.answer(Ok(Acknowledged::Applied { index, term }));
+        if let Some(responder) = responder {
+            responder.answer(Ok(Acknowledged::Applied { index, term }));
         }
     }
 

@@ -8,7 +8,7 @@
 //! PUT /key ─▶ httpapi ─▶ KvStore::propose ──proposeC──▶ raft_node ─▶ WAL: one frame, one fdatasync
 //!                                                          │  └────▶ transport ─▶ the other members
 //!                                                          │             a majority has it: committed
-//! 204 ◀─ waiter ◀─ CommitReader::apply ◀──commitC──────────┘
+//! 204 ◀─ responder ◀─ CommitReader::apply ◀──commitC──────────┘
 //! ```
 //!
 //! # How a read flows
@@ -16,7 +16,7 @@
 //! GET /key ─▶ httpapi ─▶ KvStore::lookup ──readC──▶ raft_node ─▶ one ReadIndex round for all reads
 //!                                                          │     that wait: a majority confirms the
 //!                                                          │     leader, who names its commit index
-//! 200 ◀─ the map ◀─ waiter ◀──commitC, behind that index───┘
+//! 200 ◀─ the map ◀─ responder ◀──commitC, behind that index───┘
 //! ```
 //!
 //! # The channels
@@ -24,7 +24,7 @@
 //!
 //! | channel | carries | from → to | bound | closing means |
 //! |---|---|---|---|---|
-//! | proposeC | [`Proposal`](channels::Proposal): bytes and a waiter | kvstore → raft_node | 4,096, then 503 | the last handle is gone: stop |
+//! | proposeC | [`Proposal`](channels::Proposal): bytes and a responder | kvstore → raft_node | 4,096, then 503 | the last handle is gone: stop |
 //! | readC | [`ReadRequest`](channels::ReadRequest) | kvstore → raft_node | 4,096, then 503 | – |
 //! | confChangeC | [`ConfChangeRequest`](channels::ConfChangeRequest) | httpapi → raft_node | 16, then 503 | – |
 //! | commitC | [`Commit`](channels::Commit): entries, reads, snapshots | raft_node → kvstore | 64 MiB of entries not yet applied: past it the node takes neither proposals nor appends | the node stopped |
@@ -57,22 +57,17 @@
 //! [`raft_node`] carries bytes and knows nothing of keys. Whoever follows commitC is the state
 //! machine: `examples/counter.rs` is another one on the same node.
 
-pub mod admin;
 pub mod channels;
-pub mod cli;
-pub mod client;
 pub mod codec;
+pub mod commands;
 pub mod config;
 pub mod error;
 pub mod httpapi;
-pub mod inspect;
 pub mod kvstore;
-pub mod listener;
 pub mod logging;
 pub mod membership;
 pub mod metrics;
+pub mod ports;
 pub mod raft_node;
-pub mod restore;
 pub mod storage;
-pub mod tls;
 pub mod transport;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use raftexample::admin::{self, Admin};
-use raftexample::channels::{ConfChangeRequest, MemberChange};
-use raftexample::cli::Cli;
+use raftexample::channels::{ConfChangeRequest, MemberRequest};
+use raftexample::commands::Cli;
 use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
-use raftexample::listener::{BodyBudget, Limits, Port, bind, raise_descriptor_limit, serve};
+use raftexample::ports::admin::{self, Admin};
+use raftexample::ports::listener::{BodyBudget, Limits, Port, bind, raise_descriptor_limit, serve};
 use raftexample::raft_node::{Role, new_raft_node};
 use raftexample::storage::DiskVfs;
 use raftexample::{channels, logging};
@@ -183,10 +183,10 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
 /// Has another voter lead, the one with most of the log of those that live, if there is one that can
 /// within `patience`.
 async fn hand_over(conf_change_tx: &mpsc::Sender<ConfChangeRequest>, patience: Duration) {
-    let (waiter, pending) = channels::waiter();
+    let (responder, pending) = channels::responder();
     // Not passed on: if another leads already there is nothing to do.
     let request =
-        ConfChangeRequest { change: MemberChange::Lead { id: 0 }, forwarded: true, waiter };
+        ConfChangeRequest { change: MemberRequest::Lead { to: None }, forwarded: true, responder };
     if conf_change_tx.try_send(request).is_ok() {
         let _ = pending.wait_until(Instant::now() + patience).await;
     }

@@ -498,7 +498,7 @@ fn both_colour_schemes_and_a_narrow_window_render() {
         let picture = scene.browser.screenshot();
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "something is drawn");
         if std::env::var_os("UPDATE_SCREENSHOTS").is_some() {
-            let path = format!("{}/src/admin/{file}", env!("CARGO_MANIFEST_DIR"));
+            let path = format!("{}/src/ports/admin/{file}", env!("CARGO_MANIFEST_DIR"));
             std::fs::write(path, picture).unwrap();
         }
     }

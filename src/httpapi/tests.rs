@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
-use crate::channels::{Applied, Commit, CommittedEntry, Proposal, ReadRequest, Waiter};
+use crate::channels::{Applied, Commit, CommittedEntry, Proposal, ReadRequest, Responder};
 use crate::kvstore::CommitReader;
-use crate::listener::Limits;
-use crate::listener::tests::{Server, read_to_end, read_until};
+use crate::ports::listener::Limits;
+use crate::ports::listener::tests::{Server, read_to_end, read_until};
 
 /// What the made-up node does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ enum Conduct {
 /// A member that consists of its client port.
 struct Member {
     server: Server,
-    changes: Arc<Mutex<Vec<MemberChange>>>,
+    changes: Arc<Mutex<Vec<MemberRequest>>>,
     budget: BodyBudget,
 }
 
@@ -38,7 +38,7 @@ struct Node {
     propose_rx: mpsc::Receiver<Proposal>,
     read_rx: mpsc::Receiver<ReadRequest>,
     conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
-    changes: Arc<Mutex<Vec<MemberChange>>>,
+    changes: Arc<Mutex<Vec<MemberRequest>>>,
     index: Index,
 }
 
@@ -128,7 +128,7 @@ impl Member {
         self.send(format!("DELETE {key} HTTP/1.1\r\nHost: h\r\n\r\n")).await
     }
 
-    fn take_changes(&self) -> Vec<MemberChange> {
+    fn take_changes(&self) -> Vec<MemberRequest> {
         std::mem::take(&mut self.changes.lock().expect("no test panics with it"))
     }
 }
@@ -143,54 +143,54 @@ impl Node {
             tokio::select! {
                 Some(proposal) = self.propose_rx.recv() => match self.conduct {
                     Conduct::Answers => self.commit(proposal),
-                    _ => lost.push(Box::new(self.keep(proposal.waiter))),
+                    _ => lost.push(Box::new(self.keep(proposal.responder))),
                 },
                 Some(read) = self.read_rx.recv() => match self.conduct {
-                    Conduct::Answers => self.handle(Commit::Reads(vec![read.waiter])),
-                    _ => lost.push(Box::new(read.waiter)),
+                    Conduct::Answers => self.handle(Commit::Reads(vec![read.responder])),
+                    _ => lost.push(Box::new(read.responder)),
                 },
                 Some(request) = self.conf_change_rx.recv() => match self.conduct {
                     Conduct::Answers => self.change(request),
-                    _ => lost.push(Box::new(self.keep(request.waiter))),
+                    _ => lost.push(Box::new(self.keep(request.responder))),
                 },
                 else => return,
             }
         }
     }
 
-    fn keep<T>(&self, waiter: Waiter<T>) -> Waiter<T> {
+    fn keep<T>(&self, responder: Responder<T>) -> Responder<T> {
         if self.conduct == Conduct::Loses {
-            assert!(waiter.begin());
+            assert!(responder.mark_proposed());
         }
-        waiter
+        responder
     }
 
     fn handle(&mut self, commit: Commit) {
         self.commits.handle(commit).expect("no snapshot, no error");
     }
 
-    fn commit(&mut self, Proposal { data, ack, waiter }: Proposal) {
+    fn commit(&mut self, Proposal { data, ack, responder }: Proposal) {
         self.index += 1;
-        let waiter = match ack {
-            Ack::Committed => Some(waiter),
+        let responder = match ack {
+            Ack::Committed => Some(responder),
             Ack::Proposed => {
-                waiter.answer(Ok(Acknowledged::Proposed));
+                responder.answer(Ok(Acknowledged::Proposed));
                 None
             }
         };
-        let entry = CommittedEntry { index: self.index, term: TERM, data, waiter };
+        let entry = CommittedEntry { index: self.index, term: TERM, data, responder };
         let applied = Applied::new(0, &Arc::default());
         self.handle(Commit::Entries { entries: vec![entry], applied });
     }
 
     /// Refuses the ids 400 to 504 with that status, and takes all others.
-    fn change(&mut self, ConfChangeRequest { change, forwarded, waiter }: ConfChangeRequest) {
+    fn change(&mut self, ConfChangeRequest { change, forwarded, responder }: ConfChangeRequest) {
         assert!(!forwarded, "a client's request was passed on by nobody");
-        let (MemberChange::Add { id, .. } | MemberChange::Remove { id }) = change else {
+        let (MemberRequest::Add { id, .. } | MemberRequest::Remove { id }) = change else {
             panic!("the client port asks for no {change:?}");
         };
         self.changes.lock().expect("no test panics with it").push(change);
-        waiter.answer(match id {
+        responder.answer(match id {
             400 => Err(RequestError::Invalid("first\r\nsecond".to_owned())),
             409 => Err(RequestError::Conflict("not now".to_owned())),
             410 => Err(RequestError::Gone("never again".to_owned())),
@@ -377,8 +377,8 @@ async fn post_and_delete_change_members() {
     assert_eq!(member.post("/4", b"http://127.0.0.1:42379").await, done());
     assert_eq!(member.post("/0x10", b"").await, done());
     assert_eq!(member.delete("/010").await, done());
-    let add = |id, url: &str| MemberChange::Add { id, url: url.to_owned() };
-    let expected = [add(4, "http://127.0.0.1:42379"), add(16, ""), MemberChange::Remove { id: 8 }];
+    let add = |id, url: &str| MemberRequest::Add { id, url: url.to_owned() };
+    let expected = [add(4, "http://127.0.0.1:42379"), add(16, ""), MemberRequest::Remove { id: 8 }];
     assert_eq!(member.take_changes(), expected);
 }
 

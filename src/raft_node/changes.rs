@@ -6,19 +6,17 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use protobuf::Message as _;
 use raft::ProgressState;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
+use raft::eraftpb::{Entry, EntryType};
 use slog::{info, warn};
 
-use super::requests::lost;
 use super::{
-    ConfChangeRequest, Leadership, Leaving, MemberChange, NodeId, RaftNode, RequestError,
-    RequestId, Waiter,
+    ConfChangeRequest, Leadership, Leaving, MemberRequest, NodeId, RaftNode, RequestError,
+    RequestId, Responder,
 };
 use crate::channels::{self, Pending};
 use crate::error::Error;
-use crate::membership::{Members, Verdict, majority};
+use crate::membership::{MemberChange, Members, Verdict, majority};
 
 /// A learner that is so few entries behind follows.
 const PROMOTION_DISTANCE: u64 = 100;
@@ -30,20 +28,22 @@ const WAITING_CHANGES_MAX: usize = 64;
 pub(super) struct Changes {
     queue: VecDeque<ConfChangeRequest>,
     /// Proposed by us, and not applied. Nobody waits for what the leader does by itself.
-    pending: Option<(RequestId, Leadership, Option<Waiter<()>>)>,
+    pending: Option<(RequestId, Leadership, Option<Responder<()>>)>,
     /// What waits until another leads: our own removal, or that somebody wanted just this; and the
     /// tick until which it waits.
     handover: Option<(ConfChangeRequest, u64)>,
     /// The tick at which a promotion was tried last.
     promotion_tried: u64,
     /// Our own removal, passed on. Its answer may come too late: applying it ends this member.
-    own_removal: Option<(Waiter<()>, Pending<()>)>,
+    own_removal: Option<(Responder<()>, Pending<()>)>,
 }
 
 impl Changes {
     pub(super) fn push(&mut self, request: ConfChangeRequest) {
         if self.queue.len() >= WAITING_CHANGES_MAX {
-            return request.waiter.answer(Err(unavailable("too many changes wait for a leader")));
+            return request
+                .responder
+                .answer(Err(RequestError::unavailable("too many changes wait for a leader")));
         }
         self.queue.push_back(request);
     }
@@ -55,34 +55,30 @@ impl Changes {
 
     /// A change was applied, or does nothing.
     pub(super) fn applied(&mut self, id: RequestId, answer: Result<(), RequestError>) {
-        if let Some((_, _, waiter)) = self.pending.take_if(|(pending, _, _)| *pending == id)
-            && let Some(waiter) = waiter
+        if let Some((_, _, responder)) = self.pending.take_if(|(pending, _, _)| *pending == id)
+            && let Some(responder) = responder
         {
-            waiter.answer(answer);
+            responder.answer(answer);
         }
     }
 
     pub(super) fn fail_all(&mut self, why: &str) {
-        if let Some((_, _, Some(waiter))) = self.pending.take() {
-            waiter.answer(Err(lost(why)));
+        if let Some((_, _, Some(responder))) = self.pending.take() {
+            responder.answer(Err(RequestError::unknown(why)));
         }
     }
 
     pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
         let lost_one = self.pending.take_if(|(_, under, _)| *under != leadership);
-        if let Some((_, _, Some(waiter))) = lost_one {
-            waiter.answer(Err(lost("the leader changed")));
+        if let Some((_, _, Some(responder))) = lost_one {
+            responder.answer(Err(RequestError::unknown("the leader changed")));
         }
     }
 
     /// True while a learner's promotion is on its way: what a user wants waits for its end.
     fn are_promoting(&self) -> bool {
-        self.pending.as_ref().is_some_and(|(_, _, waiter)| waiter.is_none())
+        self.pending.as_ref().is_some_and(|(_, _, responder)| responder.is_none())
     }
-}
-
-fn unavailable(why: &str) -> RequestError {
-    RequestError::Unavailable(format!("{why}: nothing was changed; try again"))
 }
 
 impl RaftNode {
@@ -90,7 +86,7 @@ impl RaftNode {
     pub(super) fn propose_changes(&mut self) {
         self.finish_handover();
         while let Some(request) = self.changes.queue.pop_front() {
-            if request.waiter.is_closed() {
+            if request.responder.is_closed() {
                 continue;
             }
             if let Some(request) = self.deal_with_change(request) {
@@ -144,13 +140,8 @@ impl RaftNode {
     /// Answers, passes on or proposes a change; gives it back if it has to wait for a leader.
     fn deal_with_change(&mut self, request: ConfChangeRequest) -> Option<ConfChangeRequest> {
         // What no state allows needs no leader to say so.
-        if matches!(request.change, MemberChange::AddVoter { .. } | MemberChange::Promote { .. }) {
-            let why = "a leader gives votes by itself";
-            request.waiter.answer(Err(RequestError::Invalid(why.into())));
-            return None;
-        }
-        if let Err(error @ RequestError::Invalid(_)) = Members::default().check(&request.change) {
-            request.waiter.answer(Err(error));
+        if let Err(error @ RequestError::Invalid(_)) = Members::default().decide(&request.change) {
+            request.responder.answer(Err(error));
             return None;
         }
         let leader = self.raw_node.raft.leader_id;
@@ -168,7 +159,7 @@ impl RaftNode {
         }
         // Who wants another leader wants it after what is under way: a member that stops must not leave
         // the others to an election timeout for that.
-        if matches!(request.change, MemberChange::Lead { .. }) && self.is_pending() {
+        if matches!(request.change, MemberRequest::Lead { .. }) && self.is_pending() {
             return Some(request);
         }
         // Members speak to their leader alone: until we have led for an election timeout, that one
@@ -178,23 +169,24 @@ impl RaftNode {
             return Some(request);
         }
         match self.check_change(&request.change) {
-            Err(error) => request.waiter.answer(Err(error)),
-            Ok(Verdict::Nothing) => request.waiter.answer(Ok(())),
-            Ok(Verdict::Change) => match request.change {
-                MemberChange::Lead { id } if id == self.config.id => request.waiter.answer(Ok(())),
-                MemberChange::Lead { id } => return self.hand_over(request, id),
-                MemberChange::Remove { id } if id == self.config.id => {
-                    return self.hand_over(request, 0);
-                }
-                _ => self.propose_change(request),
-            },
+            Err(error) => request.responder.answer(Err(error)),
+            Ok(Verdict::Nothing) => request.responder.answer(Ok(())),
+            Ok(Verdict::Transfer(Some(id))) if id == self.config.id => {
+                request.responder.answer(Ok(()));
+            }
+            Ok(Verdict::Transfer(to)) => return self.hand_over(request, to),
+            Ok(Verdict::Change(MemberChange::Remove { id })) if id == self.config.id => {
+                return self.hand_over(request, None);
+            }
+            Ok(Verdict::Change(change)) => self.propose_change(&change, request.responder),
         }
         None
     }
 
-    fn check_change(&self, change: &MemberChange) -> Result<Verdict, RequestError> {
-        if self.members.check(change)? == Verdict::Nothing {
-            return Ok(Verdict::Nothing);
+    fn check_change(&self, change: &MemberRequest) -> Result<Verdict, RequestError> {
+        let verdict = self.members.decide(change)?;
+        if verdict == Verdict::Nothing {
+            return Ok(verdict);
         }
         if self.is_pending() {
             return Err(RequestError::Conflict(
@@ -202,15 +194,15 @@ impl RaftNode {
             ));
         }
         self.check_majority_lives(change)?;
-        Ok(Verdict::Change)
+        Ok(verdict)
     }
 
-    fn check_majority_lives(&self, change: &MemberChange) -> Result<(), RequestError> {
+    fn check_majority_lives(&self, change: &MemberRequest) -> Result<(), RequestError> {
         match change {
-            MemberChange::Remove { id } => {
+            MemberRequest::Remove { id } => {
                 self.members.check_majority_lives(*id, |id| self.lives(id))
             }
-            MemberChange::Move { id, .. } => self.members.check_move(*id, |id| self.lives(id)),
+            MemberRequest::Move { id, .. } => self.members.check_move(*id, |id| self.lives(id)),
             _ => Ok(()),
         }
     }
@@ -220,107 +212,112 @@ impl RaftNode {
         id == self.config.id || self.peers.was_heard_since(id, self.ticks.saturating_sub(patience))
     }
 
-    fn propose_change(&mut self, request: ConfChangeRequest) {
-        let ConfChangeRequest { change, waiter, .. } = request;
-        if waiter.begin()
-            && let Err((error, Some(waiter))) = self.append_change(&change, Some(waiter))
+    fn propose_change(&mut self, change: &MemberChange, responder: Responder<()>) {
+        if responder.mark_proposed()
+            && let Err((error, Some(responder))) = self.append_change(change, Some(responder))
         {
-            waiter.answer(Err(error));
+            responder.answer(Err(error));
         }
     }
 
     /// The members that changes in our log move once they are applied, and where to.
     pub(super) fn moves_under_way(&self) -> Vec<(NodeId, String)> {
         let changes = self.raw_node.store().conf_changes_after(self.applied_index);
-        let moves = changes.iter().filter_map(|entry| match read_change(&entry.data) {
+        let moves = changes.iter().filter_map(|entry| match MemberChange::decode(&entry.data) {
             Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
             _ => None,
         });
         moves.collect()
     }
 
-    /// Has raft append a change; gives the waiter back with the reason if it did not.
+    /// Has raft append a change; gives the responder back with the reason if it did not.
     fn append_change(
         &mut self,
         change: &MemberChange,
-        waiter: Option<Waiter<()>>,
-    ) -> Result<(), (RequestError, Option<Waiter<()>>)> {
+        responder: Option<Responder<()>>,
+    ) -> Result<(), (RequestError, Option<Responder<()>>)> {
         let id = self.next_request_id();
         let context = id.to_bytes().to_vec();
-        let proposed = self.raw_node.propose_conf_change(context.clone(), encode_change(change));
+        let proposed = self.raw_node.propose_conf_change(context.clone(), change.to_conf_change());
         let appended = self.raw_node.raft.raft_log.unstable_entries().last();
         let is_appended = appended.is_some_and(|entry| {
             entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
         });
         if let Err(error) = proposed {
-            return Err((unavailable(&format!("raft did not take it ({error})")), waiter));
+            return Err((
+                RequestError::unavailable(format!("raft did not take it ({error})")),
+                responder,
+            ));
         }
         if !is_appended {
             let why = "raft put the change aside as another is pending: try again";
-            return Err((RequestError::Conflict(why.into()), waiter));
+            return Err((RequestError::Conflict(why.into()), responder));
         }
-        self.changes.pending = Some((id, self.leadership(), waiter));
+        self.changes.pending = Some((id, self.leadership(), responder));
         Ok(())
     }
 
     /// Hands a client's change to the leader. It was passed on before if it comes from a member: then
     /// the leader changed under way, and the client has to ask again.
     fn pass_on(&mut self, leader: NodeId, request: ConfChangeRequest) {
-        let ConfChangeRequest { change, forwarded, waiter } = request;
+        let ConfChangeRequest { change, forwarded, responder } = request;
         if forwarded {
-            return waiter.answer(Err(unavailable("this member does not lead any more")));
+            return responder
+                .answer(Err(RequestError::unavailable("this member does not lead any more")));
         }
-        if !waiter.begin() {
+        if !responder.mark_proposed() {
             return;
         }
-        if change != (MemberChange::Remove { id: self.config.id }) {
-            return self.outbox.pass_on(leader, change, waiter);
+        if change != (MemberRequest::Remove { id: self.config.id }) {
+            return self.outbox.pass_on(leader, change, responder);
         }
         if self.changes.own_removal.is_some() {
-            return waiter.answer(Err(RequestError::Conflict(
+            return responder.answer(Err(RequestError::Conflict(
                 "this member is being removed already: wait for it".into(),
             )));
         }
-        let (relayed, pending) = channels::waiter();
-        self.changes.own_removal = Some((waiter, pending));
+        let (relayed, pending) = channels::responder();
+        self.changes.own_removal = Some((responder, pending));
         self.outbox.pass_on(leader, change, relayed);
     }
 
     /// Hands the leader's answer to our own removal on.
     pub(super) fn relay_own_removal(&mut self) {
-        if let Some((waiter, mut pending)) = self.changes.own_removal.take() {
+        if let Some((responder, mut pending)) = self.changes.own_removal.take() {
             match pending.try_take() {
-                Some(answer) => waiter.answer(answer),
-                None => self.changes.own_removal = Some((waiter, pending)),
+                Some(answer) => responder.answer(answer),
+                None => self.changes.own_removal = Some((responder, pending)),
             }
         }
     }
 
     /// Our own removal is applied: whoever asked for it here is told before this member ends.
     pub(super) fn answer_own_removal(&mut self) {
-        if let Some((waiter, _)) = self.changes.own_removal.take() {
-            waiter.answer(Ok(()));
+        if let Some((responder, _)) = self.changes.own_removal.take() {
+            responder.answer(Ok(()));
         }
     }
 
-    /// Hands leadership over to `wanted`; if that is 0, to the voter that lives and has most of the
+    /// Hands leadership over to `wanted`; if that is `None`, to the voter that lives and has most of the
     /// log. A leader does not propose its own removal, as it would lead on without being a member: it
     /// hands over first, and the new leader removes it. Gives the request back if it has to wait.
     fn hand_over(
         &mut self,
         request: ConfChangeRequest,
-        wanted: NodeId,
+        wanted: Option<NodeId>,
     ) -> Option<ConfChangeRequest> {
         let conflict = |why: String| Err(RequestError::Conflict(why));
         let progress = self.raw_node.raft.prs();
         let others = self.conf_state.voters.iter().filter(|id| **id != self.config.id);
         let to = others
-            .filter(|id| (wanted == 0 || wanted == **id) && self.lives(**id))
+            .filter(|id| wanted.is_none_or(|wanted| wanted == **id) && self.lives(**id))
             .max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
         let Some(&to) = to else {
-            request.waiter.answer(match wanted {
-                0 => conflict("no other voter lives to take over".into()),
-                id => conflict(format!("member {id} cannot take over: it has no vote, or is dead")),
+            request.responder.answer(match wanted {
+                None => conflict("no other voter lives to take over".into()),
+                Some(id) => {
+                    conflict(format!("member {id} cannot take over: it has no vote, or is dead"))
+                }
             });
             return None;
         };
@@ -330,7 +327,7 @@ impl RaftNode {
         if progress.get(to).is_some_and(|peer| peer.committed_index < pending) {
             return Some(request);
         }
-        if !request.waiter.begin() {
+        if !request.responder.mark_proposed() {
             return None;
         }
         info!(self.logger, "handing leadership over to {}", to);
@@ -343,17 +340,17 @@ impl RaftNode {
     fn finish_handover(&mut self) {
         let Some((request, until)) = self.changes.handover.take() else { return };
         let leader = self.raw_node.raft.leader_id;
-        if request.waiter.is_closed() {
+        if request.responder.is_closed() {
             return;
         }
         if leader != raft::INVALID_ID && !self.is_leader() {
             match request.change {
-                MemberChange::Lead { id } if id == 0 || id == leader => {
-                    request.waiter.answer(Ok(()));
+                MemberRequest::Lead { to } if to.is_none_or(|to| to == leader) => {
+                    request.responder.answer(Ok(()));
                 }
-                MemberChange::Lead { .. } => {
+                MemberRequest::Lead { .. } => {
                     let why = format!("member {leader} was elected instead: ask again");
-                    request.waiter.answer(Err(RequestError::Conflict(why)));
+                    request.responder.answer(Err(RequestError::Conflict(why)));
                 }
                 // Passed on once more than other requests: it found the leader the first time.
                 _ => self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request }),
@@ -362,10 +359,10 @@ impl RaftNode {
             || self.ticks > until
         {
             let why = "leadership could not be handed over in time";
-            request.waiter.answer(Err(match request.change {
+            request.responder.answer(Err(match request.change {
                 // It may still be.
-                MemberChange::Lead { .. } => lost(why),
-                _ => unavailable(why),
+                MemberRequest::Lead { .. } => RequestError::unknown(why),
+                _ => RequestError::unavailable(why),
             }));
         } else {
             self.changes.handover = Some((request, until));
@@ -387,8 +384,8 @@ impl RaftNode {
 
     fn try_apply_conf_change(&mut self, entry: &Entry) -> Result<(), RequestError> {
         let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
-        let (conf_change, change) = read_change(&entry.data).map_err(invalid)?;
-        if self.members.check(&change)? == Verdict::Nothing {
+        let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
+        if !self.members.check(&change)? {
             return Ok(());
         }
         if let MemberChange::Move { id, url } = &change {
@@ -461,66 +458,4 @@ impl RaftNode {
         let is_told = raft.leader_id != raft::INVALID_ID && committed_term == Ok(raft.term);
         others > 1 || is_told
     }
-}
-
-/// Reads a change of members out of the data of its entry; raft's own form of it, too.
-///
-/// # Errors
-/// Why it is none that is ever proposed.
-pub(crate) fn read_change(data: &[u8]) -> Result<(ConfChange, MemberChange), String> {
-    let mut conf_change = ConfChange::default();
-    conf_change.merge_from_bytes(data).map_err(|error| error.to_string())?;
-    let change = decode_change(&conf_change)?;
-    Ok((conf_change, change))
-}
-
-/// What raft leaves to the program in a [`ConfChange`], its `id`, tells changes apart that are one to
-/// raft: giving somebody a vote.
-const AS_NAMED: u64 = 0;
-const PROMOTION: u64 = 1;
-const MOVE: u64 = 2;
-
-/// Reads a change of members out of raft's own form of it. Only those that are ever proposed are known.
-fn decode_change(conf_change: &ConfChange) -> Result<MemberChange, String> {
-    let id = conf_change.node_id;
-    let url = || {
-        std::str::from_utf8(&conf_change.context)
-            .map(str::to_owned)
-            .map_err(|_| format!("the URL of member {id} is not UTF-8"))
-    };
-    match (conf_change.get_change_type(), conf_change.id) {
-        (ConfChangeType::AddNode, AS_NAMED) => Ok(MemberChange::AddVoter { id, url: url()? }),
-        (ConfChangeType::AddNode, PROMOTION) => Ok(MemberChange::Promote { id }),
-        (ConfChangeType::AddNode, MOVE) => Ok(MemberChange::Move { id, url: url()? }),
-        (ConfChangeType::AddLearnerNode, AS_NAMED) => Ok(MemberChange::Add { id, url: url()? }),
-        (ConfChangeType::RemoveNode, AS_NAMED) => Ok(MemberChange::Remove { id }),
-        (change, kind) => Err(format!("{change:?} of kind {kind} for member {id}")),
-    }
-}
-
-/// Writes a change of members in raft's own form, as the original does: the URL is the context.
-fn encode_change(change: &MemberChange) -> ConfChange {
-    let (kind, change_type, id, url) = match change {
-        MemberChange::Add { id, url } => (AS_NAMED, ConfChangeType::AddLearnerNode, id, &url[..]),
-        MemberChange::AddVoter { id, url } => (AS_NAMED, ConfChangeType::AddNode, id, &url[..]),
-        MemberChange::Promote { id } => (PROMOTION, ConfChangeType::AddNode, id, ""),
-        MemberChange::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, &url[..]),
-        MemberChange::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, ""),
-        MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
-    };
-    let mut conf_change = ConfChange {
-        id: kind,
-        node_id: *id,
-        context: url.to_owned().into(),
-        ..ConfChange::default()
-    };
-    conf_change.set_change_type(change_type);
-    conf_change
-}
-
-/// The encoded form of a first member's addition, as [`super::begin`] writes it.
-pub(super) fn encoded_addition(id: NodeId, url: &str) -> Vec<u8> {
-    encode_change(&MemberChange::AddVoter { id, url: url.to_owned() })
-        .write_to_bytes()
-        .expect("a change of members can be encoded")
 }

@@ -7,11 +7,11 @@ use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, SnapshotStatus};
 use slog::{debug, error, warn};
 
-use super::begin::first_urls;
+use super::bootstrap::first_urls;
 use super::validate::{Invalid, View, validate};
 use super::{
     ConfChangeRequest, Error, Frame, Members, NodeId, OUTSTANDING_BYTES_MAX, Ordering, PeerReport,
-    PeerStatus, Progress, RaftNode, RequestError, Result, SendState, Sent, SnapshotMark, Status,
+    PeerStatus, Progress, RaftNode, RequestError, Result, SendState, Sent, SnapshotId, Status,
 };
 use crate::channels::{Greeting, GreetingAnswer, PeerHeader, Refusal};
 use crate::codec;
@@ -204,15 +204,17 @@ impl RaftNode {
                 let status = || codec::encode(&*self.status_tx.borrow());
                 let _ = answer.send(verdict.map(|()| status()));
             }
-            InboundBody::ConfChange { change, waiter } => match self.admit(&header)? {
+            InboundBody::ConfChange { change, responder } => match self.admit(&header)? {
                 Ok(()) if !self.members.urls.contains_key(&header.from) => {
-                    waiter.answer(Err(RequestError::Unavailable(format!(
-                        "member {} is none here: only a member passes a change on",
+                    responder.answer(Err(RequestError::unavailable(format!(
+                        "member {} is not a member here, and only members forward changes",
                         header.from
                     ))));
                 }
-                Ok(()) => self.changes.push(ConfChangeRequest { change, forwarded: true, waiter }),
-                Err(refusal) => waiter.answer(Err(RequestError::Unavailable(refusal.to_string()))),
+                Ok(()) => {
+                    self.changes.push(ConfChangeRequest { change, forwarded: true, responder })
+                }
+                Err(refusal) => responder.answer(Err(RequestError::unavailable(refusal))),
             },
         }
         Ok(())
@@ -377,7 +379,7 @@ impl RaftNode {
         message: Message,
     ) -> Result<std::result::Result<(), Refusal>> {
         let metadata = message.get_snapshot().get_metadata();
-        let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+        let mark = SnapshotId { index: metadata.index, term: metadata.term };
         let refuse = |why: &str| {
             Ok(Err(Refusal::NotReady(format!("the snapshot at index {}: {why}", mark.index))))
         };

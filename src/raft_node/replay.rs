@@ -14,7 +14,7 @@ use raft::eraftpb::{HardState, Snapshot as RaftSnapshot};
 use slog::{Logger, info, warn};
 
 use super::NodeConfig;
-use super::begin::first_urls;
+use super::bootstrap::first_urls;
 use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
@@ -22,7 +22,7 @@ use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
 use crate::storage::snapshotter::{Snapshot, Snapshotter};
-use crate::storage::wal::{Identity, Recovered, SnapshotMark, Wal};
+use crate::storage::wal::{Identity, Recovered, SnapshotId, Wal};
 
 /// What a node is made of, as it was on disk.
 pub struct Replayed {
@@ -33,7 +33,7 @@ pub struct Replayed {
     pub(super) gate: Arc<RwLock<PeerGate>>,
     pub(super) log: Log,
     pub(super) hard_state: HardState,
-    pub(super) marks: Vec<SnapshotMark>,
+    pub(super) marks: Vec<SnapshotId>,
     pub(super) snapshot: Option<Snapshot>,
     pub(super) snapshot_members: SnapshotMembers,
     pub(super) beginning: bool,
@@ -264,7 +264,7 @@ fn load_snapshot(
     recovered: &Recovered,
     wal_dir: &Path,
     logger: &Logger,
-) -> Result<(Option<Snapshot>, Vec<SnapshotMark>)> {
+) -> Result<(Option<Snapshot>, Vec<SnapshotId>)> {
     let on_disk = snapshotter.list()?;
     let mut marks = recovered.marks.clone();
     let Some(newest) = marks.pop() else { return Ok((None, Vec::new())) };
@@ -306,8 +306,8 @@ fn load_snapshot(
 /// True if the log holds all that the damaged snapshot `newest` does and the `older` one, or none,
 /// does not. `base` is the index in front of the log's first entry.
 pub(crate) fn is_replaceable(
-    newest: SnapshotMark,
-    older: Option<SnapshotMark>,
+    newest: SnapshotId,
+    older: Option<SnapshotId>,
     base: Option<Index>,
     last_entry: Option<Index>,
 ) -> bool {
@@ -320,7 +320,7 @@ fn read_members(
     snapshot: &Snapshot,
     identity: &Identity,
 ) -> Result<SnapshotMembers> {
-    let path = snapshotter.path(SnapshotMark { index: snapshot.index, term: snapshot.term });
+    let path = snapshotter.path(SnapshotId { index: snapshot.index, term: snapshot.term });
     decode_members(&path, &snapshot.meta, identity)
 }
 
@@ -358,7 +358,7 @@ fn build_log(
     let (snapshot_index, snapshot_term) =
         snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
     let base: Index = base.unwrap_or(snapshot_index);
-    let mark = SnapshotMark { index: snapshot_index, term: snapshot_term };
+    let mark = SnapshotId { index: snapshot_index, term: snapshot_term };
     let term_at = |index: Index| entries[(index - base - 1) as usize].term;
     check_log(mark, base, last_entry, hard_state.commit, term_at)
         .map_err(|why| Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))?;
@@ -400,13 +400,13 @@ fn build_log(
 /// # Errors
 /// What does not fit.
 pub(crate) fn check_log(
-    snapshot: SnapshotMark,
+    snapshot: SnapshotId,
     base: Index,
     last_entry: Option<Index>,
     commit: Index,
     term_at: impl Fn(Index) -> Term,
 ) -> std::result::Result<(), String> {
-    let SnapshotMark { index, term } = snapshot;
+    let SnapshotId { index, term } = snapshot;
     if base > index {
         return Err(format!(
             "the log begins behind index {base}, its snapshot ends at index {index}"

@@ -5,7 +5,7 @@
 //! one that could not leave for a leader that just died. Once proposed it is pending under the leader
 //! and term it was proposed to, and ends in one of these: its entry is applied (204), leader or term
 //! change or a snapshot replaces the log (504 at once), the client's deadline passes (504, by the
-//! client's side of the waiter). An entry at its index that is another's needs no rule of its own: it
+//! client's side of the responder). An entry at its index that is another's needs no rule of its own: it
 //! was written under another term.
 //!
 //! # Reads (thesis 6.4)
@@ -22,7 +22,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::{
     APPEND_BYTES_MAX, Acknowledged, Commit, Index, Leadership, Log, NodeId, OUTSTANDING_BYTES_MAX,
-    Ordering, Proposal, RaftNode, RequestError, RequestId, Waiter,
+    Ordering, Proposal, RaftNode, RequestError, RequestId, Responder,
 };
 use crate::channels::Ack;
 
@@ -39,15 +39,15 @@ pub(super) struct Proposals {
     /// Not proposed.
     queue: VecDeque<Proposal>,
     /// Proposed, and not applied.
-    pending: HashMap<RequestId, (Leadership, Waiter<Acknowledged>)>,
+    pending: HashMap<RequestId, (Leadership, Responder<Acknowledged>)>,
 }
 
 impl Proposals {
     pub(super) fn push(&mut self, proposal: Proposal) {
         if self.queue.len() >= WAITING_PROPOSALS_MAX {
-            return proposal.waiter.answer(Err(RequestError::Unavailable(
-                "too many writes wait for a leader: nothing was changed; try again".into(),
-            )));
+            return proposal
+                .responder
+                .answer(Err(RequestError::unavailable("too many writes wait for a leader")));
         }
         self.queue.push_back(proposal);
     }
@@ -67,72 +67,68 @@ impl Proposals {
         for (id, data) in requests.into_iter().rev() {
             // Whoever is not pending any more was answered meanwhile.
             let id = RequestId::from_bytes(&id);
-            if let Some((_, waiter)) = id.and_then(|id| self.pending.remove(&id)) {
-                waiter.begin_was_in_vain();
-                self.queue.push_front(Proposal { data, ack: Ack::Committed, waiter });
+            if let Some((_, responder)) = id.and_then(|id| self.pending.remove(&id)) {
+                responder.mark_not_proposed();
+                self.queue.push_front(Proposal { data, ack: Ack::Committed, responder });
             }
         }
     }
 
-    /// The waiter of an entry that was committed.
-    pub(super) fn take(&mut self, id: RequestId) -> Option<Waiter<Acknowledged>> {
+    /// The responder of an entry that was committed.
+    pub(super) fn take(&mut self, id: RequestId) -> Option<Responder<Acknowledged>> {
         Some(self.pending.remove(&id)?.1)
     }
 
     /// Returns how many there were.
     pub(super) fn fail_all(&mut self, why: &str) -> u64 {
         let lost_ones = self.pending.drain();
-        lost_ones.map(|(_, (_, waiter))| waiter.answer(Err(lost(why)))).count() as u64
+        lost_ones
+            .map(|(_, (_, responder))| responder.answer(Err(RequestError::unknown(why))))
+            .count() as u64
     }
 
     /// Returns how many there were.
     pub(super) fn fail_other_than(&mut self, leadership: Leadership) -> u64 {
         let lost_ones = self.pending.extract_if(|_, (under, _)| *under != leadership);
         let why = "the leader changed";
-        lost_ones.map(|(_, (_, waiter))| waiter.answer(Err(lost(why)))).count() as u64
+        lost_ones
+            .map(|(_, (_, responder))| responder.answer(Err(RequestError::unknown(why))))
+            .count() as u64
     }
 
     pub(super) fn forget_closed(&mut self) {
-        self.queue.retain(|proposal| !proposal.waiter.is_closed());
-        self.pending.retain(|_, (_, waiter)| !waiter.is_closed());
+        self.queue.retain(|proposal| !proposal.responder.is_closed());
+        self.pending.retain(|_, (_, responder)| !responder.is_closed());
     }
-}
-
-/// The answer to a request whose entry may have been lost, or not.
-pub(super) fn lost(why: &str) -> RequestError {
-    RequestError::Unknown(format!(
-        "{why} before the outcome was known: it may or may not have been carried out; read before repeating it"
-    ))
 }
 
 /// The reads that were not answered yet.
 #[derive(Default)]
 pub(super) struct Reads {
     /// Each with the first round that may serve it.
-    waiting: VecDeque<(u64, Waiter<()>)>,
+    waiting: VecDeque<(u64, Responder<()>)>,
     /// The last round that was begun.
     round: u64,
     in_flight: Option<(Leadership, u64)>,
     /// Those that may be answered once the index is applied.
-    confirmed: Vec<(Index, Vec<Waiter<()>>)>,
+    confirmed: Vec<(Index, Vec<Responder<()>>)>,
 }
 
 impl Reads {
-    pub(super) fn push(&mut self, waiter: Waiter<()>) {
+    pub(super) fn push(&mut self, responder: Responder<()>) {
         if self.waiting.len() >= WAITING_READS_MAX {
-            return waiter.answer(Err(RequestError::Unavailable(
-                "too many reads wait for the leader; try again".into(),
-            )));
+            return responder
+                .answer(Err(RequestError::unavailable("too many reads wait for the leader")));
         }
-        self.waiting.push_back((self.round + 1, waiter));
+        self.waiting.push_back((self.round + 1, responder));
     }
 
     pub(super) fn forget_closed(&mut self) {
-        self.waiting.retain(|(_, waiter)| !waiter.is_closed());
-        for (_, waiters) in &mut self.confirmed {
-            waiters.retain(|waiter| !waiter.is_closed());
+        self.waiting.retain(|(_, responder)| !responder.is_closed());
+        for (_, responders) in &mut self.confirmed {
+            responders.retain(|responder| !responder.is_closed());
         }
-        self.confirmed.retain(|(_, waiters)| !waiters.is_empty());
+        self.confirmed.retain(|(_, responders)| !responders.is_empty());
     }
 }
 
@@ -204,17 +200,17 @@ impl RaftNode {
             if self.raw_node.step(message).is_err() {
                 // Too much is uncommitted, or the leader was lost: nothing was proposed.
                 for proposal in batch.into_iter().rev() {
-                    proposal.waiter.begin_was_in_vain();
+                    proposal.responder.mark_not_proposed();
                     self.proposals.queue.push_front(proposal);
                 }
                 return;
             }
             let leadership = self.leadership();
-            for (Proposal { ack, waiter, .. }, id) in batch.into_iter().zip(ids) {
+            for (Proposal { ack, responder, .. }, id) in batch.into_iter().zip(ids) {
                 match ack {
-                    Ack::Proposed => waiter.answer(Ok(Acknowledged::Proposed)),
+                    Ack::Proposed => responder.answer(Ok(Acknowledged::Proposed)),
                     Ack::Committed => {
-                        self.proposals.pending.insert(id, (leadership, waiter));
+                        self.proposals.pending.insert(id, (leadership, responder));
                     }
                 }
             }
@@ -231,7 +227,7 @@ impl RaftNode {
                 break;
             }
             let proposal = self.proposals.queue.pop_front().expect("it was just looked at");
-            if proposal.waiter.begin() {
+            if proposal.responder.mark_proposed() {
                 batch.push(proposal);
             }
         }
@@ -285,9 +281,10 @@ impl RaftNode {
                 reads.in_flight = None;
             }
             let served = reads.waiting.partition_point(|(round, _)| *round <= id.counter);
-            let waiters: Vec<_> = reads.waiting.drain(..served).map(|(_, waiter)| waiter).collect();
-            if !waiters.is_empty() {
-                reads.confirmed.push((index, waiters));
+            let responders: Vec<_> =
+                reads.waiting.drain(..served).map(|(_, responder)| responder).collect();
+            if !responders.is_empty() {
+                reads.confirmed.push((index, responders));
             }
         }
     }
@@ -295,8 +292,8 @@ impl RaftNode {
     /// Lets the reads through whose index is applied: on commitC, behind those entries.
     pub(super) fn publish_reads(&mut self) {
         let applied = self.applied_index;
-        for (_, waiters) in self.reads.confirmed.extract_if(.., |(index, _)| *index <= applied) {
-            let _ = self.commit_tx.send(Commit::Reads(waiters));
+        for (_, responders) in self.reads.confirmed.extract_if(.., |(index, _)| *index <= applied) {
+            let _ = self.commit_tx.send(Commit::Reads(responders));
         }
     }
 }

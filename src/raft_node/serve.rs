@@ -21,15 +21,15 @@ use tokio::time::Instant;
 use super::replay::{Replayed, replay_wal};
 use super::{Input, NodeConfig, Outbox, RaftNode, Status};
 use crate::channels::{
-    Commit, ConfChangeRequest, Greeting, Index, MemberChange, NodeId, PeerHeader, PeerReport,
-    Proposal, ReadRequest, Refusal, SnapshotFile, Term, Waiter,
+    Commit, ConfChangeRequest, Greeting, Index, MemberRequest, NodeId, PeerHeader, PeerReport,
+    Proposal, ReadRequest, Refusal, Responder, SnapshotFile, Term,
 };
 use crate::error::{Error, Result};
-use crate::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
 use crate::membership::{PeerGate, Sender, is_https};
+use crate::ports::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
+use crate::ports::tls::Tls;
 use crate::storage::Vfs;
 use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
-use crate::tls::Tls;
 use crate::transport::{
     Admission, Gate, Inbound, InboundBody, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
 };
@@ -136,7 +136,7 @@ async fn run(
     let result = on_a_thread(move || {
         result?;
         Handle::current().block_on(serving.finish_snapshot())?;
-        // Dropping the node answers the waiters that are left, and closes commitC.
+        // Dropping the node answers the responders that are left, and closes commitC.
         serving.node.stop()
     })
     .await;
@@ -478,8 +478,8 @@ impl Outbox for SharedTransport {
         self.lock().greet(url, greeting);
     }
 
-    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
-        self.lock().pass_on(to, change, waiter);
+    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
+        self.lock().pass_on(to, change, responder);
     }
 
     fn ask_status(&mut self, to: NodeId) {
@@ -559,7 +559,7 @@ mod tests {
         fn add_peer(&mut self, _: NodeId, _: &str) {}
         fn remove_peer(&mut self, _: NodeId) {}
         fn greet(&mut self, _: &str, _: Greeting) {}
-        fn pass_on(&mut self, _: NodeId, _: MemberChange, _: Waiter<()>) {}
+        fn pass_on(&mut self, _: NodeId, _: MemberRequest, _: Responder<()>) {}
     }
 
     /// A greeting of member 9, and whether it was looked at.
@@ -675,8 +675,8 @@ mod tests {
         let (mut serving, ends) = serving(TURN_INPUTS_MAX + BEHIND);
         let mut reads = Vec::new();
         for _ in 0..TURN_INPUTS_MAX + BEHIND {
-            let (waiter, pending) = crate::channels::waiter();
-            assert!(ends.read_tx.try_send(ReadRequest { waiter }).is_ok(), "there is room");
+            let (responder, pending) = crate::channels::responder();
+            assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
             reads.push(pending);
         }
         let first = serving.inputs.try_next().expect("a read");
@@ -692,11 +692,11 @@ mod tests {
     #[tokio::test]
     async fn a_turn_of_reads_leaves_to_a_thread_what_has_to_be_written() {
         let (mut serving, ends) = serving(1);
-        let (waiter, _answer) = crate::channels::waiter();
-        let proposal = Proposal { data: b"data"[..].into(), ack: Ack::Committed, waiter };
+        let (responder, _answer) = crate::channels::responder();
+        let proposal = Proposal { data: b"data"[..].into(), ack: Ack::Committed, responder };
         serving.node.handle(Input::Propose(proposal)).expect("taken");
-        let (waiter, _pending) = crate::channels::waiter();
-        assert!(ends.read_tx.try_send(ReadRequest { waiter }).is_ok(), "there is room");
+        let (responder, _pending) = crate::channels::responder();
+        assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
         let first = serving.inputs.try_next().expect("a read");
         let left = serving.handle_reads(first).expect("handled");
         assert!(matches!(left, Some(Input::Tick)), "the write waits for a turn on a thread");

@@ -13,7 +13,7 @@ use slog::info;
 
 use super::{
     CATCH_UP_BYTES, Commit, Frame, Index, NodeId, PeerReport, RaftNode, SMALL_SNAPSHOT_BYTES,
-    SNAPSHOT_COUNT, SNAPSHOT_LOG_BYTES, SnapshotMark,
+    SNAPSHOT_COUNT, SNAPSHOT_LOG_BYTES, SnapshotId,
 };
 use crate::channels::{SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
 use crate::codec;
@@ -59,7 +59,7 @@ impl RaftNode {
             members: self.members.clone(),
         };
         let meta = codec::encode(&members);
-        let mark = SnapshotMark { index: self.applied_index, term: self.applied_term };
+        let mark = SnapshotId { index: self.applied_index, term: self.applied_term };
         self.making = Some((mark, members));
         self.bytes_since_snapshot = 0;
         let (snapshotter, report) = (self.snapshotter.clone(), self.report.clone());
@@ -102,7 +102,7 @@ impl RaftNode {
     }
 
     /// Keeps `mark` and the snapshot before it, and the write-ahead log from the older one on.
-    fn keep_snapshot(&mut self, mark: SnapshotMark) -> Result<()> {
+    fn keep_snapshot(&mut self, mark: SnapshotId) -> Result<()> {
         self.marks.push(mark);
         if self.marks.len() > 2 {
             self.marks.remove(0);
@@ -129,7 +129,7 @@ impl RaftNode {
             return Ok(());
         }
         let metadata = snapshot.get_metadata();
-        let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+        let mark = SnapshotId { index: metadata.index, term: metadata.term };
         info!(self.logger, "publishing snapshot at index {}", mark.index);
         assert!(
             mark.index > self.applied_index,
@@ -171,7 +171,7 @@ fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
 /// does not name is possible, but not the other way round.
 fn save_snap(
     snapshotter: &Snapshotter,
-    mark: SnapshotMark,
+    mark: SnapshotId,
     meta: &[u8],
     body: SnapshotBody<'_>,
 ) -> Result<SnapshotFile> {

@@ -22,9 +22,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
-use crate::channels::{Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, waiter};
+use crate::channels::{
+    Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, responder,
+};
 use crate::codec;
-use crate::tls::{PeerCertificate, Reason};
+use crate::ports::tls::{PeerCertificate, Reason};
 
 /// The largest greeting or change of members, in bytes.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
@@ -405,8 +407,8 @@ async fn take_conf_change(
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let change = codec::decode(&bytes)?;
     let deadline = Instant::now() + shared.config.request_timeout;
-    let (waiter, pending) = waiter();
-    hand_over(shared, Inbound::new(header, InboundBody::ConfChange { change, waiter }))?;
+    let (responder, pending) = responder();
+    hand_over(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
     Ok(codec::encode(&pending.wait_until(deadline).await))
 }
 

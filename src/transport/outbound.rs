@@ -20,13 +20,13 @@ use super::{
     IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, allowance, payload_bytes, stream, wire,
 };
 use crate::channels::{
-    Greeting, GreetingAnswer, Index, MemberChange, NodeId, PeerHeader, PeerReport, Refusal,
-    SnapshotFile, Term, Waiter,
+    Greeting, GreetingAnswer, Index, MemberRequest, NodeId, PeerHeader, PeerReport, Refusal,
+    Responder, SnapshotFile, Term,
 };
 use crate::codec;
 use crate::error::RequestError;
 use crate::metrics::PeerLabel;
-use crate::tls::{Reason, Tls, check_member, kind, no_tls, tls_error};
+use crate::ports::tls::{Reason, Tls, check_member, kind, no_tls, tls_error};
 
 /// The most bytes in a batch of several messages; one message may be larger. Small enough that a
 /// lost batch costs little, large enough that a request per batch costs little, too.
@@ -730,16 +730,16 @@ pub(super) async fn ask_status(shared: Arc<Shared>, to: NodeId, url: Arc<str>) {
     }
 }
 
-/// Passes `change` on to member `to`, and its answer to `waiter`.
+/// Passes `change` on to member `to`, and its answer to `responder`.
 pub(super) async fn pass_on(
     shared: Arc<Shared>,
     to: NodeId,
     url: Arc<str>,
-    change: MemberChange,
-    waiter: Waiter<()>,
+    change: MemberRequest,
+    responder: Responder<()>,
 ) {
     // From here on the change may be made, whatever the client hears.
-    if !waiter.begin() {
+    if !responder.mark_proposed() {
         return;
     }
     let body = codec::encode(&change).into();
@@ -755,23 +755,17 @@ pub(super) async fn pass_on(
                 shared.report(refused);
             }
             Err(match failure {
-                Failure::NotSent(_) | Failure::Refused { .. } => {
-                    RequestError::Unavailable(format!(
-                        "member {to} leads and did not take the change: {failure}; nothing was \
-                         changed, try again"
-                    ))
-                }
+                Failure::NotSent(_) | Failure::Refused { .. } => RequestError::unavailable(
+                    format!("member {to} leads and did not take the change ({failure})"),
+                ),
                 Failure::Lost(why) => lost(to, &why),
             })
         }
     };
-    waiter.answer(answer);
+    responder.answer(answer);
 }
 
 /// The answer to a change that may have been made.
 fn lost(to: NodeId, why: &dyn std::fmt::Display) -> RequestError {
-    RequestError::Unknown(format!(
-        "the change was passed on to member {to} and no answer came back: {why}; it may or may not \
-         have been made, look before repeating it"
-    ))
+    RequestError::unknown(format!("the leader, member {to}, stopped answering ({why})"))
 }

@@ -38,7 +38,7 @@ use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not
 use super::outbound::{Call, Failure, answered};
 use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{NodeId, PeerHeader};
-use crate::tls::{Changes, Tls};
+use crate::ports::tls::{Changes, Tls};
 
 /// The length of a frame's number and length, in bytes.
 const FRAME_HEAD_BYTES: usize = 8 + 4;

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 mod stream;
 
 use super::*;
-use crate::channels::{Pending, waiter};
+use crate::channels::{Pending, responder};
 
 /// Half of it is the patience with a peer. Long enough for a loaded machine to answer in time.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -942,8 +942,8 @@ async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_
 
 /// Passes a change on from `one` to member 2.
 fn pass_on(one: &mut Member) -> Pending<()> {
-    let (waiter, pending) = waiter();
-    one.transport.pass_on(2, MemberChange::Remove { id: 3 }, waiter);
+    let (responder, pending) = responder();
+    one.transport.pass_on(2, MemberRequest::Remove { id: 3 }, responder);
     pending
 }
 
@@ -960,11 +960,11 @@ async fn a_change_is_passed_on_and_the_leaders_answer_comes_back_as_it_is() {
     one.transport.add_peer(2, &two.url);
     for answer in [Ok(()), Err(RequestError::Conflict("remove member 3 first".to_owned()))] {
         let pending = pass_on(&mut one);
-        let InboundBody::ConfChange { change, waiter } = two.inbound().await.body else {
+        let InboundBody::ConfChange { change, responder } = two.inbound().await.body else {
             panic!("a change was passed on");
         };
-        assert_eq!(change, MemberChange::Remove { id: 3 });
-        waiter.answer(answer.clone());
+        assert_eq!(change, MemberRequest::Remove { id: 3 });
+        responder.answer(answer.clone());
         assert_eq!(outcome(pending).await, answer);
     }
     two.judge(|_| Err(Refusal::NotReady("later".to_owned())));

@@ -7,7 +7,7 @@
 //! | `POST /raft/stream` | frames with a batch each, see the module `stream` | 200, lines |
 //! | `POST /raft/snapshot` | one framed `MsgSnapshot`, then the bytes of the file | 204 |
 //! | `POST /raft/greeting` | a `Greeting` | 200, a `GreetingAnswer` |
-//! | `POST /raft/members` | a `MemberChange` | 200, a `Result<(), RequestError>` |
+//! | `POST /raft/members` | a `MemberRequest` | 200, a `Result<(), RequestError>` |
 //! | `POST /raft/status` | nothing | 200, a `Status` |
 //!
 //! The last three, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.

@@ -12,17 +12,17 @@ use std::{fs, io};
 
 use bytes::Bytes;
 use raftexample::channels::{
-    self, Ack, Acknowledged, Commit, CommittedEntry, ConfChangeRequest, MemberChange, NodeId,
-    Pending, Proposal, ReadRequest, waiter,
+    self, Ack, Acknowledged, Commit, CommittedEntry, ConfChangeRequest, MemberRequest, NodeId,
+    Pending, Proposal, ReadRequest, responder,
 };
 use raftexample::error::{Error, RequestError, Result};
 use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KeyValue, KvStore};
-use raftexample::listener::{BodyBudget, Limits, serve};
+use raftexample::ports::listener::{BodyBudget, Limits, serve};
+use raftexample::ports::tls::no_tls;
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::raft_node::{NodeConfig, RaftNodeHandle, Status, new_raft_node};
 use raftexample::storage::{DiskVfs, Vfs, VfsFile};
-use raftexample::tls::no_tls;
 use reqwest::header::HeaderMap;
 use slog::{Drain, Level, Logger, OwnedKVList, Record, o};
 use tempfile::TempDir;
@@ -251,10 +251,10 @@ impl Cluster {
     pub async fn change(
         &self,
         through: NodeId,
-        change: MemberChange,
+        change: MemberRequest,
     ) -> std::result::Result<(), RequestError> {
-        let (waiter, pending) = waiter();
-        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        let (responder, pending) = responder();
+        let request = ConfChangeRequest { change, forwarded: false, responder };
         self.running(through).conf_change_tx.send(request).await.unwrap();
         pending.wait_until(Instant::now() + self.options.request_timeout).await
     }
@@ -562,8 +562,8 @@ impl Running {
 impl Raw {
     /// Proposes `data`; blocks while proposeC is full.
     pub async fn propose(&self, data: impl Into<Bytes>) -> Pending<Acknowledged> {
-        let (waiter, pending) = waiter();
-        let proposal = Proposal { data: data.into(), ack: Ack::Committed, waiter };
+        let (responder, pending) = responder();
+        let proposal = Proposal { data: data.into(), ack: Ack::Committed, responder };
         self.propose_tx.send(proposal).await.expect("the node runs");
         pending
     }

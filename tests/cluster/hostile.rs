@@ -11,15 +11,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType};
-use raftexample::channels::{Greeting, MemberChange, NodeId, RequestId, SnapshotFile};
+use raftexample::channels::{Greeting, MemberRequest, NodeId, RequestId, SnapshotFile};
 use raftexample::codec;
 use raftexample::membership::{SnapshotData, SnapshotMembers};
+use raftexample::ports::tls::no_tls;
 use raftexample::raft_node::Status;
 use raftexample::raft_node::replay::{derived_cluster_id, snap_dir};
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::Wal;
-use raftexample::tls::no_tls;
 
 use crate::harness::*;
 
@@ -479,7 +479,7 @@ async fn a_sender_that_may_not_speak_changes_nothing_whatever_it_says() {
         // Nor may they greet, nor pass a change of members on.
         let url = calm.cluster.url(own);
         let sender = Sender { to: if sender.to == 0 { own } else { sender.to }, ..sender.clone() };
-        let change = codec::encode(&MemberChange::Remove { id: others });
+        let change = codec::encode(&MemberRequest::Remove { id: others });
         let answered = calm.forger.post(&url, &sender, "/raft/members", change, &[]).await;
         assert_eq!(answered, *status, "a change of {who}");
         if sender.cluster_id != 0 {

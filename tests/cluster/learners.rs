@@ -1,6 +1,6 @@
 //! New members have no vote until they follow; members that move; who leads.
 
-use raftexample::channels::{MemberChange, NodeId};
+use raftexample::channels::{MemberRequest, NodeId};
 use raftexample::error::RequestError;
 use raftexample::raft_node::Role;
 
@@ -47,7 +47,7 @@ async fn a_member_gets_its_vote_once_it_follows() {
     assert!(cluster.has_logged(1, "switched to configuration voters=(1) learners=(2)"));
     cluster.until_logged(2, "switched to configuration voters=(1 2)").await;
     // It has one: without it there is no majority any more, with it either may lead.
-    cluster.change(2, MemberChange::Lead { id: 2 }).await.expect("it can lead");
+    cluster.change(2, MemberRequest::Lead { to: Some(2) }).await.expect("it can lead");
     let leads = async || cluster.status(2).role == Role::Leader;
     eventually(PATIENCE, "it leads", leads).await;
     cluster.write(1, "/k", "v").await;
@@ -92,26 +92,29 @@ async fn leadership_goes_where_it_is_wanted_and_only_to_a_voter_that_lives() {
         unreachable!()
     };
     // Whoever is asked.
-    cluster.change(other, MemberChange::Lead { id: follower }).await.expect("it can lead");
+    cluster.change(other, MemberRequest::Lead { to: Some(follower) }).await.expect("it can lead");
     eventually(PATIENCE, "all follow it", async || {
         (1..=3).all(|id| cluster.status(id).leader == follower)
     })
     .await;
-    cluster.change(other, MemberChange::Lead { id: follower }).await.expect("it leads already");
-    cluster.change(follower, MemberChange::Lead { id: 0 }).await.expect("another can lead");
+    cluster
+        .change(other, MemberRequest::Lead { to: Some(follower) })
+        .await
+        .expect("it leads already");
+    cluster.change(follower, MemberRequest::Lead { to: None }).await.expect("another can lead");
     assert_ne!(cluster.leader().await, follower);
 
     let leader = cluster.leader().await;
     cluster.client(1).add(4, NOBODY[0]).await.expect(204);
     for id in [4, 77] {
-        let answer = cluster.change(leader, MemberChange::Lead { id }).await;
+        let answer = cluster.change(leader, MemberRequest::Lead { to: Some(id) }).await;
         assert!(matches!(answer, Err(RequestError::Conflict(_))), "{id}: {answer:?}");
     }
     let dead = (1..=3).find(|id| *id != leader).unwrap();
     cluster.stop(dead).await;
     // It was heard until now; only time ends that.
     tokio::time::sleep(2 * ELECTION_TIMEOUT).await;
-    let answer = cluster.change(leader, MemberChange::Lead { id: dead }).await;
+    let answer = cluster.change(leader, MemberRequest::Lead { to: Some(dead) }).await;
     assert!(matches!(answer, Err(RequestError::Conflict(_))), "{answer:?}");
     cluster.write(leader, "/k", "v").await;
     cluster.stop_all().await;
@@ -125,7 +128,7 @@ async fn a_member_that_moves_is_found_where_it_is_and_a_copy_where_it_was_is_ref
     cluster.stop(moving).await;
     let url = cluster.reserve(moving);
     cluster.relocate(moving);
-    let change = MemberChange::Move { id: moving, url: url.clone() };
+    let change = MemberRequest::Move { id: moving, url: url.clone() };
     cluster.change(others[0], change.clone()).await.expect("it moves");
     cluster.change(others[0], change).await.expect("it is there already");
     cluster.start(moving).await;
@@ -136,7 +139,7 @@ async fn a_member_that_moves_is_found_where_it_is_and_a_copy_where_it_was_is_ref
     })
     .await;
     // It can lead, and it is still known after a restart of the others.
-    cluster.change(moving, MemberChange::Lead { id: moving }).await.expect("it can lead");
+    cluster.change(moving, MemberRequest::Lead { to: Some(moving) }).await.expect("it can lead");
     for id in &others {
         cluster.restart(*id).await;
     }

@@ -1,6 +1,6 @@
 //! Adding and removing members.
 
-use raftexample::channels::{ConfChangeRequest, MemberChange, NodeId, waiter};
+use raftexample::channels::{ConfChangeRequest, MemberRequest, NodeId, responder};
 use raftexample::error::Error;
 use tokio::time::{Instant, sleep};
 
@@ -18,9 +18,9 @@ async fn test_add_new_node() {
         members.push(cluster.open(id));
     }
     cluster.joiner(4);
-    let (add, added) = waiter();
-    let change = MemberChange::Add { id: 4, url: cluster.url(4) };
-    let request = ConfChangeRequest { change, forwarded: false, waiter: add };
+    let (add, added) = responder();
+    let change = MemberRequest::Add { id: 4, url: cluster.url(4) };
+    let request = ConfChangeRequest { change, forwarded: false, responder: add };
     members[0].conf_change_tx.send(request).await.unwrap();
     added.wait_until(Instant::now() + PATIENCE).await.expect("member 4 is added");
     members.push(cluster.open(4));

@@ -107,8 +107,8 @@ impl Store {
     async fn put(&mut self, index: u64, key: &[u8], value: &[u8]) {
         let commit = async {
             let proposal = self.propose_rx.recv().await.unwrap();
-            let waiter = Some(proposal.waiter);
-            let entries = vec![CommittedEntry { index, term: 1, data: proposal.data, waiter }];
+            let responder = Some(proposal.responder);
+            let entries = vec![CommittedEntry { index, term: 1, data: proposal.data, responder }];
             let applied = Applied::new(0, &Arc::default());
             self.reader.handle(Commit::Entries { entries, applied }).unwrap();
         };

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use raftexample::channels::MemberChange;
+use raftexample::channels::MemberRequest;
 use raftexample::raft_node::{Input, NodeConfig};
 
 use crate::harness::*;
@@ -265,7 +265,7 @@ fn a_first_start_of_a_joiner_that_crashes_at_any_operation_can_be_repeated() {
         for operation in 1.. {
             let mut network = Network::new(3, |_| {});
             assert!(network.put(1, "key", "value").is_ok());
-            let change = MemberChange::Add { id: 4, url: url(4) };
+            let change = MemberRequest::Add { id: 4, url: url(4) };
             let mut addition = network.member(1).change(change).unwrap();
             network.deliver();
             assert!(addition.is_ok(), "{:?}", addition.get());

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
-use raftexample::channels::{Acknowledged, MemberChange};
+use raftexample::channels::{Acknowledged, MemberRequest};
 use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
-use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotMark, Wal};
+use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
 
 use crate::harness::*;
 
@@ -252,7 +252,7 @@ fn a_joiner_recovers_from_every_state_of_its_first_start() {
     let mut network = Network::new(3, |_| {});
     let mut life = Life::default();
     ten_puts(&mut network, &mut life);
-    let change = MemberChange::Add { id: 4, url: url(4) };
+    let change = MemberRequest::Add { id: 4, url: url(4) };
     assert!(network.member(1).change(change).unwrap().get().is_none());
     network.deliver();
     let disk = MemVfs::default();
@@ -324,12 +324,12 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
             .collect();
         let mut installed = None;
         if round == 21 {
-            installed = Some(SnapshotMark { index: next + 50, term });
+            installed = Some(SnapshotId { index: next + 50, term });
             entries.iter_mut().for_each(|entry| entry.index += 51);
         }
         let last = entries.last().unwrap().index;
         let made = (round % 5 == 4 && round != 24)
-            .then(|| SnapshotMark { index: next - 1, term: term_at(&disk, &dir, next - 1) })
+            .then(|| SnapshotId { index: next - 1, term: term_at(&disk, &dir, next - 1) })
             .filter(|mark| mark.index > marks[1]);
         let hard_state = HardState { term, vote: 1, commit: next - 1, ..HardState::default() };
         wal.save(&Frame {

@@ -14,7 +14,7 @@ use raftexample::membership::{Members, SnapshotMembers};
 use raftexample::raft_node::NodeConfig;
 use raftexample::raft_node::replay::{replay_wal, snap_dir, wal_dir};
 use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::storage::wal::{Frame, Identity, SnapshotMark, Wal};
+use raftexample::storage::wal::{Frame, Identity, SnapshotId, Wal};
 use raftexample::storage::{DiskVfs, Vfs};
 
 use crate::harness::*;
@@ -419,7 +419,7 @@ fn a_snapshot_of_another_cluster_is_refused_naming_it() {
     let newest = sample.snapshots().pop().unwrap();
     let vfs = Arc::new(sample.disk.image());
     let marks = Wal::read(&*vfs, &wal_dir(Path::new(DATA), 1)).unwrap().marks;
-    let SnapshotMark { index, term } = *marks.last().unwrap();
+    let SnapshotId { index, term } = *marks.last().unwrap();
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(Path::new(DATA), 1)).unwrap();
     let members = SnapshotMembers {
         cluster_id: 5,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raftexample::channels::MemberChange;
+use raftexample::channels::MemberRequest;
 use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
 use raftexample::storage::DiskVfs;
@@ -51,7 +51,7 @@ fn make() {
         assert!(member.put(key, value).unwrap().is_ok());
     }
     for change in
-        [MemberChange::Add { id: 2, url: url(2) }, MemberChange::Move { id: 2, url: url(7) }]
+        [MemberRequest::Add { id: 2, url: url(2) }, MemberRequest::Move { id: 2, url: url(7) }]
     {
         assert!(member.change(change).unwrap().is_ok());
     }

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
-use raftexample::channels::{MemberChange, PeerHeader, Refusal, RequestId, SnapshotFile, waiter};
+use raftexample::channels::{
+    MemberRequest, PeerHeader, Refusal, RequestId, SnapshotFile, responder,
+};
 use raftexample::codec;
 use raftexample::error::RequestError;
 use raftexample::membership::{Members, SnapshotData, SnapshotMembers};
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::storage::snapshotter::{Received, Snapshotter};
-use raftexample::storage::wal::SnapshotMark;
+use raftexample::storage::wal::SnapshotId;
 use raftexample::transport::{Inbound, InboundBody, PEER_BODY_BYTES};
 use tokio::sync::oneshot;
 
@@ -315,7 +317,7 @@ fn verdict(member: &mut Member, header: PeerHeader) -> Result<(), Refusal> {
 #[test]
 fn another_cluster_receiver_or_incarnation_and_the_removed_are_refused() {
     let mut network = Network::new(4, |_| {});
-    let mut removal = network.member(1).change(MemberChange::Remove { id: 4 }).unwrap();
+    let mut removal = network.member(1).change(MemberRequest::Remove { id: 4 }).unwrap();
     network.deliver();
     network.settle();
     assert!(removal.is_ok(), "{:?}", removal.get());
@@ -544,7 +546,7 @@ fn a_snapshot_that_arrives_under_the_name_of_one_that_is_kept_does_not_replace_i
     assert_eq!(network.member(2).state(), state);
 }
 
-fn name(mark: SnapshotMark) -> String {
+fn name(mark: SnapshotId) -> String {
     format!("{:016x}-{:016x}.snap", mark.term, mark.index)
 }
 
@@ -553,7 +555,7 @@ fn name(mark: SnapshotMark) -> String {
 #[test]
 fn a_pre_vote_with_a_priority_does_not_stop_a_member_at_term_0() {
     let mut network = cluster();
-    let mut addition = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let mut addition = network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     network.deliver();
     assert!(addition.is_ok(), "{:?}", addition.get());
     let joiner = NodeConfig { join: true, ..config(4, 4) };
@@ -589,12 +591,12 @@ fn facts_of_a_joiner(member: &Member) -> String {
 fn a_change_that_a_stranger_passes_on_is_answered_unavailable_and_changes_nothing() {
     let mut network = cluster();
     for to in [1, 2] {
-        for change in [MemberChange::Add { id: 9, url: url(9) }, MemberChange::Remove { id: 3 }] {
+        for change in [MemberRequest::Add { id: 9, url: url(9) }, MemberRequest::Remove { id: 3 }] {
             let member = network.member(to);
             let before = facts(member);
-            let (waiter, pending) = waiter();
+            let (responder, pending) = responder();
             let mut answer = Answer::new(pending);
-            let body = InboundBody::ConfChange { change: change.clone(), waiter };
+            let body = InboundBody::ConfChange { change: change.clone(), responder };
             let inbound = Inbound::new(stranger(member, 9), body);
             member.turn([Input::Inbound(inbound)]).unwrap();
             let why = format!("{change:?} at member {to}: {:?}", answer.get());
@@ -604,11 +606,11 @@ fn a_change_that_a_stranger_passes_on_is_answered_unavailable_and_changes_nothin
         }
     }
     // The same from a member is carried out.
-    let (waiter, pending) = waiter();
+    let (responder, pending) = responder();
     let mut answer = Answer::new(pending);
     let header = network.member(3).header(1);
-    let change = MemberChange::Add { id: 9, url: url(9) };
-    let inbound = Inbound::new(header, InboundBody::ConfChange { change, waiter });
+    let change = MemberRequest::Add { id: 9, url: url(9) };
+    let inbound = Inbound::new(header, InboundBody::ConfChange { change, responder });
     network.turn(1, [Input::Inbound(inbound)]);
     network.deliver();
     assert!(answer.is_ok(), "{:?}", answer.get());

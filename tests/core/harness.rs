@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use raft::eraftpb::{Entry, Message, MessageType};
 use raftexample::channels::{
-    Ack, Acknowledged, Commit, ConfChangeRequest, Greeting, MemberChange, NodeId, PeerHeader,
-    PeerReport, Pending, Proposal, ReadRequest, Refusal, SnapshotFile, SnapshotRequest, Waiter,
-    waiter,
+    Ack, Acknowledged, Commit, ConfChangeRequest, Greeting, MemberRequest, NodeId, PeerHeader,
+    PeerReport, Pending, Proposal, ReadRequest, Refusal, Responder, SnapshotFile, SnapshotRequest,
+    responder,
 };
 use raftexample::codec;
 use raftexample::error::{Error, RequestError, Result};
@@ -73,7 +73,7 @@ impl Transcript {
                     let indexes: Vec<_> = entries.iter().map(|entry| entry.index).collect();
                     format!("{id} commit entries {indexes:?}")
                 }
-                Commit::Reads(waiters) => format!("{id} commit {} reads", waiters.len()),
+                Commit::Reads(responders) => format!("{id} commit {} reads", responders.len()),
                 Commit::Restore(restore) => format!("{id} commit restore {}", restore.index),
                 Commit::Snapshot(request) => format!("{id} commit snapshot {}", request.index),
                 Commit::Replayed => format!("{id} commit replayed"),
@@ -757,7 +757,7 @@ pub struct Sent {
     pub messages: Vec<Message>,
     pub snapshots: Vec<(Message, SnapshotFile)>,
     pub greetings: Vec<(String, Greeting)>,
-    pub passed_on: Vec<(NodeId, MemberChange, Waiter<()>)>,
+    pub passed_on: Vec<(NodeId, MemberRequest, Responder<()>)>,
     pub peers: BTreeMap<NodeId, String>,
 }
 
@@ -806,8 +806,8 @@ impl Outbox for ListOutbox {
         self.sent.lock().unwrap().greetings.push((url.to_owned(), greeting));
     }
 
-    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
-        self.sent.lock().unwrap().passed_on.push((to, change, waiter));
+    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
+        self.sent.lock().unwrap().passed_on.push((to, change, responder));
     }
 }
 
@@ -820,7 +820,7 @@ pub struct Answer<T> {
     answer: Option<std::result::Result<T, RequestError>>,
 }
 
-/// Gives the deadlines of waiters a clock. It is never reached.
+/// Gives the deadlines of responders a clock. It is never reached.
 static CLOCK: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
 
@@ -1054,7 +1054,7 @@ impl Member {
                 Commit::Entries { entries, applied } => {
                     let answered: Vec<_> = entries
                         .iter()
-                        .filter(|entry| entry.waiter.is_some())
+                        .filter(|entry| entry.responder.is_some())
                         .map(|entry| entry.index)
                         .collect();
                     self.reader.handle(Commit::Entries { entries, applied })?;
@@ -1109,8 +1109,8 @@ impl Member {
     }
 
     pub fn propose(&mut self, data: Vec<u8>, ack: Ack) -> (Input, Answer<Acknowledged>) {
-        let (waiter, pending) = waiter();
-        (Input::Propose(Proposal { data: data.into(), ack, waiter }), Answer::new(pending))
+        let (responder, pending) = responder();
+        (Input::Propose(Proposal { data: data.into(), ack, responder }), Answer::new(pending))
     }
 
     /// Proposes a PUT and takes one turn.
@@ -1121,14 +1121,14 @@ impl Member {
 
     /// Begins a linearizable read and takes one turn.
     pub fn read(&mut self) -> Result<Answer<()>> {
-        let (waiter, pending) = waiter();
-        self.turn([Input::Read(ReadRequest { waiter })]).map(|()| Answer::new(pending))
+        let (responder, pending) = responder();
+        self.turn([Input::Read(ReadRequest { responder })]).map(|()| Answer::new(pending))
     }
 
     /// Asks for a change of members and takes one turn.
-    pub fn change(&mut self, change: MemberChange) -> Result<Answer<()>> {
-        let (waiter, pending) = waiter();
-        let request = ConfChangeRequest { change, forwarded: false, waiter };
+    pub fn change(&mut self, change: MemberRequest) -> Result<Answer<()>> {
+        let (responder, pending) = responder();
+        let request = ConfChangeRequest { change, forwarded: false, responder };
         self.turn([Input::ConfChange(request)]).map(|()| Answer::new(pending))
     }
 
@@ -1366,8 +1366,8 @@ impl Network {
             for (url, greeting) in greetings {
                 self.deliver_greeting(from, url, greeting);
             }
-            for (to, change, waiter) in passed_on {
-                self.deliver_change(from, to, change, waiter);
+            for (to, change, responder) in passed_on {
+                self.deliver_change(from, to, change, responder);
             }
         }
         was_any
@@ -1463,14 +1463,14 @@ impl Network {
         &mut self,
         from: NodeId,
         to: NodeId,
-        change: MemberChange,
-        waiter: Waiter<()>,
+        change: MemberRequest,
+        responder: Responder<()>,
     ) {
         if !self.connected(from, to) {
-            return waiter.answer(Err(RequestError::Unknown("lost".into())));
+            return responder.answer(Err(RequestError::Unknown("lost".into())));
         }
         let header = self.members[&from].header(to);
-        let body = InboundBody::ConfChange { change, waiter };
+        let body = InboundBody::ConfChange { change, responder };
         self.turn(to, [Input::Inbound(Inbound::new(header, body))]);
     }
 }

@@ -1,6 +1,6 @@
 //! What a node holds is bounded: what waits, what is not committed, and what is not applied.
 
-use raftexample::channels::{Ack, ConfChangeRequest, MemberChange, ReadRequest, waiter};
+use raftexample::channels::{Ack, ConfChangeRequest, MemberRequest, ReadRequest, responder};
 use raftexample::error::RequestError;
 use raftexample::raft_node::Input;
 
@@ -30,8 +30,8 @@ fn requests_that_wait_for_a_leader_are_bounded() {
     assert!(writes.iter_mut().all(|write| write.get().is_none()));
 
     let mut read = || {
-        let (waiter, pending) = waiter();
-        member.node.handle(Input::Read(ReadRequest { waiter })).unwrap();
+        let (responder, pending) = responder();
+        member.node.handle(Input::Read(ReadRequest { responder })).unwrap();
         Answer::new(pending)
     };
     let mut reads: Vec<_> = (0..16384).map(|_| read()).collect();
@@ -39,9 +39,9 @@ fn requests_that_wait_for_a_leader_are_bounded() {
     assert!(reads.iter_mut().all(|read| read.get().is_none()));
 
     let mut change = || {
-        let (waiter, pending) = waiter();
-        let change = MemberChange::Remove { id: 3 };
-        let request = ConfChangeRequest { change, forwarded: false, waiter };
+        let (responder, pending) = responder();
+        let change = MemberRequest::Remove { id: 3 };
+        let request = ConfChangeRequest { change, forwarded: false, responder };
         member.node.handle(Input::ConfChange(request)).unwrap();
         Answer::new(pending)
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use raft::eraftpb::{Message, MessageType};
-use raftexample::channels::{Ack, MemberChange, PeerHeader, PeerReport};
+use raftexample::channels::{Ack, MemberRequest, PeerHeader, PeerReport};
 use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig};
 
@@ -29,7 +29,7 @@ fn about_to_commit_its_own_removal(n: u64) -> (Network, u64, Vec<Message>) {
     let mut network = Network::new(n, |_| {});
     assert!(network.put(1, "key", "before").is_ok());
     network.settle();
-    network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
     let removal = network.member(1).wal().last_index().unwrap();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
@@ -136,7 +136,7 @@ fn after_a_leader_committed_its_own_removal_the_others_go_on() {
     let mut network = Network::new(3, |_| {});
     let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
     network.settle();
-    network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
     let removal = network.member(1).wal().last_index().unwrap();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
@@ -198,7 +198,7 @@ fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
     let mut network = Network::new(2, |_| {});
     network.settle();
     let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
-    let mut removal = network.member(1).change(MemberChange::Remove { id: 2 }).unwrap();
+    let mut removal = network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
     network.deliver();
     assert!(removal.is_ok(), "{:?}", removal.get());
     assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
@@ -215,7 +215,7 @@ fn a_removal_behind_a_long_write_is_on_disk_before_anybody_hears_that_it_is_comm
     network.settle();
     let leader = network.member(1);
     let _write = leader.put("key", &"x".repeat((64 << 20) - 40)).unwrap();
-    let _answer = leader.change(MemberChange::Remove { id: 2 }).unwrap();
+    let _answer = leader.change(MemberRequest::Remove { id: 2 }).unwrap();
     let removal = leader.wal().last_index().unwrap();
     let appends = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, appends, vec![]);
@@ -270,7 +270,7 @@ fn just_elected() -> Network {
 fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard() {
     let mut network = just_elected();
     network.cut.clear();
-    let mut removal = network.member(2).change(MemberChange::Remove { id: 3 }).unwrap();
+    let mut removal = network.member(2).change(MemberRequest::Remove { id: 3 }).unwrap();
     network.deliver();
     assert!(removal.get().is_none(), "member 1 may live: {:?}", removal.get());
     network.settle();
@@ -278,7 +278,7 @@ fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard(
 
     // Without a sign of life the answer comes, and it is no.
     let mut network = just_elected();
-    let mut removal = network.member(2).change(MemberChange::Remove { id: 3 }).unwrap();
+    let mut removal = network.member(2).change(MemberRequest::Remove { id: 3 }).unwrap();
     for _ in 0..12 {
         network.turn(2, [Input::Tick]);
         network.deliver();
@@ -290,7 +290,7 @@ fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard(
     );
     // The dead one itself can be removed at once.
     let mut network = just_elected();
-    let mut removal = network.member(2).change(MemberChange::Remove { id: 1 }).unwrap();
+    let mut removal = network.member(2).change(MemberRequest::Remove { id: 1 }).unwrap();
     network.deliver();
     assert!(removal.is_ok(), "{:?}", removal.get());
 }
@@ -303,7 +303,7 @@ fn members_with_another_past_make_the_same_snapshot_files() {
         config.snapshot_catch_up_entries = 1;
     });
     // Room for a fourth voter is made, and stays.
-    for change in [MemberChange::Add { id: 4, url: url(4) }, MemberChange::Remove { id: 4 }] {
+    for change in [MemberRequest::Add { id: 4, url: url(4) }, MemberRequest::Remove { id: 4 }] {
         let mut answer = network.member(1).change(change).unwrap();
         network.deliver();
         assert!(answer.is_ok(), "{:?}", answer.get());
@@ -322,7 +322,7 @@ fn members_with_another_past_make_the_same_snapshot_files() {
     let disk = network.crash(2, Survives::Nothing);
     network.start(&again, &disk).unwrap();
     network.settle();
-    let mut answer = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    let mut answer = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
     network.deliver();
     assert!(answer.is_ok(), "{:?}", answer.get());
     network.settle();
@@ -344,12 +344,12 @@ fn members_with_another_past_make_the_same_snapshot_files() {
 #[test]
 fn a_wiped_member_whose_first_list_is_gone_is_refused_by_who_speaks_to_it() {
     let mut network = Network::new(2, |_| {});
-    let mut addition = network.member(1).change(MemberChange::Add { id: 3, url: url(3) }).unwrap();
+    let mut addition = network.member(1).change(MemberRequest::Add { id: 3, url: url(3) }).unwrap();
     network.deliver();
     assert!(addition.is_ok(), "{:?}", addition.get());
     network.start(&NodeConfig { join: true, ..config(3, 3) }, &MemVfs::default()).unwrap();
     network.tick(12);
-    let mut removal = network.member(2).change(MemberChange::Remove { id: 1 }).unwrap();
+    let mut removal = network.member(2).change(MemberRequest::Remove { id: 1 }).unwrap();
     network.tick_until("member 1 leaves", |network| !network.members.contains_key(&1));
     network.settle();
     assert!(removal.is_ok(), "{:?}", removal.get());
@@ -389,7 +389,7 @@ fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
-    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let mut added = network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     network.settle();
     assert!(added.is_ok());
     network.start(&NodeConfig { join: true, ..config(4, 4) }, &MemVfs::default()).unwrap();
@@ -407,7 +407,7 @@ fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     }
     assert!(is_promoting(&network));
     assert_eq!(network.member(1).status().learners, [4], "it is on its way");
-    let mut removed = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    let mut removed = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
     assert!(removed.get().is_none(), "it waits: {:?}", removed.get());
     network.settle();
     assert!(removed.is_ok(), "{:?}", removed.get());
@@ -420,7 +420,7 @@ fn moving(id: u64) -> Network {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
-    let mut moved = network.member(1).change(MemberChange::Move { id, url: url(7) }).unwrap();
+    let mut moved = network.member(1).change(MemberRequest::Move { id, url: url(7) }).unwrap();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
     let acknowledged = sent_to(&mut network, 2, 1);
@@ -474,11 +474,11 @@ fn a_member_without_which_there_is_no_majority_is_not_moved() {
     assert!(network.put(1, "key", "value").is_ok());
     network.tick(12);
     for id in [1, 2] {
-        let mut moved = network.member(1).change(MemberChange::Move { id, url: url(7) }).unwrap();
+        let mut moved = network.member(1).change(MemberRequest::Move { id, url: url(7) }).unwrap();
         assert!(matches!(moved.get(), Some(Err(RequestError::Conflict(_)))), "{:?}", moved.get());
     }
     let mut network = Network::new(1, |_| {});
-    let mut moved = network.member(1).change(MemberChange::Move { id: 1, url: url(7) }).unwrap();
+    let mut moved = network.member(1).change(MemberRequest::Move { id: 1, url: url(7) }).unwrap();
     network.settle();
     assert!(moved.is_ok(), "it has nobody to be found by: {:?}", moved.get());
 }
@@ -488,7 +488,7 @@ fn a_member_without_which_there_is_no_majority_is_not_moved() {
 fn a_learner_that_never_acknowledged_anything_is_not_promoted() {
     let mut network = Network::new(1, |_| {});
     network.member(1).tick_until_leader().unwrap();
-    let mut added = network.member(1).change(MemberChange::Add { id: 2, url: url(2) }).unwrap();
+    let mut added = network.member(1).change(MemberRequest::Add { id: 2, url: url(2) }).unwrap();
     assert!(added.is_ok());
     network.start(&NodeConfig { join: true, ..config(2, 2) }, &MemVfs::default()).unwrap();
     for _ in 0..100 {
@@ -508,7 +508,7 @@ fn a_learner_that_missed_its_removal_is_told() {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
-    network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     network.settle();
     network.start(&NodeConfig { join: true, ..config(4, 4) }, &MemVfs::default()).unwrap();
     // It begins, as greetings arrive, and hears its leader, who hears nothing of it.
@@ -526,7 +526,7 @@ fn a_learner_that_missed_its_removal_is_told() {
     // While it is away it is removed.
     let mut away = network.members.remove(&4).unwrap();
     assert_eq!(network.member(1).status().learners, [4]);
-    let mut removed = network.member(1).change(MemberChange::Remove { id: 4 }).unwrap();
+    let mut removed = network.member(1).change(MemberRequest::Remove { id: 4 }).unwrap();
     network.settle();
     assert!(removed.is_ok());
     network.tick(12);
@@ -542,7 +542,7 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
     let mut network = Network::new(3, |_| {});
     network.settle();
     assert_eq!(network.member(1).status().leader, 1);
-    let mut answer = network.member(1).change(MemberChange::Lead { id: 2 }).unwrap();
+    let mut answer = network.member(1).change(MemberRequest::Lead { to: Some(2) }).unwrap();
     network.member(1).take_messages();
     assert!(answer.get().is_none(), "it waits: {:?}", answer.get());
     network.give_up_leader(&[2, 3]);
@@ -560,14 +560,14 @@ fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
-    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let mut added = network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
     let acknowledged = sent_to(&mut network, 2, 1);
     bring(&mut network, 2, 1, acknowledged, vec![]);
     assert!(added.is_ok(), "member 1 has applied it");
     network.member(1).take_messages();
-    let mut answer = network.member(1).change(MemberChange::Lead { id: 2 }).unwrap();
+    let mut answer = network.member(1).change(MemberRequest::Lead { to: Some(2) }).unwrap();
     let hands_over = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;
     assert!(!network.member(1).take_messages().iter().any(hands_over), "member 2 has not");
     assert!(answer.get().is_none());
@@ -582,8 +582,8 @@ fn who_wants_another_leader_waits_for_the_change_of_members_that_is_under_way() 
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
-    let mut added = network.member(1).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
-    let mut answer = network.member(1).change(MemberChange::Lead { id: 0 }).unwrap();
+    let mut added = network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
+    let mut answer = network.member(1).change(MemberRequest::Lead { to: None }).unwrap();
     assert!(added.get().is_none() && answer.get().is_none(), "{:?}", answer.get());
     network.settle();
     assert!(added.is_ok() && answer.is_ok(), "{:?}", answer.get());

@@ -3,7 +3,7 @@
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, EntryType, Message, MessageType};
-use raftexample::channels::{MemberChange, PeerHeader};
+use raftexample::channels::{MemberRequest, PeerHeader};
 use raftexample::raft_node::{Input, NodeConfig};
 
 use crate::harness::*;
@@ -142,7 +142,7 @@ fn a_committed_entry_that_cannot_be_read_does_nothing_under_a_snapshot_and_for_a
     let mut network = poisoned(a_member);
     network.give_up_leader(&[1, 2, 3]);
     network.elect(2);
-    let mut addition = network.member(2).change(MemberChange::Add { id: 4, url: url(4) }).unwrap();
+    let mut addition = network.member(2).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     network.deliver();
     assert!(addition.is_ok(), "{:?}", addition.get());
     for number in 0..150 {

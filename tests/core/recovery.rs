@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::{HardState, Message, MessageType};
-use raftexample::channels::MemberChange;
+use raftexample::channels::MemberRequest;
 use raftexample::error::Error;
 use raftexample::raft_node::replay::wal_dir;
 use raftexample::raft_node::{Input, NodeConfig};
@@ -145,7 +145,7 @@ fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
 fn a_leader_says_nothing_to_a_learner_of_a_term_that_is_not_on_disk() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
     member.tick_until_leader().unwrap();
-    let learner = MemberChange::Add { id: 2, url: url(2) };
+    let learner = MemberRequest::Add { id: 2, url: url(2) };
     assert!(member.change(learner).unwrap().is_ok());
     let term = member.status().term;
     let disk = member.crash(Survives::Nothing);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raftexample::channels::{Ack, Acknowledged, MemberChange, PeerReport, RequestId};
+use raftexample::channels::{Ack, Acknowledged, MemberRequest, PeerReport, RequestId};
 use raftexample::raft_node::Input;
 
 use crate::crash::lagging_follower;
@@ -241,7 +241,7 @@ fn a_member_that_was_removed_confirms_no_reads() {
     let (_, context) = questions(network.member(1));
     confirm(&mut network, 3, context);
     assert!(read.is_ok());
-    let mut removal = network.member(1).change(MemberChange::Remove { id: 3 }).unwrap();
+    let mut removal = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
     // Member 3 hears nothing of it, and nobody finds that it cannot be reached.
     let mut messages = network.member(1).take_messages();
     messages.retain(|message| message.to == 2);

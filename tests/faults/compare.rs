@@ -97,7 +97,7 @@ impl Stopped {
                 index: entry.index,
                 term: entry.term,
                 data: entry.data.clone(),
-                waiter: None,
+                responder: None,
             })
             .collect();
         let applied = Applied::new(0, &Arc::default());

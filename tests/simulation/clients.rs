@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftexample::channels::{Ack, Acknowledged, NodeId, Pending, Proposal, waiter};
+use raftexample::channels::{Ack, Acknowledged, NodeId, Pending, Proposal, responder};
 use raftexample::error::RequestError;
 use raftexample::kvstore::{Consistency, KeyValue, KvStore};
 use tokio::time::Instant;
@@ -100,7 +100,7 @@ impl Clients {
         let value = self.requests;
         let data = payload(key, value);
         self.writes.insert(super::invariants::hash(&data), (key, value));
-        let (waiter, pending) = waiter();
+        let (responder, pending) = responder();
         self.under_way.push(Request {
             client,
             at,
@@ -110,7 +110,7 @@ impl Clients {
             invoked: now,
             waiting: Waiting::Put(pending),
         });
-        Proposal { data: Bytes::from(data), ack, waiter }
+        Proposal { data: Bytes::from(data), ack, responder }
     }
 
     /// Begins a linearizable GET at the member whose store this is.
@@ -208,7 +208,7 @@ impl Clients {
                     Err(RequestError::Unavailable(_)) => Outcome::Failed,
                     Err(_) => Outcome::Unknown,
                 };
-                (Waiting::Put(waiter().1), outcome)
+                (Waiting::Put(responder().1), outcome)
             }
             waiting @ Waiting::Get(_) => (waiting, Outcome::Failed),
         };

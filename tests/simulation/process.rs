@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, RwLock, mpsc as std_mpsc};
 
 use raft::eraftpb::Message;
 use raftexample::channels::{
-    Commit, Greeting, MemberChange, NodeId, PeerHeader, PeerReport, SnapshotBody, SnapshotFile,
-    SnapshotRequest, Waiter,
+    Commit, Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Responder, SnapshotBody,
+    SnapshotFile, SnapshotRequest,
 };
 use raftexample::error::Result;
 use raftexample::kvstore::{CommitReader, KvStore};
@@ -23,7 +23,7 @@ pub enum Outgoing {
     Message(Message),
     Snapshot(Message, SnapshotFile),
     Greeting(String, Greeting),
-    Change(NodeId, MemberChange, Waiter<()>),
+    Change(NodeId, MemberRequest, Responder<()>),
 }
 
 /// The node's side of the transport.
@@ -62,8 +62,8 @@ impl Outbox for ListOutbox {
         self.push(Outgoing::Greeting(url.to_owned(), greeting));
     }
 
-    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
-        self.push(Outgoing::Change(to, change, waiter));
+    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
+        self.push(Outgoing::Change(to, change, responder));
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{
-    Ack, ConfChangeRequest, Greeting, GreetingAnswer, MemberChange, NodeId, PeerHeader, PeerReport,
-    Pending, Refusal, SnapshotFile, Waiter, waiter,
+    Ack, ConfChangeRequest, Greeting, GreetingAnswer, MemberRequest, NodeId, PeerHeader,
+    PeerReport, Pending, Refusal, Responder, SnapshotFile, responder,
 };
 use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig, Status};
@@ -111,8 +111,8 @@ enum Packet {
     Change {
         from: Run,
         header: PeerHeader,
-        change: MemberChange,
-        waiter: Waiter<()>,
+        change: MemberRequest,
+        responder: Responder<()>,
     },
     /// What the sender's transport has to say, back at the sender.
     Report {
@@ -120,7 +120,7 @@ enum Packet {
         report: PeerReport,
     },
     ChangeAnswer {
-        waiter: Waiter<()>,
+        responder: Responder<()>,
         answer: Result<(), RequestError>,
     },
 }
@@ -147,7 +147,7 @@ enum Asked {
     Batch { from: Run, to: NodeId, answer: oneshot::Receiver<Result<(), Refusal>> },
     Snapshot { from: Run, to: NodeId, index: u64, answer: oneshot::Receiver<Result<(), Refusal>> },
     Greeting { from: Run, url: String, answer: oneshot::Receiver<Result<GreetingAnswer, Refusal>> },
-    Change { from: Run, waiter: Waiter<()>, pending: Pending<()> },
+    Change { from: Run, responder: Responder<()>, pending: Pending<()> },
 }
 
 /// One member: its flags, its disk, and its process if it runs.
@@ -177,7 +177,7 @@ struct Slot {
 
 /// What the operator is waiting for.
 struct Task {
-    change: MemberChange,
+    change: MemberRequest,
     pending: Pending<()>,
     at: Run,
     since: u64,

@@ -6,7 +6,7 @@ use super::*;
 use crate::storage::DiskVfs;
 use crate::storage::failing::FailingVfs;
 
-const MARK: SnapshotMark = SnapshotMark { index: 10_001, term: 2 };
+const MARK: SnapshotId = SnapshotId { index: 10_001, term: 2 };
 const META: &[u8] = b"members, removed ids, ConfState";
 
 fn snapshotter(dir: &TempDir) -> Snapshotter {
@@ -17,7 +17,7 @@ fn names(snapshotter: &Snapshotter) -> Vec<String> {
     DiskVfs.list(&snapshotter.dir).expect("a directory")
 }
 
-fn save(snapshotter: &Snapshotter, mark: SnapshotMark, application: &[u8]) -> SnapshotFile {
+fn save(snapshotter: &Snapshotter, mark: SnapshotId, application: &[u8]) -> SnapshotFile {
     let mut writer = snapshotter.create(mark.index, mark.term, META).expect("a temporary file");
     writer.write_all(application).expect("written");
     writer.finish().expect("finished")
@@ -66,7 +66,7 @@ fn a_snapshot_is_read_as_it_was_written() {
 fn the_checksum_of_a_file_tells_snapshots_apart() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let other = SnapshotMark { index: MARK.index + 1, ..MARK };
+    let other = SnapshotId { index: MARK.index + 1, ..MARK };
     let files = [(MARK, "a"), (MARK, "b"), (other, "a")]
         .map(|(mark, state)| save(&snapshotter, mark, state.as_bytes()).checksum);
     assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2], "{files:x?}");
@@ -78,7 +78,7 @@ fn an_empty_state_makes_a_snapshot_too() {
     let snapshotter = snapshotter(&dir);
     let writer = snapshotter.create(1, 1, b"").expect("a temporary file");
     writer.finish().expect("finished");
-    let snapshot = snapshotter.load(SnapshotMark { index: 1, term: 1 }).expect("a snapshot");
+    let snapshot = snapshotter.load(SnapshotId { index: 1, term: 1 }).expect("a snapshot");
     assert_eq!(snapshot.meta, b"");
     assert_eq!(read_all(snapshot.reader), b"");
 }
@@ -126,7 +126,7 @@ fn a_file_under_another_snapshots_name_is_refused() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
     save(&snapshotter, MARK, b"state");
-    let other = SnapshotMark { index: MARK.index + 1, ..MARK };
+    let other = SnapshotId { index: MARK.index + 1, ..MARK };
     fs::rename(snapshotter.path(MARK), snapshotter.path(other)).expect("renamed");
     let error = snapshotter.load(other).err().expect("refused");
     assert!(error.to_string().contains("is damaged at offset 16"), "{error}");
@@ -143,7 +143,7 @@ fn purging_keeps_what_is_named_and_what_is_being_read() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
     let marks = [(1, 10), (1, 200), (2, 150), (3, 300)];
-    let marks = marks.map(|(term, index)| SnapshotMark { index, term });
+    let marks = marks.map(|(term, index)| SnapshotId { index, term });
     for mark in marks.iter().rev() {
         save(&snapshotter, *mark, &mark.index.to_le_bytes());
     }
@@ -222,7 +222,7 @@ fn wrong_bytes_from_a_peer_are_refused_and_leave_nothing_behind() {
     let snapshotter = snapshotter(&dir);
     let file = save(&snapshotter, MARK, b"state");
     let sent = fs::read(snapshotter.path(MARK)).expect("a file");
-    let other = SnapshotMark { term: MARK.term + 1, ..MARK };
+    let other = SnapshotId { term: MARK.term + 1, ..MARK };
     let other_file = save(&snapshotter, other, b"state");
     let other_sent = fs::read(snapshotter.path(other)).expect("a file");
     snapshotter.purge(&[]).expect("purged");

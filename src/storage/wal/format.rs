@@ -71,7 +71,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 
-use super::{Identity, SnapshotMark};
+use super::{Identity, SnapshotId};
 use crate::error::REPLACE_MEMBER;
 use crate::storage::files::OTHER_VERSION;
 
@@ -122,9 +122,9 @@ pub(crate) enum Record {
         incarnation: u64,
     },
     /// Names a snapshot; leaves the entries as they are.
-    Mark(SnapshotMark),
+    Mark(SnapshotId),
     /// Names a snapshot that took the place of all entries.
-    Install(SnapshotMark),
+    Install(SnapshotId),
     /// Takes the place of all entries from its index on.
     Entry(Entry),
     /// Takes the place of the one before.
@@ -175,12 +175,12 @@ pub(super) fn put_incarnation(payload: &mut Vec<u8>, member_id: u64, incarnation
 }
 
 /// Appends a mark record to `payload`.
-pub(super) fn put_mark(payload: &mut Vec<u8>, mark: SnapshotMark) {
+pub(super) fn put_mark(payload: &mut Vec<u8>, mark: SnapshotId) {
     put(payload, MARK, |body| put_numbers(body, &[mark.index, mark.term]));
 }
 
 /// Appends an install record to `payload`.
-pub(super) fn put_install(payload: &mut Vec<u8>, mark: SnapshotMark) {
+pub(super) fn put_install(payload: &mut Vec<u8>, mark: SnapshotId) {
     put(payload, INSTALL, |body| put_numbers(body, &[mark.index, mark.term]));
 }
 
@@ -274,8 +274,8 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
             first_urls_hash: body.u64()?,
         }),
         INCARNATION => Record::Incarnation { member_id: body.u64()?, incarnation: body.u64()? },
-        MARK => Record::Mark(SnapshotMark { index: body.u64()?, term: body.u64()? }),
-        INSTALL => Record::Install(SnapshotMark { index: body.u64()?, term: body.u64()? }),
+        MARK => Record::Mark(SnapshotId { index: body.u64()?, term: body.u64()? }),
+        INSTALL => Record::Install(SnapshotId { index: body.u64()?, term: body.u64()? }),
         ENTRY => Record::Entry(take_entry(&mut body)?),
         HARD_STATE => Record::HardState(HardState {
             term: body.u64()?,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use raft::eraftpb::{Entry, HardState};
 
 use super::format::{self, Fault, Head, Record};
-use super::{Identity, SnapshotMark};
+use super::{Identity, SnapshotId};
 
 /// How many marks a segment's head names: as many as snapshots are kept.
 const MARKS_IN_HEAD: usize = 2;
@@ -32,7 +32,7 @@ impl Summary {
         }
         let older = self.marks.len().saturating_sub(MARKS_IN_HEAD);
         for (&index, &term) in self.marks.iter().skip(older) {
-            format::put_mark(payload, SnapshotMark { index, term });
+            format::put_mark(payload, SnapshotId { index, term });
         }
         format::put_hard_state(payload, &self.hard_state);
     }
@@ -67,8 +67,8 @@ impl Summary {
     ///
     /// # Errors
     /// Both terms.
-    pub fn check_mark(&self, mark: SnapshotMark) -> Result<(), String> {
-        let SnapshotMark { index, term } = mark;
+    pub fn check_mark(&self, mark: SnapshotId) -> Result<(), String> {
+        let SnapshotId { index, term } = mark;
         match self.marks.get(&index) {
             Some(&known) if known != term => {
                 Err(format!("names a snapshot at index {index} of term {term}, before of {known}"))
@@ -179,8 +179,8 @@ impl<K: Keep> Replay<K> {
 
     /// Takes the name of a snapshot of what the log held. The entries stay as they are, in a head's
     /// repetition too.
-    fn mark(&mut self, mark: SnapshotMark) -> Result<(), String> {
-        let SnapshotMark { index, term } = mark;
+    fn mark(&mut self, mark: SnapshotId) -> Result<(), String> {
+        let SnapshotId { index, term } = mark;
         if let Some(last) = self.last_index().filter(|&last| last < index) {
             return Err(format!("names a snapshot at index {index}, the log ends at {last}"));
         }

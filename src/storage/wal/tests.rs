@@ -26,8 +26,8 @@ fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
     HardState { term, vote, commit, ..HardState::default() }
 }
 
-fn mark(index: u64, term: u64) -> SnapshotMark {
-    SnapshotMark { index, term }
+fn mark(index: u64, term: u64) -> SnapshotId {
+    SnapshotId { index, term }
 }
 
 fn create(dir: &Path) -> Wal {
@@ -159,7 +159,7 @@ impl Sample {
 fn a_log_that_is_made_behind_a_snapshot_goes_on_behind_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let identity = Identity { cluster_id: 7, member_id: 2, incarnation: 9, first_urls_hash: 8 };
-    let mark = SnapshotMark { index: 5000, term: 4 };
+    let mark = SnapshotId { index: 5000, term: 4 };
     let hard_state = HardState { term: 4, vote: 0, commit: 5000, ..HardState::default() };
     let vfs = || Arc::new(DiskVfs);
     let made = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
@@ -1004,7 +1004,7 @@ struct Model {
     /// Entry `base + 1` and those after it.
     entries: Vec<Entry>,
     base: u64,
-    marks: Vec<SnapshotMark>,
+    marks: Vec<SnapshotId>,
     hard_state: HardState,
     term: u64,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protobuf::{Message as _, ProtobufEnum as _};
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType};
-use raftexample::channels::{Ack, MemberChange, PeerReport, RequestId, SnapshotFile};
+use raftexample::channels::{Ack, MemberRequest, PeerReport, RequestId, SnapshotFile};
 use raftexample::codec;
 use raftexample::error::Error;
 use raftexample::membership::{SnapshotData, SnapshotMembers, check_url};
@@ -226,7 +226,7 @@ pub fn messages(data: &[u8]) {
                 }
             })
             .collect();
-        let change = choices.one_in(8).then(|| MemberChange::Add { id: 7, url: url(7) });
+        let change = choices.one_in(8).then(|| MemberRequest::Add { id: 7, url: url(7) });
         let turn = member
             .turn(inputs)
             .and_then(|()| member.read().map(drop))

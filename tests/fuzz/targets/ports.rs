@@ -13,15 +13,15 @@ use hyper_util::service::TowerToHyperService;
 use protobuf::Message as _;
 use raft::eraftpb::MessageType;
 use raftexample::channels::{
-    Ack, Applied, Commit, CommittedEntry, Greeting, Index, MemberChange, NodeId, PeerHeader,
+    Ack, Applied, Commit, CommittedEntry, Greeting, Index, MemberRequest, NodeId, PeerHeader,
     Refusal, SnapshotFile, Term,
 };
 use raftexample::codec;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KvStore};
-use raftexample::listener::{BodyBudget, HttpService};
 use raftexample::membership::{Members, PeerGate, Verdict};
+use raftexample::ports::listener::{BodyBudget, HttpService};
 use raftexample::raft_node::Input;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::transport::{
@@ -144,8 +144,8 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
     let mut body = match path {
         "/raft/greeting" => codec::encode(&Greeting { first_urls: (1..=3).map(url).collect() }),
         "/raft/members" => codec::encode(&match choices.below(2) {
-            0 => MemberChange::Add { id: choices.number(4), url: url(4) },
-            _ => MemberChange::Remove { id: choices.below(4) as u64 },
+            0 => MemberRequest::Add { id: choices.number(4), url: url(4) },
+            _ => MemberRequest::Remove { id: choices.below(4) as u64 },
         }),
         "/raft/stream" => {
             let mut frames = Vec::new();
@@ -295,21 +295,21 @@ pub fn client_requests(data: &[u8]) {
                         answer = &mut answer => break answer,
                         Some(proposal) = propose_rx.recv() => {
                             index += 1;
-                            let waiter = proposal.waiter.begin().then_some(proposal.waiter);
-                            let entry = CommittedEntry { index, term: 1, data: proposal.data, waiter };
+                            let responder = proposal.responder.mark_proposed().then_some(proposal.responder);
+                            let entry = CommittedEntry { index, term: 1, data: proposal.data, responder };
                             let applied = Applied::new(0, &Arc::default());
                             reader.handle(Commit::Entries { entries: vec![entry], applied }).unwrap();
                         }
                         Some(read) = read_rx.recv() => {
-                            reader.handle(Commit::Reads(vec![read.waiter])).unwrap();
+                            reader.handle(Commit::Reads(vec![read.responder])).unwrap();
                         }
                         Some(change) = conf_change_rx.recv() => {
                             index += 1;
-                            let verdict = members.check(&change.change);
-                            if verdict == Ok(Verdict::Change) {
-                                members.apply(&change.change, index);
+                            let verdict = members.decide(&change.change);
+                            if let Ok(Verdict::Change(change)) = &verdict {
+                                members.apply(change, index);
                             }
-                            change.waiter.answer(verdict.map(drop));
+                            change.responder.answer(verdict.map(drop));
                         }
                     }
                 };

@@ -14,7 +14,7 @@ use raftexample::codec;
 use raftexample::error::{Error, Result};
 use raftexample::kvstore::{CommitReader, KvStore};
 use raftexample::storage::snapshotter::{Received, Snapshotter};
-use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotMark, Wal};
+use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
 use slog::{Discard, Logger, o};
 use tokio::sync::mpsc;
 
@@ -48,13 +48,13 @@ fn sample() -> MemVfs {
     let frames = [
         Frame { incarnations: &[(2, 102), (3, 103)], ..Frame::default() },
         Frame { entries: &first, hard_state: Some(&hard_state(1, 2)), ..Frame::default() },
-        Frame { made: Some(SnapshotMark { index: 2, term: 1 }), ..Frame::default() },
+        Frame { made: Some(SnapshotId { index: 2, term: 1 }), ..Frame::default() },
         Frame {
             entries: &[entry(3, 2, put("key", "value")), entry(4, 2, vec![])],
             hard_state: Some(&hard_state(2, 3)),
             ..Frame::default()
         },
-        Frame { installed: Some(SnapshotMark { index: 9, term: 3 }), ..Frame::default() },
+        Frame { installed: Some(SnapshotId { index: 9, term: 3 }), ..Frame::default() },
         Frame {
             entries: &[entry(10, 3, put("key", "later"))],
             hard_state: Some(&hard_state(3, 10)),
@@ -159,7 +159,7 @@ struct Model {
     entries: BTreeMap<u64, Entry>,
     /// The last index before the first entry.
     base: u64,
-    marks: Vec<SnapshotMark>,
+    marks: Vec<SnapshotId>,
     incarnations: BTreeMap<u64, u64>,
     hard_state: HardState,
     term: u64,
@@ -219,7 +219,7 @@ impl Model {
             5 => {
                 self.term += 1;
                 let index = self.newest_mark() + 1 + choices.below(9) as u64;
-                let mark = SnapshotMark { index, term: self.term };
+                let mark = SnapshotId { index, term: self.term };
                 self.marks.push(mark);
                 self.entries.clear();
                 self.base = index;
@@ -231,7 +231,7 @@ impl Model {
                 if index <= self.newest_mark() {
                     return Ok(());
                 }
-                let mark = SnapshotMark { index, term: held.term };
+                let mark = SnapshotId { index, term: held.term };
                 self.marks.push(mark);
                 wal.save(&Frame { made: Some(mark), ..Frame::default() })
             }
@@ -333,7 +333,7 @@ fn reseal_snapshot(file: &mut [u8]) {
 /// not refused has whole records or none, and what they say is read again as it is.
 pub fn snapshot_file(data: &[u8]) {
     let mut choices = Choices(data);
-    let mark = SnapshotMark { index: 20, term: 3 };
+    let mark = SnapshotId { index: 20, term: 3 };
     let disk = MemVfs::default();
     let path = Path::new(DATA).join("snap");
     let snapshotter = Snapshotter::new(Arc::new(disk.clone()), &path).unwrap();
@@ -410,7 +410,7 @@ pub fn commands(data: &[u8]) {
         index += 1;
         for store in &mut stores {
             let data = Bytes::from(payload.clone());
-            let entries = vec![CommittedEntry { index, term: 1, data, waiter: None }];
+            let entries = vec![CommittedEntry { index, term: 1, data, responder: None }];
             store
                 .handle(Commit::Entries { entries, applied: Applied::new(0, &Arc::default()) })
                 .unwrap();

@@ -17,12 +17,12 @@ impl World {
         self.newest().map(|status| status.members.urls).unwrap_or_default()
     }
 
-    pub(super) fn ask(&mut self, change: MemberChange) {
+    pub(super) fn ask(&mut self, change: MemberRequest) {
         let Some(at) = self.pick(&self.running()) else { return };
         let run = self.slot(at).run;
-        let (waiter, pending) = waiter();
+        let (responder, pending) = responder();
         self.note(|| format!("operator asks {at}: {change:?}"));
-        let request = ConfChangeRequest { change: change.clone(), forwarded: false, waiter };
+        let request = ConfChangeRequest { change: change.clone(), forwarded: false, responder };
         self.give(at, Input::ConfChange(request));
         self.operator = Some(Task { change, pending, at: (at, run), since: self.now });
     }
@@ -45,7 +45,7 @@ impl World {
         let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
         if members.contains_key(&wiped) {
-            self.ask(MemberChange::Remove { id: wiped });
+            self.ask(MemberRequest::Remove { id: wiped });
         } else if !members.is_empty() {
             let slot = self.slot(wiped);
             (slot.is_wiped, slot.is_gone) = (false, true);
@@ -57,16 +57,16 @@ impl World {
         Ok(())
     }
 
-    fn follow_up(&mut self, change: MemberChange, answer: Result<(), RequestError>) -> Step {
+    fn follow_up(&mut self, change: MemberRequest, answer: Result<(), RequestError>) -> Step {
         let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
         match change {
-            MemberChange::Remove { .. } => self.removal_is_in_doubt |= is_unknown,
-            MemberChange::Add { id, .. } if answer.is_ok() && self.slots.contains_key(&id) => {
+            MemberRequest::Remove { .. } => self.removal_is_in_doubt |= is_unknown,
+            MemberRequest::Add { id, .. } if answer.is_ok() && self.slots.contains_key(&id) => {
                 return Err(format!("the removed id {id} was added again"));
             }
-            MemberChange::Add { id, .. } if self.slots.contains_key(&id) => {}
+            MemberRequest::Add { id, .. } if self.slots.contains_key(&id) => {}
             // Where the outcome is not known, the new member waits to be counted as one.
-            MemberChange::Add { id, url } if answer.is_ok() || is_unknown => {
+            MemberRequest::Add { id, url } if answer.is_ok() || is_unknown => {
                 self.start_joiner(id, url);
             }
             _ => {}
@@ -78,7 +78,7 @@ impl World {
         if self.next_id <= IDS_MAX {
             let id = self.next_id;
             self.next_id += 1;
-            self.ask(MemberChange::Add { id, url });
+            self.ask(MemberRequest::Add { id, url });
         }
     }
 
@@ -218,7 +218,7 @@ impl World {
                 let removed: Vec<NodeId> = self.removed.iter().copied().collect();
                 match self.pick(&removed).filter(|_| self.chance(250)) {
                     // It must never come back.
-                    Some(id) => self.ask(MemberChange::Add { id, url: url(id) }),
+                    Some(id) => self.ask(MemberRequest::Add { id, url: url(id) }),
                     None => self.add_member(url(self.next_id)),
                 }
             }
@@ -229,15 +229,15 @@ impl World {
                     return Ok(false);
                 }
                 let Some(id) = removed else { return Ok(false) };
-                self.ask(MemberChange::Remove { id });
+                self.ask(MemberRequest::Remove { id });
             }
             FaultKind::Lead => {
                 let members: Vec<NodeId> = self.members().into_keys().collect();
-                let wanted = self.pick(&members).filter(|_| self.chance(500)).unwrap_or(0);
+                let to = self.pick(&members).filter(|_| self.chance(500));
                 if self.operator.is_some() {
                     return Ok(false);
                 }
-                self.ask(MemberChange::Lead { id: wanted });
+                self.ask(MemberRequest::Lead { to });
             }
             FaultKind::Wipe => return self.wipe(id),
         }

@@ -5,7 +5,8 @@
 
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{
-    Greeting, MemberChange, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Waiter, waiter,
+    Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Refusal, Responder, SnapshotFile,
+    responder,
 };
 use raftexample::error::RequestError;
 use raftexample::raft_node::Input;
@@ -59,7 +60,9 @@ impl World {
                 }
                 Outgoing::Snapshot(message, file) => self.send_snapshot(from, message, file),
                 Outgoing::Greeting(url, greeting) => self.send_greeting(from, url, greeting),
-                Outgoing::Change(to, change, waiter) => self.send_change(from, to, change, waiter),
+                Outgoing::Change(to, change, responder) => {
+                    self.send_change(from, to, change, responder)
+                }
             }
         }
         for (to, batches) in batches {
@@ -157,7 +160,7 @@ impl World {
                     self.give(to, Input::Report(report));
                 }
             }
-            Packet::ChangeAnswer { waiter, answer } => waiter.answer(answer),
+            Packet::ChangeAnswer { responder, answer } => responder.answer(answer),
             Packet::Batch(batch) => self.arrive_batch(to, batch),
             Packet::Snapshot(transfer) => self.receive_snapshot(to, transfer),
             Packet::Greeting { from, header, url, greeting } => {
@@ -171,14 +174,14 @@ impl World {
                 self.slot(to).asked.push(Asked::Greeting { from, url, answer });
                 self.give(to, Input::Inbound(Inbound::new(header, body)));
             }
-            Packet::Change { from, header, change, waiter: asker } => {
+            Packet::Change { from, header, change, responder: asker } => {
                 if !self.is_reachable(from.0, to) {
                     return asker.answer(Err(RequestError::Unknown("lost".into())));
                 }
                 let header = self.shown(to, header);
-                let (waiter, pending) = waiter();
-                let body = InboundBody::ConfChange { change, waiter };
-                self.slot(to).asked.push(Asked::Change { from, waiter: asker, pending });
+                let (responder, pending) = responder();
+                let body = InboundBody::ConfChange { change, responder };
+                self.slot(to).asked.push(Asked::Change { from, responder: asker, pending });
                 self.give(to, Input::Inbound(Inbound::new(header, body)));
             }
         }
@@ -345,18 +348,18 @@ impl World {
         &mut self,
         from: Run,
         to: NodeId,
-        change: MemberChange,
-        waiter: Waiter<()>,
+        change: MemberRequest,
+        responder: Responder<()>,
     ) {
-        if !waiter.begin() {
+        if !responder.mark_proposed() {
             return;
         }
         if !self.knows(from.0, to) {
-            return waiter.answer(Err(RequestError::Unavailable("its URL is not known".into())));
+            return responder.answer(Err(RequestError::Unavailable("its URL is not known".into())));
         }
         let header = self.slot(from.0).process.as_ref().expect("it runs").header(to);
         let delay = self.delay(from.0, to);
-        let packet = Packet::Change { from, header, change, waiter };
+        let packet = Packet::Change { from, header, change, responder };
         self.schedule(delay, Event::Arrival(to, packet));
     }
 
@@ -424,14 +427,14 @@ impl World {
                     self.report(from, 1, PeerReport::NotGreeted { url, why });
                 }
             },
-            Asked::Change { from, waiter, mut pending } => match pending.try_take() {
-                None => return Some(Asked::Change { from, waiter, pending }),
+            Asked::Change { from, responder, mut pending } => match pending.try_take() {
+                None => return Some(Asked::Change { from, responder, pending }),
                 Some(answer) => {
                     let is_lost = self.is_answer_lost(id, from.0);
                     let answer =
                         if is_lost { Err(RequestError::Unknown("lost".into())) } else { answer };
                     let delay = self.delay(id, from.0);
-                    let packet = Packet::ChangeAnswer { waiter, answer };
+                    let packet = Packet::ChangeAnswer { responder, answer };
                     self.schedule(delay, Event::Arrival(from.0, packet));
                 }
             },
@@ -453,8 +456,8 @@ impl World {
             Asked::Greeting { from, url, .. } => {
                 self.report(from, 1, PeerReport::NotGreeted { url, why: "lost".into() });
             }
-            Asked::Change { waiter, .. } => {
-                waiter.answer(Err(RequestError::Unknown("lost".into())));
+            Asked::Change { responder, .. } => {
+                responder.answer(Err(RequestError::Unknown("lost".into())));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The commands that ask running members, over HTTP: `status`, `member`, `put`, `get` and
 //! `snapshot save`.
 //!
-//! `put` and `get` speak to the client port, all others to the [admin listener](crate::admin).
+//! `put` and `get` speak to the client port, all others to the [admin listener](crate::ports::admin).
 //! Endpoints are asked in the order given. The next one is asked where the one before did nothing: it
 //! could not be reached, or answered 503. What only reads goes on after any failure but a refusal. A
 //! write never does: once it was sent it may have happened, and sent again it could undo a later one.
@@ -25,9 +25,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 use crate::kvstore::read_records;
+use crate::ports::tls::{command_config, no_tls, tls_error};
 use crate::storage::ReadOnlyVfs;
 use crate::storage::snapshotter::load_file;
-use crate::tls::{command_config, no_tls, tls_error};
 
 /// Beyond `--timeout`: a member with the same deadline says at its end what became of the request,
 /// and that is worth hearing.

@@ -56,7 +56,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
 use crate::error::Error;
-use crate::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
+use crate::ports::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
 
 /// Connections of clients at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;

@@ -126,7 +126,7 @@ impl Identity {
 
 /// Names a snapshot whose file is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnapshotMark {
+pub struct SnapshotId {
     /// The last entry that the snapshot contains.
     pub index: u64,
     /// That entry's term.
@@ -141,9 +141,9 @@ pub struct Frame<'a> {
     /// The first incarnations heard, as (member id, incarnation).
     pub incarnations: &'a [(u64, u64)],
     /// A snapshot that was made here. The log keeps its entries.
-    pub made: Option<SnapshotMark>,
+    pub made: Option<SnapshotId>,
     /// A snapshot that was received, for which raft drops its log. The next entry follows it.
-    pub installed: Option<SnapshotMark>,
+    pub installed: Option<SnapshotId>,
     /// Entries without gaps. They take the place of all that were there from the first of them on.
     pub entries: &'a [Entry],
     /// Raft's own state, as it is from now on.
@@ -191,7 +191,7 @@ pub struct Recovered {
     /// The first incarnation heard for each member.
     pub incarnations: BTreeMap<u64, u64>,
     /// The snapshots named, in ascending order: the newest two at least, where there were as many.
-    pub marks: Vec<SnapshotMark>,
+    pub marks: Vec<SnapshotId>,
     /// The entries held, without gaps, after every truncation.
     pub entries: Vec<Entry>,
     /// Raft's own state.
@@ -298,7 +298,7 @@ impl Wal {
         vfs: Arc<dyn Vfs>,
         dir: &Path,
         identity: &Identity,
-        mark: SnapshotMark,
+        mark: SnapshotId,
         hard_state: &HardState,
     ) -> Result<Self> {
         let summary = Summary {
@@ -669,7 +669,7 @@ struct Replayed<K> {
 fn recovered(replay: Replay<Entry>, cut: Option<(PathBuf, u64)>) -> Recovered {
     let Replay { summary, entries, base } = replay;
     let Summary { identity, incarnations, marks, hard_state } = summary;
-    let marks = marks.into_iter().map(|(index, term)| SnapshotMark { index, term }).collect();
+    let marks = marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect();
     Recovered { identity, incarnations, marks, entries, hard_state, base, cut }
 }
 
@@ -710,7 +710,7 @@ pub(crate) struct Survey {
     /// Whose log it is.
     pub identity: Identity,
     /// The snapshots named, in ascending order.
-    pub marks: Vec<SnapshotMark>,
+    pub marks: Vec<SnapshotId>,
     /// Raft's own state.
     pub hard_state: HardState,
     /// As [`Recovered::base`].
@@ -740,7 +740,7 @@ pub(crate) fn survey(
     };
     let Replay { summary, entries, base } = replayed.replay;
     let Summary { identity, marks, hard_state, .. } = summary;
-    let marks = marks.into_iter().map(|(index, term)| SnapshotMark { index, term }).collect();
+    let marks = marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect();
     Ok(Survey { identity, marks, hard_state, base, terms: entries })
 }
 

@@ -39,7 +39,7 @@ use crate::raft_node::replay::{
 };
 use crate::raft_node::validate::HIGHEST;
 use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
-use crate::storage::wal::{Identity, SnapshotMark, Wal};
+use crate::storage::wal::{Identity, SnapshotId, Wal};
 use crate::storage::{DiskVfs, ReadOnlyVfs, Vfs};
 
 /// What to restore, and for whom.
@@ -153,7 +153,7 @@ impl Restore {
             learners: Vec::new(),
             members: Members { urls, ..Members::default() },
         };
-        let SnapshotMark { index, term } = backup.mark;
+        let SnapshotId { index, term } = backup.mark;
         let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir)?;
         let mut snapshot = snapshotter.create(index, term, &codec::encode(&members))?;
         let again = load_file(files, &self.file)?;
@@ -201,7 +201,7 @@ impl Restore {
 
 /// What is known of a backup that was checked.
 struct Backup {
-    mark: SnapshotMark,
+    mark: SnapshotId,
     cluster_id: u64,
     length: u64,
     checksum: u32,
@@ -210,7 +210,7 @@ struct Backup {
 impl Backup {
     /// What tells it from other backups. A URL, and so a list of them, holds no space.
     fn name(&self) -> String {
-        let Self { mark: SnapshotMark { index, term }, cluster_id, length, checksum } = self;
+        let Self { mark: SnapshotId { index, term }, cluster_id, length, checksum } = self;
         format!("snapshot {term} {index} {cluster_id} {length} {checksum}")
     }
 }
@@ -246,7 +246,7 @@ fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
     })
     .map_err(|error| refuse(format!("it holds no keys and values: {error}")))?;
     let backup = Backup {
-        mark: SnapshotMark { index, term },
+        mark: SnapshotId { index, term },
         cluster_id: members.cluster_id,
         length: file.length,
         checksum: file.checksum,

@@ -47,12 +47,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::channels::{
-    Greeting, GreetingAnswer, Index, MemberChange, NodeId, PeerHeader, PeerReport, Refusal,
-    SnapshotFile, Term, Waiter,
+    Greeting, GreetingAnswer, Index, MemberRequest, NodeId, PeerHeader, PeerReport, Refusal,
+    Responder, SnapshotFile, Term,
 };
 use crate::error::{Error, RequestError, Result};
 use crate::metrics::Metrics;
-use crate::tls::Tls;
+use crate::ports::tls::Tls;
 
 /// The largest body that a member takes from a peer, in bytes; a snapshot's file is not counted. A
 /// flag that differs between members would stall replication, so it is none.
@@ -150,9 +150,9 @@ pub enum InboundBody {
     /// A change of the members that a client asked of the sender, passed on.
     ConfChange {
         /// What to change.
-        change: MemberChange,
+        change: MemberRequest,
         /// Whom to answer.
-        waiter: Waiter<()>,
+        responder: Responder<()>,
     },
 }
 
@@ -486,16 +486,17 @@ impl Transport {
     }
 
     /// Passes a client's change of members on to the leader `to`, once, and hands its answer to
-    /// `waiter`. What cannot have reached `to` is [`RequestError::Unavailable`]; what may have is
+    /// `responder`. What cannot have reached `to` is [`RequestError::Unavailable`]; what may have is
     /// [`RequestError::Unknown`].
-    pub fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>) {
+    pub fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
         reap(&mut self.errands);
         let Some(peer) = self.peers.get(&to) else {
-            let why = format!("member {to} leads, but its URL is not known here yet; try again");
-            waiter.answer(Err(RequestError::Unavailable(why)));
+            let why = format!("member {to} leads, but its URL is not known here yet");
+            responder.answer(Err(RequestError::unavailable(why)));
             return;
         };
-        let pass_on = outbound::pass_on(self.shared.clone(), to, peer.url.clone(), change, waiter);
+        let pass_on =
+            outbound::pass_on(self.shared.clone(), to, peer.url.clone(), change, responder);
         self.errands.spawn_on(pass_on, &self.runtime);
     }
 

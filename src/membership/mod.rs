@@ -11,15 +11,19 @@
 //! directory, and with it the votes it gave and the entries it acknowledged, is not mistaken for the
 //! one that gave them (raft-rs: `to_commit out of range`).
 
+mod changes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use hyper::http::uri::Authority;
 use raft::eraftpb::ConfState;
 use serde::{Deserialize, Serialize};
 
-use crate::channels::{Index, MemberChange, NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal};
+use crate::channels::{Index, MemberRequest, NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal};
 use crate::codec::{self, DecodeError};
 use crate::error::RequestError;
+
+pub use changes::MemberChange;
 
 /// How many ids that are no members may have a recorded incarnation. Whoever holds the cluster's id
 /// is trusted, so this only bounds what mistakes can fill.
@@ -38,24 +42,48 @@ pub struct Members {
     pub moved: BTreeMap<NodeId, Index>,
 }
 
-/// Whether a change has anything to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request or a change amounts to in the current state.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It changes the members.
-    Change,
-    /// It is allowed and changes nothing: DELETE of an id that is no member.
+    /// The members change by this entry.
+    Change(MemberChange),
+    /// Leadership moves to this voter, or to any other one.
+    Transfer(Option<NodeId>),
+    /// It is allowed and changes nothing: DELETE of an id that is not a member.
     Nothing,
 }
 
 impl Members {
-    /// Decides whether `change` is allowed. The leader asks before it proposes, every member asks
-    /// again when it applies: what fails then is a no-op everywhere.
+    /// Decides what the leader has to do for a client's `request`.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check); 409 for a transfer to a member without a vote.
+    pub fn decide(&self, request: &MemberRequest) -> Result<Verdict, RequestError> {
+        let change = match request {
+            MemberRequest::Add { id, url } => {
+                MemberChange::AddLearner { id: *id, url: url.clone() }
+            }
+            MemberRequest::Remove { id } => MemberChange::Remove { id: *id },
+            MemberRequest::Move { id, url } => MemberChange::Move { id: *id, url: url.clone() },
+            MemberRequest::Lead { to: Some(id) } if !self.voters().any(|voter| voter == *id) => {
+                return Err(RequestError::Conflict(format!(
+                    "{id} is no member with a vote: it cannot lead"
+                )));
+            }
+            MemberRequest::Lead { to } => return Ok(Verdict::Transfer(*to)),
+        };
+        Ok(if self.check(&change)? { Verdict::Change(change) } else { Verdict::Nothing })
+    }
+
+    /// Decides whether `change` is allowed: true if it changes something. The leader asks before it
+    /// proposes, and every member asks again when it applies; a change that fails then is a no-op on
+    /// all of them.
     ///
     /// # Errors
     /// 400 for what no state allows, 410 for a removed id, 409 for what this state does not allow.
-    pub fn check(&self, change: &MemberChange) -> Result<Verdict, RequestError> {
+    pub fn check(&self, change: &MemberChange) -> Result<bool, RequestError> {
         match change {
-            MemberChange::Add { id, url } | MemberChange::AddVoter { id, url } => {
+            MemberChange::AddLearner { id, url } | MemberChange::AddVoter { id, url } => {
                 check_id(*id)?;
                 check_url(url).map_err(RequestError::Invalid)?;
                 self.check_not_removed(*id)?;
@@ -66,28 +94,28 @@ impl Members {
                 }
                 self.check_unused(url)?;
                 self.check_scheme(url)?;
-                Ok(Verdict::Change)
+                Ok(true)
             }
             MemberChange::Promote { id } if !self.learners.contains(id) => {
                 Err(RequestError::Conflict(format!("{id} is no learner")))
             }
-            MemberChange::Promote { .. } => Ok(Verdict::Change),
+            MemberChange::Promote { .. } => Ok(true),
             MemberChange::Move { id, url } => {
                 check_id(*id)?;
                 check_url(url).map_err(RequestError::Invalid)?;
                 self.check_not_removed(*id)?;
                 match self.urls.get(id) {
                     None => return Err(RequestError::Conflict(format!("{id} is no member"))),
-                    Some(known) if known == url => return Ok(Verdict::Nothing),
+                    Some(known) if known == url => return Ok(false),
                     Some(_) => {}
                 }
                 self.check_unused(url)?;
                 self.check_scheme(url)?;
-                Ok(Verdict::Change)
+                Ok(true)
             }
             MemberChange::Remove { id } => {
                 if !self.urls.contains_key(id) {
-                    return Ok(Verdict::Nothing);
+                    return Ok(false);
                 }
                 if self.voters().eq([*id]) {
                     let others = if self.learners.is_empty() { "" } else { " with a vote" };
@@ -95,14 +123,8 @@ impl Members {
                         "{id} is the last member{others}; stop it instead"
                     )));
                 }
-                Ok(Verdict::Change)
+                Ok(true)
             }
-            MemberChange::Lead { id } if *id != 0 && !self.voters().any(|voter| voter == *id) => {
-                Err(RequestError::Conflict(format!(
-                    "{id} is no member with a vote: it cannot lead"
-                )))
-            }
-            MemberChange::Lead { .. } => Ok(Verdict::Change),
         }
     }
 
@@ -147,7 +169,7 @@ impl Members {
     /// Carries `change` out; `index` is its entry's.
     pub fn apply(&mut self, change: &MemberChange, index: Index) {
         match change {
-            MemberChange::Add { id, url } => {
+            MemberChange::AddLearner { id, url } => {
                 self.urls.insert(*id, url.clone());
                 self.learners.insert(*id);
             }
@@ -167,7 +189,6 @@ impl Members {
                 self.moved.remove(id);
                 self.removed.insert(*id, index);
             }
-            MemberChange::Lead { .. } => unreachable!("who leads is no entry's affair"),
         }
     }
 
@@ -558,7 +579,7 @@ mod tests {
     }
 
     fn add(id: NodeId) -> MemberChange {
-        MemberChange::Add { id, url: url(id) }
+        MemberChange::AddLearner { id, url: url(id) }
     }
 
     fn remove(id: NodeId) -> MemberChange {
@@ -625,29 +646,30 @@ mod tests {
         assert_eq!(state.urls, members([1, 2, 4]).urls);
         assert_eq!(state.removed, BTreeMap::from([(3, 11)]));
 
-        assert_eq!(state.check(&add(5)), Ok(Verdict::Change));
-        assert_eq!(state.check(&remove(4)), Ok(Verdict::Change));
-        assert_eq!(state.check(&remove(3)), Ok(Verdict::Nothing), "removed already");
-        assert_eq!(state.check(&remove(0)), Ok(Verdict::Nothing));
-        assert_eq!(state.check(&remove(77)), Ok(Verdict::Nothing));
+        assert_eq!(state.check(&add(5)), Ok(true));
+        assert_eq!(state.check(&remove(4)), Ok(true));
+        assert_eq!(state.check(&remove(3)), Ok(false), "removed already");
+        assert_eq!(state.check(&remove(0)), Ok(false));
+        assert_eq!(state.check(&remove(77)), Ok(false));
         assert!(matches!(state.check(&add(0)), Err(Invalid(_))));
-        let no_url = MemberChange::Add { id: 3, url: "no url".into() };
+        let no_url = MemberChange::AddLearner { id: 3, url: "no url".into() };
         assert!(matches!(state.check(&no_url), Err(Invalid(_))), "before anything else");
         assert!(matches!(state.check(&add(3)), Err(Gone(why)) if why.contains("index 11")));
         let conflict = state.check(&add(2));
         assert!(matches!(&conflict, Err(Conflict(why)) if why.contains(&url(2))), "{conflict:?}");
-        let same_url = MemberChange::Add { id: 5, url: url(4) };
+        let same_url = MemberChange::AddLearner { id: 5, url: url(4) };
         let conflict = state.check(&same_url);
         assert!(
             matches!(&conflict, Err(Conflict(why)) if why.contains("member 4")),
             "{conflict:?}"
         );
         // Where a removed member listened another may listen.
-        let reused = MemberChange::Add { id: 5, url: url(3) };
-        assert_eq!(state.check(&reused), Ok(Verdict::Change));
+        let reused = MemberChange::AddLearner { id: 5, url: url(3) };
+        assert_eq!(state.check(&reused), Ok(true));
 
-        let other_scheme =
-            |state: &Members, url: &str| state.check(&MemberChange::Add { id: 5, url: url.into() });
+        let other_scheme = |state: &Members, url: &str| {
+            state.check(&MemberChange::AddLearner { id: 5, url: url.into() })
+        };
         let conflict = other_scheme(&state, "https://127.0.0.1:9");
         assert!(
             matches!(&conflict, Err(Conflict(why)) if why.contains("begin alike")),
@@ -655,7 +677,7 @@ mod tests {
         );
         let secured =
             Members { urls: [(1, "https://127.0.0.1:8".into())].into(), ..Members::default() };
-        assert_eq!(other_scheme(&secured, "https://127.0.0.1:9"), Ok(Verdict::Change));
+        assert_eq!(other_scheme(&secured, "https://127.0.0.1:9"), Ok(true));
         assert!(matches!(other_scheme(&secured, "http://127.0.0.1:9"), Err(Conflict(_))));
         let moved = MemberChange::Move { id: 2, url: "https://127.0.0.1:9".into() };
         assert!(matches!(state.check(&moved), Err(Conflict(why)) if why.contains("begin alike")));
@@ -663,15 +685,15 @@ mod tests {
         // A learner has no say, so it is nobody's to wait for.
         let learner = MemberChange::Promote { id: 4 };
         assert_eq!(state.learners, BTreeSet::from([4]));
-        assert!(matches!(state.check(&MemberChange::Lead { id: 4 }), Err(Conflict(_))));
-        assert_eq!(state.check(&learner), Ok(Verdict::Change));
+        assert!(matches!(state.decide(&MemberRequest::Lead { to: Some(4) }), Err(Conflict(_))));
+        assert_eq!(state.check(&learner), Ok(true));
         state.apply(&learner, 12);
         assert_eq!(state.voters().collect::<Vec<_>>(), [1, 2, 4]);
         assert!(matches!(state.check(&learner), Err(Conflict(_))), "twice");
 
         let to = |id, url: String| MemberChange::Move { id, url };
-        assert_eq!(state.check(&to(2, url(2))), Ok(Verdict::Nothing));
-        assert_eq!(state.check(&to(2, url(9))), Ok(Verdict::Change));
+        assert_eq!(state.check(&to(2, url(2))), Ok(false));
+        assert_eq!(state.check(&to(2, url(9))), Ok(true));
         assert!(matches!(state.check(&to(2, url(4))), Err(Conflict(_))), "member 4 is there");
         assert!(matches!(state.check(&to(3, url(9))), Err(Gone(_))));
         assert!(matches!(state.check(&to(7, url(9))), Err(Conflict(_))));
@@ -684,10 +706,10 @@ mod tests {
         last.apply(&add(2), 14);
         let only_voter = last.check(&remove(1));
         assert!(matches!(only_voter, Err(Conflict(why)) if why.contains("with a vote")));
-        assert_eq!(last.check(&remove(2)), Ok(Verdict::Change));
+        assert_eq!(last.check(&remove(2)), Ok(true));
         let last = members([1]);
         assert!(matches!(last.check(&remove(1)), Err(Conflict(why)) if why.contains("last")));
-        assert_eq!(last.check(&remove(2)), Ok(Verdict::Nothing));
+        assert_eq!(last.check(&remove(2)), Ok(false));
     }
 
     #[test]

@@ -21,15 +21,14 @@ use indicatif::ProgressBar;
 use raft::eraftpb::{Entry, EntryType};
 use serde::{Serialize, Serializer};
 
-use crate::channels::{Index, MemberChange, NodeId, RequestId, Term};
+use crate::channels::{Index, NodeId, RequestId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
 use crate::kvstore::{KeyValue, decode_put, read_records};
-use crate::membership::SnapshotMembers;
-use crate::raft_node::changes::read_change;
+use crate::membership::{MemberChange, SnapshotMembers};
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
 use crate::storage::snapshotter::{self, Snapshot, load_file};
-use crate::storage::wal::{self, Head, Record, Seen, SnapshotMark, Survey};
+use crate::storage::wal::{self, Head, Record, Seen, SnapshotId, Survey};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
 /// How many bytes of a key or value are shown.
@@ -234,10 +233,10 @@ impl Inspector<'_> {
     ) -> Result<Option<String>> {
         let last_entry = (!survey.terms.is_empty())
             .then(|| survey.base.unwrap_or(0) + survey.terms.len() as u64);
-        let found = |mark: SnapshotMark| snapshots.get(&(mark.term, mark.index));
+        let found = |mark: SnapshotId| snapshots.get(&(mark.term, mark.index));
         for &(term, index) in snapshots.keys() {
-            if !survey.marks.contains(&SnapshotMark { index, term }) {
-                let path = snapshotter::path(snap_dir, SnapshotMark { index, term });
+            if !survey.marks.contains(&SnapshotId { index, term }) {
+                let path = snapshotter::path(snap_dir, SnapshotId { index, term });
                 self.note(&path, "the log does not name it: the next start removes it")?;
             }
         }
@@ -274,7 +273,7 @@ impl Inspector<'_> {
             let refused = decode_members(&path, &meta, &survey.identity);
             return Ok(refused.err().map(|error| error.to_string()));
         }
-        let mark = used.unwrap_or(SnapshotMark { index: 0, term: 0 });
+        let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
         let base = survey.base.unwrap_or(mark.index);
         let term_at = |index: Index| survey.terms[(index - base - 1) as usize];
         let commit = survey.hard_state.commit;
@@ -343,8 +342,8 @@ impl Inspector<'_> {
     /// Shows all snapshots of a directory, and names what else is there.
     fn snapshots(&mut self, dir: &Path) -> Result<Snapshots> {
         let mut snapshots = Snapshots::new();
-        for SnapshotMark { index, term } in snapshotter::list(&self.vfs, dir)? {
-            let path = snapshotter::path(dir, SnapshotMark { index, term });
+        for SnapshotId { index, term } in snapshotter::list(&self.vfs, dir)? {
+            let path = snapshotter::path(dir, SnapshotId { index, term });
             if let Some(found) = self.snapshot(&path)? {
                 snapshots.insert((term, index), found);
             }
@@ -719,8 +718,8 @@ impl From<Record> for RecordLine {
             Record::Incarnation { member_id, incarnation } => {
                 Self::Incarnation { member_id, incarnation }
             }
-            Record::Mark(SnapshotMark { index, term }) => Self::Mark { index, term },
-            Record::Install(SnapshotMark { index, term }) => Self::Install { index, term },
+            Record::Mark(SnapshotId { index, term }) => Self::Mark { index, term },
+            Record::Install(SnapshotId { index, term }) => Self::Install { index, term },
             Record::Entry(entry) => Self::Entry {
                 index: entry.index,
                 term: entry.term,
@@ -756,15 +755,12 @@ fn content(entry: &Entry) -> Content {
             },
             Err(error) => Content::Unknown { reason: error.to_string() },
         },
-        EntryType::EntryConfChange => match read_change(&entry.data) {
-            Ok((_, MemberChange::Add { id, url })) => Content::Add { id, url },
+        EntryType::EntryConfChange => match MemberChange::decode(&entry.data) {
+            Ok((_, MemberChange::AddLearner { id, url })) => Content::Add { id, url },
             Ok((_, MemberChange::AddVoter { id, url })) => Content::AddVoter { id, url },
             Ok((_, MemberChange::Promote { id })) => Content::Promote { id },
             Ok((_, MemberChange::Move { id, url })) => Content::Move { id, url },
             Ok((_, MemberChange::Remove { id })) => Content::Remove { id },
-            Ok((_, MemberChange::Lead { id })) => {
-                Content::Unknown { reason: format!("member {id} is to lead, which is no entry") }
-            }
             Err(reason) => Content::Unknown { reason },
         },
         EntryType::EntryConfChangeV2 => {

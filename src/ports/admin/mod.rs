@@ -53,15 +53,15 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::channels::{MemberChange, NodeId};
+use crate::channels::{MemberRequest, NodeId};
 use crate::codec;
 use crate::httpapi::{Failure, HttpKvApi, is_foreign, is_our_name, serve_http};
-use crate::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::membership::SnapshotMembers;
 use crate::metrics::Metrics;
+use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::{PeerStatus, Role, Status};
 use crate::storage::snapshotter::write_backup;
-use crate::storage::wal::SnapshotMark;
+use crate::storage::wal::SnapshotId;
 
 /// Streams of events at a time: the connections that are left are for probes.
 const EVENT_STREAMS_MAX: usize = 16;
@@ -105,7 +105,7 @@ pub fn limits(shutdown_grace: Duration) -> Limits {
     Limits { connections: ADMIN_CONNECTIONS_MAX, shutdown_grace, ..Limits::default() }.affordable()
 }
 
-/// The service to give to [`serve`](crate::listener::serve).
+/// The service to give to [`serve`](crate::ports::listener::serve).
 pub fn service(admin: Admin) -> impl HttpService {
     let shared = Arc::new(Shared {
         admin,
@@ -114,9 +114,9 @@ pub fn service(admin: Admin) -> impl HttpService {
         event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
     });
     let router = Router::new()
-        .route("/", get(async || page("text/html", include_str!("admin/page.html"))))
-        .route("/page.css", get(async || page("text/css", include_str!("admin/page.css"))))
-        .route("/page.js", get(async || page("text/javascript", include_str!("admin/page.js"))))
+        .route("/", get(async || page("text/html", include_str!("page.html"))))
+        .route("/page.css", get(async || page("text/css", include_str!("page.css"))))
+        .route("/page.js", get(async || page("text/javascript", include_str!("page.js"))))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
@@ -233,7 +233,7 @@ async fn readyz(
 fn readiness(status: &Status) -> [(&'static str, Option<String>); 3] {
     let behind = status.commit.saturating_sub(status.applied);
     let role = match status.role {
-        Role::Beginning => Some("it waits for the others before its first start".to_owned()),
+        Role::Bootstrapping => Some("it waits for the others before its first start".to_owned()),
         Role::Learner => Some("it is a learner, and has no vote yet".to_owned()),
         _ => None,
     };
@@ -450,7 +450,7 @@ async fn snapshot(
         .await
         .map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping"))?;
     // Raft knows no entry at 0; where nothing was written, nothing is lost by a higher one.
-    let mark = SnapshotMark { index: index.max(1), term: term.max(1) };
+    let mark = SnapshotId { index: index.max(1), term: term.max(1) };
     let (chunk_tx, mut chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
@@ -499,8 +499,8 @@ async fn transfer_leadership(
     Query(query): Query<Vec<(String, String)>>,
 ) -> Result<Response, Failure> {
     let wanted = query.iter().find(|(name, _)| name == "to").map(|(_, id)| id.as_str());
-    let id = wanted.map_or(Ok(0), parse_id)?;
-    change(&shared, MemberChange::Lead { id }).await
+    let to = wanted.map(parse_id).transpose()?;
+    change(&shared, MemberRequest::Lead { to }).await
 }
 
 async fn add_member(
@@ -509,7 +509,7 @@ async fn add_member(
     body: Body,
 ) -> Result<Response, Failure> {
     let id = parse_id(&id)?;
-    change_to_url(&shared, "POST", body, |url| MemberChange::Add { id, url }).await
+    change_to_url(&shared, "POST", body, |url| MemberRequest::Add { id, url }).await
 }
 
 async fn move_member(
@@ -518,7 +518,7 @@ async fn move_member(
     body: Body,
 ) -> Result<Response, Failure> {
     let id = parse_id(&id)?;
-    change_to_url(&shared, "PUT", body, |url| MemberChange::Move { id, url }).await
+    change_to_url(&shared, "PUT", body, |url| MemberRequest::Move { id, url }).await
 }
 
 /// Changes a member to the URL in the body; one deadline is for the body and for the change.
@@ -526,7 +526,7 @@ async fn change_to_url(
     shared: &Shared,
     method: &str,
     body: Body,
-    change: impl FnOnce(String) -> MemberChange,
+    change: impl FnOnce(String) -> MemberRequest,
 ) -> Result<Response, Failure> {
     let keys = &shared.admin.keys;
     let deadline = Instant::now() + keys.request_timeout;
@@ -538,10 +538,10 @@ async fn remove_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    change(&shared, MemberChange::Remove { id: parse_id(&id)? }).await
+    change(&shared, MemberRequest::Remove { id: parse_id(&id)? }).await
 }
 
-async fn change(shared: &Shared, change: MemberChange) -> Result<Response, Failure> {
+async fn change(shared: &Shared, change: MemberRequest) -> Result<Response, Failure> {
     let keys = &shared.admin.keys;
     keys.change_members(change, Instant::now() + keys.request_timeout).await
 }

@@ -26,11 +26,10 @@ use raft::RawNode;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 use slog::{info, warn};
 
-use super::changes::encoded_addition;
 use super::{Frame, Greeting, NodeConfig, PeerReport, RaftNode, raft_config};
 use crate::channels::{GreetingAnswer, PeerHeader, Refusal};
 use crate::error::{Error, Result};
-use crate::membership::majority;
+use crate::membership::{MemberChange, majority};
 use crate::storage::log::Log;
 use crate::storage::wal::Identity;
 
@@ -38,7 +37,7 @@ use crate::storage::wal::Identity;
 const CALLERS_MAX: usize = 8;
 
 /// What a beginning member has found out.
-pub(super) struct Beginning {
+pub(super) struct Bootstrapping {
     /// The last answer from each of the other URLs, with the answering member's header; or why there
     /// is none.
     answers: BTreeMap<String, std::result::Result<(PeerHeader, GreetingAnswer), String>>,
@@ -48,7 +47,7 @@ pub(super) struct Beginning {
     logged: String,
 }
 
-impl Beginning {
+impl Bootstrapping {
     pub(super) fn new(config: &NodeConfig) -> Self {
         let others = config.cluster.iter().filter(|url| **url != config.url);
         let answers = others.map(|url| (url.clone(), Err("no answer yet".into())));
@@ -201,7 +200,7 @@ impl RaftNode {
             let id = position as u64 + 1;
             let mut entry = Entry { index: id, term: 1, ..Entry::default() };
             entry.set_entry_type(EntryType::EntryConfChange);
-            entry.data = encoded_addition(id, url).into();
+            entry.data = MemberChange::AddVoter { id, url: url.clone() }.encode().into();
             entry
         });
         let entries: Vec<Entry> = additions.collect();
@@ -222,7 +221,7 @@ impl RaftNode {
     }
 
     /// Takes over the cluster's id from a member that counts us as one, and waits for the leader.
-    fn join(&mut self, beginning: Beginning) -> Result<()> {
+    fn join(&mut self, beginning: Bootstrapping) -> Result<()> {
         let (header, _) = beginning
             .answers
             .into_values()

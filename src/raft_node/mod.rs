@@ -24,7 +24,7 @@
 //!    which goes into the next frame at the latest.
 //!
 //! # Where the rest is
-//! [`replay`] starts from the disk; [`begin`] gets a new member going; [`peers`] is what arrives from
+//! [`replay`] starts from the disk; [`bootstrap`] gets a new member going; [`peers`] is what arrives from
 //! the others, and [`validate`] what of it may be stepped; [`requests`] holds the writes and reads
 //! that wait; [`changes`] proposes and applies changes of members; [`snapshots`] makes and takes over
 //! snapshots; [`serve`] is the task.
@@ -44,8 +44,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::channels::{
     Acknowledged, Applied, Commit, CommittedEntry, ConfChangeRequest, Greeting, Index,
-    MemberChange, NodeId, PeerReport, Proposal, ReadRequest, RequestId, SnapshotFile,
-    SnapshotRestore, Term, Waiter,
+    MemberRequest, NodeId, PeerReport, Proposal, ReadRequest, RequestId, Responder, SnapshotFile,
+    SnapshotRestore, Term,
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
@@ -53,10 +53,10 @@ use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
 use crate::metrics::Metrics;
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::snapshotter::Snapshotter;
-use crate::storage::wal::{Frame, Identity, SnapshotMark, Wal};
+use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 use crate::transport::Inbound;
 
-pub mod begin;
+pub mod bootstrap;
 pub mod changes;
 pub mod peers;
 pub mod replay;
@@ -65,7 +65,7 @@ pub mod serve;
 pub mod snapshots;
 pub mod validate;
 
-use begin::Beginning;
+use bootstrap::Bootstrapping;
 use changes::Changes;
 use peers::Peers;
 pub use replay::Replayed;
@@ -141,7 +141,7 @@ pub trait Outbox: Send {
     /// Greets whoever listens at `url`; an answer is reported.
     fn greet(&mut self, url: &str, greeting: Greeting);
     /// Hands a client's change of members to the leader, once.
-    fn pass_on(&mut self, to: NodeId, change: MemberChange, waiter: Waiter<()>);
+    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>);
     /// Asks a member for its status; an answer is reported.
     fn ask_status(&mut self, _to: NodeId) {}
 }
@@ -187,7 +187,7 @@ pub struct Status {
     pub first: Index,
     /// The last entry in the log.
     pub last: Index,
-    /// True once raft runs: see [`begin`].
+    /// True once raft runs: see [`bootstrap`].
     pub begun: bool,
     /// The members.
     pub members: Members,
@@ -222,9 +222,10 @@ pub struct TickStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// It waits for the others before its first start: see [`begin`].
+    /// It waits for the others before its first start: see [`bootstrap`].
     #[default]
-    Beginning,
+    #[serde(rename = "beginning")]
+    Bootstrapping,
     /// It receives the log and has no vote.
     Learner,
     /// It follows a leader, or waits for one.
@@ -331,12 +332,12 @@ pub struct RaftNode {
 
     // Snapshots.
     /// The ones kept, oldest first, two at most.
-    marks: Vec<SnapshotMark>,
+    marks: Vec<SnapshotId>,
     /// Asked of the state machine, with the members as of its index. Its file may be there already.
-    making: Option<(SnapshotMark, SnapshotMembers)>,
-    sending: BTreeMap<NodeId, SnapshotMark>,
+    making: Option<(SnapshotId, SnapshotMembers)>,
+    sending: BTreeMap<NodeId, SnapshotId>,
     /// Received in this turn: not to be purged before raft has seen them.
-    received: Vec<SnapshotMark>,
+    received: Vec<SnapshotId>,
     bytes_since_snapshot: u64,
     last_snapshot_bytes: u64,
     outstanding_bytes: Arc<AtomicU64>,
@@ -344,7 +345,7 @@ pub struct RaftNode {
     // Others.
     gate: Arc<RwLock<PeerGate>>,
     peers: Peers,
-    beginning: Option<Beginning>,
+    beginning: Option<Bootstrapping>,
 
     // Requests.
     proposals: Proposals,
@@ -434,7 +435,7 @@ impl RaftNode {
         let bytes_since_snapshot = log.bytes_behind(applied_index);
         let raw_node = RawNode::new(&raft_config(&config, applied_index), log, &logger)
             .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))?;
-        let beginning = replayed.beginning.then(|| Beginning::new(&config));
+        let beginning = replayed.beginning.then(|| Bootstrapping::new(&config));
         let mut node = Self {
             outbox,
             commit_tx,
@@ -496,7 +497,7 @@ impl RaftNode {
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.proposals.push(proposal),
-            Input::Read(request) => self.reads.push(request.waiter),
+            Input::Read(request) => self.reads.push(request.responder),
             Input::ConfChange(request) => self.changes.push(request),
             Input::Inbound(inbound) => self.receive(inbound)?,
             Input::Report(report) => self.take_report(report)?,
@@ -692,7 +693,7 @@ impl RaftNode {
                 continue;
             }
             let metadata = message.get_snapshot().get_metadata();
-            let mark = SnapshotMark { index: metadata.index, term: metadata.term };
+            let mark = SnapshotId { index: metadata.index, term: metadata.term };
             // Not the log's: a newer one may have been made since raft asked for it.
             let data: SnapshotData =
                 codec::decode(&message.get_snapshot().data).expect("we encoded it");
@@ -714,7 +715,7 @@ impl RaftNode {
         }
         let metadata = ready.snapshot().get_metadata();
         let mark = (!ready.snapshot().is_empty())
-            .then_some(SnapshotMark { index: metadata.index, term: metadata.term });
+            .then_some(SnapshotId { index: metadata.index, term: metadata.term });
         if let Some(mark) = mark {
             assert!(
                 self.hard_state.commit >= mark.index,
@@ -783,12 +784,12 @@ impl RaftNode {
                         continue;
                     }
                     bytes += entry_bytes(&entry);
-                    let waiter = request_id.and_then(|id| self.proposals.take(id));
-                    own += u64::from(waiter.is_some());
+                    let responder = request_id.and_then(|id| self.proposals.take(id));
+                    own += u64::from(responder.is_some());
                     committed.push(CommittedEntry {
                         index: entry.index,
                         term: entry.term,
-                        waiter,
+                        responder,
                         data: entry.data,
                     });
                 }
@@ -827,7 +828,7 @@ impl RaftNode {
     fn role(&self) -> Role {
         let raft = &self.raw_node.raft;
         match raft.state {
-            _ if self.beginning.is_some() => Role::Beginning,
+            _ if self.beginning.is_some() => Role::Bootstrapping,
             StateRole::Follower if self.conf_state.learners.contains(&self.config.id) => {
                 Role::Learner
             }

@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::files::{self, FileReader, OTHER_VERSION};
-use super::wal::SnapshotMark;
+use super::wal::SnapshotId;
 use super::{Vfs, VfsFile};
 use crate::channels::SnapshotFile;
 
@@ -117,9 +117,9 @@ impl Snapshotter {
     /// # Errors
     /// [`Error::Io`].
     pub fn create(&self, index: u64, term: u64, meta: &[u8]) -> Result<SnapshotWriter> {
-        let mut file = self.temporary(SnapshotMark { index, term })?;
+        let mut file = self.temporary(SnapshotId { index, term })?;
         file.rest_per_sync = REST_PER_SYNC;
-        let header = encode_header(SnapshotMark { index, term }, meta);
+        let header = encode_header(SnapshotId { index, term }, meta);
         file.write(&header).map_err(Error::io("write to", &file.path))?;
         Ok(SnapshotWriter { application_start: file.length(), file })
     }
@@ -134,7 +134,7 @@ impl Snapshotter {
         term: u64,
         expected: SnapshotFile,
     ) -> Result<SnapshotReceiver> {
-        let mark = SnapshotMark { index, term };
+        let mark = SnapshotId { index, term };
         Ok(SnapshotReceiver { file: self.temporary(mark)?, mark, expected, excess: false })
     }
 
@@ -142,7 +142,7 @@ impl Snapshotter {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Corrupt`] if it is not as it was written.
-    pub fn load(&self, mark: SnapshotMark) -> Result<Snapshot> {
+    pub fn load(&self, mark: SnapshotId) -> Result<Snapshot> {
         load_file(&*self.vfs, &self.path(mark))
     }
 
@@ -151,7 +151,7 @@ impl Snapshotter {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn open_received(&self, mark: SnapshotMark) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
+    pub fn open_received(&self, mark: SnapshotId) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
         let path = self.path(mark);
         let file = self.vfs.open(&path).map_err(Error::io("open", &path))?;
         let opened = file.len().and_then(|length| {
@@ -172,7 +172,7 @@ impl Snapshotter {
     /// # Errors
     /// [`Error::Io`].
     pub fn open_raw(&self, index: u64, term: u64) -> Result<(u64, Box<dyn Read + Send>)> {
-        let path = self.path(SnapshotMark { index, term });
+        let path = self.path(SnapshotId { index, term });
         let file = self.vfs.open(&path).map_err(Error::io("open", &path))?;
         let length = file.len().map_err(Error::io("read the length of", &path))?;
         let reader = FileReader { file, offset: 0, end: length };
@@ -183,7 +183,7 @@ impl Snapshotter {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn set_broken(&self, mark: SnapshotMark) -> Result<PathBuf> {
+    pub fn set_broken(&self, mark: SnapshotId) -> Result<PathBuf> {
         let path = self.path(mark);
         let broken = files::with_suffix(&path, BROKEN);
         self.vfs.rename(&path, &broken).map_err(Error::io("rename", &path))?;
@@ -196,7 +196,7 @@ impl Snapshotter {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn purge(&self, keep: &[SnapshotMark]) -> Result<()> {
+    pub fn purge(&self, keep: &[SnapshotId]) -> Result<()> {
         let mut removed = false;
         for mark in self.list()? {
             if !keep.contains(&mark) {
@@ -215,16 +215,16 @@ impl Snapshotter {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn list(&self) -> Result<Vec<SnapshotMark>> {
+    pub fn list(&self) -> Result<Vec<SnapshotId>> {
         list(&*self.vfs, &self.dir)
     }
 
     /// The path of a snapshot's file, whether or not there is one.
-    pub fn path(&self, mark: SnapshotMark) -> PathBuf {
+    pub fn path(&self, mark: SnapshotId) -> PathBuf {
         path(&self.dir, mark)
     }
 
-    fn temporary(&self, mark: SnapshotMark) -> Result<TemporaryFile> {
+    fn temporary(&self, mark: SnapshotId) -> Result<TemporaryFile> {
         let final_path = self.path(mark);
         let counter = self.temporaries.fetch_add(1, Ordering::Relaxed);
         let path = files::with_suffix(&final_path, &format!(".{counter}{}", files::TEMPORARY));
@@ -275,7 +275,7 @@ pub fn load_file(vfs: &dyn Vfs, path: &Path) -> Result<Snapshot> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<SnapshotMark>> {
+pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<SnapshotId>> {
     let names = vfs.list(dir).map_err(Error::io("list", dir))?;
     let mut marks: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
     marks.sort_unstable_by_key(|mark| (mark.term, mark.index));
@@ -283,16 +283,16 @@ pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<SnapshotMark>> {
 }
 
 /// The path of a snapshot's file in `dir`.
-pub fn path(dir: &Path, mark: SnapshotMark) -> PathBuf {
+pub fn path(dir: &Path, mark: SnapshotId) -> PathBuf {
     dir.join(format!("{:016x}-{:016x}{SUFFIX}", mark.term, mark.index))
 }
 
 /// What a snapshot's file is called must be what [`Snapshotter::path`] makes of the mark.
-fn parse_name(name: &str) -> Option<SnapshotMark> {
+fn parse_name(name: &str) -> Option<SnapshotId> {
     let (term_digits, index_digits) = name.strip_suffix(SUFFIX)?.split_once('-')?;
     let term = u64::from_str_radix(term_digits, 16).ok()?;
     let index = u64::from_str_radix(index_digits, 16).ok()?;
-    (format!("{term:016x}-{index:016x}{SUFFIX}") == name).then_some(SnapshotMark { index, term })
+    (format!("{term:016x}-{index:016x}{SUFFIX}") == name).then_some(SnapshotId { index, term })
 }
 
 /// Writes a snapshot; dropped before [`finish`](Self::finish), it leaves nothing behind.
@@ -338,7 +338,7 @@ impl Write for SnapshotWriter {
 /// What `out` or `body` says; what was written till then is no snapshot.
 pub fn write_backup(
     out: &mut dyn Write,
-    mark: SnapshotMark,
+    mark: SnapshotId,
     meta: &[u8],
     body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -384,7 +384,7 @@ pub enum Received {
 /// nothing behind.
 pub struct SnapshotReceiver {
     file: TemporaryFile,
-    mark: SnapshotMark,
+    mark: SnapshotId,
     expected: SnapshotFile,
     /// More bytes came than were announced; they were not written.
     excess: bool,
@@ -537,7 +537,7 @@ fn masked(checksum: u32) -> u32 {
     checksum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-fn encode_header(mark: SnapshotMark, meta: &[u8]) -> Vec<u8> {
+fn encode_header(mark: SnapshotId, meta: &[u8]) -> Vec<u8> {
     let meta_length = u32::try_from(meta.len()).expect("the members fit far below 4 GiB");
     let mut header = Vec::with_capacity(FIXED_BYTES + meta.len() + CHECKSUM_BYTES);
     header.extend_from_slice(&MAGIC);
@@ -552,7 +552,7 @@ fn encode_header(mark: SnapshotMark, meta: &[u8]) -> Vec<u8> {
 
 /// What a file that is as it was written holds.
 struct Checked {
-    mark: SnapshotMark,
+    mark: SnapshotId,
     meta: Vec<u8>,
     file: SnapshotFile,
     /// Where the application bytes lie.
@@ -577,7 +577,7 @@ impl Fault {
 /// Checks all of a file, which must hold the snapshot `named` if there is one. The outer error is the disk's, the inner one the file's.
 fn check(
     file: &dyn VfsFile,
-    named: Option<SnapshotMark>,
+    named: Option<SnapshotId>,
 ) -> io::Result<std::result::Result<Checked, Fault>> {
     let length = file.len()?;
     let least = (FIXED_BYTES + CHECKSUM_BYTES + TRAILER_BYTES) as u64;
@@ -623,8 +623,8 @@ fn check(
 
 fn check_header(
     header: &[u8],
-    named: Option<SnapshotMark>,
-) -> std::result::Result<SnapshotMark, Fault> {
+    named: Option<SnapshotId>,
+) -> std::result::Result<SnapshotId, Fault> {
     let (magic, end) = (&header[..MAGIC.len()], header.len() - CHECKSUM_BYTES);
     if magic != MAGIC {
         let reason = format!("it begins with {magic:02x?}, a snapshot with {MAGIC:02x?}");
@@ -646,7 +646,7 @@ fn check_header(
         let reason = format!("the header's checksum is {checksum:#010x}, it says {recorded:#010x}");
         return Err(Fault::new(end as u64, reason));
     }
-    let held = SnapshotMark { index: number::<8>(header, 16), term: number::<8>(header, 24) };
+    let held = SnapshotId { index: number::<8>(header, 16), term: number::<8>(header, 24) };
     match named {
         Some(mark) if mark != held => {
             Err(Fault::new(16, format!("it holds {held:?}, its name says {mark:?}")))

@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
 use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
+use crate::ports::tls::{Tls, TlsFiles};
 use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
-use crate::tls::{Tls, TlsFiles};
 
 /// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
 const VALUE_BYTES_MAX: usize = 64 << 20;

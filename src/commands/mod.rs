@@ -9,6 +9,10 @@
 //! | 1 | it failed, or the key was never written: one line on standard error says what, and what to do |
 //! | 2 | the command line cannot be used: one line on standard error says why |
 
+pub mod client;
+pub mod inspect;
+pub mod restore;
+
 use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
@@ -17,11 +21,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::client::{Get, MemberArgs, Put, Save, StatusCommand};
+use crate::commands::client::{Get, MemberArgs, Put, Save, StatusCommand};
+use crate::commands::inspect::Inspect;
+use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
 use crate::error::{Error, Result};
-use crate::inspect::Inspect;
-use crate::restore::Restore;
 
 const EXIT_STATUSES: &str = "\
 Exit status:

@@ -1,0 +1,100 @@
+//! Changes of the members as entries of the log, in raft's own form.
+
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType};
+
+use crate::channels::NodeId;
+
+/// What an entry of the log changes about the members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Add a member without a vote.
+    AddLearner {
+        /// The new member, an id never used before.
+        id: NodeId,
+        /// Its peer URL.
+        url: String,
+    },
+    /// Add a member with a vote: one of the first members.
+    AddVoter {
+        /// The new member.
+        id: NodeId,
+        /// Its peer URL.
+        url: String,
+    },
+    /// Give a learner a vote.
+    Promote {
+        /// The learner.
+        id: NodeId,
+    },
+    /// Change where a member listens for its peers. This means nothing to raft.
+    Move {
+        /// The member.
+        id: NodeId,
+        /// Its new peer URL.
+        url: String,
+    },
+    /// Remove a member for good.
+    Remove {
+        /// The member.
+        id: NodeId,
+    },
+}
+
+/// `ConfChange::id`, which raft leaves to the program: it distinguishes the changes that are all
+/// `AddNode` to raft.
+const AS_NAMED: u64 = 0;
+const PROMOTION: u64 = 1;
+const MOVE: u64 = 2;
+
+impl MemberChange {
+    /// Decodes the data of an entry, and returns raft's form of the change as well.
+    ///
+    /// # Errors
+    /// Why the data is not a change that a member proposes.
+    pub fn decode(data: &[u8]) -> Result<(ConfChange, Self), String> {
+        let mut conf_change = ConfChange::default();
+        conf_change.merge_from_bytes(data).map_err(|error| error.to_string())?;
+        let id = conf_change.node_id;
+        let url = || {
+            std::str::from_utf8(&conf_change.context)
+                .map(str::to_owned)
+                .map_err(|_| format!("the URL of member {id} is not UTF-8"))
+        };
+        let change = match (conf_change.get_change_type(), conf_change.id) {
+            (ConfChangeType::AddNode, AS_NAMED) => Self::AddVoter { id, url: url()? },
+            (ConfChangeType::AddNode, PROMOTION) => Self::Promote { id },
+            (ConfChangeType::AddNode, MOVE) => Self::Move { id, url: url()? },
+            (ConfChangeType::AddLearnerNode, AS_NAMED) => Self::AddLearner { id, url: url()? },
+            (ConfChangeType::RemoveNode, AS_NAMED) => Self::Remove { id },
+            (change, kind) => return Err(format!("{change:?} of kind {kind} for member {id}")),
+        };
+        Ok((conf_change, change))
+    }
+
+    /// Raft's form of the change. As in the original, the URL is the context.
+    pub fn to_conf_change(&self) -> ConfChange {
+        let (kind, change_type, id, url) = match self {
+            Self::AddLearner { id, url } => {
+                (AS_NAMED, ConfChangeType::AddLearnerNode, id, &url[..])
+            }
+            Self::AddVoter { id, url } => (AS_NAMED, ConfChangeType::AddNode, id, &url[..]),
+            Self::Promote { id } => (PROMOTION, ConfChangeType::AddNode, id, ""),
+            Self::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, &url[..]),
+            Self::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, ""),
+        };
+        let mut conf_change = ConfChange {
+            id: kind,
+            node_id: *id,
+            context: url.to_owned().into(),
+            ..ConfChange::default()
+        };
+        conf_change.set_change_type(change_type);
+        conf_change
+    }
+
+    /// The data of the entry that carries the change.
+    pub fn encode(&self) -> Vec<u8> {
+        self.to_conf_change().write_to_bytes().expect("a change of members can be encoded")
+    }
+}

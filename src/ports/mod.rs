@@ -1,0 +1,6 @@
+//! What the ports share: [`listener`] accepts connections within bounds, [`tls`] authenticates them,
+//! and [`admin`] is the port for operators.
+
+pub mod admin;
+pub mod listener;
+pub mod tls;
