@@ -38,7 +38,6 @@ use std::time::{Duration, Instant};
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{RawNode, StateRole};
-use serde::{Deserialize, Serialize};
 use slog::{Logger, debug, error, info};
 use tokio::sync::{mpsc, watch};
 
@@ -63,6 +62,7 @@ pub mod replay;
 pub mod requests;
 pub mod serve;
 pub mod snapshots;
+pub mod status;
 pub mod validate;
 
 use bootstrap::Bootstrapping;
@@ -71,6 +71,7 @@ use peers::Peers;
 pub use replay::Replayed;
 use requests::{Confirmers, Proposals, Reads};
 pub use serve::{RaftNodeHandle, new_raft_node};
+pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus};
 
 /// A snapshot is due after this much log, however few entries that is.
 const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
@@ -160,137 +161,6 @@ pub enum Input {
     Report(PeerReport),
     /// Time.
     Tick,
-}
-
-/// What the outside may know of a node at any moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// This member.
-    pub id: NodeId,
-    /// Its cluster; 0 while it joins one.
-    pub cluster_id: u64,
-    /// What it is to the others.
-    pub role: Role,
-    /// This member's term.
-    pub term: Term,
-    /// Whom it voted for in this term; 0 if nobody.
-    pub vote: NodeId,
-    /// The leader it follows, itself included; 0 if none is known.
-    pub leader: NodeId,
-    /// The last entry known to be committed.
-    pub commit: Index,
-    /// The last entry handed to the state machine.
-    pub applied: Index,
-    /// The index of the newest snapshot.
-    pub snapshot: Index,
-    /// The first entry in the log.
-    pub first: Index,
-    /// The last entry in the log.
-    pub last: Index,
-    /// True once raft runs: see [`bootstrap`].
-    pub begun: bool,
-    /// The members.
-    pub members: Members,
-    /// Those of them that have no vote.
-    pub learners: Vec<NodeId>,
-    /// What changes without anything to see in raft; as of the last tick.
-    pub tick: TickStatus,
-}
-
-/// The part of a [`Status`] that is made once in a tick.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TickStatus {
-    /// Milliseconds since the process started.
-    pub uptime_ms: u64,
-    /// The program's version.
-    pub version: String,
-    /// Bytes of the log's segments.
-    pub wal_bytes: u64,
-    /// Keys in the store, as the store counts them.
-    pub keys: u64,
-    /// Bytes of the store's keys and values.
-    pub store_bytes: u64,
-    /// PUTs that were acknowledged, and the microseconds that they took together.
-    pub puts: (u64, u64),
-    /// GETs that were answered with a value, and the microseconds that they took together.
-    pub gets: (u64, u64),
-    /// The other members, and who else was heard from lately.
-    pub peers: BTreeMap<NodeId, PeerStatus>,
-}
-
-/// What a member is to the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// It waits for the others before its first start: see [`bootstrap`].
-    #[default]
-    #[serde(rename = "beginning")]
-    Bootstrapping,
-    /// It receives the log and has no vote.
-    Learner,
-    /// It follows a leader, or waits for one.
-    Follower,
-    /// It asks whether it would be elected.
-    PreCandidate,
-    /// It asks to be elected.
-    Candidate,
-    /// It leads.
-    Leader,
-}
-
-/// What a member knows of another.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerStatus {
-    /// Milliseconds since it was heard from; `None` if it never was. Members speak to their leader
-    /// alone, so followers do not hear of each other.
-    pub heard_ms: Option<u64>,
-    /// Raft messages sent to it.
-    pub sent: Sent,
-    /// How far it has come, at a leader.
-    pub progress: Option<Progress>,
-    /// What it said of itself, and how many milliseconds ago: only while somebody
-    /// [watches](crate::metrics::Counts::watch).
-    #[serde(skip)]
-    pub status: Option<(u64, Box<Status>)>,
-}
-
-/// Raft messages sent to one peer, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sent {
-    /// Entries, and answers to them.
-    pub append: u64,
-    /// Heartbeats, and answers to them.
-    pub heartbeat: u64,
-    /// All that belongs to an election.
-    pub vote: u64,
-    /// Snapshots.
-    pub snapshot: u64,
-    /// Writes and reads passed on to the leader, and the rest.
-    pub other: u64,
-}
-
-/// How far a peer has come, as its leader sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The last entry that it is known to have.
-    pub matched: Index,
-    /// The next entry to send to it.
-    pub next: Index,
-    /// How it is sent entries.
-    pub state: SendState,
-}
-
-/// How a leader sends entries to a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SendState {
-    /// One message at a time, to find out where its log ends.
-    #[default]
-    Probe,
-    /// As they come.
-    Replicate,
-    /// Not before the snapshot has arrived that is on its way.
-    Snapshot,
 }
 
 /// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
