@@ -115,7 +115,7 @@ async fn read_commits(
 async fn start(dir: &Path) -> Result<(Counter, RaftNodeHandle)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let flags = ["raftexample", "--snapshot-count", "10", "--snapshot-catch-up-entries", "5"];
-    let mut config = Config::try_parse_from(flags)?.node_config()?;
+    let mut config = Config::try_parse_from(flags)?.node_config();
     config.data_dir = dir.to_owned();
 
     let (propose_tx, propose_rx) = mpsc::channel(REQUESTS_MAX);

@@ -46,7 +46,7 @@ async fn main() -> Result<()> {
 async fn start(dir: &Path) -> Result<(KvStore, RaftNodeHandle)> {
     let logger = Logger::root(Discard, o!());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let mut config = Config::try_parse_from(["raftexample"])?.node_config()?;
+    let mut config = Config::try_parse_from(["raftexample"])?.node_config();
     config.data_dir = dir.to_owned();
 
     let (propose_tx, propose_rx) = mpsc::channel(REQUESTS_MAX);

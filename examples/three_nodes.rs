@@ -76,7 +76,7 @@ fn start(
     let urls: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
     let (id, urls) = (id.to_string(), urls.join(","));
     let flags = ["raftexample", "--id", &id, "--cluster", &urls];
-    let mut config = Config::try_parse_from(flags)?.node_config()?;
+    let mut config = Config::try_parse_from(flags)?.node_config();
     config.data_dir = dir.to_owned();
 
     let logger = Logger::root(Discard, o!());

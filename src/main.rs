@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 /// Runs a member until it is told to stop, or has to.
 async fn run(config: Config, logger: Logger) -> Result<()> {
     raise_descriptor_limit()?;
-    let node_config = config.node_config()?;
+    let node_config = config.node_config();
     let metrics = node_config.metrics.clone();
     let election_timeout = config.tick * config.election_ticks as u32;
     let peer_tls = config.peer_tls(metrics.clone(), logger.clone())?;

@@ -431,15 +431,9 @@ impl Config {
         SocketAddr::new(self.host.unwrap_or(default.into()), self.port)
     }
 
-    /// What the raft node is started with.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the operating system has no random bits.
-    pub fn node_config(&self) -> Result<NodeConfig> {
-        let random = || {
-            getrandom::u64().map_err(|error| Error::Config(format!("no random numbers: {error}")))
-        };
-        Ok(NodeConfig {
+    /// The configuration of the raft node.
+    pub fn node_config(&self) -> NodeConfig {
+        NodeConfig {
             id: self.id,
             url: self.own_url(),
             cluster: self.cluster.clone(),
@@ -453,10 +447,8 @@ impl Config {
             randomized_election_ticks: self.election_ticks..2 * self.election_ticks,
             heartbeat_ticks: self.heartbeat_ticks,
             request_timeout: self.request_timeout,
-            boot: random()?,
-            incarnation: random()?,
-            metrics: Metrics::default(),
-        })
+            ..NodeConfig::default()
+        }
     }
 }
 
@@ -514,6 +506,17 @@ mod tests {
         assert_eq!(config.own_url(), "http://127.0.0.1:9021");
         assert_eq!(config.client_address().to_string(), "127.0.0.1:9121");
         assert!(!config.join);
+    }
+
+    #[test]
+    fn a_node_without_flags_has_the_default_configuration() {
+        let metrics = Metrics::default();
+        let shown = |config| {
+            let metrics = metrics.clone();
+            format!("{:?}", NodeConfig { boot: 1, incarnation: 1, metrics, ..config })
+        };
+        let config = config("").expect("the defaults can be used");
+        assert_eq!(shown(config.node_config()), shown(NodeConfig::default()));
     }
 
     #[test]

@@ -30,11 +30,9 @@
 //! snapshots; [`serve`] is the task.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{RawNode, StateRole};
@@ -49,7 +47,6 @@ use crate::channels::{
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
 use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
-use crate::metrics::Metrics;
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::snapshotter::Snapshotter;
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
@@ -57,6 +54,7 @@ use crate::transport::Inbound;
 
 pub mod bootstrap;
 pub mod changes;
+mod config;
 pub mod peers;
 pub mod replay;
 pub mod requests;
@@ -67,6 +65,8 @@ pub mod validate;
 
 use bootstrap::Bootstrapping;
 use changes::Changes;
+use config::raft_config;
+pub use config::{NodeConfig, SNAPSHOT_COUNT};
 use peers::Peers;
 pub use replay::Replayed;
 use requests::{Confirmers, Proposals, Reads};
@@ -75,8 +75,6 @@ pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus
 
 /// A snapshot is due after this much log, however few entries that is.
 const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
-/// Entries between two snapshots by default; the original's figure.
-pub const SNAPSHOT_COUNT: u64 = 10_000;
 /// A snapshot larger than this is not followed by another before as much log has gathered.
 const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
 /// No more log than this is kept behind a snapshot for members that are a little behind.
@@ -89,45 +87,6 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const APPEND_BYTES_MAX: u64 = 1 << 20;
 /// Appends on their way to one member; the original's figure.
 const INFLIGHT_APPENDS_MAX: usize = 256;
-
-/// What a node is started with.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// This member.
-    pub id: NodeId,
-    /// Where it listens for its peers, as the others know it.
-    pub url: String,
-    /// The `--cluster` list.
-    pub cluster: Vec<String>,
-    /// True if it joins a cluster that runs already.
-    pub join: bool,
-    /// The cluster's id where it was given; by default it is derived from the list.
-    pub cluster_id: Option<u64>,
-    /// Where the two directories are made.
-    pub data_dir: PathBuf,
-    /// Entries between two snapshots; from [`SNAPSHOT_COUNT`] on, more if the last one was large.
-    pub snapshot_count: u64,
-    /// Entries kept behind a snapshot.
-    pub snapshot_catch_up_entries: u64,
-    /// The length of a tick.
-    pub tick: Duration,
-    /// The election timeout in ticks: the shortest time without a leader before an election, unless a
-    /// member is alone.
-    pub election_ticks: usize,
-    /// What raft draws each member's timeout from, in ticks, `election_ticks` at least (paper 5.2).
-    /// It is the node's one source of chance: a range of one tick leaves none.
-    pub randomized_election_ticks: Range<usize>,
-    /// Ticks between heartbeats.
-    pub heartbeat_ticks: usize,
-    /// How long a change of members that another member passed on may take.
-    pub request_timeout: Duration,
-    /// 64 random bits that name this run.
-    pub boot: u64,
-    /// 64 random bits that name the data directory, if it has to be made.
-    pub incarnation: u64,
-    /// Where the node counts what it does.
-    pub metrics: Metrics,
-}
 
 /// What a node sends: the seam to the network. No method may block.
 pub trait Outbox: Send {
@@ -254,31 +213,6 @@ struct Leaving {
 
 fn holds_change(entries: &[Entry]) -> bool {
     entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
-}
-
-/// raft's configuration, every field set: its defaults are not for use.
-fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
-    raft::Config {
-        id: config.id,
-        election_tick: config.election_ticks,
-        heartbeat_tick: config.heartbeat_ticks,
-        applied,
-        max_size_per_msg: APPEND_BYTES_MAX,
-        max_inflight_msgs: INFLIGHT_APPENDS_MAX,
-        // A leader that lost its majority steps down, and a member that was cut off does not
-        // disturb the others when it comes back.
-        check_quorum: true,
-        pre_vote: true,
-        min_election_tick: config.randomized_election_ticks.start,
-        max_election_tick: config.randomized_election_ticks.end,
-        read_only_option: raft::ReadOnlyOption::Safe,
-        skip_bcast_commit: false,
-        // Without it 64 proposals are 256 messages, with it four.
-        batch_append: true,
-        priority: 0,
-        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
-        max_committed_size_per_ready: OUTSTANDING_BYTES_MAX,
-    }
 }
 
 impl RaftNode {
