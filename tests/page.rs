@@ -7,9 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "processes/harness.rs"]
-#[allow(dead_code)]
-mod harness;
+mod support;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -21,10 +19,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{Client, Cluster, FAST, PATIENCE, Signal, Site, eventually, owned, request, skip};
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use support::processes::{
+    Client, Cluster, FAST, PATIENCE, Signal, Site, eventually, owned, request, skip,
+};
 use tempfile::TempDir;
 
 /// The bound: a dead member is shown as dead within it.

@@ -24,13 +24,16 @@ use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::raft_node::{NodeConfig, RaftNodeHandle, Status, new_raft_node};
 use raftexample::storage::{DiskVfs, Vfs, VfsFile};
 use reqwest::header::HeaderMap;
-use slog::{Drain, Level, Logger, OwnedKVList, Record, o};
+use slog::{Level, Logger};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::config::config;
+use crate::support::logs;
 
 /// A quarter of the default, so that elections are quick.
 pub const TICK: Duration = Duration::from_millis(25);
@@ -172,22 +175,17 @@ impl Cluster {
             peer_port.address
         };
         let config = NodeConfig {
-            id,
             url: format!("http://{address}"),
             cluster: Vec::new(),
             join,
-            cluster_id: None,
             data_dir: self.dir.path().to_owned(),
             snapshot_count: self.options.snapshot_count,
             snapshot_catch_up_entries: self.options.snapshot_catch_up_entries,
             tick: TICK,
             election_ticks: ELECTION_TICKS,
             randomized_election_ticks: ELECTION_TICKS..2 * ELECTION_TICKS,
-            heartbeat_ticks: 1,
             request_timeout: self.options.request_timeout,
-            boot: 0,
-            incarnation: 0,
-            metrics: Default::default(),
+            ..config(id, 0)
         };
         let lines = Arc::default();
         let (next_port, running) = (None, None);
@@ -837,27 +835,16 @@ impl VfsFile for PoweredFile {
 }
 
 /// Keeps a member's lines for the test, and prints them if `RAFTEXAMPLE_TEST_LOG` is set.
-struct Capture {
-    id: NodeId,
-    lines: Arc<Mutex<Vec<String>>>,
-    print: bool,
-}
-
-impl Drain for Capture {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> std::result::Result<(), slog::Never> {
-        let line = record.msg().to_string();
-        if self.print {
-            eprintln!("{} {} {line}", self.id, record.level().as_short_str());
-        }
-        self.lines.lock().unwrap().push(line);
-        Ok(())
-    }
-}
-
 pub fn logger(id: NodeId, lines: Arc<Mutex<Vec<String>>>) -> Logger {
     let print = std::env::var_os("RAFTEXAMPLE_TEST_LOG").is_some();
-    Logger::root(Capture { id, lines, print }.filter_level(Level::Info).fuse(), o!())
+    logs::logger(move |record| {
+        if !record.level().is_at_least(Level::Info) {
+            return;
+        }
+        let line = record.msg().to_string();
+        if print {
+            eprintln!("{id} {} {line}", record.level().as_short_str());
+        }
+        lines.lock().unwrap().push(line);
+    })
 }

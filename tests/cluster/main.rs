@@ -1,6 +1,9 @@
 //! Clusters of members in one process, over the real network and the real disk.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 /// Members, ports, proxies and clients: what the tests are made of.
 mod harness;
 

@@ -6,7 +6,7 @@ use std::io;
 use raftexample::channels::MemberRequest;
 use raftexample::raft_node::{Input, NodeConfig};
 
-use crate::harness::*;
+use crate::support::memory::*;
 
 const SEGMENT_BYTES: u64 = 512;
 const SURVIVALS: [Survives; 5] = [

@@ -14,7 +14,8 @@ use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
 use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
 
-use crate::harness::*;
+use crate::support::memory::*;
+use crate::support::random::Random;
 
 /// A few frames long; most frames lie in two or three sectors.
 const SEGMENT_BYTES: u64 = 4096;
@@ -307,7 +308,7 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
     let joined = Identity { cluster_id: 7, ..known };
     wal.save(&Frame { identity: Some(&joined), ..Frame::default() }).unwrap();
     note(purged);
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let (mut next, mut term, mut marks) = (1, 1, [0, 0]);
     for round in 0..40_u64 {
         if round % 9 == 8 {

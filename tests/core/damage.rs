@@ -17,7 +17,8 @@ use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::{Frame, Identity, SnapshotId, Wal};
 use raftexample::storage::{DiskVfs, Vfs};
 
-use crate::harness::*;
+use crate::support::logs;
+use crate::support::memory::*;
 
 fn single() -> NodeConfig {
     NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
@@ -498,7 +499,7 @@ fn on_disk(sample: &Sample) -> tempfile::TempDir {
 
 fn open_on_disk(dir: &Path, id: NodeId) -> Result<()> {
     let config = NodeConfig { data_dir: dir.into(), id, ..single() };
-    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let logger = logs::discard();
     replay_wal(&config, Arc::new(DiskVfs), &logger).map(|_| ())
 }
 

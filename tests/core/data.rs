@@ -10,7 +10,8 @@ use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
 use raftexample::storage::DiskVfs;
 
-use crate::harness::*;
+use crate::support::logs;
+use crate::support::memory::*;
 
 /// From version 2 on a segment is closed, so there are several.
 const SEGMENT_BYTES: u64 = 512;
@@ -153,7 +154,7 @@ fn check_opened_on_a_real_disk(version: u32) {
         }
     }
     let config = NodeConfig { data_dir: temporary.path().into(), ..single() };
-    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let logger = logs::discard();
     let vfs = Arc::new(DiskVfs);
     let first = raftexample::raft_node::replay::replay_wal(&config, vfs.clone(), &logger).unwrap();
     let second = raftexample::raft_node::replay::replay_wal(&config, vfs, &logger);

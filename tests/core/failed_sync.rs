@@ -9,7 +9,7 @@ use raftexample::raft_node::NodeConfig;
 use raftexample::storage::{Vfs, VfsFile};
 
 use crate::crash::{check_recovery, lagging_follower, recover, start, thirty_puts};
-use crate::harness::*;
+use crate::support::memory::*;
 
 /// The disk that these tests stand on.
 #[test]

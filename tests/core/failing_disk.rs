@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use crate::crash::{check_recovery, lagging_follower, thirty_puts};
-use crate::harness::*;
+use crate::support::memory::*;
 
 const KINDS: [ErrorKind; 2] = [ErrorKind::Other, ErrorKind::StorageFull];
 

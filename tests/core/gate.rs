@@ -19,7 +19,7 @@ use raftexample::storage::wal::SnapshotId;
 use raftexample::transport::{Inbound, InboundBody, PEER_BODY_BYTES};
 use tokio::sync::oneshot;
 
-use crate::harness::*;
+use crate::support::memory::*;
 
 /// A stranger's header, right in everything.
 fn stranger(member: &Member, id: u64) -> PeerHeader {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::crash::lagging_follower;
-use crate::harness::*;
+use crate::support::memory::*;
 
 fn check(name: &str, lines: &[String]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/core/golden").join(name);

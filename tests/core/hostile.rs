@@ -10,8 +10,8 @@ use raftexample::channels::{Ack, RequestId};
 use raftexample::error::Error;
 use raftexample::raft_node::Input;
 
-use crate::forging::*;
-use crate::harness::*;
+use crate::support::memory::forging::*;
+use crate::support::memory::*;
 
 /// A number near what the victim knows, or anywhere.
 fn number() -> impl Strategy<Value = u64> {

@@ -4,8 +4,8 @@ use raftexample::channels::{Ack, ConfChangeRequest, MemberRequest, ReadRequest, 
 use raftexample::error::RequestError;
 use raftexample::raft_node::Input;
 
-use crate::forging::Role;
-use crate::harness::*;
+use crate::support::memory::forging::Role;
+use crate::support::memory::*;
 
 const MEBIBYTE: usize = 1 << 20;
 /// As large as a value gets, so that few are needed.

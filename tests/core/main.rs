@@ -1,12 +1,8 @@
 //! The synchronous core of a node, driven without threads, clocks or disks.
 //!
-//! [`harness`] puts an in-memory file system, a list of outgoing messages and a hand-driven clock in
-//! place of the real ones; the other files are the behaviours.
+//! [`support::memory`] replaces its files, messages and clock. Each file here is one behaviour.
 
 #![allow(clippy::unwrap_used, missing_docs)]
-
-mod forging;
-mod harness;
 
 mod crash;
 mod crash_states;
@@ -22,3 +18,5 @@ mod members;
 mod poison;
 mod recovery;
 mod requests;
+#[path = "../support/mod.rs"]
+mod support;

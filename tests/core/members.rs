@@ -7,7 +7,7 @@ use raftexample::channels::{Ack, MemberRequest, PeerHeader, PeerReport};
 use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig};
 
-use crate::harness::*;
+use crate::support::memory::*;
 
 /// What `from` has sent to `to` so far; what it sent to others is lost.
 fn sent_to(network: &mut Network, from: u64, to: u64) -> Vec<Message> {

@@ -6,7 +6,7 @@ use raft::eraftpb::{ConfChange, ConfChangeType, EntryType, Message, MessageType}
 use raftexample::channels::{MemberRequest, PeerHeader};
 use raftexample::raft_node::{Input, NodeConfig};
 
-use crate::harness::*;
+use crate::support::memory::*;
 
 /// Each with what a member logs of it.
 fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {

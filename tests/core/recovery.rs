@@ -10,8 +10,8 @@ use raftexample::raft_node::replay::wal_dir;
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::storage::wal::{Frame, Identity, Wal};
 
-use crate::forging::{forged, from_peer};
-use crate::harness::*;
+use crate::support::memory::forging::{forged, from_peer};
+use crate::support::memory::*;
 
 fn single() -> NodeConfig {
     NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }

@@ -8,7 +8,7 @@ use raftexample::channels::{Ack, Acknowledged, MemberRequest, PeerReport, Reques
 use raftexample::raft_node::Input;
 
 use crate::crash::lagging_follower;
-use crate::harness::*;
+use crate::support::memory::*;
 
 fn heartbeat(from: u64, to: u64, term: u64) -> Message {
     let mut message = Message { from, to, term, ..Message::default() };

@@ -11,10 +11,10 @@ use std::sync::{Arc, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::harness::{Answer, Client, PATIENCE, eventually};
 use crate::history::{Clock, History};
-use crate::linearizability::{Action, Operation};
-use crate::runner::Random;
+use crate::support::linearizability::{Action, Operation};
+use crate::support::processes::{Answer, Client, PATIENCE, eventually};
+use crate::support::random::Random;
 
 /// How long a client waits for an answer before it gives the request up.
 const TIMEOUT_MS: std::ops::Range<u64> = 200..1000;
@@ -71,7 +71,7 @@ impl Clients {
             let recorder = Recorder {
                 number: number as u64,
                 shared: shared.clone(),
-                random: Random(random.next()),
+                random: Random::new(random.next()),
                 connections: BTreeMap::new(),
                 history: History::new(&shared.keys),
             };

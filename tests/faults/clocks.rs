@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Cluster, Site, owned, serves, skip};
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::{Cluster, Site, owned, serves, skip};
 
 /// Acknowledged between two faults.
 const WRITES: usize = 30;

@@ -13,10 +13,10 @@ use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::{Recovered, Wal};
-use slog::{Discard, Logger, o};
 use tokio::sync::mpsc;
 
-use crate::harness::{files_in, leaders};
+use crate::support::logs;
+use crate::support::processes::{files_in, leaders};
 
 /// Asserts what holds between the members in `dir`, none of which runs: those in `ids`, which were
 /// up to date when they stopped, and those that were removed or given up before.
@@ -77,7 +77,7 @@ impl Stopped {
         if index > self.commit || base.is_none() && start > 0 {
             return None;
         }
-        let logger = Logger::root(Discard, o!());
+        let logger = logs::discard();
         let (_store, mut reader) = KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logger);
         let mut applied = 0;
         if let Some(((at, term), bytes)) = base {

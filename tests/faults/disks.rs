@@ -5,11 +5,11 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{
+use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::mounts::Mount;
+use crate::support::processes::{
     Client, Cluster, PATIENCE, Place, Process, Signal, Site, eventually, owned, serves, skip,
 };
-use crate::mounts::Mount;
-use crate::runner::{FAST, Run, SMALL, rounds};
 
 /// Acknowledged between two faults.
 const WRITES: usize = 30;

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::linearizability::{Action, Operation, check};
+use crate::support::linearizability::{Action, Operation, check};
 
 /// The client that reads everything once more at the end of a round.
 pub const LAST_READER: u64 = u64::MAX;

@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::Cluster;
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::Cluster;
 
 /// Acknowledged between two faults.
 const WRITES: usize = 50;

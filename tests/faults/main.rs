@@ -23,16 +23,9 @@ mod clients;
 mod clocks;
 mod compare;
 mod disks;
-#[path = "../processes/harness.rs"]
-#[allow(dead_code)]
-mod harness;
 mod history;
 mod kills;
-#[path = "../support/linearizability.rs"]
-mod linearizability;
 mod members;
-#[path = "../support/mounts.rs"]
-mod mounts;
 mod namespaces;
 mod network;
 mod pauses;
@@ -43,5 +36,7 @@ mod scarcity;
 mod signals;
 mod slow_clients;
 mod snapshots;
+#[path = "../support/mod.rs"]
+mod support;
 mod unsafe_flags;
 mod wiped;

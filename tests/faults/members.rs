@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clients::Clients;
-use crate::harness::{Answer, PATIENCE, eventually, request};
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::{Answer, PATIENCE, eventually, request};
 
 const MEMBERS_MAX: usize = 5;
 /// Acknowledged after each change.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::harness::{owned, skip};
+use crate::support::processes::{owned, skip};
 
 /// What makes the names of a network its own. The kernel takes 15 bytes.
 const PREFIX: &str = "rfx";

@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clients::Load;
-use crate::harness::{Client, Cluster, Place, Site, serves, skip};
 use crate::namespaces::Network;
 use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, SMALL, rounds};
+use crate::support::processes::{Client, Cluster, Place, Site, serves, skip};
 
 /// Acknowledged between two faults.
 const WRITES: usize = 20;

@@ -6,8 +6,8 @@
 
 use std::thread;
 
-use crate::harness::Signal;
 use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, rounds};
+use crate::support::processes::Signal;
 
 /// Acknowledged before, between and after.
 const WRITES: usize = 50;

@@ -9,11 +9,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::disks::places_on;
-use crate::harness::{
+use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::mounts::{Journal, Mount, cut_power};
+use crate::support::processes::{
     Client, Cluster, PATIENCE, Site, eventually, eventually_some, get, owned, serves, skip,
 };
-use crate::mounts::{Journal, Mount, cut_power};
-use crate::runner::{FAST, Run, SMALL, rounds};
 
 /// Acknowledged between two faults.
 const WRITES: usize = 50;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Cluster, PATIENCE, serves};
-use crate::runner::{Random, rounds, seed};
+use crate::runner::{rounds, seed};
+use crate::support::processes::{Client, Cluster, PATIENCE, serves};
+use crate::support::random::Random;
 
 const KILLS: usize = 100;
 /// With default flags: ten ticks of 100 ms.
@@ -19,7 +20,7 @@ const CALM: Duration = Duration::from_millis(500);
 #[test]
 #[ignore = "long: 100 kills of the leader; needs a machine that does nothing else"]
 fn writes_resume_within_two_election_timeouts_in_95_of_100_leader_kills_and_within_five_in_all() {
-    let mut random = Random(seed());
+    let mut random = Random::new(seed());
     let mut cluster = Cluster::start(3, &[]);
     let mut took = Vec::new();
     for kill in 0..rounds(KILLS) {

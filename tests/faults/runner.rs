@@ -5,46 +5,17 @@ use std::time::Duration;
 
 use crate::clients::{Clients, Load};
 use crate::compare::compare;
-use crate::harness::{Client, Cluster, PATIENCE, Signal, eventually_some, get};
 use crate::history::{Clock, History, LAST_READER};
-use crate::linearizability::{Action, Operation};
+use crate::support::linearizability::{Action, Operation};
+use crate::support::processes::{Client, Cluster, PATIENCE, Signal, eventually_some, get};
+use crate::support::random::Random;
 
 /// Election timeouts as short as a busy machine allows: time is not what these tests are about.
-pub const FAST: [&str; 2] = crate::harness::FAST;
+pub const FAST: [&str; 2] = crate::support::processes::FAST;
 /// The shortest election timeout with [`FAST`]: ten ticks.
 pub const FAST_ELECTION_TIMEOUT: Duration = Duration::from_millis(200);
 /// Snapshots and compactions under way all the time.
 pub const SMALL: [&str; 4] = ["--snapshot-count", "200", "--snapshot-catch-up-entries", "50"];
-
-/// Repeatable numbers (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn within(&mut self, range: std::ops::Range<u64>) -> u64 {
-        range.start + self.below(range.end - range.start)
-    }
-
-    pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len() as u64) as usize]
-    }
-
-    /// A time up to `most`, to the millisecond.
-    pub fn time(&mut self, most: Duration) -> Duration {
-        Duration::from_millis(self.below(most.as_millis() as u64 + 1))
-    }
-}
 
 /// The rounds of a test: `FAULTS_ROUNDS`, or else its own number.
 pub fn rounds(default: usize) -> usize {
@@ -120,7 +91,7 @@ impl Run {
     /// A run of members that run already.
     pub fn with(kind: &str, cluster: Cluster) -> Self {
         let seed = seed();
-        let (random, tally) = (Random(seed), Tally::new(kind));
+        let (random, tally) = (Random::new(seed), Tally::new(kind));
         Self { cluster, random, tally, clock: Clock::start(), seed, loads: 0 }
     }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Process, skip};
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::{Process, skip};
 
 /// Acknowledged between two faults.
 const WRITES: usize = 30;

@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Signal, eventually};
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::{Client, PATIENCE, Signal, eventually};
 
 /// Acknowledged before and after.
 const WRITES: usize = 50;

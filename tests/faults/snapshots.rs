@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clients::Clients;
-use crate::harness::{PATIENCE, Signal, eventually, files_in, put, serves};
 use crate::runner::{FAST, Run, rounds};
+use crate::support::processes::{PATIENCE, Signal, eventually, files_in, put, serves};
 
 const SMALL: [&str; 4] = ["--snapshot-count", "100", "--snapshot-catch-up-entries", "10"];
 /// Written while a member is away: whoever leads then has dropped what it misses.

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::harness::PATIENCE;
 use crate::runner::{FAST, Run, SMALL, rounds};
+use crate::support::processes::PATIENCE;
 
 /// Acknowledged between two steps.
 const WRITES: usize = 30;

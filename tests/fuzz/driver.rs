@@ -15,11 +15,8 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../core/forging.rs"]
-mod forging;
-#[allow(dead_code)]
-#[path = "../core/harness.rs"]
-mod harness;
+#[path = "../support/mod.rs"]
+mod support;
 mod targets;
 
 static TARGET: OnceLock<targets::Target> = OnceLock::new();

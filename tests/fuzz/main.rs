@@ -5,11 +5,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "../core/forging.rs"]
-mod forging;
-#[allow(dead_code)] // It is the harness of the tests of the core, which use all of it.
-#[path = "../core/harness.rs"]
-mod harness;
+#[path = "../support/mod.rs"]
+mod support;
 mod targets;
 
 use proptest::prelude::*;

@@ -1,6 +1,6 @@
 //! Small histories, each with one thing to say.
 
-use crate::linearizability::{Operation, check};
+use crate::support::linearizability::{Operation, check};
 use crate::{is_linearizable, read, unknown_write, write};
 
 #[test]

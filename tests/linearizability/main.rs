@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod by_hand;
-#[path = "../support/linearizability.rs"]
-mod linearizability;
 mod random;
 mod second_opinion;
+#[path = "../support/mod.rs"]
+mod support;
 
-use linearizability::{Action, Operation, check, search};
+use support::linearizability::{Action, Operation, check, search};
 
 fn write(value: u32, invoked: u64, completed: u64) -> Operation<u32> {
     Operation { client: 1, action: Action::Write(value), invoked, completed: Some(completed) }

@@ -14,7 +14,7 @@ use proptest::sample::Index;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{RngSeed, TestRunner};
 
-use crate::linearizability::{Action, Operation, check, search};
+use crate::support::linearizability::{Action, Operation, check, search};
 use crate::{is_linearizable, read, unknown_write, write};
 
 /// Runs the test on so many random values, the same in each run, and prints the smallest that fails.

@@ -8,7 +8,7 @@ use std::process::Command;
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::{Action as Event, History, Specification};
 
-use crate::linearizability::{Action, Operation, search_orders};
+use crate::support::linearizability::{Action, Operation, search_orders};
 
 struct Register;
 

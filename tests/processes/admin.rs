@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use prometheus_parse::{LineInfo, Scrape, Value as Sample};
 use serde_json::Value;
 
-use super::harness::{
+use crate::support::processes::{
     Answer, Client, Cluster, FAST, PATIENCE, Process, Signal, Site, eventually, eventually_some,
     owned, put, request, run, serves, skip,
 };

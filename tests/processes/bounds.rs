@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::harness::{
+use crate::support::processes::{
     ANSWER_TIMEOUT, BINARY, Client, Cluster, FAST, PATIENCE, Site, eventually, files_in, get, put,
     serves, skip,
 };

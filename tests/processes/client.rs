@@ -13,11 +13,11 @@ use std::thread;
 use serde_json::Value;
 
 use super::admin::{admin, json, leader, start};
-use super::harness::{
+use super::tls::{Authority, install};
+use crate::support::processes::{
     BINARY, Cluster, FAST, PATIENCE, Ran, Site, assert_holds, eventually, eventually_some, owned,
     put, request, run, serves,
 };
-use super::tls::{Authority, install};
 
 fn url(address: SocketAddr) -> String {
     format!("http://{address}")

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::harness::{BINARY, Client, FAST, PATIENCE, Process, Site, assert_holds, serves, skip};
-use super::mounts::Mount;
+use crate::support::mounts::Mount;
+use crate::support::processes::{
+    BINARY, Client, FAST, PATIENCE, Process, Site, assert_holds, serves, skip,
+};
 
 /// Writes until the process ends; returns the keys that were acknowledged.
 fn write_until_it_ends(

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use super::harness::{
+use crate::support::processes::{
     BINARY, FAST, PATIENCE, Process, Signal, Site, eventually, get, owned, put, serves,
 };
 

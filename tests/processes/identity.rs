@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::harness::{
+use crate::support::processes::{
     Cluster, FAST, PATIENCE, Signal, assert_holds, copy_dir, eventually, get, owned, put, serves,
 };
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use super::harness::{
+use crate::support::processes::{
     BINARY, Cluster, FAST, PATIENCE, Process, Ran, Signal, Site, copy_dir, eventually, files_in,
     put, run, serves,
 };

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::harness::{FAST, PATIENCE, Process, Signal, Site, eventually, put, serves};
+use crate::support::processes::{FAST, PATIENCE, Process, Signal, Site, eventually, put, serves};
 
 /// The lines that readers of the original know, and what raft-rs says where it differs.
 #[test]

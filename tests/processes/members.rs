@@ -1,6 +1,8 @@
 //! Members come and go: the original's walk, and what it loses after a restart.
 
-use super::harness::{Cluster, FAST, PATIENCE, Signal, assert_holds, put, request, serves};
+use crate::support::processes::{
+    Cluster, FAST, PATIENCE, Signal, assert_holds, put, request, serves,
+};
 
 const REMOVED: &str = "I've been removed from the cluster! Shutting down.";
 

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::harness::{Client, Cluster, FAST, Signal, put_in_term, request};
+use crate::support::processes::{Client, Cluster, FAST, Signal, put_in_term, request};
 
 /// With default flags: two election timeouts. A write that a hung follower holds up waits for much
 /// longer, until its connection is given up.

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Client, Cluster, FAST, PATIENCE, eventually, get, has_no_leader, request};
+use crate::support::processes::{
+    Client, Cluster, FAST, PATIENCE, eventually, get, has_no_leader, request,
+};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// On a busy machine.

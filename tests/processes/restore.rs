@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::harness::{
+use crate::support::processes::{
     Client, Cluster, FAST, PATIENCE, Place, Process, Ran, Site, assert_holds, eventually, get,
     owned, put, request, run, serves,
 };

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::harness::{Client, Cluster, PATIENCE, Signal, assert_holds, eventually, serves};
+use crate::support::processes::{
+    Client, Cluster, PATIENCE, Signal, assert_holds, eventually, serves,
+};
 
 /// The default.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);

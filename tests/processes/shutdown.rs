@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::harness::{
+use crate::support::processes::{
     ANSWER_TIMEOUT, Client, Cluster, FAST, PATIENCE, Signal, Site, assert_holds, eventually,
     has_no_leader, owned, put, serves,
 };

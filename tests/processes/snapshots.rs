@@ -1,6 +1,6 @@
 //! Restarts from a snapshot and the log behind it: the original's longest history of faults.
 
-use super::harness::{
+use crate::support::processes::{
     Cluster, FAST, PATIENCE, Site, assert_holds, eventually, put, request, serves,
 };
 

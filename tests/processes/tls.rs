@@ -21,7 +21,7 @@ use rustls::{
 };
 
 use super::flags::refused;
-use super::harness::{
+use crate::support::processes::{
     Cluster, FAST, PATIENCE, Place, Signal, Site, eventually, eventually_some, owned, request,
     serves,
 };

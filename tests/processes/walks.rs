@@ -1,6 +1,6 @@
 //! The walks of the original's README, step by step, with default flags.
 
-use super::harness::{Cluster, Signal};
+use crate::support::processes::{Cluster, Signal};
 
 #[test]
 fn a_write_at_any_member_is_read_at_every_member() {

@@ -13,8 +13,8 @@ use raftexample::error::RequestError;
 use raftexample::kvstore::{Consistency, KeyValue, KvStore};
 use tokio::time::Instant;
 
-use super::harness::put;
-use super::linearizability::{Action, Operation, check};
+use crate::support::linearizability::{Action, Operation, check};
+use crate::support::memory::put;
 
 type Lookup = Pin<Box<dyn Future<Output = Result<Option<KeyValue>, RequestError>>>>;
 

@@ -18,16 +18,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod clients;
-#[path = "../core/harness.rs"]
-#[allow(dead_code)] // The disk is shared; the rest is for tests that drive members by hand.
-mod harness;
 mod invariants;
-#[path = "../support/linearizability.rs"]
-mod linearizability;
 mod mutants;
 mod patches;
 mod process;
 mod settings;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 use std::ops::Range;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use raftexample::storage::{Vfs, VfsFile};
 
-use super::harness::MemVfs;
+use crate::support::memory::MemVfs;
 
 /// A mutant made at a seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

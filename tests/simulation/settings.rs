@@ -2,7 +2,7 @@
 
 use raftexample::channels::NodeId;
 
-use super::harness::Random;
+use crate::support::random::Random;
 
 /// The length of a tick in the simulation's own unit of time.
 pub const TICK: u64 = 100;
@@ -105,7 +105,7 @@ const KINDS: [(FaultKind, u64); 16] = [
 
 impl Settings {
     pub fn from_seed(seed: u64, steps: u64) -> Self {
-        let mut random = Random(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(seed);
         let mut pick = |choices: &[u64]| choices[random.below(choices.len() as u64) as usize];
         let election_ticks = pick(&[3, 4, 5, 7, 10]);
         let weights = KINDS.map(|(kind, most)| (kind, pick(&[0, 1, 1, 2]) * most));

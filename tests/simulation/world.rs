@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
@@ -17,15 +16,18 @@ use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig, Status};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::SnapshotReceiver;
-use slog::{Drain, Logger, o};
+use slog::Logger;
 use tokio::sync::oneshot;
 
 use super::clients::{Clients, Outcome};
-use super::harness::{DATA, Fault, MemVfs, Random, Survives, url};
 use super::invariants::{End, Invariants, Violation};
 use super::mutants::{Forgetful, Seam};
 use super::process::{Followed, Outgoing, Process, UnwrittenSnapshot};
 use super::settings::{FaultKind, Settings, TICK};
+use crate::support::config::{config, url};
+use crate::support::logs;
+use crate::support::memory::{Fault, MemVfs, Survives};
+use crate::support::random::Random;
 
 mod faults;
 mod network;
@@ -214,15 +216,11 @@ type Step = Result<(), Violation>;
 
 impl World {
     pub fn new(settings: Settings, seam: Option<Seam>, is_traced: bool) -> Self {
-        let seed = settings.seed.wrapping_add(0x5eed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let logger = if is_traced {
-            Logger::root(StandardError.fuse(), o!())
-        } else {
-            Logger::root(slog::Discard, o!())
-        };
+        let logger = if is_traced { trace_logger() } else { logs::discard() };
         Self {
             seam,
-            random: Random(seed),
+            // Not the numbers that the settings were drawn from.
+            random: Random::new(settings.seed.wrapping_add(0x5eed)),
             now: 0,
             sequence: 0,
             events: BTreeMap::new(),
@@ -263,7 +261,7 @@ impl World {
     fn begin(&mut self) -> Step {
         let urls: Vec<String> = (1..=self.settings.first_members).map(url).collect();
         for id in 1..=self.settings.first_members {
-            let config = self.config(id, &urls, false);
+            let config = self.node_config(id, &urls, false);
             self.add_slot(config);
             let after = self.random.below(5 * TICK);
             self.schedule(after, Event::Start(id));
@@ -277,25 +275,17 @@ impl World {
         Ok(())
     }
 
-    fn config(&mut self, id: NodeId, urls: &[String], join: bool) -> NodeConfig {
+    fn node_config(&self, id: NodeId, urls: &[String], join: bool) -> NodeConfig {
         let election_ticks = self.settings.election_ticks;
         NodeConfig {
-            id,
-            url: url(id),
             cluster: urls.to_vec(),
             join,
-            cluster_id: None,
-            data_dir: DATA.into(),
             snapshot_count: self.settings.snapshot_count,
             snapshot_catch_up_entries: self.settings.snapshot_catch_up_entries,
-            tick: Duration::from_millis(100),
             election_ticks,
             randomized_election_ticks: election_ticks..election_ticks + 1,
             heartbeat_ticks: self.settings.heartbeat_ticks.min(election_ticks - 1),
-            request_timeout: Duration::from_secs(5),
-            boot: 0,
-            incarnation: 0,
-            metrics: Default::default(),
+            ..config(id, 0)
         }
     }
 
@@ -377,19 +367,13 @@ impl World {
     }
 }
 
-/// Writes a traced run's log lines where its events go.
-struct StandardError;
-
-impl Drain for StandardError {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<Self::Ok, Self::Err> {
+/// Prints a traced run's log lines between its events.
+fn trace_logger() -> Logger {
+    logs::logger(|record| {
         if std::env::var_os("SIMULATION_TRACE").is_some()
             && record.level().is_at_least(slog::Level::Debug)
         {
             eprintln!("         {} {}", record.level(), record.msg());
         }
-        Ok(())
-    }
+    })
 }

@@ -31,8 +31,6 @@
 //! - Operations whose times touch are concurrent.
 //! - A read without an answer, and a write that certainly failed, are left out by the caller.
 
-#![allow(dead_code, reason = "not every test that includes this file uses all of it")]
-
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Debug, Display, Formatter};
 use std::hash::Hash;

@@ -1,7 +1,5 @@
 //! File systems that a test makes for itself: small ones in memory, and disks that lose their power.
 
-#![allow(dead_code, reason = "not every test that includes this file uses all of it")]
-
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 

@@ -18,8 +18,8 @@ use raftexample::transport::{Inbound, InboundBody};
 use tokio::sync::oneshot;
 
 use super::Choices;
-use crate::forging::*;
-use crate::harness::*;
+use crate::support::memory::forging::*;
+use crate::support::memory::*;
 
 fn context(choices: &mut Choices<'_>, member: &Member) -> Bytes {
     match choices.below(5) {

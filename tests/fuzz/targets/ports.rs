@@ -27,13 +27,13 @@ use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::transport::{
     Admission, Gate, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
 };
-use slog::{Discard, Logger, o};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
 use super::Choices;
-use crate::forging::{Role, forged, header_of};
-use crate::harness::*;
+use crate::support::logs;
+use crate::support::memory::forging::{Role, forged, header_of};
+use crate::support::memory::*;
 
 thread_local! {
     static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -201,7 +201,7 @@ pub fn peer_requests(data: &[u8]) {
             inbound_tx,
             report_tx,
             runtime.handle().clone(),
-            Logger::root(Discard, o!()),
+            logs::discard(),
         )
         .unwrap();
         let service = TowerToHyperService::new(transport.router());
@@ -264,7 +264,7 @@ pub fn peer_requests(data: &[u8]) {
 pub fn client_requests(data: &[u8]) {
     const MAX_VALUE_BYTES: usize = 200;
     let mut choices = Choices(data);
-    let logger = Logger::root(Discard, o!());
+    let logger = logs::discard();
     let (propose_tx, mut propose_rx) = mpsc::channel(4);
     let (read_tx, mut read_rx) = mpsc::channel(4);
     let (conf_change_tx, mut conf_change_rx) = mpsc::channel(4);

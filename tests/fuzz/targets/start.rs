@@ -12,8 +12,8 @@ use raftexample::transport::{Inbound, InboundBody};
 use tokio::sync::oneshot;
 
 use super::Choices;
-use crate::forging::Role;
-use crate::harness::*;
+use crate::support::memory::forging::Role;
+use crate::support::memory::*;
 
 fn header(choices: &mut Choices<'_>, member: &Member) -> PeerHeader {
     let own = member.header(member.id);

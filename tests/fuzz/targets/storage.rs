@@ -15,11 +15,11 @@ use raftexample::error::{Error, Result};
 use raftexample::kvstore::{CommitReader, KvStore};
 use raftexample::storage::snapshotter::{Received, Snapshotter};
 use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
-use slog::{Discard, Logger, o};
 use tokio::sync::mpsc;
 
 use super::Choices;
-use crate::harness::{
+use crate::support::logs;
+use crate::support::memory::{
     DATA, Fault, MemVfs, Member, StateRecord, Survives, Transcript, config, entry, put,
 };
 
@@ -283,7 +283,7 @@ pub fn wal_operations(data: &[u8]) {
 // Snapshots and the state machine
 
 fn new_store() -> CommitReader {
-    KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, Logger::root(Discard, o!())).1
+    KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logs::discard()).1
 }
 
 /// The application bytes of a snapshot of the store's state.

@@ -86,7 +86,7 @@ impl World {
         let others = self.slots.values().filter(|other| !self.removed.contains(&other.config.id));
         let mut urls: Vec<String> = others.map(|other| other.config.url.clone()).collect();
         urls.push(url.clone());
-        let mut config = self.config(id, &urls, true);
+        let mut config = self.node_config(id, &urls, true);
         config.url = url;
         self.add_slot(config);
         // Some are started long after they were added.
@@ -265,7 +265,7 @@ impl World {
             let entry = raft::eraftpb::Entry {
                 index: status.applied + 1,
                 term: message.term,
-                data: crate::harness::put("foreign", "value").into(),
+                data: crate::support::memory::put("foreign", "value").into(),
                 ..Default::default()
             };
             message.log_term = status.term;

@@ -46,7 +46,7 @@ impl World {
             Some(forgetful) => Arc::new(forgetful.clone()),
             None => Arc::new(slot.disk.clone()),
         };
-        let logger = logger.new(o!("member" => id));
+        let logger = logger.new(slog::o!("member" => id));
         let started = Process::start(&slot.config, vfs, segment_bytes, &logger);
         let (run, end) = (slot.run, slot.end);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));

@@ -164,7 +164,7 @@ impl World {
                 expected.insert(*key, (*value, index, term));
             }
         }
-        let found: BTreeMap<u64, (u64, u64, u64)> = crate::harness::decode_state(&bytes)
+        let found: BTreeMap<u64, (u64, u64, u64)> = crate::support::memory::decode_state(&bytes)
             .into_iter()
             .map(|(key, (value, index, term))| {
                 let key = key.trim_start_matches("key").parse().expect("keys are numbered");

@@ -166,7 +166,6 @@ pub struct Ran {
 }
 
 /// Runs the binary in `dir` to its end.
-#[allow(dead_code)] // Used by tests/processes alone.
 pub fn run(dir: &Path, flags: &[&str]) -> Ran {
     let mut command = Command::new(BINARY);
     command.current_dir(dir).args(flags).stdin(Stdio::null());
@@ -260,7 +259,6 @@ impl Process {
     }
 
     /// The most resident memory that it ever had, in bytes.
-    #[allow(dead_code)] // Used by tests/faults alone.
     pub fn peak_resident_bytes(&self) -> u64 {
         self.memory_bytes("VmHWM:")
     }
@@ -308,7 +306,6 @@ impl Client {
     }
 
     /// Asks for the member's own map, however old.
-    #[allow(dead_code)] // Used by tests/faults alone.
     pub fn reading_locally(mut self) -> Self {
         self.header = "Raft-Read: local\r\n";
         self
@@ -542,7 +539,6 @@ impl Cluster {
     }
 
     /// As [`join`](Self::join), at a place of its own.
-    #[allow(dead_code)] // tests/faults has no use for it.
     pub fn join_at(&mut self, at: u64, id: u64, place: Place) {
         self.urls.push(place.url.clone());
         self.change(at, "POST", id, &place.url);

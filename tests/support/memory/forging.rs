@@ -4,7 +4,7 @@ use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::PeerHeader;
 use raftexample::raft_node::Input;
 
-use crate::harness::*;
+use super::*;
 
 /// What a member is when a forged message comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,35 @@
+//! The configuration of a member, where a test has no reason for another.
+
+use std::time::Duration;
+
+use raftexample::channels::NodeId;
+use raftexample::raft_node::NodeConfig;
+
+/// The data directory of every member in memory.
+pub const DATA: &str = "/data";
+
+pub fn url(id: NodeId) -> String {
+    format!("http://127.0.0.1:{}", 9020 + id)
+}
+
+/// The configuration of the first start of member `id` of `n`.
+pub fn config(id: NodeId, n: u64) -> NodeConfig {
+    NodeConfig {
+        id,
+        url: url(id),
+        cluster: (1..=n).map(url).collect(),
+        join: false,
+        cluster_id: None,
+        data_dir: DATA.into(),
+        snapshot_count: 10_000,
+        snapshot_catch_up_entries: 10_000,
+        tick: Duration::from_millis(100),
+        election_ticks: 10,
+        randomized_election_ticks: 10..20,
+        heartbeat_ticks: 1,
+        request_timeout: Duration::from_secs(5),
+        boot: 1000 + id,
+        incarnation: 100 + id,
+        metrics: Default::default(),
+    }
+}

@@ -1,0 +1,350 @@
+//! One member: a node, its store and its disk, driven turn by turn.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock, Mutex, RwLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use raft::eraftpb::{Entry, Message};
+use raftexample::channels::{
+    Ack, Acknowledged, Commit, ConfChangeRequest, MemberRequest, NodeId, PeerHeader, PeerReport,
+    Pending, Proposal, ReadRequest, SnapshotRequest, responder,
+};
+use raftexample::error::{RequestError, Result};
+use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::membership::PeerGate;
+use raftexample::raft_node::replay::{replay_wal, wal_dir};
+use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
+use raftexample::storage::snapshotter::Snapshotter;
+use raftexample::storage::wal::{Recovered, SEGMENT_BYTES, Wal};
+use raftexample::transport::{Inbound, InboundBody};
+use tokio::sync::{mpsc, watch};
+
+use super::disk::{MemVfs, Survives};
+use super::outbox::{ListOutbox, Sent};
+use super::state::{State, decode_state, put};
+use super::transcript::{CommitTap, Transcript, logger};
+use crate::support::config::DATA;
+
+/// A client's side of one request.
+pub struct Answer<T> {
+    pending: Pin<Box<dyn Future<Output = std::result::Result<T, RequestError>>>>,
+    answer: Option<std::result::Result<T, RequestError>>,
+}
+
+/// Gives the deadlines of responders a clock. It is never reached.
+static CLOCK: LazyLock<tokio::runtime::Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
+
+impl<T: 'static> Answer<T> {
+    pub fn new(pending: Pending<T>) -> Self {
+        let _clock = CLOCK.enter();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
+        Self { pending: Box::pin(pending.wait_until(deadline)), answer: None }
+    }
+
+    /// The answer, if there is one by now.
+    pub fn get(&mut self) -> Option<&std::result::Result<T, RequestError>> {
+        if self.answer.is_none() {
+            let _clock = CLOCK.enter();
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(answer) = self.pending.as_mut().poll(&mut context) {
+                self.answer = Some(answer);
+            }
+        }
+        self.answer.as_ref()
+    }
+
+    /// True if the request was answered with success.
+    pub fn is_ok(&mut self) -> bool {
+        matches!(self.get(), Some(Ok(_)))
+    }
+
+    /// True if the outcome is not known: 504.
+    pub fn is_unknown(&mut self) -> bool {
+        matches!(self.get(), Some(Err(RequestError::Unknown(_))))
+    }
+}
+
+/// One member: a node, its store, its disk.
+pub struct Member {
+    pub id: NodeId,
+    pub config: NodeConfig,
+    pub disk: MemVfs,
+    pub node: RaftNode,
+    pub gate: Arc<RwLock<PeerGate>>,
+    pub snapshotter: Snapshotter,
+    pub sent: Arc<Mutex<Sent>>,
+    pub logs: Arc<Mutex<Vec<String>>>,
+    pub transcript: Transcript,
+    /// True while the snapshots that are asked for are left lying.
+    pub holds_snapshots: bool,
+    pub held: Vec<SnapshotRequest>,
+    /// True while the state machine leaves the entries lying that it gets.
+    pub holds_entries: bool,
+    held_entries: Vec<Commit>,
+    tap: Arc<Mutex<CommitTap>>,
+    reader: CommitReader,
+    _store: KvStore,
+    reports: Arc<Mutex<VecDeque<PeerReport>>>,
+    status: watch::Receiver<Status>,
+    numbers: BTreeMap<NodeId, u64>,
+    pub snapshot_numbers: BTreeMap<NodeId, u64>,
+}
+
+impl Member {
+    /// Starts a member on `disk`.
+    pub fn start(config: &NodeConfig, disk: &MemVfs, transcript: &Transcript) -> Result<Self> {
+        Self::start_with_segments(config, disk, transcript, None)
+    }
+
+    /// Starts a member whose segments get `segment_bytes` long.
+    pub fn start_with_segments(
+        config: &NodeConfig,
+        disk: &MemVfs,
+        transcript: &Transcript,
+        segment_bytes: Option<u64>,
+    ) -> Result<Self> {
+        let id = config.id;
+        disk.record(id, transcript);
+        let logs = Arc::new(Mutex::new(Vec::new()));
+        let logger = logger(id, transcript.clone(), logs.clone());
+        let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
+        let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
+        let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
+        let (commit_tx, rx) = mpsc::unbounded_channel();
+        let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));
+        transcript.taps.lock().unwrap().insert(id, tap.clone());
+        let (status_tx, status) = watch::channel(Status::default());
+        let reports = Arc::new(Mutex::new(VecDeque::new()));
+        let report = {
+            let reports = reports.clone();
+            Arc::new(move |report| reports.lock().unwrap().push_back(report))
+        };
+        let sent = Arc::new(Mutex::new(Sent::default()));
+        let outbox =
+            Box::new(ListOutbox { id, sent: sent.clone(), transcript: transcript.clone() });
+        let node = RaftNode::new(
+            config.clone(),
+            replayed,
+            outbox,
+            commit_tx,
+            report,
+            status_tx,
+            logger.clone(),
+        )?;
+        let (store, reader) = KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logger);
+        let mut member = Self {
+            id,
+            config: config.clone(),
+            disk: disk.clone(),
+            node,
+            gate,
+            snapshotter,
+            sent,
+            logs,
+            transcript: transcript.clone(),
+            holds_snapshots: false,
+            held: Vec::new(),
+            holds_entries: false,
+            held_entries: Vec::new(),
+            tap,
+            reader,
+            _store: store,
+            reports,
+            status,
+            numbers: BTreeMap::new(),
+            snapshot_numbers: BTreeMap::new(),
+        };
+        member.act()?;
+        Ok(member)
+    }
+
+    /// One turn with these inputs.
+    pub fn turn(&mut self, inputs: impl IntoIterator<Item = Input>) -> Result<()> {
+        for input in inputs {
+            self.node.handle(input)?;
+        }
+        self.act()
+    }
+
+    /// Lets the node act, then the state machine, then the node on what that reports.
+    pub fn act(&mut self) -> Result<()> {
+        loop {
+            self.node.handle_ready()?;
+            self.follow_commits()?;
+            let reports: Vec<_> = self.reports.lock().unwrap().drain(..).collect();
+            if reports.is_empty() {
+                return Ok(());
+            }
+            for report in reports {
+                self.node.handle(Input::Report(report))?;
+            }
+        }
+    }
+
+    fn follow_commits(&mut self) -> Result<()> {
+        self.transcript.note_commits(self.id);
+        loop {
+            let Some(commit) = self.tap.lock().unwrap().queue.pop_front() else { return Ok(()) };
+            match commit {
+                Commit::Snapshot(request) if self.holds_snapshots => self.held.push(request),
+                Commit::Snapshot(request) => self.make_snapshot(request)?,
+                commit @ Commit::Entries { .. } if self.holds_entries => {
+                    self.held_entries.push(commit);
+                }
+                Commit::Entries { entries, applied } => {
+                    let answered: Vec<_> = entries
+                        .iter()
+                        .filter(|entry| entry.responder.is_some())
+                        .map(|entry| entry.index)
+                        .collect();
+                    self.reader.handle(Commit::Entries { entries, applied })?;
+                    if !answered.is_empty() {
+                        self.transcript.note(self.id, &format!("answer {answered:?}"));
+                    }
+                }
+                commit => self.reader.handle(commit)?,
+            }
+        }
+    }
+
+    /// Has the store make a snapshot; waits for its thread, so that everything has its order.
+    fn make_snapshot(&mut self, request: SnapshotRequest) -> Result<()> {
+        let SnapshotRequest { index, save } = request;
+        let (done_tx, done_rx) = std::sync::mpsc::channel();
+        self.reader.handle(Commit::Snapshot(SnapshotRequest {
+            index,
+            save: Box::new(move |body| {
+                save(body);
+                done_tx.send(()).unwrap();
+            }),
+        }))?;
+        done_rx.recv().expect("the snapshot is made");
+        Ok(())
+    }
+
+    /// Makes the snapshots that were left lying, and leaves their reports to be handled.
+    pub fn make_held_snapshots(&mut self) -> Vec<Input> {
+        for request in std::mem::take(&mut self.held) {
+            self.make_snapshot(request).unwrap();
+        }
+        self.reports.lock().unwrap().drain(..).map(Input::Report).collect()
+    }
+
+    /// Has the state machine apply what was left lying; it leaves nothing lying from now on.
+    pub fn apply_held_entries(&mut self) -> Result<()> {
+        self.holds_entries = false;
+        for commit in std::mem::take(&mut self.held_entries) {
+            self.reader.handle(commit)?;
+        }
+        Ok(())
+    }
+
+    /// Without what changes with time alone.
+    pub fn status(&self) -> Status {
+        Status { tick: Default::default(), ..self.status.borrow().clone() }
+    }
+
+    pub fn tick(&mut self) -> Result<()> {
+        self.turn([Input::Tick])
+    }
+
+    pub fn propose(&mut self, data: Vec<u8>, ack: Ack) -> (Input, Answer<Acknowledged>) {
+        let (responder, pending) = responder();
+        (Input::Propose(Proposal { data: data.into(), ack, responder }), Answer::new(pending))
+    }
+
+    /// Proposes a PUT and takes one turn.
+    pub fn put(&mut self, key: &str, value: &str) -> Result<Answer<Acknowledged>> {
+        let (input, answer) = self.propose(put(key, value), Ack::Committed);
+        self.turn([input]).map(|()| answer)
+    }
+
+    /// Begins a linearizable read and takes one turn.
+    pub fn read(&mut self) -> Result<Answer<()>> {
+        let (responder, pending) = responder();
+        self.turn([Input::Read(ReadRequest { responder })]).map(|()| Answer::new(pending))
+    }
+
+    /// Asks for a change of members and takes one turn.
+    pub fn change(&mut self, change: MemberRequest) -> Result<Answer<()>> {
+        let (responder, pending) = responder();
+        let request = ConfChangeRequest { change, forwarded: false, responder };
+        self.turn([Input::ConfChange(request)]).map(|()| Answer::new(pending))
+    }
+
+    /// The store's bytes, as a snapshot would hold them.
+    pub fn state_bytes(&mut self) -> Vec<u8> {
+        let (bytes_tx, bytes_rx) = std::sync::mpsc::channel();
+        let save = Box::new(move |body: raftexample::channels::SnapshotBody<'_>| {
+            let mut bytes = Vec::new();
+            body(&mut bytes).unwrap();
+            bytes_tx.send(bytes).unwrap();
+        });
+        self.reader.handle(Commit::Snapshot(SnapshotRequest { index: 0, save })).unwrap();
+        bytes_rx.recv().unwrap()
+    }
+
+    /// What the store holds.
+    pub fn state(&mut self) -> State {
+        decode_state(&self.state_bytes())
+    }
+
+    /// What the log on disk says.
+    pub fn wal(&self) -> Recovered {
+        Wal::read(&self.disk, &wal_dir(Path::new(DATA), self.id)).unwrap()
+    }
+
+    pub fn logged(&self, text: &str) -> bool {
+        self.logs.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    /// Ends the run; returns the disk as the next run finds it.
+    pub fn crash(self, survives: Survives) -> MemVfs {
+        let disk = self.disk.clone();
+        drop(self);
+        disk.crash(survives)
+    }
+
+    /// Ticks until it leads; for a member that is a majority by itself.
+    pub fn tick_until_leader(&mut self) -> Result<()> {
+        for _ in 0..200 {
+            if self.status().leader == self.id {
+                return Ok(());
+            }
+            self.tick()?;
+        }
+        panic!("member {} does not lead: {:?}", self.id, self.status());
+    }
+
+    /// The messages that wait to be delivered, taken.
+    pub fn take_messages(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.sent.lock().unwrap().messages)
+    }
+
+    /// A batch for member `to`, as our transport would deliver it there.
+    pub fn batch(&mut self, to: NodeId, messages: Vec<Message>) -> Inbound {
+        let header = self.header(to);
+        let number = self.numbers.entry(to).or_default();
+        *number += 1;
+        batch(header, self.config.boot, *number, messages)
+    }
+
+    pub fn header(&self, to: NodeId) -> PeerHeader {
+        self.gate.read().unwrap().header(to)
+    }
+}
+
+/// A batch of messages from the sender that `header` names.
+pub fn batch(header: PeerHeader, boot: u64, number: u64, messages: Vec<Message>) -> Inbound {
+    Inbound::new(header, InboundBody::Messages { boot, number, messages, answer: None })
+}
+
+/// An encoded entry without a request's id.
+pub fn entry(index: u64, term: u64, data: Vec<u8>) -> Entry {
+    Entry { index, term, data: data.into(), ..Entry::default() }
+}
