@@ -20,7 +20,6 @@
 //! another site's page is refused: such a page must not be able to add a member.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +27,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -46,6 +44,7 @@ use crate::channels::{
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
 use crate::metrics::Metrics;
+use crate::ports::guard::{is_cross_origin, is_known_host};
 use crate::ports::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
@@ -108,11 +107,11 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
 async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> Response {
     // No page is served here. One whose own name was made to resolve to this port names that as its
     // origin and as the host.
-    let is_rebound = head.headers.contains_key(ORIGIN) && !is_our_name(&head.headers, &[]);
-    if is_foreign(&head.headers) || is_rebound {
+    let is_rebound = head.headers.contains_key(ORIGIN) && !is_known_host(&head.headers, &[]);
+    if is_cross_origin(&head.headers) || is_rebound {
         api.metrics.rejected("foreign_origin");
         let why = "a page of another origin may not use this port; send no Origin header";
-        return Failure::new(StatusCode::FORBIDDEN, why).into_response();
+        return ErrorResponse::new(StatusCode::FORBIDDEN, why).into_response();
     }
     let answer = match (head.method, key(&head.uri)) {
         (Method::PUT, Some(key)) => api.put(&key, body, deadline).await,
@@ -120,15 +119,20 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
         (Method::POST, Some(key)) => api.post(&key, body, deadline).await,
         (Method::DELETE, Some(key)) => api.delete(&key, deadline).await,
         (Method::PUT | Method::GET | Method::POST | Method::DELETE, None) => {
-            Err(Failure::new(StatusCode::BAD_REQUEST, "a key begins with a slash"))
+            Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "a key begins with a slash"))
         }
         _ => return method_not_allowed(),
     };
-    answer.unwrap_or_else(Failure::into_response)
+    answer.unwrap_or_else(ErrorResponse::into_response)
 }
 
 impl HttpKvApi {
-    async fn put(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Body,
+        deadline: Instant,
+    ) -> Result<Response, ErrorResponse> {
         // The permit lives as long as the value does: until the answer is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
         let acknowledged = self.store.propose(key.as_bytes(), value, self.ack, deadline).await?;
@@ -144,10 +148,10 @@ impl HttpKvApi {
         key: &str,
         headers: &HeaderMap,
         deadline: Instant,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, ErrorResponse> {
         let consistency = consistency(headers, self.read)?;
         let Some(found) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
-            return Err(Failure::new(StatusCode::NOT_FOUND, "Failed to GET"));
+            return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
         };
         // The original lets Go guess a type from the bytes. They are bytes: a browser must not run
         // what somebody stored.
@@ -161,14 +165,19 @@ impl HttpKvApi {
 
     /// Reads the URL before it looks at the id, as the original does: a broken body with a bad id
     /// is reported as a broken body. What makes a URL usable is for the node to say.
-    async fn post(&self, key: &str, body: Body, deadline: Instant) -> Result<Response, Failure> {
+    async fn post(
+        &self,
+        key: &str,
+        body: Body,
+        deadline: Instant,
+    ) -> Result<Response, ErrorResponse> {
         let (url, _permit) = self.read("POST", body, URL_BYTES_MAX, deadline).await?;
         let id = self.id("POST", key)?;
         let url = utf8(url)?;
         self.change_members(MemberRequest::Add { id, url }, deadline).await
     }
 
-    async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, Failure> {
+    async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, ErrorResponse> {
         let id = self.id("DELETE", key)?;
         self.change_members(MemberRequest::Remove { id }, deadline).await
     }
@@ -179,7 +188,7 @@ impl HttpKvApi {
         method: &str,
         body: Body,
         deadline: Instant,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, ErrorResponse> {
         let (url, _permit) = self.read(method, body, URL_BYTES_MAX, deadline).await?;
         utf8(url)
     }
@@ -189,7 +198,7 @@ impl HttpKvApi {
         &self,
         change: MemberRequest,
         deadline: Instant,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, ErrorResponse> {
         let (responder, pending) = responder();
         let request = ConfChangeRequest { change, forwarded: false, responder };
         self.conf_change_tx.try_send(request).map_err(|error| not_taken(&error))?;
@@ -204,7 +213,7 @@ impl HttpKvApi {
         body: Body,
         max_bytes: usize,
         deadline: Instant,
-    ) -> Result<(Bytes, BodyPermit), Failure> {
+    ) -> Result<(Bytes, BodyPermit), ErrorResponse> {
         let error = match read_body(body, max_bytes, &self.budget, deadline).await {
             Ok(read) => return Ok(read),
             Err(error) => error,
@@ -222,30 +231,30 @@ impl HttpKvApi {
                 format!("{error}: nothing was changed; try again"),
             ),
         };
-        Err(Failure { closes: true, ..Failure::new(status, message) })
+        Err(ErrorResponse { closes: true, ..ErrorResponse::new(status, message) })
     }
 
     /// The member that `key` names in a `method` request.
-    fn id(&self, method: &str, key: &str) -> Result<NodeId, Failure> {
+    fn id(&self, method: &str, key: &str) -> Result<NodeId, ErrorResponse> {
         let digits = key.get(1..).unwrap_or_default();
         parse_uint(digits).map_err(|error| {
             info!(self.logger, "Failed to convert ID for conf change ({})", error;
                 "id" => digits);
-            Failure::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
+            ErrorResponse::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
         })
     }
 }
 
-fn utf8(url: Bytes) -> Result<String, Failure> {
+fn utf8(url: Bytes) -> Result<String, ErrorResponse> {
     String::from_utf8(url.into()).map_err(|_| {
         let why = "the body has to be the member's peer URL in UTF-8";
-        Failure::new(StatusCode::BAD_REQUEST, why)
+        ErrorResponse::new(StatusCode::BAD_REQUEST, why)
     })
 }
 
-/// An answer that says no.
+/// A response that reports an error.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct ErrorResponse {
     status: StatusCode,
     /// The line that is the body.
     message: String,
@@ -253,13 +262,13 @@ pub(crate) struct Failure {
     closes: bool,
 }
 
-impl Failure {
+impl ErrorResponse {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), closes: false }
     }
 }
 
-impl From<RequestError> for Failure {
+impl From<RequestError> for ErrorResponse {
     fn from(error: RequestError) -> Self {
         let status = match error {
             RequestError::Invalid(_) => StatusCode::BAD_REQUEST,
@@ -272,7 +281,7 @@ impl From<RequestError> for Failure {
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ErrorResponse {
     /// The headers and the line feed are those of Go's `http.Error`.
     fn into_response(self) -> Response {
         // A message may quote what a client sent, and it is one line all the same.
@@ -294,7 +303,7 @@ impl IntoResponse for Failure {
 
 /// The answer to any other method: one `Allow` header for each that there is, as the original has.
 fn method_not_allowed() -> Response {
-    let refused = Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
+    let refused = ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
     let mut response = refused.into_response();
     for method in ["PUT", "GET", "POST", "DELETE"] {
         response.headers_mut().append(ALLOW, HeaderValue::from_static(method));
@@ -317,62 +326,17 @@ fn key(target: &Uri) -> Option<Cow<'_, str>> {
 }
 
 /// How current a GET with these headers has to be.
-fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, Failure> {
+fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, ErrorResponse> {
     let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {
         (None, _) => Ok(default),
         (Some(b"linearizable"), None) => Ok(Consistency::Linearizable),
         (Some(b"local"), None) => Ok(Consistency::Local),
-        _ => Err(Failure::new(
+        _ => Err(ErrorResponse::new(
             StatusCode::BAD_REQUEST,
             "Raft-Read has to be one of: linearizable, local",
         )),
     }
-}
-
-/// True if the request's one `Host` is a loopback name, an address, or one of `names`: a name that cannot
-/// be made to resolve to this port by whoever made a web page.
-pub(crate) fn is_our_name(headers: &HeaderMap, names: &[String]) -> bool {
-    let mut hosts = headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
-    authority.is_some_and(|authority| {
-        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
-        host == "localhost"
-            || host.ends_with(".localhost")
-            || host.parse::<IpAddr>().is_ok()
-            || names.iter().any(|name| name.eq_ignore_ascii_case(&host))
-    })
-}
-
-/// True if a browser sent the request for a page that this port did not serve: there is an `Origin`
-/// whose host and port are not those of `Host`. What cannot be compared is foreign, `null` too.
-pub(crate) fn is_foreign(headers: &HeaderMap) -> bool {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok(),
-        _ => None,
-    };
-    headers.get_all(ORIGIN).iter().any(|origin| {
-        !host.zip(origin.to_str().ok()).is_some_and(|(host, origin)| is_same(host, origin))
-    })
-}
-
-/// True if `origin`, a scheme and an authority, has the authority `host`. The port that the scheme
-/// implies may be written or not, in either.
-fn is_same(host: &str, origin: &str) -> bool {
-    let Some((scheme, authority)) = origin.split_once("://") else {
-        return false;
-    };
-    let implied_port = match scheme.to_ascii_lowercase().as_str() {
-        "http" => ":80",
-        "https" => ":443",
-        _ => return false,
-    };
-    let bare = |authority: &str| {
-        authority.strip_suffix(implied_port).unwrap_or(authority).to_ascii_lowercase()
-    };
-    bare(host) == bare(authority)
 }
 
 /// Why an id does not parse, in Go's words.

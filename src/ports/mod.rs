@@ -2,5 +2,6 @@
 //! and [`admin`] is the port for operators.
 
 pub mod admin;
+pub(crate) mod guard;
 pub mod listener;
 pub mod tls;

@@ -55,9 +55,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::channels::{MemberRequest, NodeId};
 use crate::codec;
-use crate::httpapi::{Failure, HttpKvApi, is_foreign, is_our_name, serve_http};
+use crate::httpapi::{ErrorResponse, HttpKvApi, serve_http};
 use crate::membership::SnapshotMembers;
 use crate::metrics::Metrics;
+use crate::ports::guard::{is_cross_origin, is_known_host};
 use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::{PeerStatus, Role, Status};
 use crate::storage::snapshotter::write_backup;
@@ -136,9 +137,9 @@ pub fn service(admin: Admin) -> impl HttpService {
     TowerToHyperService::new(router)
 }
 
-async fn not_found() -> Failure {
+async fn not_found() -> ErrorResponse {
     let there = "/, /livez, /readyz, /status, /members, /cluster, /events, /metrics, /state-hash, /snapshot, /transfer-leadership";
-    Failure::new(StatusCode::NOT_FOUND, format!("there is {there}; keys are below /kv"))
+    ErrorResponse::new(StatusCode::NOT_FOUND, format!("there is {there}; keys are below /kv"))
 }
 
 /// Refuses what a web page elsewhere had its reader's browser send.
@@ -149,15 +150,15 @@ async fn refuse_foreign(
 ) -> Response {
     let refuse = |reason, why: String| {
         shared.admin.metrics.rejected(reason);
-        Failure::new(StatusCode::FORBIDDEN, why).into_response()
+        ErrorResponse::new(StatusCode::FORBIDDEN, why).into_response()
     };
     let headers = request.headers();
-    if !is_our_name(headers, &shared.admin.names) {
+    if !is_known_host(headers, &shared.admin.names) {
         let why =
             "the Host is no loopback name, no address and no --admin-name: call this port by one";
         return refuse("foreign_host", why.to_owned());
     }
-    if is_foreign(headers) {
+    if is_cross_origin(headers) {
         let why = "a page of another origin may not use this port; send no Origin header";
         return refuse("foreign_origin", why.to_owned());
     }
@@ -205,7 +206,7 @@ async fn livez(State(shared): State<Arc<Shared>>) -> Response {
         return text(StatusCode::OK, "ok\n");
     };
     let why = format!("the raft node did not tick for {since:.1?}; at most {within:.1?} is usual");
-    Failure::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
 async fn readyz(
@@ -226,7 +227,7 @@ async fn readyz(
     if is_ready {
         return text(code, "ok\n");
     }
-    Failure::new(code, format!("not ready: {}", failed.join("; "))).into_response()
+    ErrorResponse::new(code, format!("not ready: {}", failed.join("; "))).into_response()
 }
 
 /// Each thing that a ready member has, and why this one does not have it.
@@ -343,10 +344,10 @@ async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// Server-sent events: each is the cluster's status, whenever something of it has changed.
-async fn events(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+async fn events(State(shared): State<Arc<Shared>>) -> Result<Response, ErrorResponse> {
     let permit = shared.event_streams.clone().try_acquire_owned().map_err(|_| {
         let why = "too many pages show this member already: close one";
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
     struct Events {
         _permit: OwnedSemaphorePermit,
@@ -402,9 +403,10 @@ fn register_status(registry: &mut Registry, status: &Status) {
     gauge("wal_bytes", "Bytes of the write-ahead log", status.tick.wal_bytes);
 }
 
-async fn state_hash(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+async fn state_hash(State(shared): State<Arc<Shared>>) -> Result<Response, ErrorResponse> {
     let id = shared.admin.status.borrow().id;
-    let stopping = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping");
+    let stopping =
+        || ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping");
     let _permit = shared.hashes.acquire().await.map_err(|_| stopping())?;
     let store = shared.admin.keys.store.clone();
     // All of it takes as long as the state is large.
@@ -425,10 +427,10 @@ async fn state_hash(State(shared): State<Arc<Shared>>) -> Result<Response, Failu
 async fn snapshot(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<Vec<(String, String)>>,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     let permit = shared.backups.clone().try_acquire_owned().map_err(|_| {
         let why = "another backup is being read from this member: wait for its end, then try again";
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
     let keys = &shared.admin.keys;
     if !query.iter().any(|(name, _)| name == "local") {
@@ -446,9 +448,9 @@ async fn snapshot(
         let view = store.view();
         (view.newest(), view)
     });
-    let ((index, term), view) = looked_at
-        .await
-        .map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping"))?;
+    let ((index, term), view) = looked_at.await.map_err(|_| {
+        ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "this member is stopping")
+    })?;
     // Raft knows no entry at 0; where nothing was written, nothing is lost by a higher one.
     let mark = SnapshotId { index: index.max(1), term: term.max(1) };
     let (chunk_tx, mut chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
@@ -497,7 +499,7 @@ impl Write for Chunks {
 async fn transfer_leadership(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<Vec<(String, String)>>,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     let wanted = query.iter().find(|(name, _)| name == "to").map(|(_, id)| id.as_str());
     let to = wanted.map(parse_id).transpose()?;
     change(&shared, MemberRequest::Lead { to }).await
@@ -507,7 +509,7 @@ async fn add_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     body: Body,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     let id = parse_id(&id)?;
     change_to_url(&shared, "POST", body, |url| MemberRequest::Add { id, url }).await
 }
@@ -516,7 +518,7 @@ async fn move_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     body: Body,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     let id = parse_id(&id)?;
     change_to_url(&shared, "PUT", body, |url| MemberRequest::Move { id, url }).await
 }
@@ -527,7 +529,7 @@ async fn change_to_url(
     method: &str,
     body: Body,
     change: impl FnOnce(String) -> MemberRequest,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     let keys = &shared.admin.keys;
     let deadline = Instant::now() + keys.request_timeout;
     let url = keys.read_url(method, body, deadline).await?;
@@ -537,18 +539,18 @@ async fn change_to_url(
 async fn remove_member(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
-) -> Result<Response, Failure> {
+) -> Result<Response, ErrorResponse> {
     change(&shared, MemberRequest::Remove { id: parse_id(&id)? }).await
 }
 
-async fn change(shared: &Shared, change: MemberRequest) -> Result<Response, Failure> {
+async fn change(shared: &Shared, change: MemberRequest) -> Result<Response, ErrorResponse> {
     let keys = &shared.admin.keys;
     keys.change_members(change, Instant::now() + keys.request_timeout).await
 }
 
-fn parse_id(text: &str) -> Result<NodeId, Failure> {
+fn parse_id(text: &str) -> Result<NodeId, ErrorResponse> {
     text.parse().ok().filter(|id| *id != 0).ok_or_else(|| {
-        Failure::new(
+        ErrorResponse::new(
             StatusCode::BAD_REQUEST,
             format!("{text:?} is no member id: a number from 1 on"),
         )
@@ -559,11 +561,12 @@ fn parse_id(text: &str) -> Result<NodeId, Failure> {
 async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
     let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
     let Some(Ok(key)) = target.strip_prefix("/kv").map(str::parse::<Uri>) else {
-        return Failure::new(StatusCode::BAD_REQUEST, "a key begins with a slash").into_response();
+        return ErrorResponse::new(StatusCode::BAD_REQUEST, "a key begins with a slash")
+            .into_response();
     };
     if !matches!(request.method().as_str(), "GET" | "PUT") {
         let why = "a key is PUT or GET; members are below /members";
-        return Failure::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
+        return ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
     }
     *request.uri_mut() = key;
     // Judged above, where the names of this listener are known.
@@ -573,47 +576,7 @@ async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Respons
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderMap;
-    use axum::http::header::HOST;
-
     use super::*;
-
-    fn hosts(hosts: &[&str]) -> HeaderMap {
-        hosts.iter().map(|host| (HOST, host.parse().expect("a header"))).collect()
-    }
-
-    #[test]
-    fn it_is_called_by_loopback_names_addresses_and_its_own_names_alone() {
-        let names = ["Raft.Example".to_owned(), "raft-1".to_owned()];
-        for host in [
-            "localhost",
-            "LOCALHOST:12381",
-            "a.localhost:1",
-            "127.0.0.1",
-            "192.0.2.1:80",
-            "[::1]:12381",
-            "raft.example:12381",
-            "RAFT-1",
-        ] {
-            assert!(is_our_name(&hosts(&[host]), &names), "{host}");
-        }
-        for host in [
-            "evil.example",
-            "evil.example:12381",
-            "notlocalhost",
-            "localhost.evil.example",
-            "127.0.0.1.evil.example",
-            "x.raft.example",
-            "raft-1.evil.example",
-            "",
-            "a b",
-        ] {
-            assert!(!is_our_name(&hosts(&[host]), &names), "{host}");
-        }
-        assert!(!is_our_name(&hosts(&[]), &names), "without a Host");
-        assert!(!is_our_name(&hosts(&["localhost", "localhost"]), &names), "with two of them");
-        assert!(!is_our_name(&hosts(&["raft-1"]), &[]));
-    }
 
     #[test]
     fn a_member_is_ready_with_a_leader_its_entries_applied_and_a_vote() {
