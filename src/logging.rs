@@ -1,5 +1,5 @@
-//! Where log lines go: to standard error, for people or as JSON, through a queue of their own, so
-//! that a terminal that does not read does not hold up the raft node.
+//! Log output to standard error, as text or JSON, through a bounded queue: a reader that stops reading
+//! does not delay the raft node.
 
 use std::sync::Mutex;
 
@@ -8,10 +8,10 @@ use slog_async::{AsyncGuard, OverflowStrategy};
 
 use crate::config::{LogFormat, LogLevel};
 
-/// Lines that may wait to be written; more are dropped and counted in the log.
+/// Lines in the queue. Further lines are dropped, and the log reports their number.
 const WAITING_LINES_MAX: usize = 4096;
 
-/// Makes the logger. Dropping the guard writes what is still queued.
+/// Makes the logger. Dropping the guard writes the queued lines.
 pub fn logger(level: LogLevel, format: LogFormat) -> (Logger, AsyncGuard) {
     let level = match level {
         LogLevel::Error => Level::Error,
@@ -19,7 +19,7 @@ pub fn logger(level: LogLevel, format: LogFormat) -> (Logger, AsyncGuard) {
         LogLevel::Info => Level::Info,
         LogLevel::Debug => Level::Debug,
     };
-    // A line that cannot be written is lost: there is nowhere else to say so.
+    // A line that cannot be written is dropped: there is no other place to report it.
     let (drain, guard) = match format {
         LogFormat::Term => {
             let decorator = slog_term::TermDecorator::new().stderr().build();

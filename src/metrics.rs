@@ -1,8 +1,8 @@
-//! What a member counts, for whoever watches it: see the admin listener.
+//! The metrics of a member, which the admin port shows.
 //!
-//! [`Metrics`] is a handle that every part may have; clones share the counts. Counting never waits
-//! and never fails. What is a state and not a count (term, commit index, …) is set from the node's
-//! [`Status`](crate::raft_node::Status) when somebody asks.
+//! [`Metrics`] is a handle that every module may hold; clones share the values. Updates never block or
+//! fail. Gauges of the raft state (term, commit index, …) are not here: the admin port makes them from
+//! the node's [`Status`](crate::raft_node::Status) at each request.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::channels::NodeId;
 
-/// A handle on one member's counts; clones share them.
+/// A handle on the metrics of one member. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Arc<Counts>);
 
@@ -30,21 +30,21 @@ impl Deref for Metrics {
     }
 }
 
-/// The label of what is counted per peer.
+/// The label of metrics per peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PeerLabel {
     /// The peer's id.
     pub peer: NodeId,
 }
 
-/// The label of what is counted by reason.
+/// The label of metrics per reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
-    /// One of few words.
+    /// One of a fixed set of words.
     pub reason: &'static str,
 }
 
-/// The label of what is counted by outcome.
+/// The label of metrics per outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabel {
     /// `ok` or `failed`.
@@ -54,9 +54,9 @@ pub struct OutcomeLabel {
 /// The labels of answered requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// The request's method, `other` if it is none that is known.
+    /// The request's method, or `other`.
     pub method: &'static str,
-    /// The answer's status.
+    /// The status of the response.
     pub status: u16,
 }
 
@@ -65,7 +65,7 @@ fn durations() -> Histogram {
     Histogram::new(exponential_buckets(1e-5, 2.0, 20))
 }
 
-/// Requests of one kind that were answered with success.
+/// Successful requests of one kind.
 #[derive(Debug)]
 pub struct Answered {
     count: AtomicU64,
@@ -78,20 +78,20 @@ impl Answered {
         Self { count: AtomicU64::new(0), micros: AtomicU64::new(0), seconds: durations() }
     }
 
-    /// Counts one that took so long.
+    /// Counts a request that took `duration`.
     pub fn observe(&self, duration: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.micros.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
         self.seconds.observe(duration.as_secs_f64());
     }
 
-    /// How many there were, and how many microseconds they took together.
+    /// The number of requests, and their total time in microseconds.
     pub fn totals(&self) -> (u64, u64) {
         (self.count.load(Ordering::Relaxed), self.micros.load(Ordering::Relaxed))
     }
 }
 
-/// Everything that is counted.
+/// The metrics of one member.
 #[derive(Debug)]
 pub struct Counts {
     started: Instant,
@@ -100,41 +100,41 @@ pub struct Counts {
     /// Counts the calls to [`watch`](Self::watch).
     watched: AtomicU64,
 
-    /// Another leader was followed than before.
+    /// Times that this member followed another leader than before.
     pub leader_changes: Counter,
-    /// Writes of this member's clients that wait to be proposed or applied.
+    /// Writes of this member's clients that are not proposed or applied yet.
     pub proposals_pending: Gauge,
     /// Writes of this member's clients that were committed.
     pub proposals_committed: Counter,
-    /// Entries that were applied here, whoever proposed them.
+    /// Entries applied here, proposed by any member.
     pub proposals_applied: Counter,
-    /// Writes of this member's clients whose outcome was not learnt.
+    /// Writes of this member's clients with an unknown outcome.
     pub proposals_failed: Counter,
-    /// Seconds from the first byte of a frame of the log to the end of its fdatasync.
+    /// Seconds from the first byte of a WAL frame to the end of its fdatasync.
     pub wal_fsync: Histogram,
     /// Seconds to apply a batch of entries.
     pub apply: Histogram,
-    /// Bytes of raft's messages and snapshots to a peer.
+    /// Bytes of raft messages and snapshots sent to a peer.
     pub peer_sent_bytes: Family<PeerLabel, Counter>,
-    /// Bytes of raft's messages and snapshots from a peer.
+    /// Bytes of raft messages and snapshots received from a peer.
     pub peer_received_bytes: Family<PeerLabel, Counter>,
-    /// Times that something did not reach a peer.
+    /// Requests that did not reach a peer.
     pub peer_failures: Family<PeerLabel, Counter>,
-    /// Seconds from a heartbeat that asked for an answer to that.
+    /// Seconds from a heartbeat that requests a response to that response.
     pub peer_round_trip: Family<PeerLabel, Histogram, fn() -> Histogram>,
     /// Snapshots made of this member's own state.
     pub snapshots_made: Counter,
-    /// Snapshots sent to others, by outcome.
+    /// Snapshots sent to peers, by outcome.
     pub snapshots_sent: Family<OutcomeLabel, Counter>,
-    /// Snapshots of others that replaced this member's state.
+    /// Snapshots received that replaced this member's state.
     pub snapshots_installed: Counter,
-    /// What was refused on any port, by reason.
+    /// Requests and connections refused on any port, by reason.
     rejected: Family<ReasonLabel, Counter>,
-    /// Requests of clients that were answered.
+    /// Answered client requests.
     http_requests: Family<RequestLabels, Counter>,
-    /// PUTs that were acknowledged.
+    /// Acknowledged PUTs.
     pub puts: Answered,
-    /// GETs that were answered with a value.
+    /// GETs answered with a value.
     pub gets: Answered,
     /// Keys in the store.
     pub keys: Gauge,
@@ -173,25 +173,25 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// How long ago the process started.
+    /// The time since the process started.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// The loop of the raft node ticked.
+    /// Records a tick of the raft node's loop.
     pub fn ticked(&self) {
         self.last_tick.store(self.uptime().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
-    /// How long ago the loop of the raft node ticked last; `None` before it does, for a start takes as
-    /// long as there is to replay.
+    /// The time since the raft node's loop last ticked. `None` before the first tick: a start takes as
+    /// long as the replay needs.
     pub fn since_last_tick(&self) -> Option<Duration> {
         let at = self.last_tick.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.uptime().saturating_sub(Duration::from_millis(at)))
     }
 
-    /// Somebody looks at the whole cluster: for a few seconds the node asks the others for their
-    /// status.
+    /// Records that a client is watching the whole cluster: for a few seconds, the node asks its peers
+    /// for their status.
     pub fn watch(&self) {
         self.watched.fetch_add(1, Ordering::Relaxed);
     }
@@ -201,49 +201,53 @@ impl Counts {
         self.watched.load(Ordering::Relaxed)
     }
 
-    /// Something was refused; `reason` is one of few words.
+    /// Counts a refusal. `reason` is one of a fixed set of words.
     pub fn rejected(&self, reason: &'static str) {
         self.rejected.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A client's request was answered.
+    /// Counts an answered client request.
     pub fn answered(&self, method: &'static str, status: u16) {
         self.http_requests.get_or_create(&RequestLabels { method, status }).inc();
     }
 
-    /// A snapshot was sent to another member, or not.
+    /// Counts a snapshot sent to a peer, successfully or not.
     pub fn snapshot_sent(&self, arrived: bool) {
         let outcome = if arrived { "ok" } else { "failed" };
         self.snapshots_sent.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// Registers everything that is counted, to be encoded.
+    /// Registers all metrics, to be encoded.
     pub fn register(&self, registry: &mut Registry) {
         let mut counter = |name, help, counter: &Counter| {
             registry.register(name, help, counter.clone());
         };
-        counter("leader_changes", "Changes of the leader followed", &self.leader_changes);
+        counter(
+            "leader_changes",
+            "Times that this member followed another leader than before",
+            &self.leader_changes,
+        );
         counter(
             "proposals_committed",
-            "Writes of this member's clients that were committed",
+            "Committed writes of this member's clients",
             &self.proposals_committed,
         );
-        counter("proposals_applied", "Entries applied", &self.proposals_applied);
+        counter("proposals_applied", "Applied entries", &self.proposals_applied);
         counter(
             "proposals_failed",
-            "Writes of this member's clients whose outcome was not learnt",
+            "Writes of this member's clients with an unknown outcome",
             &self.proposals_failed,
         );
-        counter("snapshots_made", "Snapshots made", &self.snapshots_made);
+        counter("snapshots_made", "Snapshots made of this member's state", &self.snapshots_made);
         counter(
             "snapshots_installed",
-            "Snapshots taken over from other members",
+            "Snapshots received that replaced this member's state",
             &self.snapshots_installed,
         );
         let mut gauge = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
         gauge(
             "proposals_pending",
-            "Writes of this member's clients that wait to be proposed or applied",
+            "Writes of this member's clients that are not proposed or applied yet",
             &self.proposals_pending,
         );
         gauge("keys", "Keys in the store", &self.keys);
@@ -251,28 +255,40 @@ impl Counts {
         let mut histogram = |name, help, histogram: &Histogram| {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
-        histogram("wal_fsync", "To write and sync a frame of the log", &self.wal_fsync);
-        histogram("apply", "To apply a batch of entries", &self.apply);
-        histogram("put", "To acknowledge a PUT", &self.puts.seconds);
-        histogram("get", "To answer a GET with a value", &self.gets.seconds);
+        histogram(
+            "wal_fsync",
+            "Time to write and sync a frame of the write-ahead log",
+            &self.wal_fsync,
+        );
+        histogram("apply", "Time to apply a batch of entries", &self.apply);
+        histogram("put", "Time to acknowledge a PUT", &self.puts.seconds);
+        histogram("get", "Time to answer a GET with a value", &self.gets.seconds);
         let mut per_peer = |name, help, family: &Family<PeerLabel, Counter>| {
             registry.register(name, help, family.clone());
         };
-        per_peer("peer_sent_bytes", "Bytes sent to a peer", &self.peer_sent_bytes);
-        per_peer("peer_received_bytes", "Bytes received from a peer", &self.peer_received_bytes);
-        per_peer("peer_failures", "What did not reach a peer", &self.peer_failures);
+        per_peer(
+            "peer_sent_bytes",
+            "Bytes of raft messages and snapshots sent to a peer",
+            &self.peer_sent_bytes,
+        );
+        per_peer(
+            "peer_received_bytes",
+            "Bytes of raft messages and snapshots received from a peer",
+            &self.peer_received_bytes,
+        );
+        per_peer("peer_failures", "Requests that did not reach a peer", &self.peer_failures);
         registry.register_with_unit(
             "peer_round_trip",
-            "From a request to a peer to its answer",
+            "Time from a heartbeat to its response",
             Unit::Seconds,
             self.peer_round_trip.clone(),
         );
-        registry.register("snapshots_sent", "Snapshots sent", self.snapshots_sent.clone());
-        registry.register("rejected", "What was refused on any port", self.rejected.clone());
+        registry.register("snapshots_sent", "Snapshots sent to peers", self.snapshots_sent.clone());
         registry.register(
-            "http_requests",
-            "Requests of clients that were answered",
-            self.http_requests.clone(),
+            "rejected",
+            "Requests and connections refused on any port",
+            self.rejected.clone(),
         );
+        registry.register("http_requests", "Answered client requests", self.http_requests.clone());
     }
 }

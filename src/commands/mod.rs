@@ -1,13 +1,12 @@
-//! The command line as a whole: the server's flags, and the commands beside it.
+//! The command line: the server's flags ([`Config`]), or one of the commands with its own flags.
 //!
-//! Without a command it is the server: [`Config`]. A command has flags of its own, and ends with one
-//! of these exit statuses:
+//! Exit statuses, for the server and the commands:
 //!
-//! | status | means |
+//! | status | meaning |
 //! |---|---|
-//! | 0 | done; of the server: stopped in order, or removed from its cluster |
-//! | 1 | it failed, or the key was never written: one line on standard error says what, and what to do |
-//! | 2 | the command line cannot be used: one line on standard error says why |
+//! | 0 | success; for the server: stopped by a signal, or removed from its cluster |
+//! | 1 | failure, or `get` found no such key: one line on standard error |
+//! | 2 | invalid command line, environment or configuration file: one line on standard error |
 
 pub mod client;
 pub mod inspect;
@@ -21,7 +20,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::commands::client::{Get, MemberArgs, Put, Save, StatusCommand};
+use crate::commands::client::keys::{Get, Put};
+use crate::commands::client::members::{MemberArgs, StatusCommand};
+use crate::commands::client::save::Save;
 use crate::commands::inspect::Inspect;
 use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
@@ -29,14 +30,13 @@ use crate::error::{Error, Result};
 
 const EXIT_STATUSES: &str = "\
 Exit status:
-  0  done; of the server: stopped in order, or removed from its cluster
-  1  it failed, or the key was never written: one line on standard error says what, and what to do
-  2  the command line, the environment or the configuration file cannot be used: one line on
-     standard error says why";
+  0  success; for the server: stopped by a signal, or removed from its cluster
+  1  failure, or `get` found no such key; the last line on standard error says what to do
+  2  invalid command line, environment or configuration file";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 ///
-/// Without a command it is the server.
+/// Without a command it runs one member of a cluster, a server in the foreground.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "raftexample", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXIT_STATUSES)]
@@ -45,66 +45,66 @@ pub struct Cli {
     #[command(flatten)]
     pub config: Config,
 
-    /// What to do instead of serving.
+    /// A command instead of the server.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What the program does beside serving.
+/// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Show every member: its role, how far it is, and whether it lives
+    /// Show the role, progress and health of every member
     Status(StatusCommand),
-    /// List, add, remove and move members, hand leadership over
+    /// List, add, remove and move members, transfer leadership
     #[command(arg_required_else_help = false)]
     Member(MemberArgs),
-    /// Set a key, and print OK once that is on a majority's disks
+    /// Set a key; prints OK once a majority has the value on disk
     Put(Put),
-    /// Print a value's bytes and nothing else; a terminal gets a newline behind them
+    /// Print the value of a key
     Get(Get),
-    /// Show what a data directory, or a file of it, holds, and whether it is sound; change nothing
+    /// Show and check the files of a member, running or not, without changing them
     Inspect(Inspect),
-    /// Backups of the whole state
+    /// Save backups, and make new clusters from them
     #[command(arg_required_else_help = false)]
     Snapshot(SnapshotArgs),
-    /// Print the completions of this command line for a shell
+    /// Print a completion script for a shell
     Completions {
-        /// The shell
+        /// Shell to complete in
         shell: Shell,
     },
     /// Print the manual page
     Man,
 }
 
-/// The commands for backups.
+/// `snapshot`: backups.
 #[derive(Clone, Debug, Args)]
 pub struct SnapshotArgs {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: SnapshotCommand,
 }
 
-/// What is done with backups.
+/// The subcommands of `snapshot`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Save a backup of the state as it is now, checked and on disk
+    /// Save a backup of the current state of a cluster
     Save(Save),
-    /// Make the directories of a member of a new cluster from a backup
+    /// Create the files of one member of a new cluster from a backup
     Restore(Restore),
 }
 
 impl Cli {
-    /// Reads a command line, the program's name first, as [`Config::read`] does.
+    /// Parses a command line, with the program's name first, as [`Config::read`] does.
     ///
     /// # Errors
-    /// What clap has to say, help and version included.
+    /// clap's errors, which include the requests for help and version.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
         let arguments: Vec<OsString> = with_two_dashes(arguments).collect();
         let mut cli = Self::try_parse_from(&arguments)?;
         if cli.command.is_none() {
-            // Where flags come from is its affair.
+            // It also reads the environment and the configuration file.
             cli.config = Config::read(arguments)?;
         }
         Ok(cli)
@@ -112,10 +112,10 @@ impl Cli {
 }
 
 impl Command {
-    /// Does it, with its result on standard output. That nobody reads that to its end is no error.
+    /// Runs the command, which writes its result to standard output. A closed pipe is no error.
     ///
     /// # Errors
-    /// [`Error::Config`] if the command line cannot be used, any other if it failed.
+    /// [`Error::Config`] for an invalid command line, any other error if the command failed.
     pub fn run(&self) -> Result<()> {
         let mut out = BufWriter::new(io::stdout().lock());
         let done = match self {
@@ -129,14 +129,14 @@ impl Command {
                 SnapshotCommand::Restore(restore) => restore.run(&mut out),
             },
             Self::Completions { shell } => {
-                // clap_complete panics where it cannot write.
+                // clap_complete panics if it cannot write.
                 let mut script = Vec::new();
                 clap_complete::generate(*shell, &mut Cli::command(), "raftexample", &mut script);
                 out.write_all(&script).map_err(output_failed)
             }
             Self::Man => man(&mut out).map_err(output_failed),
         };
-        // Whatever was found comes before the line that says how it ended.
+        // The output comes before the error line.
         let flushed = out.flush().map_err(output_failed);
         match done.and(flushed) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -149,7 +149,7 @@ fn output_failed(error: io::Error) -> Error {
     Error::io("write to", Path::new("standard output"))(error)
 }
 
-/// Writes one page for all: the server's flags, and the help of each command.
+/// Writes one manual page with the server's flags and the help of every command.
 fn man(out: &mut dyn Write) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
@@ -171,7 +171,7 @@ fn help_of_commands(command: &mut clap::Command, out: &mut dyn Write) -> io::Res
             help_of_commands(command, out)?;
             continue;
         }
-        // Lines as they are; a dot in front would be a macro, a backslash an escape.
+        // Verbatim lines: a leading dot would be a macro, a backslash an escape.
         writeln!(out, ".SS {}\n.nf", command.get_bin_name().unwrap_or_default())?;
         for line in command.render_help().to_string().lines() {
             writeln!(out, "\\&{}", line.replace('\\', "\\e").replace('-', "\\-"))?;
@@ -190,14 +190,14 @@ mod tests {
         Cli::read(flags.map(OsString::from))
     }
 
-    /// clap itself looks for what cannot be: two flags of a name, of the server's or of a command's.
+    /// clap's own check, for example that no two flags share a name.
     #[test]
-    fn no_command_has_two_arguments_of_a_name() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn without_a_command_it_is_the_server_with_its_flags_as_ever() {
+    fn without_a_command_the_flags_are_the_servers() {
         let cli = read("-id 2 --port=7 -cluster http://a:1,http://b:2").expect("flags");
         assert!(cli.command.is_none());
         assert_eq!((cli.config.id, cli.config.port, cli.config.cluster.len()), (2, 7, 2));
@@ -208,7 +208,7 @@ mod tests {
         let cli = read("inspect -json dir").expect("a command");
         let Some(Command::Inspect(inspect)) = cli.command else { panic!("{:?}", cli.command) };
         assert!(inspect.json && !inspect.keys && inspect.path == Path::new("dir"));
-        // Behind a -- nothing is a flag, in neither style.
+        // After -- nothing is a flag.
         let cli = read("inspect -- -dir").expect("a command");
         let Some(Command::Inspect(inspect)) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(inspect.path, Path::new("-dir"));

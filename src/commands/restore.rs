@@ -1,26 +1,25 @@
-//! A new cluster from a backup: `raftexample snapshot restore`.
+//! `raftexample snapshot restore`: makes a member of a new cluster from a backup.
 //!
-//! The backup is a snapshot file, as [`storage::snapshotter`](crate::storage::snapshotter) describes
-//! it. Each first member of the new cluster is made from the same file for the same `--cluster` list:
-//! its snapshot, with the new members in it, and a log that ends there. Indexes and terms go on from
-//! the backup's, so that the values keep those of the entries that wrote them.
+//! The backup is a snapshot file as [`storage::snapshotter`](crate::storage::snapshotter) describes it.
+//! Each first member of the new cluster is restored from the same file with the same `--cluster` list:
+//! it gets the snapshot, with the new members in it, and a log that starts after it. Indexes and terms
+//! continue from the backup's, so each value keeps the index and term of the entry that wrote it.
 //!
-//! # Who is kept apart
+//! # Isolation from other clusters
 //!
-//! By default the cluster's id is a hash of the list and the backup. So the new members agree among
-//! each other, and neither members of the backup's cluster nor empty members with the same list, which
-//! go by a hash of the list alone, are taken for one of them. Where `--cluster-id` names the id, the
-//! incarnations keep them apart: half of one is that hash
-//! ([`restored_incarnation`]). An empty member could otherwise begin, and have other entries committed
-//! where the backup stands.
+//! By default the cluster id is a hash of the list and the backup. So the restored members accept each
+//! other, and refuse members of the backup's cluster and empty members with the same list, whose id is
+//! a hash of the list alone. If `--cluster-id` sets the id, incarnations separate them: half of each is
+//! that hash ([`restored_incarnation`]). Otherwise an empty member could bootstrap, and have other
+//! entries committed at the indexes of the backup.
 //!
-//! # States possible after a crash
+//! # States after a crash
 //!
-//! - The directory of the log, a lock: nothing was begun. It can be restored.
-//! - A file `restoring` beside the lock, and whatever else: the member refuses to start, and so does
-//!   restoring, until both directories are removed.
-//! - No such file, a snapshot and a log: it is restored. The log gets its name when it is whole, and the
-//!   file goes after that.
+//! - The log's directory with a lock, or nothing: restoring can be repeated.
+//! - A file `restoring` beside the lock: the member refuses to start, and so does another restore, until
+//!   both directories are removed.
+//! - A snapshot and a log without that file: restored. The log gets its name when it is complete; the
+//!   file is removed after that.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -42,40 +41,40 @@ use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
 use crate::storage::wal::{Identity, SnapshotId, Wal};
 use crate::storage::{DiskVfs, ReadOnlyVfs, Vfs};
 
-/// What to restore, and for whom.
+/// `snapshot restore`: the backup, and the member to make from it.
 #[derive(Clone, Debug, Args)]
 pub struct Restore {
-    /// The backup: a snapshot file
+    /// Backup made by `snapshot save`, or a copy of any .snap file
     pub file: PathBuf,
 
-    /// The member to make, one of the new --cluster
+    /// Id of the member to make: its position in --cluster, from 1
     #[arg(long, env = "RAFTEXAMPLE_ID")]
     pub id: u64,
 
-    /// Peer URLs of the new cluster's first members, the same for each of them
+    /// Peer URLs of the new cluster's members, comma-separated; the same for each member
     #[arg(long, value_delimiter = ',', required = true, env = "RAFTEXAMPLE_CLUSTER")]
     pub cluster: Vec<String>,
 
-    /// Where the directories raftexample-ID and raftexample-ID-snap are made
+    /// Directory in which raftexample-ID and raftexample-ID-snap are created
     #[arg(long, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
     pub data_dir: PathBuf,
 
-    /// The new cluster's id, never used before [default: derived from --cluster and the file]
+    /// Id of the new cluster, never used before [default: derived from --cluster and FILE]
     #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
     pub cluster_id: Option<u64>,
 }
 
 impl Restore {
-    /// Makes the member's directories, and says in one line on `out` what it did.
+    /// Creates the member's directories, and writes one line about them to `out`.
     ///
     /// # Errors
-    /// [`Error::Config`] for flags that cannot be used, [`Error::Corrupt`] and [`Error::Refused`] for a
-    /// file that cannot be, [`Error::Refused`] for directories that are not empty; [`Error::Io`].
+    /// [`Error::Config`] for invalid flags, [`Error::Corrupt`] and [`Error::Refused`] for an unusable
+    /// backup, [`Error::Refused`] if the directories are not empty; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         check_members(self.id, &self.cluster)?;
         if self.id > self.cluster.len() as u64 {
             return Err(Error::Config(format!(
-                "--id {} is none of the {} members in --cluster: restore those, and add others with POST later",
+                "--id {} is beyond the {} members in --cluster: restore those, and add others later with `member add`",
                 self.id,
                 self.cluster.len()
             )));
@@ -84,7 +83,7 @@ impl Restore {
             self.cluster.iter().find(|url| is_https(url) != is_https(&self.cluster[0]))
         {
             return Err(Error::Config(format!(
-                "--cluster: {other} and {} have to begin alike: all with https:// or none",
+                "--cluster mixes {other} and {}: use https:// in all URLs or in none",
                 self.cluster[0]
             )));
         }
@@ -94,7 +93,7 @@ impl Restore {
         self.write(Arc::new(DiskVfs), backup, &identity, &files)?;
         writeln!(
             out,
-            "restored member {} of cluster {:016x} from {}, {keys} keys; when each member of --cluster is, start them with --cluster {}",
+            "restored member {} of cluster {:016x} from {}, {keys} keys; restore all members, then start them with --cluster {}",
             self.id,
             identity.cluster_id,
             self.file.display(),
@@ -103,7 +102,7 @@ impl Restore {
         .map_err(Error::io("write to", Path::new("standard output")))
     }
 
-    /// Who the new member is.
+    /// The identity of the new member.
     fn identity(&self, backup: &Backup) -> Result<Identity> {
         let list = derived_cluster_id(&self.cluster);
         let restoration = derived_cluster_id(&[&self.cluster[..], &[backup.name()]].concat());
@@ -111,11 +110,11 @@ impl Restore {
         if cluster_id == backup.cluster_id || cluster_id == list {
             let whose = if cluster_id == list { "empty members" } else { "the backup's cluster" };
             return Err(Error::Config(format!(
-                "--cluster-id 0x{cluster_id:016x} is the id of {whose}, whose members must not be mixed with these: choose another, or leave it out"
+                "--cluster-id 0x{cluster_id:016x} is already the id of {whose}: choose another, or leave it out"
             )));
         }
         let random = getrandom::u64()
-            .map_err(|error| Error::Config(format!("no random numbers: {error}")))?;
+            .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
         Ok(Identity {
             cluster_id,
             member_id: self.id,
@@ -124,7 +123,7 @@ impl Restore {
         })
     }
 
-    /// Writes the snapshot, and then the log that names it.
+    /// Writes the snapshot, then the log that names it.
     fn write(
         &self,
         vfs: Arc<dyn Vfs>,
@@ -135,16 +134,16 @@ impl Restore {
         let wal_dir = wal_dir(&self.data_dir, self.id);
         let snap_dir = snap_dir(&self.data_dir, self.id);
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
-        vfs.create_dir_all(&wal_dir).map_err(Error::io("make the directory", &wal_dir))?;
+        vfs.create_dir_all(&wal_dir).map_err(Error::io("create directory", &wal_dir))?;
         sync_above(&*vfs, &self.data_dir)?;
         let _lock = lock(&*vfs, &wal_dir)?;
-        // A member may have been started here just now.
+        // Under the lock: a member may have started here meanwhile.
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
 
-        // Until it is whole, it must not be started as a member that begins empty.
-        let mark = wal_dir.join(RESTORING);
-        let marked = vfs.create(&mark).and_then(|file| file.sync());
-        marked.and_then(|()| vfs.sync_dir(&wal_dir)).map_err(Error::io("make", &mark))?;
+        // A member with half of a restore must not start as an empty one.
+        let marker = wal_dir.join(RESTORING);
+        let marked = vfs.create(&marker).and_then(|file| file.sync());
+        marked.and_then(|()| vfs.sync_dir(&wal_dir)).map_err(Error::io("create", &marker))?;
 
         let urls = (1..).zip(self.cluster.iter().cloned()).collect();
         let members = SnapshotMembers {
@@ -159,7 +158,7 @@ impl Restore {
         let again = load_file(files, &self.file)?;
         if (again.file.length, again.file.checksum) != (backup.length, backup.checksum) {
             return Err(Error::Refused(format!(
-                "{} was replaced while it was read: remove {} and {}, and restore all members from one file",
+                "{} was replaced while it was read: remove {} and {}, and restore all members from the same file",
                 self.file.display(),
                 wal_dir.display(),
                 snap_dir.display()
@@ -169,10 +168,10 @@ impl Restore {
         io::copy(&mut reader, &mut snapshot).map_err(Error::io("copy to", snapshot.path()))?;
         snapshot.finish()?;
 
-        // Nobody has voted in this term of this cluster, and nobody will: elections begin behind it.
+        // No vote: elections of this cluster start in a later term.
         let hard_state = HardState { term, vote: 0, commit: index, ..HardState::default() };
         Wal::create_behind(vfs.clone(), &wal_dir, identity, backup.mark, &hard_state)?;
-        vfs.remove(&mark).map_err(Error::io("remove", &mark))?;
+        vfs.remove(&marker).map_err(Error::io("remove", &marker))?;
         vfs.sync_dir(&wal_dir).map_err(Error::io("sync directory", &wal_dir))
     }
 
@@ -183,10 +182,10 @@ impl Restore {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(Error::io("list", dir)(error)),
             };
-            // A lock alone holds nothing; who holds it is seen when it is taken.
+            // A lock file alone is no data. Whether a member holds the lock is checked later.
             if let Some(name) = names.iter().find(|name| *name != "lock") {
                 return Err(Error::Refused(format!(
-                    "cannot restore member {} from {}: {} is not empty, it holds {name}; move {} and {} away, or choose another --data-dir",
+                    "cannot restore member {} from {}: {} is not empty, it contains {name}; move {} and {} away, or choose another --data-dir",
                     self.id,
                     self.file.display(),
                     dir.display(),
@@ -199,7 +198,7 @@ impl Restore {
     }
 }
 
-/// What is known of a backup that was checked.
+/// A backup that was checked.
 struct Backup {
     mark: SnapshotId,
     cluster_id: u64,
@@ -208,43 +207,30 @@ struct Backup {
 }
 
 impl Backup {
-    /// What tells it from other backups. A URL, and so a list of them, holds no space.
+    /// Distinguishes it from other backups, and from URLs, which contain no space.
     fn name(&self) -> String {
         let Self { mark: SnapshotId { index, term }, cluster_id, length, checksum } = self;
         format!("snapshot {term} {index} {cluster_id} {length} {checksum}")
     }
 }
 
-/// Reads all of a backup; returns the number of keys too.
+/// Reads all of a backup. Returns its number of keys, too.
 fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
-    let Snapshot { index, term, meta, file, reader } = load_file(files, path).map_err(|error| {
-        match error {
-            // The remedies are for a member whose own it is.
-            Error::Corrupt { path, offset, reason, .. } => Error::Corrupt {
-                path,
-                offset,
-                reason,
-                remedy: "it cannot be restored from: take another backup",
-            },
-            other => other,
-        }
-    })?;
+    let Snapshot { index, term, meta, file, reader } = load_file(files, path)
+        .map_err(|error| error.with_remedy("it cannot be restored: use another backup"))?;
     let refuse = |why: String| {
-        Error::Refused(format!(
-            "cannot restore from {}: {why}; take another backup",
-            path.display()
-        ))
+        Error::Refused(format!("cannot restore from {}: {why}; use another backup", path.display()))
     };
     let members = SnapshotMembers::decode(&meta).map_err(|error| refuse(error.to_string()))?;
     if !(1..HIGHEST).contains(&index) || !(1..HIGHEST).contains(&term) {
-        return Err(refuse(format!("there is no index {index} or no term {term}")));
+        return Err(refuse(format!("index {index} or term {term} is out of range")));
     }
     let mut keys = 0;
     read_records(reader, |_| {
         keys += 1;
         Ok(())
     })
-    .map_err(|error| refuse(format!("it holds no keys and values: {error}")))?;
+    .map_err(|error| refuse(format!("it does not contain keys and values: {error}")))?;
     let backup = Backup {
         mark: SnapshotId { index, term },
         cluster_id: members.cluster_id,

@@ -1,11 +1,11 @@
-//! The configuration file: one JSON object with the members and this member's id, as in
+//! The configuration file: one JSON object with the members and the id of this member, such as
 //!
 //! ```json
 //! {"ID": "1", "Nodes": [{"ID": "1", "Endpoint": "127.0.0.1:12379"}], "port": 12380}
 //! ```
 //!
-//! and any flag by its long name. Its values take the place of the flags' defaults, so that the
-//! command line and the environment beat them, and the flags' own parsers judge them.
+//! and any flag by its long name. The file's values replace the defaults of the flags. So the command
+//! line and the environment take precedence, and clap's parsers check the values.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Formatter};
@@ -20,31 +20,31 @@ use serde_json::value::RawValue;
 
 use crate::membership::check_url;
 
-/// What a file sets.
+/// The settings of a file.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     path: String,
-    /// By the flag's long name.
+    /// By the long name of the flag.
     settings: BTreeMap<String, Setting>,
 }
 
 #[derive(Clone, Debug)]
 struct Setting {
-    /// As it would be written behind the flag.
+    /// The value as the command line would give it.
     text: String,
-    /// The field, as the file has it.
+    /// The field's name in the file.
     field: String,
     line: usize,
 }
 
-/// What is wrong, and in which line.
+/// A line, and what is wrong there.
 type Wrong = (usize, String);
 
 impl File {
-    /// Reads the file and checks each value by itself. `command` has the flags.
+    /// Reads the file, and checks each value on its own. `command` defines the flags.
     ///
     /// # Errors
-    /// One line that names the file, the line, the field and what is wrong with it.
+    /// One line that names the file, the line, the field, and the reason.
     pub(super) fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
         let name = path.display().to_string();
         let refused = |why| clap::Error::raw(ErrorKind::InvalidValue, why);
@@ -55,7 +55,7 @@ impl File {
         Ok(Self { path: name, settings })
     }
 
-    /// The command with what the file sets as the defaults of its flags.
+    /// Replaces the defaults of the flags in `command` by the file's settings.
     pub(super) fn set_defaults(&self, command: Command) -> Command {
         self.settings.iter().fold(command, |command, (flag, setting)| {
             let id = flag_named(&command, flag).map(|arg| arg.get_id().clone());
@@ -66,7 +66,7 @@ impl File {
         })
     }
 
-    /// Forgets what the command line or the environment set instead.
+    /// Drops the settings that the command line or the environment replaced.
     pub(super) fn retain_used(&mut self, command: &Command, matches: &ArgMatches) {
         self.settings.retain(|flag, _| {
             flag_named(command, flag).is_some_and(|arg| {
@@ -75,7 +75,7 @@ impl File {
         });
     }
 
-    /// Puts the place in front of a message about flags, if the file has set one of them.
+    /// Adds the place to a message that names a flag, if the file has set that flag.
     pub(super) fn locate(&self, message: &str) -> String {
         let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
         let flags = words.filter_map(|word| word.strip_prefix("--"));
@@ -92,13 +92,13 @@ fn flag_named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|arg| arg.get_long() == Some(name))
 }
 
-/// What the text sets, each value by itself found usable.
+/// Parses the text, and checks each value on its own.
 fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>, Wrong> {
     let fields: Fields<'_> = serde_json::from_slice(text).map_err(|error| {
         let why = without_place(&error);
-        (error.line().max(1), format!("{why}; the file has to be one JSON object"))
+        (error.line().max(1), format!("{why}; write one JSON object"))
     })?;
-    // Each value is judged alone: no other hides it, and the environment does not either.
+    // Each value is parsed without the others and the environment, so that none hides its error.
     let alone = command.clone().mut_args(|arg| arg.env(None::<&str>));
     let mut settings: BTreeMap<String, Setting> = BTreeMap::new();
     for (key, value) in fields.0 {
@@ -111,7 +111,7 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
             flag => flag,
         };
         let Some(arg) = flag_named(command, flag).filter(|_| flag != "config") else {
-            let known = "a file has ID, Nodes and the flags that --help names, without --config";
+            let known = "use ID, Nodes, or the long name of a flag other than --config";
             return Err((line, format!("unknown field {field:?}: {known}")));
         };
         let as_flag = match &*field {
@@ -120,7 +120,7 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
         };
         if let Err(error) = alone.clone().try_get_matches_from(["", &format!("--{flag}={as_flag}")])
         {
-            // Its first paragraph says what is wrong, as for a flag.
+            // The caller shows the first paragraph, as for a flag.
             let why = error.to_string();
             return Err(wrong(why.strip_prefix("error: ").unwrap_or(&why).to_owned()));
         }
@@ -132,13 +132,13 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
     Ok(settings)
 }
 
-/// The value as it would be written behind the flag.
+/// The value as the command line would give it.
 fn flag_value(value: &RawValue, arg: &Arg) -> Result<String, String> {
     let is_path = arg.get_value_hint() == ValueHint::AnyPath;
     let is_list = arg.get_value_delimiter().is_some();
     match serde_json::from_str(value.get()).map_err(|error| without_place(&error))? {
         Value::String(text) => Ok(text),
-        // As it is written: a number need not fit into what JSON's parser makes of it.
+        // As written, because JSON's parser could round a number.
         Value::Number(_) | Value::Bool(_) if !is_path && !is_list => Ok(value.get().to_owned()),
         Value::Array(items) if is_list => {
             let items: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
@@ -150,7 +150,7 @@ fn flag_value(value: &RawValue, arg: &Arg) -> Result<String, String> {
     }
 }
 
-/// The URLs of `Nodes` in the order of their ids, as `--cluster` has them.
+/// The URLs of `Nodes` in the order of their ids, in the form of `--cluster`.
 fn nodes(text: &[u8], key: &RawValue, value: &RawValue) -> Result<String, Wrong> {
     let wrong = |part: &RawValue, why: &str| (line_of(text, part), format!("\"Nodes\": {why}"));
     const SHAPE: &str = r#"write [{"ID": "1", "Endpoint": "HOST:PORT"}, …]"#;
@@ -176,7 +176,7 @@ fn nodes(text: &[u8], key: &RawValue, value: &RawValue) -> Result<String, Wrong>
             return Err(wrong(entry, &format!("ID or Endpoint is missing: {SHAPE}")));
         };
         let id: u64 = id.get().trim_matches('"').parse().map_err(|_| {
-            wrong(id_key, &format!("ID {} is no member id: ids are 1, 2, 3 …", id.get()))
+            wrong(id_key, &format!("ID {} is no member id: give a number from 1 on", id.get()))
         })?;
         let endpoint: String =
             serde_json::from_str(endpoint.get()).map_err(|_| wrong(endpoint_key, SHAPE))?;
@@ -184,25 +184,23 @@ fn nodes(text: &[u8], key: &RawValue, value: &RawValue) -> Result<String, Wrong>
         let url = format!("{scheme}{endpoint}");
         check_url(&url).map_err(|why| wrong(endpoint_key, &why))?;
         if members.insert(id, (id_key, url)).is_some() {
-            return Err(wrong(id_key, &format!("ID {id} twice: each member has its own")));
+            return Err(wrong(id_key, &format!("ID {id} twice: give each member its own")));
         }
     }
     let length = members.len();
     for (place, (id, (id_key, _))) in (1..).zip(&members) {
         if *id != place {
-            let why = format!(
-                "ID {id}, and none is {place}: they have to be 1 to {length}, as the i-th URL of --cluster is member i's"
-            );
+            let why = format!("ID {id}, but no ID {place}: number the members from 1 to {length}");
             return Err(wrong(id_key, &why));
         }
     }
     if members.is_empty() {
-        return Err(wrong(key, &format!("it names no member: {SHAPE}")));
+        return Err(wrong(key, &format!("it lists no member: {SHAPE}")));
     }
     Ok(members.into_values().map(|(_, url)| url).collect::<Vec<_>>().join(","))
 }
 
-/// A JSON object as it is written: twins are kept, and each part knows its place in the text.
+/// A JSON object as written: with duplicate fields, and with the place of each part in the text.
 struct Fields<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -235,12 +233,12 @@ fn key_text(key: &RawValue) -> Result<String, String> {
 
 /// The line, from 1, on which a part of the text starts.
 fn line_of(text: &[u8], part: &RawValue) -> usize {
-    // The part is borrowed from the text, so its address says where it is.
+    // The part is borrowed from the text, so its address gives the offset.
     let offset = part.get().as_ptr() as usize - text.as_ptr() as usize;
     text[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The error without its line and column: these may count from the start of a value.
+/// The error without its line and column, which may count from the start of a value.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(why, _)| why.to_owned())
@@ -253,7 +251,7 @@ mod tests {
 
     use crate::config::Config;
 
-    /// Reads flags with a file that holds the text; what is wrong names the file as `FILE`.
+    /// Reads flags with a file that contains `text`. Errors name the file as `FILE`.
     fn read(text: impl AsRef<[u8]>, flags: &str) -> Result<Config, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("raft.json");
@@ -310,21 +308,21 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_file() {
+    fn a_flag_takes_precedence_over_the_file() {
         let text = r#"{"port": 1, "join": true, "cluster": ["http://a:1"], "tick": "0s"}"#;
         let flags = "-port 2 --join=false --cluster http://b:2,http://c:3 --tick 20ms";
         let config = read(text, flags).expect("nothing of the file is used");
         assert_eq!((config.port, config.join, config.cluster.len()), (2, false, 2));
-        // What is wrong with a flag is not put upon the file that it beats.
+        // An error in a flag is not attributed to the file that it replaces.
         let error = read(r#"{"tick": "20ms"}"#, "--tick 0s").expect_err("0 s");
-        assert!(error.starts_with("--tick 0ns"), "{error}");
+        assert!(error.starts_with("--tick must be"), "{error}");
         let error = read(r#"{"port": 1}"#, "--port 99999").expect_err("no port");
         assert!(!error.contains("FILE"), "{error}");
     }
 
     /// Each refusal names the file, the line, the field and what is wrong.
     #[test]
-    fn what_cannot_be_used_is_named_with_its_line() {
+    fn an_invalid_setting_is_named_with_its_line() {
         let nodes = |nodes: &str| format!("{{\n\"Nodes\":\n[{nodes}]}}");
         let node = |id: &str| format!("\n{{\"ID\": {id}, \"Endpoint\": \"a:{}\"}}", id.len());
         for (text, line, named) in [
@@ -365,7 +363,7 @@ mod tests {
             ("{\n\"cluster\": [1]}".into(), 2, "\"cluster\": write an array of strings"),
             ("{\n\"cluster\": {\"port\": 1}}".into(), 2, "\"cluster\": write an array"),
             ("{\n\"cluster\": []}".into(), 2, "no peer URL"),
-            ("{\n\"tick\": \"0s\"}".into(), 2, "\"tick\": --tick 0ns: it is 1ms to 1min"),
+            ("{\n\"tick\": \"0s\"}".into(), 2, "\"tick\": --tick must be 1ms to 1min, not 0ns"),
             ("{\n\"port\": 1,\n\"id\": 2}".into(), 3, "\"id\": --id 2 has no peer URL"),
             (format!("{{{THREE},\n\"ID\": 4}}"), 6, "\"ID\": --id 4 has no peer URL"),
             (
@@ -374,7 +372,7 @@ mod tests {
                 "does not start with http://",
             ),
             // Nodes.
-            (nodes(""), 2, "\"Nodes\": it names no member"),
+            (nodes(""), 2, "\"Nodes\": it lists no member"),
             ("{\n\"Nodes\": {}}".into(), 2, "\"Nodes\": write [{"),
             (nodes("\n1"), 4, "\"Nodes\": write [{"),
             (nodes("\n{\"ID\": 1}"), 4, "is missing"),
@@ -387,9 +385,9 @@ mod tests {
             (nodes("\n{\"ID\": 1, \"Endpoint\": \"ftp://a:1\"}"), 4, "does not start with http://"),
             (nodes("\n{\"ID\": 1, \"Endpoint\": \"a:1,b:2\"}"), 4, "no peer URL"),
             (nodes(&[node("1"), node("1")].join(",")), 5, "ID 1 twice"),
-            (nodes(&[node("1"), node("3")].join(",")), 5, "ID 3, and none is 2"),
-            (nodes(&[node("0"), node("1")].join(",")), 4, "ID 0, and none is 1"),
-            (nodes(&[node("1"), node("2")].join(",")), 2, "twice: each member has its own"),
+            (nodes(&[node("1"), node("3")].join(",")), 5, "ID 3, but no ID 2"),
+            (nodes(&[node("0"), node("1")].join(",")), 4, "ID 0, but no ID 1"),
+            (nodes(&[node("1"), node("2")].join(",")), 2, "twice: give each member its own URL"),
         ] {
             let error = read(&text, "").expect_err(&text);
             let place = format!("FILE, line {line}: ");
@@ -401,11 +399,11 @@ mod tests {
         // The line of the field, not of the same word in a string or deeper down.
         let twins = "{\"data-dir\": \"\\\"tick\\\": 1\",\n\"Nodes\": [{\"ID\": 1,\n\"Endpoint\": \"a:1\"}],\n\"ID\": 0}";
         let error = read(twins, "").expect_err("id 0");
-        assert!(error.starts_with("FILE, line 4: \"ID\": --id 0"), "{error}");
+        assert!(error.starts_with("FILE, line 4: \"ID\": --id must"), "{error}");
     }
 
     #[test]
-    fn a_value_that_a_flag_replaces_has_to_be_right_all_the_same() {
+    fn a_value_that_a_flag_replaces_must_be_valid_too() {
         let error = read("{\n\"tick\": \"fast\"}", "--tick 20ms").expect_err("a bad file");
         assert!(error.starts_with("FILE, line 2: \"tick\""), "{error}");
     }

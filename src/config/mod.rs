@@ -1,7 +1,8 @@
-//! The command line: the original's four flags with its defaults, and ours.
+//! The server's configuration: the original's four flags with their defaults, and further ones.
 //!
-//! Every flag has an environment twin, `RAFTEXAMPLE_` and its name; the flag wins, and both win over
-//! the configuration file. What cannot be used gives one line and exit status 2.
+//! Every flag can also be set by the environment variable `RAFTEXAMPLE_` with the flag's name, and in
+//! the configuration file. A flag takes precedence over its variable, and both over the file. An
+//! invalid value gives one line of error and exit status 2.
 
 mod file;
 
@@ -24,39 +25,50 @@ use crate::metrics::Metrics;
 use crate::ports::tls::{Tls, TlsFiles};
 use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
 
-/// The largest `--max-value-bytes`: a value has to fit into one peer request with room to spare.
+/// The largest `--max-value-bytes`: a value must fit into one request to a peer.
 const VALUE_BYTES_MAX: usize = 64 << 20;
 
-/// Bounds that keep the arithmetic on times far from its end, and every sensible value inside.
+/// Limits on times, so that computing with them cannot overflow.
 const TICK_MIN: Duration = Duration::from_millis(1);
 const TICK_MAX: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const ELECTION_TICKS_MAX: usize = 10_000;
 
+// The headings of `--help`.
+const CLUSTER: &str = "Cluster";
+const PORTS: &str = "Ports";
+const STORAGE: &str = "Storage";
+const TLS: &str = "TLS (files are read again when they change)";
+const REQUESTS: &str = "Requests";
+const TIMERS: &str = "Raft timers";
+const LOGGING: &str = "Logging";
+
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "raftexample", version)]
 pub struct Config {
-    /// Member id; member I of the first members listens for its peers at the I-th URL of --cluster
-    #[arg(long, default_value_t = 1, env = "RAFTEXAMPLE_ID")]
+    /// Id of this member; the first members have the ids 1, 2, … in the order of --cluster
+    #[arg(long, help_heading = CLUSTER, default_value_t = 1, env = "RAFTEXAMPLE_ID")]
     pub id: u64,
 
-    /// Peer URLs of the members, separated by commas
+    /// Peer URLs of the members, comma-separated
     #[arg(
         long,
+        help_heading = CLUSTER,
         value_delimiter = ',',
         default_value = "http://127.0.0.1:9021",
         env = "RAFTEXAMPLE_CLUSTER"
     )]
     pub cluster: Vec<String>,
 
-    /// Port of the key-value server
-    #[arg(long, default_value_t = 9121, env = "RAFTEXAMPLE_PORT")]
+    /// Port for clients
+    #[arg(long, help_heading = PORTS, default_value_t = 9121, env = "RAFTEXAMPLE_PORT")]
     pub port: u16,
 
-    /// Join a cluster that runs already, after POST /ID on one of its members
+    /// Join a running cluster; add this member there first: raftexample member add
     #[arg(
         long,
+        help_heading = CLUSTER,
         num_args = 0..=1,
         require_equals = true,
         default_value = "false",
@@ -68,103 +80,103 @@ pub struct Config {
     )]
     pub join: bool,
 
-    /// Where the directories raftexample-ID and raftexample-ID-snap are made
-    #[arg(long, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
+    /// Directory in which raftexample-ID and raftexample-ID-snap are created
+    #[arg(long, value_name = "DIR", help_heading = STORAGE, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
     pub data_dir: PathBuf,
 
-    /// Address of the key-value server [default: loopback while this member's peer URL is, else all]
-    #[arg(long, env = "RAFTEXAMPLE_HOST")]
+    /// IP address for clients [default: 127.0.0.1 if this member's peer URL is loopback, else 0.0.0.0]
+    #[arg(long, value_name = "IP", help_heading = PORTS, env = "RAFTEXAMPLE_HOST")]
     pub host: Option<IpAddr>,
 
-    /// Address of the admin listener: health, status, metrics, a live page; none unless given
-    #[arg(long, value_name = "HOST:PORT", env = "RAFTEXAMPLE_ADMIN")]
+    /// Address for operators: probes, metrics, backups, membership, a live page [default: none]
+    #[arg(long, value_name = "HOST:PORT", help_heading = PORTS, env = "RAFTEXAMPLE_ADMIN")]
     pub admin: Option<String>,
 
-    /// Names by which the admin listener may be called, beside localhost and addresses
-    #[arg(long, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
+    /// Host names of the admin port besides localhost and IP addresses, comma-separated
+    #[arg(long, value_name = "NAME", help_heading = PORTS, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
     pub admin_name: Vec<String>,
 
-    /// This member's own peer URL [default: the ID-th of --cluster]
-    #[arg(long, env = "RAFTEXAMPLE_PEER_URL")]
+    /// Peer URL of this member [default: number ID of --cluster]
+    #[arg(long, value_name = "URL", help_heading = CLUSTER, env = "RAFTEXAMPLE_PEER_URL")]
     pub peer_url: Option<String>,
 
-    /// This member's certificate for the others, PEM; with it and the next two, https:// in --cluster
-    #[arg(long, env = "RAFTEXAMPLE_PEER_CERT")]
+    /// Certificate for peers, PEM; required, with the next two, if peer URLs are https://
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_CERT")]
     pub peer_cert: Option<PathBuf>,
 
-    /// The private key of --peer-cert, PEM
-    #[arg(long, env = "RAFTEXAMPLE_PEER_KEY")]
+    /// Private key of --peer-cert, PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_KEY")]
     pub peer_key: Option<PathBuf>,
 
-    /// The authorities whose certificates members have, PEM
-    #[arg(long, env = "RAFTEXAMPLE_PEER_CA")]
+    /// CA certificates that peers' certificates are verified with, PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_CA")]
     pub peer_ca: Option<PathBuf>,
 
-    /// The certificate of the key-value server and of the admin listener, PEM: they speak TLS with it
-    #[arg(long, env = "RAFTEXAMPLE_CERT")]
+    /// Certificate for the client and admin ports, PEM; it switches TLS on there
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_CERT")]
     pub cert: Option<PathBuf>,
 
-    /// The private key of --cert, PEM
-    #[arg(long, env = "RAFTEXAMPLE_KEY")]
+    /// Private key of --cert, PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_KEY")]
     pub key: Option<PathBuf>,
 
-    /// The authorities whose certificates clients need, PEM [default: clients need none]
-    #[arg(long, env = "RAFTEXAMPLE_CLIENT_CA")]
+    /// CA certificates that clients' certificates are verified with, PEM [default: clients need none]
+    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_CLIENT_CA")]
     pub client_ca: Option<PathBuf>,
 
-    /// Cluster id, decimal or 0x… [default: derived from the first --cluster list]
-    #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
+    /// Id of the cluster, decimal or 0x… [default: derived from the first --cluster list]
+    #[arg(long, value_name = "ID", help_heading = CLUSTER, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
     pub cluster_id: Option<u64>,
 
-    /// Entries between two snapshots; from 10,000 on, more if the last one was large
-    #[arg(long, default_value_t = SNAPSHOT_COUNT, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
+    /// Entries between two snapshots; from 10,000 on, more if the last snapshot was large
+    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = SNAPSHOT_COUNT, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
     pub snapshot_count: u64,
 
-    /// Entries kept behind a snapshot for members that are a little behind
-    #[arg(long, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_CATCH_UP_ENTRIES")]
+    /// Entries kept in the log after a snapshot was made, for members that lag
+    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_CATCH_UP_ENTRIES")]
     pub snapshot_catch_up_entries: u64,
 
-    /// When a PUT is answered: once it is committed and applied, or, as the original, once proposed
-    #[arg(long, value_enum, default_value = "committed", env = "RAFTEXAMPLE_ACK")]
+    /// When to answer a PUT
+    #[arg(long, help_heading = REQUESTS, value_enum, default_value = "committed", env = "RAFTEXAMPLE_ACK")]
     pub ack: AckFlag,
 
-    /// How current a GET is; the original's is local
-    #[arg(long, value_enum, default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
+    /// How to answer a GET without a Raft-Read header
+    #[arg(long, help_heading = REQUESTS, value_enum, default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
     pub read: ReadFlag,
 
     /// Deadline of a client's request
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
+    #[arg(long, value_name = "TIME", help_heading = REQUESTS, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
     pub request_timeout: Duration,
 
-    /// The largest value in bytes, 64 MiB at most
-    #[arg(long, default_value_t = 16 << 20, env = "RAFTEXAMPLE_MAX_VALUE_BYTES")]
+    /// Size of the largest value, at most 67108864
+    #[arg(long, value_name = "BYTES", help_heading = REQUESTS, default_value_t = 16 << 20, env = "RAFTEXAMPLE_MAX_VALUE_BYTES")]
     pub max_value_bytes: usize,
 
-    /// Length of a tick
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
+    /// Length of a tick, the unit of the raft timers
+    #[arg(long, value_name = "TIME", help_heading = TIMERS, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
     pub tick: Duration,
 
-    /// Ticks without a leader before an election; a member alone does not wait
-    #[arg(long, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
+    /// Least ticks without a leader before an election; each wait is random, up to twice as long
+    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
     pub election_ticks: usize,
 
-    /// Ticks between heartbeats
-    #[arg(long, default_value_t = 1, env = "RAFTEXAMPLE_HEARTBEAT_TICKS")]
+    /// Ticks between two heartbeats of the leader
+    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 1, env = "RAFTEXAMPLE_HEARTBEAT_TICKS")]
     pub heartbeat_ticks: usize,
 
-    /// What is logged
-    #[arg(long, value_enum, default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
+    /// Least severe level to log
+    #[arg(long, value_name = "LEVEL", help_heading = LOGGING, value_enum, default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
     pub log_level: LogLevel,
 
-    /// How it is logged, to standard error
-    #[arg(long, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
+    /// Format of the log on standard error
+    #[arg(long, value_name = "FORMAT", help_heading = LOGGING, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
     pub log_format: LogFormat,
 
-    /// A JSON file with ID, Nodes and flags by their long names, for what is not set otherwise
+    /// JSON file with ID, Nodes and flags by their long names; flags and variables take precedence
     #[arg(long, value_name = "FILE", env = "RAFTEXAMPLE_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// What of it is used.
+    /// The settings of the file that are in effect.
     #[arg(skip)]
     file: Option<File>,
 }
@@ -172,18 +184,18 @@ pub struct Config {
 /// The values of `--ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AckFlag {
-    /// After commit and apply.
+    /// After it is committed and applied
     Committed,
-    /// After handing the write to raft: it may be lost.
+    /// After it is handed to raft, as the original does; the write may be lost
     Proposed,
 }
 
 /// The values of `--read`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReadFlag {
-    /// Sees every acknowledged write.
+    /// With every acknowledged write
     Linearizable,
-    /// Sees this member's map, which may be old.
+    /// From this member's state, as the original does; it may be stale
     Local,
 }
 
@@ -200,9 +212,9 @@ pub enum LogLevel {
 /// The values of `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text
     Term,
-    /// One JSON object a line.
+    /// One JSON object a line
     Json,
 }
 
@@ -212,14 +224,14 @@ pub(crate) fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
         None => text.parse(),
     };
     match parsed {
-        Ok(0) => Err("0 is no cluster id".into()),
+        Ok(0) => Err("the cluster id must not be 0".into()),
         Ok(cluster_id) => Ok(cluster_id),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Gives each flag that is written as Go's may be, `-id`, its second dash. What follows a `--` is no
-/// flag.
+/// Adds the second dash to flags in Go's style: `-id` becomes `--id`. Arguments after `--` stay as they
+/// are.
 pub(crate) fn with_two_dashes(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
@@ -238,30 +250,31 @@ pub(crate) fn with_two_dashes(
     })
 }
 
-/// Checks an id, and the list of the first members.
+/// Checks a member id and a `--cluster` list.
 ///
 /// # Errors
 /// [`Error::Config`] with one line.
 pub(crate) fn check_members(id: u64, cluster: &[String]) -> Result<()> {
     let refuse = |why: String| Err(Error::Config(why));
     if id == 0 {
-        return refuse("--id 0 is no member id: ids start at 1".into());
+        return refuse("--id must be at least 1".into());
     }
     for (position, url) in cluster.iter().enumerate() {
         check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
         if cluster[..position].contains(url) {
-            return refuse(format!("--cluster names {url} twice: each member has its own"));
+            return refuse(format!("--cluster lists {url} twice: give each member its own URL"));
         }
     }
     Ok(())
 }
 
 impl Config {
-    /// Reads a command line, the program's name first, and the file that it may name. Go's flags, and
-    /// so the original's, may begin with one dash: `-id 1`; here they have no other meaning.
+    /// Parses a command line, with the program's name first, and reads the configuration file that it
+    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`.
     ///
     /// # Errors
-    /// What clap has to say, help and version included; what is wrong in the file, and in which line.
+    /// clap's errors, which include the requests for help and version, and errors in the file with their
+    /// line.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
@@ -275,10 +288,10 @@ impl Config {
         Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
     }
 
-    /// Checks what clap cannot: that the flags fit together.
+    /// Checks what clap cannot: ranges, and flags that depend on each other.
     ///
     /// # Errors
-    /// [`Error::Config`] with one line, and the place in the file if a flag was set there.
+    /// [`Error::Config`] with one line, which names the line in the file if that sets the flag.
     pub fn check(&self) -> Result<()> {
         self.check_flags().map_err(|error| match (error, &self.file) {
             (Error::Config(why), Some(file)) => Error::Config(file.locate(&why)),
@@ -299,22 +312,24 @@ impl Config {
             None => require(
                 id <= length,
                 format!(
-                    "--id {id} has no peer URL: --cluster lists {length}; add the {id}-th or give --peer-url"
+                    "--id {id} has no peer URL: list at least {id} URLs in --cluster, which has {length}, or give --peer-url"
                 ),
             )?,
         }
         require(
             self.join || id <= length,
-            format!("--id {id} is none of the {length} first members in --cluster: add --join"),
+            format!(
+                "--id {id} is beyond the {length} first members in --cluster: add --join to join a running cluster"
+            ),
         )?;
         require(
             !self.join || self.cluster.iter().any(|url| *url != self.own_url()),
-            "--join needs the URL of a member in --cluster".into(),
+            "--join requires the URL of another member in --cluster".into(),
         )?;
         let (own_url, https) = (self.own_url(), is_https(&self.own_url()));
         if let Some(other) = self.cluster.iter().find(|url| is_https(url) != https) {
             let why = format!(
-                "--cluster: {other} and this member's {own_url} have to begin alike: all with https:// or none"
+                "--cluster mixes {other} and this member's {own_url}: use https:// in all URLs or in none"
             );
             return Err(Error::Config(why));
         }
@@ -323,7 +338,7 @@ impl Config {
         require(
             given == if https { peer_files.len() } else { 0 },
             format!(
-                "--peer-cert, --peer-key and --peer-ca go with https:// in --cluster: all of them or none; this member's URL is {own_url}"
+                "--peer-cert, --peer-key and --peer-ca: give all three if the peer URLs are https://, else none; this member's is {own_url}"
             ),
         )?;
         require(
@@ -332,39 +347,42 @@ impl Config {
         )?;
         require(
             self.client_ca.is_none() || self.cert.is_some(),
-            "--client-ca needs --cert and --key".into(),
+            "--client-ca requires --cert and --key".into(),
         )?;
-        require(self.snapshot_count > 0, "--snapshot-count 0: it is 1 at least".into())?;
+        require(self.snapshot_count > 0, "--snapshot-count must be at least 1".into())?;
         require(
             (1..=VALUE_BYTES_MAX).contains(&self.max_value_bytes),
-            format!("--max-value-bytes {}: it is 1 to {VALUE_BYTES_MAX}", self.max_value_bytes),
+            format!(
+                "--max-value-bytes must be 1 to {VALUE_BYTES_MAX}, not {}",
+                self.max_value_bytes
+            ),
         )?;
         require(
             (TICK_MIN..=TICK_MAX).contains(&self.tick),
-            format!("--tick {:?}: it is 1ms to 1min", self.tick),
+            format!("--tick must be 1ms to 1min, not {:?}", self.tick),
         )?;
         require(
             self.heartbeat_ticks > 0
                 && self.election_ticks > self.heartbeat_ticks
                 && self.election_ticks <= ELECTION_TICKS_MAX,
             format!(
-                "--election-ticks {} has to be more than --heartbeat-ticks {}, that more than 0, and neither more than {ELECTION_TICKS_MAX}",
+                "--election-ticks must be above --heartbeat-ticks and at most {ELECTION_TICKS_MAX}, and --heartbeat-ticks at least 1, not {} and {}",
                 self.election_ticks, self.heartbeat_ticks
             ),
         )?;
         require(
             (TICK_MIN..=REQUEST_TIMEOUT_MAX).contains(&self.request_timeout),
-            format!("--request-timeout {:?}: it is 1ms to 1day", self.request_timeout),
+            format!("--request-timeout must be 1ms to 1day, not {:?}", self.request_timeout),
         )
     }
 
-    /// Where this member listens for its peers, as the others know it.
+    /// This member's peer URL.
     pub fn own_url(&self) -> String {
         let listed = || self.cluster.get(self.id as usize - 1).cloned();
         self.peer_url.clone().or_else(listed).unwrap_or_default()
     }
 
-    /// The address to listen on for peers: the host and port of this member's URL.
+    /// The address to listen on for peers: host and port of this member's peer URL.
     ///
     /// # Errors
     /// [`Error::Config`] if the host cannot be resolved.
@@ -375,30 +393,31 @@ impl Config {
         resolve(authority).map_err(failed)
     }
 
-    /// The address to listen on for those who run the cluster, if that is wanted.
+    /// The address to listen on for operators, or `None`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it cannot be resolved, or may not be listened on.
+    /// [`Error::Config`] if the host cannot be resolved, or if the port would be open to others without
+    /// TLS.
     pub fn admin_address(&self) -> Result<Option<SocketAddr>> {
         let Some(admin) = &self.admin else { return Ok(None) };
         let address = resolve(admin)
-            .map_err(|why| Error::Config(format!("--admin {admin:?}: {why}; write HOST:PORT")))?;
+            .map_err(|why| Error::Config(format!("--admin {admin:?}: {why}; give HOST:PORT")))?;
         if !address.ip().is_loopback() && self.cert.is_none() {
             return Err(Error::Config(format!(
-                "--admin {admin}: whoever reaches it may change the cluster, so it has to be a loopback address, or to have --cert and --key, and best --client-ca"
+                "--admin {admin} would let anyone change the cluster: use a loopback address, or give --cert and --key, and --client-ca to authenticate clients"
             )));
         }
         Ok(Some(address))
     }
 
-    /// The host of this member's peer URL, without the brackets of IPv6.
+    /// The host of this member's peer URL, an IPv6 address without brackets.
     fn own_host(&self) -> String {
         let authority = authority(&self.own_url()).unwrap_or_default().parse::<Authority>();
         let host = authority.map(|authority| authority.host().to_owned()).unwrap_or_default();
         host.trim_matches(['[', ']']).to_owned()
     }
 
-    /// TLS between the members, where the flags name certificates for it.
+    /// TLS between the members, if the flags name certificates for it.
     ///
     /// # Errors
     /// [`Error::Config`] naming the flag, the file and what is wrong with it.
@@ -410,7 +429,7 @@ impl Config {
         Tls::peers(files, self.id, &self.own_host(), metrics, logger).map(Some)
     }
 
-    /// TLS for clients, where the flags name a certificate for it.
+    /// TLS for clients and operators, if the flags name a certificate for it.
     ///
     /// # Errors
     /// [`Error::Config`] naming the flag, the file and what is wrong with it.
@@ -454,7 +473,7 @@ impl Config {
 
 fn resolve(authority: &str) -> std::result::Result<SocketAddr, String> {
     let mut addresses = authority.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses.next().ok_or_else(|| "the host has no address".into())
+    addresses.next().ok_or_else(|| "the host name has no address".into())
 }
 
 impl From<AckFlag> for Ack {
@@ -522,31 +541,34 @@ mod tests {
     #[test]
     fn flags_that_do_not_fit_together_are_named() {
         for (flags, named) in [
-            ("--id 0".into(), "ids start at 1"),
+            ("--id 0".into(), "--id must be at least 1"),
             (format!("{THREE} --id 4"), "--id 4 has no peer URL"),
             (format!("{THREE} --id 4 --peer-url http://127.0.0.1:4"), "add --join"),
             ("--cluster 127.0.0.1:1".into(), "http://"),
             ("--cluster http://127.0.0.1".into(), "names no port"),
             ("--cluster http://a:1,http://a:1".into(), "twice"),
-            ("--join".into(), "--join needs"),
-            ("--cluster https://a:1,http://b:2".into(), "begin alike"),
-            ("--id 2 --cluster https://a:1,http://b:2".into(), "begin alike"),
-            ("--id 2 --cluster http://a:1 --join --peer-url https://b:2".into(), "begin alike"),
+            ("--join".into(), "--join requires"),
+            ("--cluster https://a:1,http://b:2".into(), "in all URLs or in none"),
+            ("--id 2 --cluster https://a:1,http://b:2".into(), "in all URLs or in none"),
+            (
+                "--id 2 --cluster http://a:1 --join --peer-url https://b:2".into(),
+                "in all URLs or in none",
+            ),
             ("--cluster https://a:1".into(), "--peer-cert, --peer-key and --peer-ca"),
-            ("--cluster https://a:1 --peer-cert c --peer-key k".into(), "all of them or none"),
-            ("--peer-cert c --peer-key k --peer-ca a".into(), "all of them or none"),
-            ("--peer-ca a".into(), "all of them or none"),
+            ("--cluster https://a:1 --peer-cert c --peer-key k".into(), "give all three"),
+            ("--peer-cert c --peer-key k --peer-ca a".into(), "else none"),
+            ("--peer-ca a".into(), "else none"),
             ("--cert c".into(), "--cert and --key"),
             ("--key k".into(), "--cert and --key"),
-            ("--client-ca a".into(), "--client-ca needs"),
-            ("--election-ticks 1".into(), "--election-ticks 1"),
+            ("--client-ca a".into(), "--client-ca requires"),
+            ("--election-ticks 1".into(), "--election-ticks must be above"),
             ("--max-value-bytes 99999999999".into(), "--max-value-bytes"),
             ("--snapshot-count 0".into(), "--snapshot-count"),
             ("--tick 100000000000years".into(), "--tick"),
             ("--request-timeout 300000000000years".into(), "--request-timeout"),
             ("--request-timeout 0s".into(), "--request-timeout"),
             ("--election-ticks 9223372036854775808".into(), "--election-ticks"),
-            ("--cluster-id 0".into(), "0 is no cluster id"),
+            ("--cluster-id 0".into(), "must not be 0"),
             ("--port 99999".into(), "99999"),
         ] {
             let error = config(&flags).expect_err(&flags);

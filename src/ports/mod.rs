@@ -1,5 +1,5 @@
-//! What the ports share: [`listener`] accepts connections within bounds, [`tls`] authenticates them,
-//! and [`admin`] is the port for operators.
+//! What the ports share: [`listener`] serves connections within limits, [`tls`] authenticates them, and
+//! `guard` refuses requests of foreign web pages. [`admin`] is the port for operators.
 
 pub mod admin;
 pub(crate) mod guard;

@@ -1,32 +1,36 @@
-//! HTTP/1.1 on a bound socket, with a bound on everything that a client can hold: the twin of the
-//! original's listener.go, used by the client port and by the peer port.
+//! The HTTP/1.1 server of all ports, with a limit on every resource that a client can hold. The
+//! counterpart of the original's listener.go.
 //!
-//! The caller binds, so that a port that is taken is an error before anything was started, and so
-//! that tests can listen on port 0. [`serve`] accepts until it is told to stop, and returns when
-//! every connection has ended.
+//! The caller binds the socket: a taken port is an error before anything has started, and tests can
+//! listen on port 0. [`serve`] accepts connections until it is told to stop, and returns when every
+//! connection has ended.
 //!
-//! # What a client can hold, and for how long
-//! | what | bound | then |
+//! # Limits
+//! | resource | limit | beyond it |
 //! |---|---|---|
-//! | a connection | [`Limits::connections`] | the next one waits in the socket's backlog |
-//! | a TLS handshake | [`Limits::header_timeout`], 3 seconds at most | closed |
-//! | a head that does not end, or no request at all | [`Limits::header_timeout`] | closed |
-//! | a large head | [`Limits::header_bytes`], [`Limits::header_fields`] | 431, closed |
-//! | an answer that it does not read | [`Limits::stall_timeout`] | closed |
-//! | a body | [`read_body`]: its length, the [`BodyBudget`], a deadline | the caller answers |
+//! | connections | [`Limits::connections`] | the next one waits in the socket's backlog |
+//! | time for a TLS handshake | [`Limits::header_timeout`], at most 3 seconds | closed |
+//! | time for a request head, or between requests | [`Limits::header_timeout`] | closed |
+//! | size of a head | [`Limits::header_bytes`], [`Limits::header_fields`] | 431, closed |
+//! | time without reading the response | [`Limits::stall_timeout`] | closed |
+//! | a body | [`read_body`]: its length, the [`BodyBudget`], a deadline | the caller responds |
 //!
-//! hyper has one timer for the time between two requests and the time that a head takes to arrive,
-//! so an idle connection lives as long as a head may take. A client finds the end of an idle
-//! connection before it writes the next request, and opens another.
+//! hyper uses one timer for the time between two requests and the time that a head takes, so the same
+//! limit applies to both. A client notices that an idle connection was closed before it writes the
+//! next request, and opens another one.
 //!
-//! Connections never take the last descriptors of the process: [`Limits::affordable`] connections
-//! leave room for the files of the log and of snapshots, which it could not go on without.
+//! [`Limits::affordable`] keeps file descriptors for the log and the snapshots: a member that cannot
+//! open those has to stop.
 //!
-//! With TLS on a [`Port`], the requests carry the certificate of the other end, if it has one, as an
-//! extension: [`PeerCertificate`]. Who fails the handshake, or speaks no TLS, is told so by an alert.
+//! On a [`Port`] with TLS, each request carries the client's certificate, if there is one, as the
+//! extension [`PeerCertificate`]. A client that fails the handshake, or does not speak TLS, gets an
+//! alert.
 //!
-//! The original keeps dead connections from living for ever with TCP keep-alive. The timeouts above
-//! do the same here, and do it for a client that is alive and silent as well.
+//! The original detects dead connections with TCP keep-alive. The timeouts here do that too, and also
+//! close connections of clients that are alive but silent.
+
+mod body;
+mod stall;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -34,13 +38,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -48,57 +48,59 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use slog::{Logger, debug, info, warn};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+pub use self::body::{BodyBudget, BodyError, BodyPermit, read_body};
+use self::stall::StallGuard;
 use crate::error::Error;
 use crate::ports::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
 
-/// Connections of clients at a time.
+/// Connections to the client port at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
-/// Connections of peers at a time: each uses a few.
+/// Connections to the peer port at a time. Each peer uses a few.
 pub const PEER_CONNECTIONS_MAX: usize = 256;
-/// Connections to the admin listener at a time: people, probes and scrapers, not clients.
+/// Connections to the admin port at a time: browsers, probes and scrapers.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 const CONNECTIONS_MAX: usize =
     CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX;
-/// Descriptors that both ports leave to the rest of the process: its files, its own connections to
-/// peers, the runtime. A file that cannot be opened for want of one stops the process.
+/// File descriptors that the ports leave to the rest of the process: files, outgoing connections to
+/// peers, the runtime. A member that cannot open a file stops.
 const DESCRIPTORS_KEPT: usize = 128;
-/// With fewer descriptors too few are left for connections.
+/// Below this limit on file descriptors the process does not start: too few connections would fit.
 const DESCRIPTORS_MIN: usize = 192;
 
-/// The wait after a failed accept; it doubles with each failure in a row.
+/// The wait after a failed accept. It doubles with each further failure.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
 /// The longest wait after a failed accept.
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Accepting works again once it has not failed for this long.
+/// How long accepting must not fail before it counts as working again.
 const ACCEPT_CALM: Duration = Duration::from_secs(2);
-/// How long a TLS handshake may take, if a request's head may take longer.
+/// The time for a TLS handshake, even if [`Limits::header_timeout`] is longer.
 const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(3);
-/// How long a closed connection is still read from, see [`linger`].
+/// How long a closed connection is still read from. See [`linger`].
 const LINGER: Duration = Duration::from_millis(500);
 
-/// What the connections of one port may hold.
+/// The limits of the connections of one port.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at a time, at least 1.
+    /// Connections at a time; at least 1.
     pub connections: usize,
-    /// How long a request's head may take, counted from the answer before it or from the start of
-    /// the connection.
+    /// The time until a request's head is complete, from the previous response or the start of the
+    /// connection.
     pub header_timeout: Duration,
-    /// Bytes in a request's head, the request line included; at least 8 KiB. A connection's buffers
-    /// are as large at most.
+    /// Bytes of a request's head, with the request line; at least 8 KiB. Also the size limit of a
+    /// connection's buffers.
     pub header_bytes: usize,
-    /// Header lines in a request.
+    /// Header lines of a request.
     pub header_fields: usize,
-    /// How long a client may take nothing of an answer that is being written to it.
+    /// How long a client may accept no bytes of its response.
     pub stall_timeout: Duration,
-    /// How long connections may go on after the call to stop, before they are cut.
+    /// How long requests may take after the call to stop. Then their connections are closed.
     pub shutdown_grace: Duration,
 }
 
@@ -116,7 +118,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// These, with the port's share of the descriptors that the process has for connections.
+    /// The same limits, with at most this port's share of the process's file descriptors.
     #[must_use]
     pub fn affordable(mut self) -> Self {
         self.connections = share(self.connections, descriptors());
@@ -131,66 +133,67 @@ impl Limits {
             .max_header_size(self.header_bytes)
             .max_buf_size(self.header_bytes)
             .max_headers(self.header_fields)
-            // Go writes header names this way, and raw comparisons with the original see it.
+            // As Go writes header names, so that responses equal the original's.
             .title_case_headers(true)
-            // A client that closed its sending side still gets its answer. So one that went away
-            // is noticed only when its answer is written: its request runs until its deadline.
+            // A client may close its sending side and still read the response. A client that has
+            // gone is therefore noticed only when the response is written.
             .half_close(true);
         protocol
     }
 }
 
-/// Raises this process's limit of descriptors to what its connections and files may take, as far
-/// as the system lets it: shells start programs with 1,024, which the clients alone could use up.
-/// Go's runtime does the same for the original.
+/// Raises the process's limit on file descriptors to what all connections and files need, as far as
+/// the hard limit allows. Shells start programs with 1,024, which clients alone could use up. Go's
+/// runtime does the same for the original.
 ///
 /// # Errors
-/// [`Error::Config`] if too few are left.
+/// [`Error::Config`] if the limit stays too low.
 pub fn raise_descriptor_limit() -> crate::error::Result<()> {
     let wanted = (CONNECTIONS_MAX + DESCRIPTORS_KEPT) as u64;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < wanted
     {
-        // If it fails, what there is has to do.
+        // If it fails, the check below decides.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
     }
     let descriptors = descriptors();
     if descriptors < DESCRIPTORS_MIN {
         return Err(Error::Config(format!(
-            "a process may have {descriptors} open files here, and this one needs {DESCRIPTORS_MIN}: raise `ulimit -n`"
+            "the limit on open files is {descriptors}, the minimum {DESCRIPTORS_MIN}: raise it with `ulimit -n`"
         )));
     }
     Ok(())
 }
 
-/// How many descriptors this process may have.
+/// The process's limit on file descriptors.
 fn descriptors() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// A port's share of the connections that so many descriptors allow: all that it wants, if all do.
+/// The connections that a port may have: `wanted`, or less if the descriptors do not suffice for all
+/// ports.
 fn share(wanted: usize, descriptors: usize) -> usize {
     let allowed = descriptors.saturating_sub(DESCRIPTORS_KEPT).min(CONNECTIONS_MAX);
     (wanted * allowed / CONNECTIONS_MAX).max(1)
 }
 
-/// Listens at `address`, which came from `flag`.
+/// Listens at `address`, the value of `flag`.
 ///
 /// # Errors
-/// [`Error::Config`] if the address is taken, or not this machine's.
+/// [`Error::Config`] if the address is in use, or does not belong to this machine.
 pub async fn bind(address: SocketAddr, flag: &str) -> crate::error::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|error| Error::Config(format!("cannot listen on {address} ({flag}): {error}")))
 }
 
-/// A bound socket, and TLS on it or not.
+/// A bound socket, with or without TLS.
 #[derive(Debug)]
 pub struct Port {
-    /// Where connections come from.
+    /// The bound socket.
     pub listener: TcpListener,
-    /// What they have to speak, if not plain HTTP.
+    /// `None` for plain HTTP.
     pub tls: Option<Tls>,
 }
 
@@ -201,8 +204,8 @@ impl From<TcpListener> for Port {
     }
 }
 
-/// What answers the requests of a port: an axum handler, or a router, as hyper sees it. A port that
-/// has one handler for all paths needs no router, and is faster without.
+/// A hyper service that handles the requests of a port: an axum handler or a router. A port with one
+/// handler for all paths needs no router, and is faster without one.
 pub trait HttpService<B = Incoming>:
     Service<Request<B>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
@@ -216,13 +219,13 @@ impl<B, S> HttpService<B> for S where
 {
 }
 
-/// Serves `service` on `port` until `shutdown` is ready; returns when every connection ended.
+/// Serves `service` on `port` until `shutdown` is ready. Returns when every connection has ended.
 ///
-/// After `shutdown` the socket is closed at once, idle connections too; a request that has begun is
-/// answered, with `Connection: close`, unless that takes longer than [`Limits::shutdown_grace`].
+/// After `shutdown`, the socket and idle connections are closed at once. Requests that have begun are
+/// answered with `Connection: close`; those that take longer than [`Limits::shutdown_grace`] are cut.
 ///
 /// # Panics
-/// If a handler panicked: the panic goes on here, so that it ends the process.
+/// If a handler panicked, so that the panic ends the process.
 pub async fn serve(
     port: impl Into<Port>,
     service: impl HttpService,
@@ -234,7 +237,7 @@ pub async fn serve(
     let mut acceptor = Acceptor::new(listener, limits.connections, logger.clone());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    // Nothing is ever sent: dropping the sender tells the connections to finish.
+    // No value is sent: dropping the sender tells the connections to finish.
     let (stop_tx, stop_rx) = watch::channel(());
     loop {
         tokio::select! {
@@ -264,7 +267,7 @@ pub async fn serve(
         }
     };
     if timeout(limits.shutdown_grace, finish).await.is_err() {
-        warn!(logger, "cutting connections that did not end in time";
+        warn!(logger, "closing connections that did not end within the grace period";
             "connections" => connections.len());
         connections.shutdown().await;
     }
@@ -278,11 +281,11 @@ fn check(ended: Result<(), JoinError>) {
     }
 }
 
-/// Accepts connections, as many at a time as there are permits.
+/// Accepts as many connections at a time as there are permits.
 struct Acceptor {
     listener: TcpListener,
     permits: Arc<Semaphore>,
-    /// The system's number of the last failure, and when it was, until accepting works steadily.
+    /// The errno and time of the last failure, until accepting works again.
     failure: Option<(Option<i32>, Instant)>,
     backoff: Duration,
     logger: Logger,
@@ -290,13 +293,13 @@ struct Acceptor {
 
 impl Acceptor {
     fn new(listener: TcpListener, connections: usize, logger: Logger) -> Self {
-        assert!(connections > 0, "a port that takes no connections serves nobody");
+        assert!(connections > 0, "a port needs at least one connection");
         let permits = Arc::new(Semaphore::new(connections));
         Self { listener, permits, failure: None, backoff: ACCEPT_BACKOFF_MIN, logger }
     }
 
-    /// Waits for a permit and then for a connection, in this order: a connection that cannot be
-    /// served is left to the backlog, where it costs this process no descriptor.
+    /// Waits for a permit, and then for a connection. In this order, a connection that cannot be
+    /// served stays in the backlog, where it uses no file descriptor of this process.
     async fn accept(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         let permit =
             self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -304,8 +307,8 @@ impl Acceptor {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
                     self.backoff = ACCEPT_BACKOFF_MIN;
-                    // Each descriptor that comes free is one success between two failures: that is
-                    // nothing to log.
+                    // Without free descriptors, each one that is closed gives one success between two
+                    // failures. That is not worth a line.
                     let calm = |(_, at): &mut (_, Instant)| at.elapsed() > ACCEPT_CALM;
                     if self.failure.take_if(calm).is_some() {
                         info!(self.logger, "accepting connections again");
@@ -317,14 +320,14 @@ impl Acceptor {
         }
     }
 
-    /// Logs a failure if it is not the last one again, and waits. The usual failure is that the
-    /// process has no descriptor left: trying again at once would spin, ending would be worse. When
-    /// a connection ends meanwhile, the wait is cut short: that gave a descriptor back.
+    /// Logs a failure unless it repeats the last one, and waits. The usual failure is that the process
+    /// has no free file descriptor: without the wait, this loop would spin. [`serve`] cancels the wait
+    /// when a connection ends, because that frees a descriptor.
     async fn back_off(&mut self, error: &io::Error) {
         let failure = error.raw_os_error();
         let last = self.failure.replace((failure, Instant::now()));
         if last.is_none_or(|(last, _)| last != failure) {
-            warn!(self.logger, "cannot accept connections, trying again"; "error" => %error);
+            warn!(self.logger, "cannot accept connections, retrying"; "error" => %error);
         }
         let backoff = self.backoff;
         self.backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
@@ -332,11 +335,11 @@ impl Acceptor {
     }
 }
 
-/// What serves one connection.
+/// One connection.
 struct Connection<S> {
     service: S,
     tls: Option<Tls>,
-    /// Where it comes from.
+    /// The client's address.
     address: SocketAddr,
     limits: Limits,
     stop_rx: watch::Receiver<()>,
@@ -346,10 +349,10 @@ struct Connection<S> {
 impl<S: HttpService> Connection<S> {
     async fn serve(mut self, stream: TcpStream) {
         if let Err(error) = stream.set_nodelay(true) {
-            debug!(self.logger, "the connection ended before it began"; "error" => %error);
+            debug!(self.logger, "a connection failed before its first request"; "error" => %error);
             return;
         }
-        // Below TLS: what TLS keeps to be written later, a handshake's answers too, is watched.
+        // Below TLS, so that the guard also covers handshakes and TLS's write buffer.
         let stream = StallGuard::new(stream, self.limits.stall_timeout);
         let Some(tls) = self.tls.take() else {
             let service = self.service.clone();
@@ -361,7 +364,8 @@ impl<S: HttpService> Connection<S> {
             PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
         });
         let service = WithCertificate { service: self.service.clone(), certificate };
-        // Who was let in by files that are not in use any more has to show its certificate again.
+        // When the certificate files change, the connection is closed: the client must authenticate
+        // again.
         let mut changes = tls.changes();
         let (stop_tx, stop_rx) = watch::channel(());
         let mut told = std::mem::replace(&mut self.stop_rx, stop_rx);
@@ -379,7 +383,7 @@ impl<S: HttpService> Connection<S> {
         }
     }
 
-    /// Makes a TLS connection of it, if the other end may have one.
+    /// Does the TLS handshake; `None` if it fails.
     async fn handshake(&mut self, tls: &Tls, stream: StallGuard) -> Option<TlsStream<StallGuard>> {
         let patience = self.limits.header_timeout.min(HANDSHAKE_TIMEOUT_MAX);
         let accept = timeout(patience, tls.acceptor().accept(stream).into_fallible());
@@ -395,14 +399,14 @@ impl<S: HttpService> Connection<S> {
                         let why = format!("the TLS handshake failed: {error}");
                         tls.refuse(Reason::Handshake, self.address, kind(error), &why);
                     }
-                    // It went away, as whoever only looks for open ports does.
+                    // The client closed the connection, as port scanners do.
                     None => debug!(self.logger, "a TLS handshake broke off"; "error" => %error),
                 }
                 linger(stream.stream).await;
                 None
             }
             Err(_) => {
-                debug!(self.logger, "a TLS handshake took too long");
+                debug!(self.logger, "a TLS handshake timed out");
                 None
             }
         }
@@ -427,7 +431,7 @@ impl<S: HttpService> Connection<S> {
     }
 }
 
-/// A service whose requests carry the certificate of the other end.
+/// A service that adds the client's certificate to each request.
 #[derive(Clone)]
 struct WithCertificate<S> {
     service: S,
@@ -447,10 +451,10 @@ impl<S: HttpService> Service<Request<Incoming>> for WithCertificate<S> {
     }
 }
 
-/// Closes the sending side, then reads and forgets what the client still sends, for a moment.
+/// Closes the sending side, then reads and discards what the client still sends, for [`LINGER`].
 ///
-/// An answer can come before its request has been read, 413 above all. Closing the socket with
-/// unread bytes in it would reset the connection, and the client could lose the answer.
+/// A response can precede the end of its request, 413 for example. Closing a socket with unread bytes
+/// resets the connection, and the client could lose the response.
 async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let drain = async {
         if stream.shutdown().await.is_err() {
@@ -460,190 +464,6 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         while let Ok(1..) = stream.read(&mut scrap).await {}
     };
     let _ = timeout(LINGER, drain).await;
-}
-
-/// A stream whose writes fail once its client has taken nothing for a while.
-struct StallGuard {
-    stream: TcpStream,
-    timeout: Duration,
-    /// Runs while a write waits for the client.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl StallGuard {
-    fn new(stream: TcpStream, timeout: Duration) -> Self {
-        Self { stream, timeout, stalled: None }
-    }
-
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let timeout = self.timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for StallGuard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for StallGuard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.watch(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-/// Bounds the bytes of all request bodies that are in memory at once; clones share one bound.
-///
-/// A body takes its share as it arrives and gives it back when its [`BodyPermit`] is dropped. It
-/// never waits for a share: two half-read bodies could wait for each other.
-#[derive(Clone, Debug)]
-pub struct BodyBudget(Arc<Semaphore>);
-
-impl BodyBudget {
-    /// The bound of a member: 64 MiB.
-    pub const DEFAULT_BYTES: usize = 64 * 1024 * 1024;
-
-    /// Makes a budget of `bytes`.
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes)))
-    }
-
-    /// The bytes that are not taken.
-    pub fn available_bytes(&self) -> usize {
-        self.0.available_permits()
-    }
-}
-
-impl Default for BodyBudget {
-    fn default() -> Self {
-        Self::new(Self::DEFAULT_BYTES)
-    }
-}
-
-/// The share of a [`BodyBudget`] that one body has taken. It is kept until its request is answered.
-#[derive(Debug, Default)]
-pub struct BodyPermit(Option<OwnedSemaphorePermit>);
-
-impl BodyPermit {
-    fn grow(&mut self, bytes: usize, budget: &BodyBudget) -> Result<(), BodyError> {
-        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
-        let more = budget.0.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)?;
-        match &mut self.0 {
-            Some(permit) => permit.merge(more),
-            none => *none = Some(more),
-        }
-        Ok(())
-    }
-}
-
-/// Why a body was not read to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// It is, or says that it is, longer than it may be: 413.
-    #[error("the body is larger than {max_bytes} bytes")]
-    TooLarge {
-        /// The limit.
-        max_bytes: usize,
-    },
-    /// The bodies of other requests fill the [`BodyBudget`]: 503.
-    #[error("too many bytes of other requests are in flight")]
-    Busy,
-    /// It broke off, or its chunks are malformed: 400.
-    #[error("{0}")]
-    Broken(#[source] axum::Error),
-    /// It had not arrived by its deadline: 408.
-    #[error("the body did not arrive in time")]
-    TimedOut,
-}
-
-/// Reads `body` to its end, or to its first error.
-///
-/// A body that announces more than `max_bytes` is refused before it is read. Memory is taken for
-/// the bytes that came, never for those that were announced. A body that came in one piece is not
-/// copied.
-///
-/// # Errors
-/// See [`BodyError`]. What was read is dropped, and its share of `budget` given back.
-pub async fn read_body(
-    body: Body,
-    max_bytes: usize,
-    budget: &BodyBudget,
-    deadline: Instant,
-) -> Result<(Bytes, BodyPermit), BodyError> {
-    if body.size_hint().lower() > max_bytes as u64 {
-        return Err(BodyError::TooLarge { max_bytes });
-    }
-    timeout_at(deadline, collect(body, max_bytes, budget)).await.unwrap_or(Err(BodyError::TimedOut))
-}
-
-async fn collect(
-    mut body: Body,
-    max_bytes: usize,
-    budget: &BodyBudget,
-) -> Result<(Bytes, BodyPermit), BodyError> {
-    let mut permit = BodyPermit::default();
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else {
-            continue; // Trailers say nothing here.
-        };
-        if data.len() > max_bytes - first.len().max(all.len()) {
-            return Err(BodyError::TooLarge { max_bytes });
-        }
-        permit.grow(data.len(), budget)?;
-        if first.is_empty() && all.is_empty() {
-            first = data;
-            continue;
-        }
-        // From the second piece on they are copied together: each piece may keep a whole read
-        // buffer in memory, and a body of one-byte chunks has very many.
-        all.extend_from_slice(&std::mem::take(&mut first));
-        all.extend_from_slice(&data);
-    }
-    let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok((bytes, permit))
 }
 
 #[cfg(test)]

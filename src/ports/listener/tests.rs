@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::routing::get;
+use bytes::Bytes;
 use hyper::body::Frame;
 use hyper_util::service::TowerToHyperService;
 use rustls::ClientConfig;

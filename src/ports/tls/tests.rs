@@ -1,11 +1,13 @@
-//! What is counted and logged, and certificates for the tests of others.
+//! Counting and logging of refusals, and certificates for the tests of other modules.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::CertificateError;
 use slog::{Drain, o};
 
 use super::*;

@@ -1,65 +1,63 @@
-//! Looking into a member's files: `raftexample inspect`.
+//! `raftexample inspect`: shows and checks the files of a member.
 //!
-//! Every record of the write-ahead log and every snapshot, read and checked by the same code that a
-//! member starts with, in the order of the files. It changes nothing and takes no lock, so that a
-//! member may use the directory meanwhile. Then the last frame may be half written, a segment may be
-//! begun, and others may be removed while they are read: what looks like damage is read a second time,
-//! and believed if it is still there.
+//! It reads every record of the write-ahead log and every snapshot, in the order of the files, with the
+//! code that a member starts with. It changes nothing and takes no lock, so a running member may use
+//! the directory. That member may be writing the last frame or creating a segment, and may remove
+//! files; so `inspect` reads a second time before it reports damage.
 //!
 //! One segment of the log is in memory at a time, with the term of each entry. With `--json` each line
-//! is one object: `"type"` says what of, and ids of clusters and directories, which are random bits,
-//! are hexadecimal strings.
+//! is one object: `"type"` names its kind, and random ids (clusters, incarnations) are hexadecimal
+//! strings.
+
+mod lines;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
-use raft::eraftpb::{Entry, EntryType};
-use serde::{Serialize, Serializer};
 
-use crate::channels::{Index, NodeId, RequestId, Term};
+use self::lines::{Line, RecordLine, print, shown};
+use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
-use crate::kvstore::{KeyValue, decode_put, read_records};
-use crate::membership::{MemberChange, SnapshotMembers};
+use crate::kvstore::read_records;
+use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
 use crate::storage::snapshotter::{self, Snapshot, load_file};
-use crate::storage::wal::{self, Head, Record, Seen, SnapshotId, Survey};
+use crate::storage::wal::{self, Record, Seen, SnapshotId, Survey};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
-/// How many bytes of a key or value are shown.
-const SHOWN_BYTES: usize = 64;
-/// Less than this is read before a progress bar is seen.
+/// No progress bar for less than this.
 const PROGRESS_BYTES: u64 = 16 << 20;
-/// What changes under our eyes is read again so many times.
+/// Attempts to read files that change meanwhile.
 const ATTEMPTS_MAX: usize = 20;
-/// A member that writes a frame has done so by then.
+/// The pause between two attempts: enough for a member to complete a frame.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What to look at, and how to show it.
+/// `inspect`: what to read, and how to show it.
 #[derive(Clone, Debug, Args)]
 pub struct Inspect {
-    /// A data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file
+    /// Data directory, raftexample-ID or raftexample-ID-snap directory, or .wal or .snap file
     pub path: PathBuf,
 
-    /// One JSON object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
 
-    /// The keys of each snapshot as well
+    /// List the keys of each snapshot, too
     #[arg(long)]
     pub keys: bool,
 }
 
 impl Inspect {
-    /// Shows it on `out`.
+    /// Writes what it finds to `out`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a member would not start on it, or it is not a member's; [`Error::Io`].
+    /// [`Error::Refused`] if a member would not start with these files, or if the path holds no files of a
+    /// member; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let bar = self.progress_bar();
         let watched = bar.clone();
@@ -70,7 +68,7 @@ impl Inspect {
         result
     }
 
-    /// For much to read, if standard error is a terminal and the lines do not go to one.
+    /// Visible for large inputs, if standard error is a terminal and standard output is not.
     fn progress_bar(&self) -> ProgressBar {
         let bytes = if self.path.is_dir() { bytes_in(&self.path) } else { file_bytes(&self.path) };
         if bytes <= PROGRESS_BYTES || io::stdout().is_terminal() || !io::stderr().is_terminal() {
@@ -82,11 +80,11 @@ impl Inspect {
 
 fn file_bytes(path: &Path) -> u64 {
     let length = path.metadata().map_or(0, |metadata| metadata.len());
-    // A snapshot is read once for its checksum and once for its keys.
+    // A snapshot is read twice: for its checksum, then for its keys.
     if path.extension().is_some_and(|extension| extension == "snap") { 2 * length } else { length }
 }
 
-/// Of a data directory, those below it are counted too.
+/// The bytes to read in a directory, with the member directories below it.
 fn bytes_in(dir: &Path) -> u64 {
     let entries = || std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
     let files: u64 = entries().filter(|path| path.is_file()).map(|path| file_bytes(&path)).sum();
@@ -94,7 +92,7 @@ fn bytes_in(dir: &Path) -> u64 {
     files + below.map(|path| bytes_in(&path)).sum::<u64>()
 }
 
-/// The member whose directory this is by its name, and whether it is the one of its snapshots.
+/// The member that a directory's name stands for, and whether the directory is for snapshots.
 fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
     let name = dir.file_name()?.to_str()?.strip_prefix("raftexample-")?;
     let (id, is_snap) = match name.strip_suffix("-snap") {
@@ -104,20 +102,20 @@ fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
     Some((id.parse().ok()?, is_snap))
 }
 
-/// What one member's files, or one of them, came to so far.
+/// What was found so far in the files of one member.
 #[derive(Default)]
 struct Found {
     segments: u64,
     frames: u64,
     snapshots: u64,
-    /// Entries as they were read, those that others took the place of too.
+    /// Entries read, with those that later entries replaced.
     entries: u64,
     first_index: Option<Index>,
     last_index: Option<Index>,
     term: Term,
     commit: Index,
     unfinished: bool,
-    /// What is damaged, a snapshot too that a member would do without.
+    /// Damage, with that in snapshots that a member can do without.
     damage: BTreeSet<String>,
 }
 
@@ -128,7 +126,7 @@ struct Inspector<'a> {
     found: Found,
 }
 
-/// The snapshots of a directory, each with what it holds, or what is wrong with it.
+/// The snapshots of a directory, each with its members or its error.
 type Snapshots = BTreeMap<(Term, Index), std::result::Result<SnapshotMembers, Error>>;
 
 impl Inspector<'_> {
@@ -159,14 +157,14 @@ impl Inspector<'_> {
             snapshots.into_values().filter_map(|found| Some(found.err()?.to_string())).collect()
         } else {
             return Err(Error::Refused(format!(
-                "{} holds no member's files: give a data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file",
+                "{} contains no files of a member: give a data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file",
                 path.display()
             )));
         };
         self.finish(path, damage)
     }
 
-    /// One summary for each member; the first damage of all ends the program.
+    /// Prints one summary for each member. Returns the first damage.
     fn members(&mut self, data_dir: &Path, ids: &[NodeId]) -> Result<()> {
         let mut result = Ok(());
         for &id in ids {
@@ -181,7 +179,7 @@ impl Inspector<'_> {
         result
     }
 
-    /// Log and snapshots of one member, and whether it would start on both together.
+    /// Shows log and snapshots of one member. Returns what would keep it from starting.
     fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<String>> {
         let (wal_dir, snap_dir) = (wal_dir(data_dir, id), snap_dir(data_dir, id));
         let has_log = self
@@ -194,21 +192,21 @@ impl Inspector<'_> {
         match log {
             None if snapshots.is_empty() => Ok(Vec::new()),
             None => Ok(vec![format!(
-                "{} holds no log, but there are snapshots: bring the log back; {REPLACE_MEMBER}",
+                "{} contains no log, but there are snapshots: put the log back; {REPLACE_MEMBER}",
                 wal_dir.display()
             )]),
             Some((None, damage)) => Ok(damage),
             Some((Some(survey), mut damage)) => {
                 if survey.identity.member_id != id {
                     damage.push(format!(
-                        "{} belongs to member {}, not to {id}: give it back the name it had",
+                        "{} belongs to member {}, not to {id}: rename it to its former name",
                         wal_dir.display(),
                         survey.identity.member_id
                     ));
                 }
                 let wrong = self.together(&survey, &wal_dir, &snap_dir, &snapshots)?;
                 if wrong.is_some() && self.went_on(&survey, &wal_dir) {
-                    self.note(&wal_dir, "it went on while it was read: look again to see log and snapshots as they are together")?;
+                    self.note(&wal_dir, "the member changed it meanwhile: inspect again to check log and snapshots together")?;
                 } else {
                     damage.extend(wrong);
                 }
@@ -217,13 +215,14 @@ impl Inspector<'_> {
         }
     }
 
-    /// True if a running member has named a snapshot since, and so may have removed others.
+    /// True if a running member has made a snapshot since, and so may have removed older ones.
     fn went_on(&self, survey: &Survey, wal_dir: &Path) -> bool {
         let again = wal::survey(&self.vfs, wal_dir, None, &mut |_, _| Ok(()));
         again.is_ok_and(|again| again.marks != survey.marks)
     }
 
-    /// What keeps a member from starting on this log with these snapshots, as it decides that itself.
+    /// What keeps a member from starting with this log and these snapshots, by the rules of
+    /// [`replay`](crate::raft_node::replay).
     fn together(
         &mut self,
         survey: &Survey,
@@ -237,7 +236,7 @@ impl Inspector<'_> {
         for &(term, index) in snapshots.keys() {
             if !survey.marks.contains(&SnapshotId { index, term }) {
                 let path = snapshotter::path(snap_dir, SnapshotId { index, term });
-                self.note(&path, "the log does not name it: the next start removes it")?;
+                self.note(&path, "not named in the log: the next start removes it")?;
             }
         }
         let mut marks = survey.marks.clone();
@@ -259,7 +258,7 @@ impl Inspector<'_> {
                 return Ok(Some(why));
             }
             let path = snapshotter::path(snap_dir, newest);
-            self.note(&path, "the next start sets it aside, and replays the log instead")?;
+            self.note(&path, "the next start sets it aside and replays the log instead")?;
             if let Some(Err(error)) = older.and_then(found) {
                 return Ok(Some(error.to_string()));
             }
@@ -282,7 +281,7 @@ impl Inspector<'_> {
             .map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
 
-    /// A single file, by its name a segment, else a snapshot or a copy of one.
+    /// Shows one file: a segment by its name, otherwise a snapshot.
     fn file(&mut self, path: &Path) -> Result<Vec<String>> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         match wal::parse_name(name) {
@@ -297,7 +296,7 @@ impl Inspector<'_> {
         }
     }
 
-    /// Shows a log, or one segment of it. What is damaged twice in the same way is damaged.
+    /// Shows a log, or one segment of it. Damage counts if a second attempt finds the same.
     fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<(Option<Survey>, Vec<String>)> {
         let mut shown: Option<(PathBuf, u64)> = None;
         let mut damage = None;
@@ -330,7 +329,7 @@ impl Inspector<'_> {
         Ok((None, damage.into_iter().collect()))
     }
 
-    /// Counts as it ended, not as it was written.
+    /// Replaces the counts of the records by those of the resulting log.
     fn note_survey(&mut self, survey: &Survey) {
         let found = &mut self.found;
         let (base, entries) = (survey.base.unwrap_or(0), survey.terms.len() as u64);
@@ -339,7 +338,7 @@ impl Inspector<'_> {
         found.last_index = (base + entries > 0).then_some(base + entries);
     }
 
-    /// Shows all snapshots of a directory, and names what else is there.
+    /// Shows all snapshots of a directory, and lists its other files.
     fn snapshots(&mut self, dir: &Path) -> Result<Snapshots> {
         let mut snapshots = Snapshots::new();
         for SnapshotId { index, term } in snapshotter::list(&self.vfs, dir)? {
@@ -350,8 +349,8 @@ impl Inspector<'_> {
         }
         for name in self.vfs.list(dir).map_err(Error::io("list", dir))? {
             let why = match Path::new(&name).extension().and_then(|extension| extension.to_str()) {
-                Some("broken") => "a start found it damaged, and set it aside",
-                Some("tmp") => "being written, or left by a crash: the next start removes it",
+                Some("broken") => "damaged, set aside by a start",
+                Some("tmp") => "being written, or left by a crash; the next start removes it",
                 _ => continue,
             };
             self.note(&dir.join(name), why)?;
@@ -419,13 +418,13 @@ impl Inspector<'_> {
         let mut printed = Ok(());
         let read = read_records(reader, |pair| {
             printed = self.print(&Line::key(&pair));
-            // The error itself is kept beside.
+            // This error only stops the reading: `printed` has the real one.
             if printed.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
         });
         printed.and(read.map_err(Error::io("read", path)))
     }
 
-    /// Ends with the summary, and with an error if there is damage.
+    /// Prints the summary. Returns the first damage as the error.
     fn finish(&mut self, path: &Path, damage: Vec<String>) -> Result<()> {
         for message in &damage {
             self.damage(message)?;
@@ -451,7 +450,7 @@ impl Inspector<'_> {
         }
     }
 
-    /// Once, however often it is come across.
+    /// Prints each message once.
     fn damage(&mut self, message: &str) -> Result<()> {
         if !self.found.damage.insert(message.to_owned()) {
             return Ok(());
@@ -468,7 +467,7 @@ impl Inspector<'_> {
     }
 }
 
-/// Shows what was found in a log, unless it was in an earlier attempt.
+/// Shows what was found in a log, unless an earlier attempt has shown it.
 fn show_seen(
     path: &Path,
     seen: Seen<'_>,
@@ -478,7 +477,7 @@ fn show_seen(
 ) -> Result<()> {
     let offset = match &seen {
         Seen::Segment { .. } => 0,
-        // Behind the segment itself, which is at 0 as well.
+        // After the segment itself, which is at 0, too.
         Seen::Frame { offset, .. } | Seen::Unfinished { offset, .. } => offset + 1,
     };
     let place = (path.to_owned(), offset);
@@ -503,7 +502,8 @@ fn show_seen(
         }
         Seen::Unfinished { offset, bytes } => {
             found.unfinished = true;
-            let message = "a crash left this unfinished: the next start cuts it (or a member is writing it now)";
+            let message =
+                "incomplete: left by a crash, and cut off by the next start (or being written now)";
             print(&Line::Unfinished { file, offset, bytes, message })
         }
     }
@@ -522,385 +522,6 @@ impl Found {
                 (self.term, self.commit) = (hard_state.term, hard_state.commit);
             }
             _ => {}
-        }
-    }
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<()> {
-    let printed = if json {
-        serde_json::to_writer(&mut *out, line).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else {
-        writeln!(out, "{line}")
-    };
-    printed.map_err(Error::io("write to", Path::new("standard output")))
-}
-
-/// What is shown: a line of text, or an object of JSON.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Line {
-    Segment {
-        file: String,
-        bytes: u64,
-    },
-    /// One of those in the frame at the offset.
-    Record {
-        file: String,
-        offset: u64,
-        #[serde(flatten)]
-        record: RecordLine,
-    },
-    Unfinished {
-        file: String,
-        offset: u64,
-        bytes: u64,
-        message: &'static str,
-    },
-    Snapshot {
-        file: String,
-        checksum: &'static str,
-        index: Index,
-        term: Term,
-        bytes: u64,
-        keys: u64,
-        #[serde(serialize_with = "hex")]
-        cluster_id: u64,
-        voters: Vec<NodeId>,
-        learners: Vec<NodeId>,
-        members: BTreeMap<NodeId, String>,
-        removed: BTreeMap<NodeId, Index>,
-    },
-    Key {
-        key: String,
-        key_bytes: usize,
-        value_bytes: usize,
-        index: Index,
-        term: Term,
-    },
-    Note {
-        file: String,
-        message: &'static str,
-    },
-    Damage {
-        message: String,
-    },
-    Summary {
-        file: String,
-        segments: u64,
-        frames: u64,
-        snapshots: u64,
-        entries: u64,
-        first_index: Option<Index>,
-        last_index: Option<Index>,
-        term: Term,
-        commit: Index,
-        unfinished: bool,
-        damage: usize,
-        /// False if the damage keeps a member from starting.
-        starts: bool,
-    },
-}
-
-/// A record of a log.
-#[derive(Serialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
-enum RecordLine {
-    Head {
-        version: u32,
-        segment: u64,
-        previous_bytes: u64,
-        last_index: Option<Index>,
-    },
-    Identity {
-        #[serde(serialize_with = "hex")]
-        cluster_id: u64,
-        member_id: NodeId,
-        #[serde(serialize_with = "hex")]
-        incarnation: u64,
-        #[serde(serialize_with = "hex")]
-        first_urls_hash: u64,
-    },
-    Incarnation {
-        member_id: NodeId,
-        #[serde(serialize_with = "hex")]
-        incarnation: u64,
-    },
-    Mark {
-        index: Index,
-        term: Term,
-    },
-    Install {
-        index: Index,
-        term: Term,
-    },
-    Entry {
-        index: Index,
-        term: Term,
-        kind: &'static str,
-        bytes: usize,
-        request_id: Option<String>,
-        #[serde(flatten)]
-        content: Content,
-    },
-    HardState {
-        term: Term,
-        vote: NodeId,
-        commit: Index,
-    },
-    Close,
-}
-
-/// What an entry asks for.
-#[derive(Serialize)]
-#[serde(tag = "content", rename_all = "snake_case")]
-enum Content {
-    /// raft's own: the first of a leader.
-    Nothing,
-    Put {
-        key: String,
-        key_bytes: usize,
-        value: String,
-        value_bytes: usize,
-    },
-    /// A learner, at first.
-    Add {
-        id: NodeId,
-        url: String,
-    },
-    AddVoter {
-        id: NodeId,
-        url: String,
-    },
-    Promote {
-        id: NodeId,
-    },
-    Move {
-        id: NodeId,
-        url: String,
-    },
-    Remove {
-        id: NodeId,
-    },
-    /// Every member skips it.
-    Unknown {
-        reason: String,
-    },
-}
-
-impl Line {
-    fn key(pair: &KeyValue) -> Self {
-        Self::Key {
-            key: escaped(pair.key()),
-            key_bytes: pair.key().len(),
-            value_bytes: pair.value().len(),
-            index: pair.index(),
-            term: pair.term(),
-        }
-    }
-}
-
-impl From<Record> for RecordLine {
-    fn from(record: Record) -> Self {
-        match record {
-            Record::Head(Head { version, segment, previous_bytes, last_index }) => {
-                Self::Head { version, segment, previous_bytes, last_index }
-            }
-            Record::Identity(identity) => Self::Identity {
-                cluster_id: identity.cluster_id,
-                member_id: identity.member_id,
-                incarnation: identity.incarnation,
-                first_urls_hash: identity.first_urls_hash,
-            },
-            Record::Incarnation { member_id, incarnation } => {
-                Self::Incarnation { member_id, incarnation }
-            }
-            Record::Mark(SnapshotId { index, term }) => Self::Mark { index, term },
-            Record::Install(SnapshotId { index, term }) => Self::Install { index, term },
-            Record::Entry(entry) => Self::Entry {
-                index: entry.index,
-                term: entry.term,
-                kind: match entry.entry_type {
-                    EntryType::EntryNormal => "normal",
-                    EntryType::EntryConfChange => "conf_change",
-                    EntryType::EntryConfChangeV2 => "conf_change_v2",
-                },
-                bytes: entry.data.len(),
-                request_id: RequestId::from_bytes(&entry.context)
-                    .map(|id| format!("{}-{:016x}-{}", id.member, id.boot, id.counter)),
-                content: content(&entry),
-            },
-            Record::HardState(hard_state) => Self::HardState {
-                term: hard_state.term,
-                vote: hard_state.vote,
-                commit: hard_state.commit,
-            },
-            Record::Close => Self::Close,
-        }
-    }
-}
-
-fn content(entry: &Entry) -> Content {
-    match entry.entry_type {
-        EntryType::EntryNormal if entry.data.is_empty() => Content::Nothing,
-        EntryType::EntryNormal => match decode_put(&entry.data) {
-            Ok((key, value)) => Content::Put {
-                key: escaped(key),
-                key_bytes: key.len(),
-                value: escaped(value),
-                value_bytes: value.len(),
-            },
-            Err(error) => Content::Unknown { reason: error.to_string() },
-        },
-        EntryType::EntryConfChange => match MemberChange::decode(&entry.data) {
-            Ok((_, MemberChange::AddLearner { id, url })) => Content::Add { id, url },
-            Ok((_, MemberChange::AddVoter { id, url })) => Content::AddVoter { id, url },
-            Ok((_, MemberChange::Promote { id })) => Content::Promote { id },
-            Ok((_, MemberChange::Move { id, url })) => Content::Move { id, url },
-            Ok((_, MemberChange::Remove { id })) => Content::Remove { id },
-            Err(reason) => Content::Unknown { reason },
-        },
-        EntryType::EntryConfChangeV2 => {
-            Content::Unknown { reason: "a joint change of members, which nobody proposes".into() }
-        }
-    }
-}
-
-/// The bytes as in a string of Rust, and no more than are shown of them.
-fn escaped(bytes: &[u8]) -> String {
-    let more = if bytes.len() > SHOWN_BYTES { "…" } else { "" };
-    format!("{}{more}", bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii())
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's form.
-fn hex<S: Serializer>(number: &u64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format!("{number:016x}"))
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Segment { file, bytes } => write!(f, "{file}: {bytes} bytes"),
-            Self::Record { offset, record, .. } => write!(f, "{offset:>10}  {record}"),
-            Self::Unfinished { offset, bytes, message, .. } => {
-                write!(f, "{offset:>10}  {bytes} bytes of a frame: {message}")
-            }
-            Self::Snapshot {
-                file,
-                checksum,
-                index,
-                term,
-                bytes,
-                keys,
-                cluster_id,
-                voters,
-                learners,
-                members,
-                removed,
-            } => {
-                writeln!(f, "{file}: {bytes} bytes, checksum {checksum}")?;
-                writeln!(f, "            index {index}, term {term}, {keys} keys")?;
-                write!(f, "            cluster {cluster_id:016x}, voters {voters:?}")?;
-                if !learners.is_empty() {
-                    write!(f, ", learners {learners:?}")?;
-                }
-                for (id, url) in members {
-                    write!(f, "\n            member {id} at {url}")?;
-                }
-                for (id, index) in removed {
-                    write!(f, "\n            member {id} was removed at index {index}")?;
-                }
-                Ok(())
-            }
-            Self::Key { key, value_bytes, index, term, .. } => {
-                write!(f, "            {key}: {value_bytes} bytes, index {index}, term {term}")
-            }
-            Self::Note { file, message } => write!(f, "{file}: {message}"),
-            Self::Damage { message } => write!(f, "DAMAGE: {message}"),
-            Self::Summary {
-                file,
-                segments,
-                frames,
-                snapshots,
-                entries,
-                first_index,
-                last_index,
-                term,
-                commit,
-                unfinished,
-                damage,
-                starts,
-            } => {
-                write!(f, "{file}: {segments} segments, {frames} frames, {entries} entries")?;
-                if let (Some(first), Some(last)) = (first_index, last_index) {
-                    write!(f, " ({first} to {last})")?;
-                }
-                write!(f, ", term {term}, commit {commit}, {snapshots} snapshots; ")?;
-                if *unfinished {
-                    write!(f, "the last frame is unfinished; ")?;
-                }
-                match damage {
-                    0 => write!(f, "no damage"),
-                    _ if *starts => write!(f, "damaged, and mended by the next start"),
-                    _ => write!(f, "DAMAGED: a member would not start on it"),
-                }
-            }
-        }
-    }
-}
-
-impl fmt::Display for RecordLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Head { version, segment, previous_bytes, last_index } => {
-                write!(f, "head: format version {version}, segment {segment:016x}")?;
-                if let Some(last_index) = last_index {
-                    write!(f, ", behind index {last_index} and {previous_bytes} bytes")?;
-                }
-                Ok(())
-            }
-            Self::Identity { cluster_id, member_id, incarnation, .. } => write!(
-                f,
-                "identity: member {member_id} of cluster {cluster_id:016x}, incarnation {incarnation:016x}"
-            ),
-            Self::Incarnation { member_id, incarnation } => {
-                write!(f, "incarnation: member {member_id} is {incarnation:016x}")
-            }
-            Self::Mark { index, term } => write!(f, "snapshot made: index {index}, term {term}"),
-            Self::Install { index, term } => {
-                write!(f, "snapshot received: index {index}, term {term}")
-            }
-            Self::Entry { index, term, bytes, request_id, content, .. } => {
-                write!(f, "entry {index}, term {term}, {bytes} bytes: {content}")?;
-                match request_id {
-                    Some(id) => write!(f, ", request {id}"),
-                    None => Ok(()),
-                }
-            }
-            Self::HardState { term, vote, commit } => {
-                write!(f, "hard state: term {term}, vote {vote}, commit {commit}")
-            }
-            Self::Close => write!(f, "close: another segment follows"),
-        }
-    }
-}
-
-impl fmt::Display for Content {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => write!(f, "nothing, a leader's first"),
-            Self::Put { key, value, value_bytes, .. } => {
-                write!(f, "PUT \"{key}\" = \"{value}\" ({value_bytes} bytes)")
-            }
-            Self::Add { id, url } => write!(f, "add member {id} at {url}, a learner"),
-            Self::AddVoter { id, url } => write!(f, "add member {id} at {url}, a voter"),
-            Self::Promote { id } => write!(f, "give member {id} a vote"),
-            Self::Move { id, url } => write!(f, "move member {id} to {url}"),
-            Self::Remove { id } => write!(f, "remove member {id}"),
-            Self::Unknown { reason } => write!(f, "unknown, every member skips it: {reason}"),
         }
     }
 }

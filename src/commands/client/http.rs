@@ -1,0 +1,286 @@
+//! The HTTP client of the commands.
+//!
+//! It tries the endpoints in the given order:
+//!
+//! | outcome of one endpoint | a read | a write |
+//! |---|---|---|
+//! | unreachable, or 503: nothing was done | next endpoint | next endpoint |
+//! | no or broken answer, or 504: the outcome is unknown | next endpoint | stop: outcome unknown |
+//! | any other refusal | stop | stop |
+//!
+//! A write whose outcome is unknown is never repeated: the repetition could undo a later write.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::Reach;
+use crate::error::{Error, Result};
+use crate::ports::tls::{command_config, no_tls, tls_error};
+
+/// How much longer than `--timeout` the client waits: a member with the same deadline answers 504 at
+/// its end, and that answer says more than silence.
+pub(super) const ANSWER_SLACK: Duration = Duration::from_millis(500);
+/// Characters of an error response that are shown.
+const SHOWN_CHARS_MAX: usize = 500;
+/// The body of the 404 that means that the key does not exist.
+const ABSENT: &[u8] = b"Failed to GET\n";
+
+/// Sends requests to the endpoints in order.
+pub(super) struct Client {
+    http: reqwest::Client,
+    endpoints: Vec<String>,
+    pub(super) timeout: Duration,
+    /// The server's flag for this kind of endpoint: `--admin` or `--port`.
+    flag: &'static str,
+}
+
+pub(super) struct Request {
+    method: Method,
+    /// Path and query.
+    target: String,
+    pub(super) headers: HeaderMap,
+    body: Bytes,
+}
+
+/// A successful response, or the 404 for an absent key.
+pub(super) struct Answer {
+    /// The endpoint that sent it.
+    pub(super) endpoint: String,
+    /// True if the key does not exist.
+    pub(super) is_absent: bool,
+    pub(super) body: Bytes,
+}
+
+/// Why one endpoint did not answer with success.
+pub(super) enum AttemptError {
+    /// It did nothing; another endpoint may do it.
+    NotDone(String),
+    /// It did nothing, and no other endpoint would do it.
+    Refused(String),
+    /// It may have done it.
+    Unknown(String),
+}
+
+type Attempt<T> = std::result::Result<T, AttemptError>;
+
+impl Client {
+    pub(super) fn new(endpoints: &[String], reach: &Reach, flag: &'static str) -> Result<Self> {
+        let tls = match &reach.ca {
+            Some(ca) => command_config(ca, reach.cert.as_deref().zip(reach.key.as_deref()))?,
+            None => match endpoints.iter().find(|endpoint| endpoint.starts_with("https://")) {
+                Some(endpoint) => {
+                    let why = "give --ca FILE, the CA of the members' certificates";
+                    return Err(Error::Config(format!("--endpoint {endpoint}: {why}")));
+                }
+                None => no_tls(),
+            },
+        };
+        let http = reqwest::Client::builder()
+            .retry(reqwest::retry::never())
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .http1_only()
+            .connect_timeout(reach.timeout)
+            .tls_backend_preconfigured(tls)
+            .build()
+            .map_err(|error| {
+                Error::Config(format!("cannot make an HTTP client: {}", cause(&error)))
+            })?;
+        let mut distinct: Vec<String> = Vec::new();
+        for endpoint in endpoints {
+            if !distinct.contains(endpoint) {
+                distinct.push(endpoint.clone());
+            }
+        }
+        Ok(Self { http, endpoints: distinct, timeout: reach.timeout, flag })
+    }
+
+    /// Runs `ask` on a runtime of its own.
+    pub(super) fn run<T>(&self, ask: impl AsyncFnOnce(&Self) -> Result<T>) -> Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Config(format!("cannot start the runtime: {error}")))?;
+        runtime.block_on(ask(self))
+    }
+
+    pub(super) async fn get(&self, target: &str) -> Result<Answer> {
+        self.ask(&Request::new(Method::GET, target, Bytes::new())).await
+    }
+
+    /// Sends the request to one endpoint after the other.
+    pub(super) async fn ask(&self, request: &Request) -> Result<Answer> {
+        self.each(request, async |endpoint| {
+            let done = timeout(self.timeout + ANSWER_SLACK, self.ask_one(endpoint, request));
+            done.await.unwrap_or_else(|_| Err(self.timed_out(endpoint)))
+        })
+        .await
+    }
+
+    async fn ask_one(&self, endpoint: &str, request: &Request) -> Attempt<Answer> {
+        let response = self.send(endpoint, request).await?;
+        let is_absent = response.status() == StatusCode::NOT_FOUND;
+        let body = response.bytes().await.map_err(|error| self.broken(endpoint, &error))?;
+        if is_absent && body != ABSENT {
+            return Err(self.is_another_port(endpoint, &body));
+        }
+        Ok(Answer { endpoint: endpoint.to_owned(), is_absent, body })
+    }
+
+    /// Calls `attempt` with the endpoints in order, as the table of this module says.
+    pub(super) async fn each<T>(
+        &self,
+        request: &Request,
+        mut attempt: impl AsyncFnMut(&str) -> Attempt<T>,
+    ) -> Result<T> {
+        let mut failures = Vec::new();
+        for endpoint in &self.endpoints {
+            let Request { method, target, .. } = request;
+            match attempt(endpoint).await {
+                Ok(done) => return Ok(done),
+                Err(AttemptError::NotDone(why)) => failures.push(why),
+                Err(AttemptError::Unknown(why)) if *method == Method::GET => failures.push(why),
+                Err(AttemptError::Refused(why)) => return Err(Error::Refused(why)),
+                Err(AttemptError::Unknown(why)) => {
+                    let read = if self.flag == "--port" { "get" } else { "member list" };
+                    return Err(Error::Refused(format!(
+                        "{method} {target}: outcome unknown: {why}; read before repeating, with `raftexample {read}`"
+                    )));
+                }
+            }
+        }
+        Err(Error::Refused(failures.join("; ")))
+    }
+
+    /// Sends the request to one endpoint, and classifies the response by its head.
+    pub(super) async fn send(&self, endpoint: &str, request: &Request) -> Attempt<Response> {
+        let Request { method, target, headers, body } = request;
+        let url = format!("{endpoint}{target}");
+        let sent = self
+            .http
+            .request(method.clone(), url)
+            .headers(headers.clone())
+            .body(body.clone())
+            .send()
+            .await;
+        let response = sent.map_err(|error| self.broken(endpoint, &error))?;
+        let status = response.status();
+        // On the client port 404 may mean that the key does not exist: the body tells.
+        if status.is_success() || (status == StatusCode::NOT_FOUND && self.flag == "--port") {
+            return Ok(response);
+        }
+        let said = response.bytes().await.unwrap_or_default();
+        let why = format!("{endpoint} answered {}: {}", status.as_u16(), first_line(&said));
+        Err(match status {
+            StatusCode::SERVICE_UNAVAILABLE => AttemptError::NotDone(why),
+            StatusCode::GATEWAY_TIMEOUT => AttemptError::Unknown(why),
+            StatusCode::NOT_FOUND => self.is_another_port(endpoint, &said),
+            _ => AttemptError::Refused(why),
+        })
+    }
+
+    fn is_another_port(&self, endpoint: &str, said: &[u8]) -> AttemptError {
+        let said = first_line(said);
+        let flag = self.flag;
+        AttemptError::Refused(format!(
+            "{endpoint} answered 404: {said}; this command needs the port of {flag}: is this another port of the member?"
+        ))
+    }
+
+    /// Classifies a response that did not arrive, or not to its end.
+    pub(super) fn broken(&self, endpoint: &str, error: &reqwest::Error) -> AttemptError {
+        let cause = cause(error);
+        let authority = endpoint.split("://").last().unwrap_or_default();
+        let of_handshake = |tls: &&rustls::Error| error.is_connect() || is_of_handshake(tls);
+        if let Some(tls) = tls_error(error).filter(of_handshake) {
+            let why = match tls {
+                rustls::Error::AlertReceived(_) => {
+                    "if the member runs with --client-ca, give --cert and --key"
+                }
+                _ => "check that its certificate is for this host, and issued by a CA in --ca",
+            };
+            return AttemptError::NotDone(format!("no TLS with {endpoint}: {tls}; {why}"));
+        }
+        if error.is_connect() || error.is_builder() {
+            let flag = match self.flag {
+                "--port" => format!("--port {}", authority.rsplit(':').next().unwrap_or_default()),
+                flag => format!("{flag} {authority}"),
+            };
+            let why =
+                format!("cannot reach {endpoint}: {cause}; is the member running, with {flag}?");
+            return AttemptError::NotDone(why);
+        }
+        let tls = if endpoint.starts_with("http://") && error.is_request() {
+            "; if it speaks TLS, write https:// and give --ca"
+        } else {
+            ""
+        };
+        AttemptError::Unknown(format!("{endpoint} broke off: {cause}{tls}"))
+    }
+
+    pub(super) fn timed_out(&self, endpoint: &str) -> AttemptError {
+        AttemptError::Unknown(format!(
+            "{endpoint} did not answer within {}: raise --timeout, or ask another --endpoint",
+            humantime::format_duration(self.timeout)
+        ))
+    }
+}
+
+impl Request {
+    pub(super) fn new(method: Method, target: &str, body: Bytes) -> Self {
+        Self { method, target: target.to_owned(), headers: HeaderMap::new(), body }
+    }
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Result<Value> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Error::Refused(format!(
+                "{} did not answer with JSON ({error}): is it an admin port (--admin)?",
+                self.endpoint
+            ))
+        })
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// The innermost source of an error: the message of the operating system, or of TLS.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// True if the member refused the client certificate. In TLS 1.3 the client learns that after its own
+/// handshake is complete, but the member has read no request.
+fn is_of_handshake(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+        )
+    )
+}
+
+fn first_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.lines().next().unwrap_or_default().chars().take(SHOWN_CHARS_MAX).collect()
+}

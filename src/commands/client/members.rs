@@ -1,0 +1,333 @@
+//! `status` and `member`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use indicatif::HumanBytes;
+use reqwest::Method;
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::http::{Client, Request};
+use super::{AdminEndpoints, array, text, write};
+use crate::error::{Error, Result};
+
+/// How often a member is asked again until it has applied what another member has just done.
+const POLLS: u32 = 10;
+/// The time between two of these requests.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// `status`: shows every member, as one of them sees it.
+#[derive(Clone, Debug, Args)]
+pub struct StatusCommand {
+    /// Print the JSON of GET /cluster
+    #[arg(long)]
+    pub json: bool,
+
+    /// The members to ask.
+    #[command(flatten)]
+    pub at: AdminEndpoints,
+}
+
+/// `member`: lists and changes the members.
+#[derive(Clone, Debug, Args)]
+pub struct MemberArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub command: MemberCommand,
+}
+
+/// The subcommands of `member`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum MemberCommand {
+    /// List the members
+    List {
+        /// Print the JSON of GET /members
+        #[arg(long)]
+        json: bool,
+
+        /// The members to ask.
+        #[command(flatten)]
+        at: AdminEndpoints,
+    },
+    /// Add a member, before it is started; it is a learner until it has caught up
+    Add {
+        /// Id of the new member, never used before
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+
+        /// Peer URL of the new member
+        url: String,
+
+        /// The members to ask.
+        #[command(flatten)]
+        at: AdminEndpoints,
+    },
+    /// Remove a member for good: its id cannot be used again
+    Remove {
+        /// Id of the member
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+
+        /// The members to ask.
+        #[command(flatten)]
+        at: AdminEndpoints,
+    },
+    /// Change the peer URL of a member
+    Move {
+        /// Id of the member
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+
+        /// New peer URL of the member
+        url: String,
+
+        /// The members to ask.
+        #[command(flatten)]
+        at: AdminEndpoints,
+    },
+    /// Transfer leadership to another member
+    Transfer {
+        /// Id of the new leader [default: the member with most of the log]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: Option<u64>,
+
+        /// The members to ask.
+        #[command(flatten)]
+        at: AdminEndpoints,
+    },
+}
+
+impl StatusCommand {
+    /// Writes the table, or the JSON, to `out`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if no endpoint answers, or, after the table, if no member knows a leader.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let answer = self.at.client()?.run(async |client| client.get("/cluster").await)?;
+        let cluster = answer.json()?;
+        if self.json {
+            write(out, &answer.body)?;
+        } else {
+            write(out, status_table(&cluster, &answer.endpoint).as_bytes())?;
+        }
+        let is_led = |member: &Value| {
+            member["alive"] == true && member["status"]["leader"].as_u64().is_some_and(|id| id != 0)
+        };
+        if array(&cluster["members"]).iter().any(is_led) {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "no member that {} can reach knows a leader: start the dead members until a majority is alive",
+            answer.endpoint
+        )))
+    }
+}
+
+impl MemberArgs {
+    /// Runs the subcommand, and writes the result to `out`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the cluster's reason, or the reason why no endpoint answered.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let done = match &self.command {
+            MemberCommand::List { json, at } => {
+                let answer = at.client()?.run(async |client| client.get("/members").await)?;
+                let members = answer.json()?;
+                if *json { answer.text() } else { member_table(&members) }
+            }
+            MemberCommand::Add { id, url, at } => {
+                let members = at.client()?.run(async |client| {
+                    // Before the change: it also proves that this is no client port, where the
+                    // request would set a key.
+                    let members = client.get("/members").await?.json()?;
+                    client.change(Method::POST, *id, url).await?;
+                    Ok(members)
+                })?;
+                format!("added member {id} as a learner\n{}", start_command(*id, url, &members))
+            }
+            MemberCommand::Remove { id, at } => {
+                at.client()?.run(async |client| {
+                    client.require_member(*id).await?;
+                    client.change(Method::DELETE, *id, "").await
+                })?;
+                format!(
+                    "removed member {id}: it stops by itself, and its id cannot be used again\n"
+                )
+            }
+            MemberCommand::Move { id, url, at } => {
+                let old = at.client()?.run(async |client| {
+                    let old = client.require_member(*id).await?;
+                    client.change(Method::PUT, *id, url).await?;
+                    Ok(old)
+                })?;
+                format!(
+                    "moved member {id} from {old} to {url}: start it there, with --peer-url {url}\n"
+                )
+            }
+            MemberCommand::Transfer { id, at } => {
+                let leader = at.client()?.run(async |client| client.transfer(*id).await)?;
+                match leader {
+                    Some(id) => format!("member {id} leads\n"),
+                    None => "another member leads\n".to_owned(),
+                }
+            }
+        };
+        write(out, done.as_bytes())
+    }
+}
+
+impl Client {
+    /// Changes member `id`.
+    async fn change(&self, method: Method, id: u64, url: &str) -> Result<()> {
+        let body = Bytes::from(url.to_owned());
+        self.ask(&Request::new(method, &format!("/members/{id}"), body)).await.map(|_| ())
+    }
+
+    /// Transfers leadership, to any other member if `to` is `None`. Returns the new leader if it is
+    /// known.
+    async fn transfer(&self, to: Option<u64>) -> Result<Option<u64>> {
+        let leader = async || Ok(self.get("/status").await?.json()?["leader"].as_u64());
+        let before: Option<u64> = leader().await?;
+        let query = to.map(|id| format!("?to={id}")).unwrap_or_default();
+        let target = format!("/transfer-leadership{query}");
+        self.ask(&Request::new(Method::POST, &target, Bytes::new())).await?;
+        if to.is_some() {
+            return Ok(to);
+        }
+        // The transfer is done, but the asked member may not know the new leader yet.
+        for _ in 0..POLLS {
+            if let Ok(Some(id)) = leader().await
+                && id != 0
+                && Some(id) != before
+            {
+                return Ok(Some(id));
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+        Ok(None)
+    }
+
+    /// The URL of member `id`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is not a member.
+    async fn require_member(&self, id: u64) -> Result<String> {
+        let mut polls = 1;
+        loop {
+            let answer = self.get("/members").await?;
+            let members = answer.json()?;
+            if let Some(member) = array(&members).iter().find(|member| member["id"] == id) {
+                return Ok(text(&member["url"]));
+            }
+            if polls == POLLS {
+                let ids: Vec<_> =
+                    array(&members).iter().map(|member| text(&member["id"])).collect();
+                return Err(Error::Refused(format!(
+                    "{id} is not a member: {} knows members {}; see `raftexample member list`",
+                    answer.endpoint,
+                    ids.join(", ")
+                )));
+            }
+            // A follower may not have applied the entry that added it yet.
+            polls += 1;
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+}
+
+/// The command line that starts the new member.
+fn start_command(id: u64, url: &str, members: &Value) -> String {
+    let others: Vec<_> = array(members).iter().map(|member| text(&member["url"])).collect();
+    let tls = if url.starts_with("https://") {
+        " --peer-cert FILE --peer-key FILE --peer-ca FILE"
+    } else {
+        ""
+    };
+    format!(
+        "start it now; it gets a vote when it has caught up:\n  raftexample --id {id} --cluster {} --peer-url {url}{tls} --port PORT --join\n",
+        others.join(",")
+    )
+}
+
+fn member_table(members: &Value) -> String {
+    let rows = array(members)
+        .iter()
+        .map(|member| ["id", "url", "role"].map(|name| text(&member[name])).to_vec());
+    table(&["ID", "URL", "ROLE"], rows)
+}
+
+fn status_table(cluster: &Value, endpoint: &str) -> String {
+    let rows = array(&cluster["members"]).iter().map(|member| {
+        let status = &member["status"];
+        let mark = if member["id"] == cluster["seen_by"] { "*" } else { "" };
+        let mut row = vec![format!("{}{mark}", text(&member["id"])), text(&member["url"])];
+        if member["alive"] != true {
+            row.push("dead".to_owned());
+            row.extend(vec!["-".to_owned(); 8]);
+            return row;
+        }
+        row.extend(
+            ["role", "term", "commit", "applied", "snapshot", "keys"]
+                .map(|name| text(&status[name])),
+        );
+        row.push(
+            status["wal_bytes"]
+                .as_u64()
+                .map_or("-".to_owned(), |bytes| HumanBytes(bytes).to_string()),
+        );
+        let uptime =
+            Duration::from_secs(status["uptime_seconds"].as_f64().unwrap_or_default() as u64);
+        row.push(humantime::format_duration(uptime).to_string().replace(' ', ""));
+        row.push(text(&status["version"]));
+        row
+    });
+    let head = [
+        "ID", "URL", "ROLE", "TERM", "COMMIT", "APPLIED", "SNAPSHOT", "KEYS", "WAL", "UPTIME",
+        "VERSION",
+    ];
+    format!("{}* this member answered, at {endpoint}\n", table(&head, rows))
+}
+
+/// Left-aligned columns, two spaces apart.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|name| (*name).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate();
+        let cells = cells.map(|(column, cell)| format!("{cell:0$}", width(column).unwrap_or(0)));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_table_marks_dead_members_and_the_one_asked() {
+        let status = serde_json::json!({
+            "role": "leader", "term": 2, "commit": 10, "applied": 10, "snapshot": 0, "keys": 3,
+            "wal_bytes": 1536, "uptime_seconds": 61.5, "version": "0.1.0",
+        });
+        let cluster = serde_json::json!({ "seen_by": 2, "members": [
+            { "id": 1, "url": "http://a:1", "alive": false, "status": null },
+            { "id": 2, "url": "http://bcd:2", "alive": true, "status": status },
+        ]});
+        assert_eq!(
+            status_table(&cluster, "http://e:1"),
+            "\
+ID  URL           ROLE    TERM  COMMIT  APPLIED  SNAPSHOT  KEYS  WAL       UPTIME  VERSION
+1   http://a:1    dead    -     -       -        -         -     -         -       -
+2*  http://bcd:2  leader  2     10      10       0         3     1.50 KiB  1m1s    0.1.0
+* this member answered, at http://e:1
+"
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! The commands that ask running members over HTTP: `status`, `member`, `put`, `get` and
+//! `snapshot save`.
+//!
+//! [`keys`] uses the client port; [`members`] and [`save`] use the [admin port](crate::ports::admin).
+//! [`http`] tries the endpoints in order and decides after which failures it may try the next.
+
+mod http;
+pub mod keys;
+pub mod members;
+pub mod save;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use reqwest::Url;
+use serde_json::Value;
+
+use self::http::Client;
+use crate::error::{Error, Result};
+
+/// The largest `--timeout`.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How to connect to members.
+#[derive(Clone, Debug, Args)]
+pub struct Reach {
+    /// CA certificates that members' certificates are verified with, PEM; required for https://
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Client certificate, PEM; required if the members run with --client-ca
+    #[arg(long, value_name = "FILE", requires = "private_key")]
+    pub cert: Option<PathBuf>,
+
+    /// Private key of --cert, PEM
+    #[arg(id = "private_key", long = "key", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+
+    /// How long to wait for each endpoint
+    #[arg(long, value_parser = parse_timeout, default_value = "5s")]
+    pub timeout: Duration,
+}
+
+/// The admin ports to ask.
+#[derive(Clone, Debug, Args)]
+pub struct AdminEndpoints {
+    /// Admin ports (--admin) of members, comma-separated; tried in order until one answers
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        value_parser = parse_endpoint,
+        default_value = "http://127.0.0.1:12381",
+        env = "RAFTEXAMPLE_ENDPOINT"
+    )]
+    pub endpoint: Vec<String>,
+
+    /// How to connect to them.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// The client ports to ask.
+#[derive(Clone, Debug, Args)]
+pub struct ClientEndpoints {
+    /// Client ports (--port) of members, comma-separated; tried in order until one answers
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        value_parser = parse_endpoint,
+        default_value = "http://127.0.0.1:12380",
+        env = "RAFTEXAMPLE_CLIENT_ENDPOINT"
+    )]
+    pub endpoint: Vec<String>,
+
+    /// How to connect to them.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+impl AdminEndpoints {
+    fn client(&self) -> Result<Client> {
+        Client::new(&self.endpoint, &self.reach, "--admin")
+    }
+}
+
+impl ClientEndpoints {
+    fn client(&self) -> Result<Client> {
+        Client::new(&self.endpoint, &self.reach, "--port")
+    }
+}
+
+fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
+    out.write_all(bytes).map_err(Error::io("write to", Path::new("standard output")))
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A string without its quotes, `null` as a dash, and any other value as JSON.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn parse_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_usable = !timeout.is_zero() && timeout <= TIMEOUT_MAX;
+    if is_usable { Ok(timeout) } else { Err("it must be more than 0s and at most 1day".into()) }
+}
+
+/// An endpoint, without a slash at the end.
+fn parse_endpoint(text: &str) -> std::result::Result<String, String> {
+    let wanted = || "it must be http://HOST:PORT or https://HOST:PORT".to_owned();
+    let url: Url = text.parse().map_err(|_| wanted())?;
+    let endpoint = text.trim_end_matches('/');
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    let is_anonymous = url.username().is_empty() && url.password().is_none();
+    let is_http = endpoint.starts_with("http://") || endpoint.starts_with("https://");
+    if is_http && is_bare && is_anonymous { Ok(endpoint.to_owned()) } else { Err(wanted()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_scheme_a_host_and_a_port() {
+        for (text, endpoint) in [
+            ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+            ("https://[::1]:1/", "https://[::1]:1"),
+            ("http://localhost:1", "http://localhost:1"),
+        ] {
+            assert_eq!(parse_endpoint(text).expect(text), endpoint);
+        }
+        for text in [
+            "127.0.0.1:1",
+            "localhost:1",
+            "",
+            "ftp://h:1",
+            "http://h:1/x",
+            "http://h:1/?x",
+            "http://h:1/#x",
+            "http://me@h:1",
+            "http://",
+        ] {
+            assert!(parse_endpoint(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the member and its cluster look like now: JSON, events and metrics.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::{Admin, Shared, json_response};
+use crate::channels::NodeId;
+use crate::httpapi::ErrorResponse;
+use crate::raft_node::{PeerStatus, Role, Status};
+
+/// A member that has not answered for this long is shown as dead.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
+/// The time between two events of `/events`.
+const EVENT_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(super) async fn status(State(shared): State<Arc<Shared>>) -> Response {
+    json_response(&member_status(&shared.admin.status.borrow()))
+}
+
+pub(super) async fn members(State(shared): State<Arc<Shared>>) -> Response {
+    json_response(&member_status(&shared.admin.status.borrow())["members"])
+}
+
+/// One member's status as JSON.
+fn member_status(status: &Status) -> Value {
+    let tick = &status.tick;
+    let members = status.members.urls.iter().map(|(id, url)| {
+        let peer = tick.peers.get(id).cloned().unwrap_or_default();
+        let PeerStatus { heard_ms, sent, progress, .. } = peer;
+        json!({
+            "id": id,
+            "url": url,
+            "role": if status.learners.contains(id) { "learner" } else { "voter" },
+            "match": progress.map(|progress| progress.matched),
+            "next": progress.map(|progress| progress.next),
+            "state": progress.map(|progress| progress.state),
+            "last_contact_ms": if *id == status.id { Some(0) } else { heard_ms },
+            "sent": sent,
+        })
+    });
+    let requests = |(count, micros): (u64, u64)| json!({ "count": count, "micros": micros });
+    json!({
+        "id": status.id,
+        "cluster_id": format!("{:016x}", status.cluster_id),
+        "role": status.role,
+        "term": status.term,
+        "vote": status.vote,
+        "leader": status.leader,
+        "commit": status.commit,
+        "applied": status.applied,
+        "first": status.first,
+        "last": status.last,
+        "snapshot": status.snapshot,
+        "members": members.collect::<Vec<_>>(),
+        "removed": status.members.removed.keys().collect::<Vec<_>>(),
+        "wal_bytes": tick.wal_bytes,
+        "keys": tick.keys,
+        "store_bytes": tick.store_bytes,
+        "puts": requests(tick.puts),
+        "gets": requests(tick.gets),
+        "uptime_seconds": tick.uptime_ms as f64 / 1000.0,
+        "version": tick.version,
+    })
+}
+
+/// Every member's status as JSON. `watching` is how long the other members have been asked: until
+/// [`DEAD_AFTER`], a member that has not answered is unknown rather than dead.
+fn cluster_status(status: &Status, watching: Duration) -> Value {
+    let member = |(id, url): (&NodeId, &String)| {
+        let said = if *id == status.id {
+            Some((0, status))
+        } else {
+            let peer = status.tick.peers.get(id);
+            peer.and_then(|peer| peer.status.as_ref()).map(|(age, status)| (*age, &**status))
+        };
+        let is_alive = match said {
+            Some((age, _)) => Some(u128::from(age) <= DEAD_AFTER.as_millis()),
+            None => (watching > DEAD_AFTER).then_some(false),
+        };
+        json!({
+            "id": id,
+            "url": url,
+            "alive": is_alive,
+            "age_ms": said.map(|(age, _)| age),
+            "status": said.map(|(_, status)| member_status(status)),
+        })
+    };
+    json!({
+        "seen_by": status.id,
+        "cluster_id": format!("{:016x}", status.cluster_id),
+        "members": status.members.urls.iter().map(member).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
+    let Admin { metrics, status, .. } = &shared.admin;
+    metrics.watch();
+    // A member that answered earlier and then fell silent does not delay the response.
+    let all_answered = |status: &Status| {
+        let mut others = status.members.urls.keys().filter(|id| **id != status.id);
+        others.all(|id| status.tick.peers.get(id).is_some_and(|peer| peer.status.is_some()))
+    };
+    let patience = Instant::now() + DEAD_AFTER;
+    let mut status = status.clone();
+    // After the timeout, the members that did not answer are shown as dead.
+    let _ = timeout_at(patience, status.wait_for(all_answered)).await;
+    let watching = DEAD_AFTER + EVENT_INTERVAL;
+    json_response(&cluster_status(&status.borrow(), watching))
+}
+
+/// Sends the cluster's status in each event.
+pub(super) async fn events(
+    State(shared): State<Arc<Shared>>,
+) -> Result<impl IntoResponse, ErrorResponse> {
+    let permit = shared.event_streams.clone().try_acquire_owned().map_err(|_| {
+        let why = "too many pages show this member: close one";
+        ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why)
+    })?;
+    let stopping = shared.admin.stopping.clone();
+    let began = Instant::now();
+    let mut ticks = interval(EVENT_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let events = stream::unfold(
+        (shared, stopping, ticks, permit),
+        async move |(shared, mut stopping, mut ticks, permit)| {
+            tokio::select! {
+                _ = stopping.changed() => return None,
+                _ = ticks.tick() => {}
+            }
+            shared.admin.metrics.watch();
+            let cluster = cluster_status(&shared.admin.status.borrow(), began.elapsed());
+            let event = Event::default().data(cluster.to_string());
+            Some((Ok::<_, Infallible>(event), (shared, stopping, ticks, permit)))
+        },
+    );
+    Ok(([(CACHE_CONTROL, "no-store")], Sse::new(events)))
+}
+
+pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let mut registry = Registry::with_prefix("raftexample");
+    shared.admin.metrics.register(&mut registry);
+    register_status(&mut registry, &shared.admin.status.borrow());
+    let mut lines = String::new();
+    encode(&mut lines, &registry).expect("writing to a string cannot fail");
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], lines).into_response()
+}
+
+fn register_status(registry: &mut Registry, status: &Status) {
+    let mut gauge = |name, help, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value as i64);
+        registry.register(name, help, gauge);
+    };
+    gauge("has_leader", "1 if this member knows a leader", u64::from(status.leader != 0));
+    gauge("is_leader", "1 if this member is the leader", u64::from(status.role == Role::Leader));
+    gauge("is_learner", "1 if this member is a learner", u64::from(status.role == Role::Learner));
+    gauge("members", "Members that this member knows", status.members.urls.len() as u64);
+    gauge("term", "Current term", status.term);
+    gauge("commit_index", "Index of the last entry known to be committed", status.commit);
+    gauge("applied_index", "Index of the last applied entry", status.applied);
+    gauge("last_index", "Index of the last entry in the log", status.last);
+    gauge("snapshot_index", "Index of the newest snapshot", status.snapshot);
+    gauge("wal_bytes", "Size of the write-ahead log in bytes", status.tick.wal_bytes);
+}

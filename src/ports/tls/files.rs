@@ -1,0 +1,264 @@
+//! The certificate files: reading, checking, and reading again after a change.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{
+    WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore, ServerConfig};
+use slog::{Logger, info, warn};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{HTTP_1_1, Purpose, provider};
+use crate::error::{Error, Result};
+
+/// How often the files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The certificate files of one port, in PEM.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate, followed by intermediate certificates if there are any.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// The CAs that the other side's certificate must come from; `None` requires no certificate.
+    pub ca: Option<PathBuf>,
+}
+
+/// What the files contained, checked.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) server: Arc<ServerConfig>,
+    /// For outgoing connections; only on the peer port.
+    pub(super) outgoing: Option<Outgoing>,
+}
+
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) verifier: Arc<WebPkiServerVerifier>,
+}
+
+/// Changes when a file is written, replaced or made readable: ctime in seconds and nanoseconds, inode
+/// and length. `None` if the file cannot be examined.
+type Stamp = Option<(i64, i64, u64, u64)>;
+
+impl TlsFiles {
+    /// The files in the order of [`Purpose::flags`].
+    fn paths(&self) -> [Option<&Path>; 3] {
+        [Some(&self.cert), Some(&self.key), self.ca.as_deref()]
+    }
+
+    pub(super) fn stamps(&self) -> [Stamp; 3] {
+        self.paths().map(|path| {
+            let metadata = fs::metadata(path?).ok()?;
+            Some((metadata.ctime(), metadata.ctime_nsec(), metadata.ino(), metadata.len()))
+        })
+    }
+}
+
+/// Reads the files again after each change. Returns when the last receiver is gone.
+pub(super) async fn reload(
+    files: TlsFiles,
+    purpose: Purpose,
+    mut used: [Stamp; 3],
+    loaded_tx: watch::Sender<Loaded>,
+    logger: Logger,
+) {
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = used;
+    // True while the files as they are cannot be used.
+    let mut failed = false;
+    loop {
+        tokio::select! {
+            () = loaded_tx.closed() => return,
+            _ = checks.tick() => {}
+        }
+        let (checked, of) = (files.clone(), purpose.clone());
+        // Reading files blocks.
+        let looked = tokio::task::spawn_blocking(move || {
+            let stamps = checked.stamps();
+            // Unusable files may become usable without a change: a certificate not valid yet.
+            let is_due = stamps == last && (stamps != used || failed);
+            (stamps, is_due.then(|| load(&checked, &of)))
+        });
+        let Ok((stamps, loaded)) = looked.await else { return };
+        last = stamps;
+        match loaded {
+            None => continue,
+            Some(Ok(loaded)) => {
+                failed = false;
+                loaded_tx.send_replace(loaded);
+                let [cert, ..] = purpose.flags();
+                let (name, path) = (purpose.name(), files.cert.display());
+                info!(logger, "{}: using the changed {} {}", name, cert, path);
+            }
+            Some(Err(error)) => {
+                if stamps != used {
+                    warn!(logger, "{}: keeping the old certificate: {}", purpose.name(), error);
+                }
+                failed = true;
+            }
+        }
+        used = stamps;
+    }
+}
+
+/// Reads and checks the files. Blocks.
+pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded> {
+    let [cert_flag, key_flag, ca_flag] = purpose.flags();
+    let chain =
+        read_certificates(&files.cert).map_err(|why| wrong(cert_flag, &files.cert, &why))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| wrong(key_flag, &files.key, &describe(error, "private key")))?;
+    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
+        let why = format!("it does not match {cert_flag} {}: {error}", files.cert.display());
+        wrong(key_flag, &files.key, &why)
+    })?;
+    let roots = match &files.ca {
+        None => None,
+        Some(ca) => Some(read_roots(ca).map_err(|why| wrong(ca_flag, ca, &why))?),
+    };
+    let wrong_cert = |why: String| wrong(cert_flag, &files.cert, &why);
+    let outgoing = match (purpose, &roots) {
+        (Purpose::Peers { names }, Some(roots)) => {
+            let verifier = check_own(&key, names, roots).map_err(wrong_cert)?;
+            Some(Outgoing { key: Arc::new(key.clone()), verifier })
+        }
+        (Purpose::Peers { .. }, None) => {
+            return Err(Error::Config("https:// peer URLs require --peer-ca".into()));
+        }
+        (Purpose::Clients, _) => {
+            check_dates(&key).map_err(wrong_cert)?;
+            None
+        }
+    };
+    let server = server_config(key, roots.as_ref(), outgoing.is_some())
+        .map_err(|error| wrong_cert(error.to_string()))?;
+    Ok(Loaded { server: Arc::new(server), outgoing })
+}
+
+pub(super) fn wrong(flag: &str, path: &Path, why: &str) -> Error {
+    Error::Config(format!("cannot use {flag} {}: {why}", path.display()))
+}
+
+pub(super) fn describe(error: pem::Error, wanted: &str) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => format!("it contains no {wanted} in PEM"),
+        error => format!("it is not a PEM file: {error}"),
+    }
+}
+
+pub(super) fn read_certificates(
+    path: &Path,
+) -> std::result::Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(path);
+    match read.and_then(|found| found.collect::<std::result::Result<Vec<_>, _>>()) {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(describe(pem::Error::NoItemsFound, "certificate"))
+        }
+        read => read.map_err(|error| describe(error, "certificate")),
+    }
+}
+
+pub(super) fn read_roots(path: &Path) -> std::result::Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// Checks a member's own certificate as its peers will. Returns the verifier for theirs.
+fn check_own(
+    key: &CertifiedKey,
+    names: &[String],
+    roots: &Arc<RootCertStore>,
+) -> std::result::Result<Arc<WebPkiServerVerifier>, String> {
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
+    let (own, between) = key.cert.split_first().ok_or("it contains no certificate")?;
+    for name in names {
+        check_name(own, name)?;
+    }
+    let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
+        .build()
+        .map_err(|error| failed(&error))?;
+    let client = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+        .build()
+        .map_err(|error| failed(&error))?;
+    let now = UnixTime::now();
+    let name = server_name(&names[0])?;
+    server.verify_server_cert(own, between, &name, &[], now).map_err(|error| failed(&error))?;
+    client.verify_client_cert(own, between, now).map_err(|error| failed(&error))?;
+    Ok(server)
+}
+
+fn server_name(name: &str) -> std::result::Result<ServerName<'_>, String> {
+    ServerName::try_from(name)
+        .map_err(|_| format!("{name:?} is not a name that a certificate can contain"))
+}
+
+pub(super) fn check_name(
+    certificate: &CertificateDer<'_>,
+    name: &str,
+) -> std::result::Result<(), String> {
+    let parsed = ParsedCertificate::try_from(certificate).map_err(|error| error.to_string())?;
+    verify_server_name(&parsed, &server_name(name)?).map_err(|error| error.to_string())
+}
+
+/// Checks that a certificate is valid now. The CAs that clients trust are not known here.
+fn check_dates(key: &CertifiedKey) -> std::result::Result<(), String> {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let own = key.cert.first().ok_or("it contains no certificate")?;
+    let parsed = ParsedCertificate::try_from(own).map_err(|error| error.to_string())?;
+    let (nobody, algorithms) =
+        (RootCertStore::empty(), provider().signature_verification_algorithms.all);
+    let now = UnixTime::now();
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], now, algorithms) {
+        Err(rustls::Error::InvalidCertificate(
+            error @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
+        )) => Err(error.to_string()),
+        // The other errors come after the check of the dates.
+        _ => Ok(()),
+    }
+}
+
+fn server_config(
+    key: CertifiedKey,
+    roots: Option<&Arc<RootCertStore>>,
+    is_for_peers: bool,
+) -> std::result::Result<ServerConfig, rustls::Error> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = match roots {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
+            let verifier =
+                verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config =
+        builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![HTTP_1_1.into()];
+    if is_for_peers {
+        // No resumption, as for outgoing connections: each connection is checked against the CAs.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(config)
+}
