@@ -393,7 +393,7 @@ fn a_killed_leader_turns_dead_within_two_seconds_and_another_is_shown() {
     scene.cluster.start_again(leader);
     eventually(PATIENCE, "it is back", || scene.browser.role(leader) == "follower");
     scene.browser.shows("#happened", &format!("Member {leader} answers again"));
-    scene.browser.shows("#happened", &format!("Member {leader} was started again"));
+    scene.browser.shows("#happened", &format!("Member {leader} was restarted"));
     scene.assert_without_problems();
 }
 

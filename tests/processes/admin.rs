@@ -147,7 +147,7 @@ fn a_member_before_its_first_start_is_not_ready() {
         String::from_utf8(answer.body).ok()
     });
     assert!(
-        checks.contains("[-] voter: it waits for the others before its first start"),
+        checks.contains("[-] voter: waiting for the other members before the first start"),
         "{checks}"
     );
 }
@@ -176,7 +176,7 @@ fn a_member_whose_disk_hangs_is_not_live_until_it_goes_on() {
         (status == 503).then_some(why)
     };
     let why = eventually_some(PATIENCE, "it is not live", dead);
-    assert!(why.starts_with("the raft node did not tick for "), "{why}");
+    assert!(why.starts_with("the raft node has not ticked for "), "{why}");
     strace.signal(Signal::SIGTERM);
     eventually(PATIENCE, "it is live again", || ask(at, "GET", "/livez", "").0 == 200);
 }

@@ -96,7 +96,7 @@ fn status_shows_every_member_who_was_asked_and_who_is_dead() {
     }
     assert_eq!(
         ran.stdout.lines().last().unwrap(),
-        format!("* was asked, at {}", url(admin(&cluster, 2)))
+        format!("* this member answered, at {}", url(admin(&cluster, 2)))
     );
 
     let ran = by(&cluster, 2, &["status", "--json"]);
@@ -250,7 +250,7 @@ fn put_and_get_take_keys_and_values_byte_for_byte() {
     assert_done(&ran, "OK\n");
     assert_done(&at(&endpoint, &["get", "dash"]), "-v");
 
-    assert_failed(&at(&endpoint, &["get", "none"]), 1, &["/none was never written"]);
+    assert_failed(&at(&endpoint, &["get", "none"]), 1, &["/none does not exist"]);
     for (key, advice) in [("a b", "/a%20b"), ("a#b", "/a%23b"), ("/a/../b", "/b")] {
         assert_failed(&at(&endpoint, &["put", key, "v"]), 2, &["cannot be sent as it is", advice]);
         assert_failed(&at(&endpoint, &["get", key]), 2, &["cannot be sent as it is", advice]);
@@ -280,8 +280,8 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     let ran = by(&cluster, 1, &["member", "add", "4", &new]);
     assert_eq!((ran.status, &*ran.stderr), (0, ""), "{}", ran.stdout);
     let lines: Vec<&str> = ran.stdout.lines().collect();
-    assert_eq!(lines[0], "member 4 was added");
-    assert!(lines[1].contains("it is a learner, without a vote"), "{}", lines[1]);
+    assert_eq!(lines[0], "added member 4 as a learner");
+    assert!(lines[1].contains("it gets a vote when it has caught up"), "{}", lines[1]);
     // Another member hears of it a little later.
     let becomes = |id: u64, wanted: Option<String>| {
         eventually(PATIENCE, &format!("member {id} is {wanted:?}"), || {
@@ -307,9 +307,8 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     assert_eq!(list.as_array().unwrap().len(), 4);
 
     let ran = by(&cluster, 1, &["member", "move", "4", &moved]);
-    let said = format!(
-        "member 4 was moved from {new} to {moved}: start it there, with --peer-url {moved}\n"
-    );
+    let said =
+        format!("moved member 4 from {new} to {moved}: start it there, with --peer-url {moved}\n");
     assert_done(&ran, &said);
     becomes(4, Some(format!("{moved} voter")));
     member.kill();
@@ -318,14 +317,14 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     member = cluster.site.spawn("member-4", &words);
     serves(address);
 
-    let said = "member 4 was removed: it stops by itself, and its id stays unused\n";
+    let said = "removed member 4: it stops by itself, and its id cannot be used again\n";
     assert_done(&by(&cluster, 1, &["member", "remove", "4"]), said);
     assert_eq!(member.wait(PATIENCE), 0);
     becomes(4, None);
 
     for (command, parts) in [
-        (&["remove", "4"][..], &["4 is none of the members 1, 2, 3", "member list"][..]),
-        (&["move", "4", &new], &["4 is none of the members 1, 2, 3"]),
+        (&["remove", "4"][..], &["4 is not a member", "members 1, 2, 3", "member list"][..]),
+        (&["move", "4", &new], &["4 is not a member"]),
         (&["add", "4", &new], &["410", "4 was removed", "under a new one"]),
         (&["add", "3", &new], &["409", "is a member already"]),
         (&["add", "5", "nonsense"], &["400", "nonsense"]),
@@ -442,7 +441,7 @@ fn a_backup_replaces_no_file_unless_told_and_a_broken_one_leaves_none() {
     let before = fs::read(site.dir().join("backup")).unwrap();
     assert!(ran.stdout.ends_with(&format!(" {} bytes\n", before.len())), "{}", ran.stdout);
     put(cluster.address(1), "/another", b"v");
-    assert_failed(&save(&there, &[]), 1, &["backup is there already", "--force"]);
+    assert_failed(&save(&there, &[]), 1, &["backup exists", "--force"]);
     assert_eq!(fs::read(site.dir().join("backup")).unwrap(), before);
     assert_failed(&save(&liar, &["--force"]), 1, &["is damaged"]);
     assert_eq!(fs::read(site.dir().join("backup")).unwrap(), before);

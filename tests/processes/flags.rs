@@ -33,7 +33,7 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
     for (flags, named) in [
         ("--id 2".to_owned(), "--id 2 has no peer URL"),
         (format!("--id 3 --cluster {url},{other}"), "--id 3 has no peer URL"),
-        ("--id 0".into(), "ids start at 1"),
+        ("--id 0".into(), "--id must be at least 1"),
         ("--id one".into(), "--id"),
         ("--id=-1".into(), "--id"),
         ("--id -1".into(), "unexpected argument"),
@@ -41,7 +41,7 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         ("--cluster ftp://127.0.0.1:1".into(), "http://"),
         ("--cluster https://127.0.0.1:1".into(), "--peer-cert, --peer-key and --peer-ca"),
         ("--cert cert.pem".into(), "--cert and --key"),
-        ("--client-ca ca.pem".into(), "--client-ca needs"),
+        ("--client-ca ca.pem".into(), "--client-ca requires"),
         ("--cluster http://".into(), "no peer URL"),
         ("--cluster http://127.0.0.1".into(), "names no port"),
         ("--cluster http://127.0.0.1:99999".into(), "no peer URL"),
@@ -53,8 +53,8 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         (format!("--cluster {url} --host 192.0.2.1"), "(--port)"),
         ("--host nonsense".into(), "--host"),
         ("--port 99999".into(), "--port"),
-        ("--join".into(), "--join needs"),
-        (format!("--join --cluster {url}"), "--join needs"),
+        ("--join".into(), "--join requires"),
+        (format!("--join --cluster {url}"), "--join requires"),
         ("--nonsense".into(), "--nonsense"),
         ("stray".into(), "stray"),
         ("--tick fast".into(), "--tick"),
@@ -64,7 +64,7 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         ("--election-ticks 1".into(), "--election-ticks"),
         ("--snapshot-count 0".into(), "--snapshot-count"),
         ("--max-value-bytes 0".into(), "--max-value-bytes"),
-        ("--cluster-id 0".into(), "no cluster id"),
+        ("--cluster-id 0".into(), "must not be 0"),
         ("--cluster-id mine".into(), "--cluster-id"),
         ("--ack maybe".into(), "[possible values: committed, proposed]"),
         ("--read dirty".into(), "--read"),
@@ -185,9 +185,12 @@ fn the_environment_sets_what_no_flag_sets() {
     assert!(TcpListener::bind((site.address, from_environment)).is_ok(), "the flag wins");
     member.kill();
 
-    for (join, status) in
-        [("true", Some("--join needs")), ("1", Some("--join needs")), ("false", None), ("0", None)]
-    {
+    for (join, status) in [
+        ("true", Some("--join requires")),
+        ("1", Some("--join requires")),
+        ("false", None),
+        ("0", None),
+    ] {
         let mut with_join = command();
         with_join.env("RAFTEXAMPLE_JOIN", join).env("RAFTEXAMPLE_DATA_DIR", format!("join-{join}"));
         let process = site.spawn_command("join", with_join, false);

@@ -199,7 +199,7 @@ fn a_torn_tail_is_what_a_crash_leaves_and_gives_status_0() {
     assert!(image(site.dir()) == before, "it changed something");
     assert_eq!((shown.status, &*shown.stderr), (0, ""));
     let torn = |line: &&str| {
-        line.starts_with(&format!("{last:>10}  ")) && line.contains("a crash left this unfinished")
+        line.starts_with(&format!("{last:>10}  ")) && line.contains("incomplete: left by a crash")
     };
     assert!(shown.stdout.lines().any(|line| torn(&line)), "{}", shown.stdout);
     let shown = inspect(site.dir(), &[".", "--json"]);
@@ -223,7 +223,7 @@ fn a_damaged_snapshot_counts_if_no_older_one_and_the_log_make_up_for_it() {
     let shown = inspect(site.dir(), &["."]);
     assert_eq!((shown.status, &*shown.stderr), (0, ""), "{}", shown.stdout);
     assert!(shown.stdout.contains("the next start sets it aside"), "{}", shown.stdout);
-    assert!(shown.stdout.contains("mended by the next start"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("repaired by the next start"), "{}", shown.stdout);
     // By itself it is damaged.
     let alone = inspect(site.dir(), &[newest.to_str().unwrap()]);
     assert_eq!(alone.status, 1);
@@ -242,7 +242,7 @@ fn what_is_not_a_members_is_refused_in_one_line() {
     let site = Site::new();
     fs::write(site.dir().join("file"), "text").unwrap();
     for (path, named) in [
-        (".", "holds no member's files"),
+        (".", "contains no files of a member"),
         ("nothing", "No such file"),
         ("file", "a snapshot has at least"),
     ] {

@@ -153,8 +153,8 @@ fn restore_refuses_a_damaged_file_and_flags_that_do_not_fit() {
         serde_json::from_str(shown.stdout.lines().next().unwrap()).unwrap();
     let old_id = format!("0x{}", shown["cluster_id"].as_str().unwrap());
     for (id, cluster, more, named) in [
-        (2, &*url, &[][..], "none of the 1 members"),
-        (0, &url, &[], "ids start at 1"),
+        (2, &*url, &[][..], "beyond the 1 members"),
+        (0, &url, &[], "--id must be at least 1"),
         (1, "nonsense", &[], "no peer URL"),
         (1, &url, &["--cluster-id", &*old_id], "choose another"),
     ] {

@@ -536,13 +536,13 @@ fn files_that_cannot_be_used_leave_the_old_ones_in_use() {
     eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
     let served = || exchange(address, &authority.pem(), None, GET).unwrap().1;
     let [cert_path, key_path, _] = paths(site.dir(), "client");
-    let kept = "TLS for clients: the old certificate is kept: cannot use ";
+    let kept = "TLS for clients: keeping the old certificate: cannot use ";
     let expired = authority.issue_with(&names, expired);
     for (cert, key, file, why) in [
         (&expired.cert, &expired.key, &cert_path, "expired"),
-        (&"no certificate".to_owned(), &first.key, &cert_path, "holds no certificate"),
-        (&authority.issue(&names).cert, &first.key, &key_path, "does not go with --cert"),
-        (&first.cert, &"no key".to_owned(), &key_path, "holds no private key"),
+        (&"no certificate".to_owned(), &first.key, &cert_path, "contains no certificate"),
+        (&authority.issue(&names).cert, &first.key, &key_path, "does not match --cert"),
+        (&first.cert, &"no key".to_owned(), &key_path, "contains no private key"),
     ] {
         replace(&cert_path, cert);
         replace(&key_path, key);
@@ -610,7 +610,7 @@ fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
         ("cert", &no_cert, &*ca, "--peer-cert"),
         ("key", &no_key, &*ca, "--peer-key"),
         ("ca", &right, "nothing", "--peer-ca"),
-        ("mixed", &mixed, &*ca, "does not go with --peer-cert"),
+        ("mixed", &mixed, &*ca, "does not match --peer-cert"),
         ("id", &authority.member(&site, 2), &*ca, "raftexample-1"),
         ("host", &authority.issue(&["raftexample-1"]), &*ca, &*host),
         ("expired", &authority.issue_with(&[&host, "raftexample-1"], expired), &*ca, "expired"),
@@ -634,7 +634,7 @@ fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
     assert!(!dir.join("raftexample-1").exists(), "nothing was made yet");
     let (mut all, _) = with_client_port(&site, &[]);
     all.extend(owned(&["--admin", "0.0.0.0:0"]));
-    refused(site.spawn("admin", &all), 2, "--admin 0.0.0.0:0: whoever reaches it");
+    refused(site.spawn("admin", &all), 2, "--admin 0.0.0.0:0 would let anyone change the cluster");
     let (mut all, _) = with_client_port(&site, &["--cert", "--key"]);
     all.extend(owned(&["--admin", "0.0.0.0:0", "--data-dir", "admin"]));
     let mut member = site.spawn("admin-tls", &all);

@@ -1,28 +1,28 @@
-// The live page: each event of /events is the whole cluster as one member sees it, and everything
-// shown is that, or what changed since the event before. What members say is only ever put in as
-// text.
+// The live page. Each event of /events is the state of the whole cluster as one member sees it. The page
+// shows that state and its changes since the previous event. Everything from members is inserted as
+// text, never as HTML.
 
-/** Without an event for so long, the member whose page this is does not answer. */
+/** The page's member counts as not answering after this time without an event. */
 const SILENT_MS = 1500;
 const WATCH_MS = 250;
-/** Without one for so long, the stream is opened again; after an error, sooner. */
+/** The stream is reopened after this time without an event, or after the shorter one if it failed. */
 const REOPEN_MS = 5000;
 const RETRY_MS = 1000;
-/** How long a message is under way on the page. */
+/** How long a dot travels. */
 const TRAVEL_MS = 450;
-/** What is sent between two events leaves spread over so long. */
+/** The dots for the messages between two events start spread over this time. */
 const EVENT_MS = 200;
 const DOTS_PER_PAIR = 4;
 const DOTS_MAX = 150;
 const LINES_MAX = 100;
-/** Requests are counted in steps of so long, and shown for so many of them. */
+/** Requests are counted per step; the charts show this many steps. */
 const STEP_MS = 1000;
 const STEPS = 180;
-/** A log this short is drawn with this many entries' room. */
+/** The logs' scale covers at least this many entries. */
 const ENTRIES_MIN = 20;
 const VALUE_SHOWN_MAX = 1000;
 
-/** The kinds of messages, as /events counts them, and their shapes. */
+/** The kinds of messages in /events, with their names and shapes. */
 const KINDS = {
   append: ["entries", "M4 0A4 4 0 1 1-4 0A4 4 0 1 1 4 0Z"],
   heartbeat: ["heartbeat", "M3 0A3 3 0 1 1-3 0A3 3 0 1 1 3 0Z"],
@@ -30,7 +30,7 @@ const KINDS = {
   snapshot: ["snapshot", "M-4.5-4.5H4.5V4.5H-4.5Z"],
   other: ["forwarded", "M0-4.6L4.6 3.6H-4.6Z"],
 };
-/** The circle's width, and the middles of its topmost and lowest members; many leave each less room. */
+/** The circle's width, and the centres of its highest and lowest members, for few and many members. */
 const WIDTH = 440;
 const FEW = { top: 52, bottom: 262, across: 150 };
 const MANY = { top: 42, bottom: 296, across: 165 };
@@ -49,32 +49,32 @@ function element(name, attributes = {}, text = "") {
   return made;
 }
 
-/** Writes only what differs, so that nothing is announced or drawn twice. */
+/** Writes only changes: a screen reader would announce the same text again. */
 function put(at, text) {
   if (at.textContent !== text) at.textContent = text;
 }
 
 const host = (url) => url.replace(/^https?:\/\//, "");
 
-// What is known.
+// The state.
 
 let seenBy = 0;
 let isBroken = false;
 let lastEvent = null;
-/** Milliseconds without an event in which this page was awake. */
+/** Milliseconds without an event, counting only the time in which this page ran. */
 let silence = 0;
 let members = [];
-/** The last status of each member: a dead one may come back and tell only then what changed. */
+/** The last status of each member, kept while it is dead to find the changes when it returns. */
 const statuses = new Map();
 
-/** What a member is, in a word: its role, or why none is known. */
+/** The role of a member, or why it is not known. */
 function stateOf(member) {
   if (isBroken) return member.id === seenBy ? "no answer" : "unknown";
   if (member.alive === false) return "dead";
   return member.alive && member.status ? member.status.role : "unknown";
 }
 
-/** A deposed leader that does not know it yet has an older term. */
+/** The leader of the highest term: an older one may not know yet that it was replaced. */
 function leaderOf(list) {
   const leaders = list.filter((member) => stateOf(member) === "leader");
   return leaders.sort((a, b) => b.status.term - a.status.term)[0];
@@ -88,7 +88,7 @@ function receive(cluster) {
   lastEvent = new Date();
   silence = 0;
   members = cluster.members;
-  if (isFirst) note("This page was opened");
+  if (isFirst) note("Page opened");
   else happenings(before);
   count();
   layOut(before);
@@ -103,7 +103,7 @@ function receive(cluster) {
   show(cluster.cluster_id);
 }
 
-// What happened: the list.
+// The list of elections and changes.
 
 function note(text, look = "") {
   const line = element("li");
@@ -118,14 +118,14 @@ function happenings(before) {
   for (const member of members) {
     const { id, alive, status } = member;
     const old = before.get(id);
-    if (!old) note(`Member ${id} was added, at ${host(member.url)}`, "important");
-    if (old && old.url !== member.url) note(`Member ${id} listens at ${host(member.url)} now`);
+    if (!old) note(`Member ${id} was added at ${host(member.url)}`, "important");
+    if (old && old.url !== member.url) note(`Member ${id} was moved to ${host(member.url)}`);
     if (alive === false && old?.alive !== false) note(`Member ${id} is dead: it does not answer`, "important bad");
     if (alive && old?.alive === false) note(`Member ${id} answers again`, "important");
     const known = statuses.get(id);
     if (!status || !known) continue;
-    // Counts and times begin anew in a new process.
-    if (status.uptime_seconds < known.uptime_seconds - 1) note(`Member ${id} was started again`);
+    // A new process counts from 0.
+    if (status.uptime_seconds < known.uptime_seconds - 1) note(`Member ${id} was restarted`);
     const isElection = status.role !== known.role && electionNote(id, status, known.role);
     if (!isElection && status.term !== known.term) {
       const voted = status.vote && status.vote !== id ? `votes for member ${status.vote}` : "is";
@@ -147,16 +147,16 @@ function electionNote(id, status, was) {
   const { role, term } = status;
   const said = {
     leader: `Member ${id} leads in term ${term}`,
-    candidate: `Member ${id} asks for votes in term ${term}`,
-    "pre-candidate": `Member ${id} asks whether it would be elected after term ${term}`,
+    candidate: `Member ${id} requests votes in term ${term}`,
+    "pre-candidate": `Member ${id} requests pre-votes after term ${term}`,
     learner: `Member ${id} is a learner`,
   }[role];
   if (said) {
     note(said, role === "leader" ? "important" : "");
   } else if (was === "leader") {
-    note(`Member ${id} leads no more; its term is ${term}`);
+    note(`Member ${id} stepped down in term ${term}`);
   } else if (was === "learner") {
-    note(`Member ${id} has a vote now`, "important");
+    note(`Member ${id} was promoted to voter`, "important");
   } else {
     return false;
   }
@@ -169,7 +169,7 @@ const nodes = new Map();
 const edges = new Map();
 const edgeName = (a, b) => `${Math.min(a, b)} ${Math.max(a, b)}`;
 
-/** Makes the nodes anew when members came or went. */
+/** Rebuilds the circle when the set of members has changed. */
 function layOut(before) {
   if (nodes.size && before.size === members.length && members.every(({ id }) => before.has(id))) return;
   for (const name of ["nodes", "edges", "dots"]) $(name).replaceChildren();
@@ -195,7 +195,7 @@ function layOut(before) {
       facts: text("facts", 0, radius + 18),
       place: text("place", 0, radius + 33),
     };
-    // Where edges leave downwards, what belongs to the node stands beside it.
+    // The edges of the top node leave downwards, so its labels are beside it.
     if (size > 1 && place === 0) {
       for (const [part, dy] of [[parts.facts, -2], [parts.place, 14]]) {
         part.setAttribute("x", radius + 12);
@@ -238,7 +238,7 @@ function sendDots(id, known, status) {
     if (!from || !to || from === to) continue;
     const launched = [];
     let all = 0;
-    // Rare ones first: they are what one wants to see.
+    // Rare kinds first, because they matter most.
     for (const kind of ["vote", "snapshot", "other", "append", "heartbeat"]) {
       const messages = peer.sent[kind] - (sent.get(peer.id)?.[kind] ?? 0);
       if (messages <= 0) continue;
@@ -246,18 +246,18 @@ function sendDots(id, known, status) {
       const shown = messages < 5 ? 1 : messages < 50 ? 2 : 3;
       for (let dot = 0; dot < shown; dot++) launched.push({ dot, kind, messages });
     }
-    // One of each kind, then the rest while there is room.
+    // One dot of each kind, then more while there is room.
     launched.sort((a, b) => a.dot - b.dot);
     launched.length = Math.min(launched.length, DOTS_PER_PAIR);
     launched.forEach(({ kind, messages }, place) => launch(from, to, kind, messages, place / launched.length));
     const edge = edges.get(edgeName(id, peer.id));
-    // A busy pair has a thicker line, which also says so where nothing moves.
+    // A busy pair has a thicker line, which also shows the traffic if motion is reduced.
     if (all && edge) edge.width = Math.max(edge.width, 1 + Math.min(Math.log10(all), 3));
   }
 }
 
 function launch(from, to, kind, messages, delay) {
-  // Hidden pages draw nothing, and would have it all at once when they are seen again.
+  // A hidden page does not draw, and would show all dots at once later.
   if (still.matches || document.hidden || dots.length >= DOTS_MAX) return;
   const scale = 0.8 + Math.min(Math.log10(messages), 3) * 0.22;
   const shape = element("path", { class: `kind-${kind}`, d: KINDS[kind][1], visibility: "hidden" });
@@ -274,7 +274,7 @@ function moveDots(now) {
       shape.remove();
       dots.splice(place, 1);
     } else if (done >= 0) {
-      // The two directions keep apart, like lanes.
+      // The two directions use separate lanes.
       const [dx, dy] = [to.x - from.x, to.y - from.y];
       const bend = Math.sin(done * Math.PI) * 9 / Math.hypot(dx, dy);
       const x = from.x + dx * done - dy * bend;
@@ -286,17 +286,17 @@ function moveDots(now) {
   if (dots.length) requestAnimationFrame(moveDots);
 }
 
-// What is shown of the members: header, circle, logs, choices in the forms.
+// The members: header, circle, logs, and choices in the forms.
 
 function show(clusterId) {
   const leader = leaderOf(members);
   const living = members.filter((member) => member.alive).length;
   const led = leader ? `Member ${leader.id} leads in term ${leader.status.term}` : "No leader is known";
-  // Before all have answered for the first time nobody knows.
+  // `null`: a member has not answered yet, and may not be dead.
   const isAsking = members.some((member) => member.alive === null);
   const seen = isAsking ? "Asking the members …" : `${led} · ${living} of ${members.length} members alive`;
-  put($("summary"), isBroken ? "No news" : seen);
-  if (clusterId) put($("seen"), `cluster ${clusterId}, as member ${seenBy} sees it`);
+  put($("summary"), isBroken ? "Not connected" : seen);
+  if (clusterId) put($("seen"), `cluster ${clusterId}, seen by member ${seenBy}`);
   const stream = isBroken ? "broken" : "live";
   if ($("stream").dataset.state !== stream) {
     $("stream").dataset.state = stream;
@@ -345,7 +345,7 @@ function rowOf(id) {
   return row;
 }
 
-/** All bars have one scale, which ends on round numbers: marks move along it, and it stays a while. */
+/** The scale of all bars. It ends on round numbers, so that the marks move and not the scale. */
 function scale() {
   const all = members.filter((member) => member.status).map((member) => member.status);
   const low = Math.min(...all.map((status) => status.first - 1));
@@ -354,7 +354,7 @@ function scale() {
   return { low: Math.floor(low / step) * step, high: Math.ceil(high / step) * step };
 }
 
-/** The least of 1, 2, 2.5, 5, 10, … that is not below. */
+/** The smallest of 1, 2, 2.5, 5, 10, 20, … that is at least `least`. */
 function nice(least) {
   const power = 10 ** Math.floor(Math.log10(least));
   return [1, 2, 2.5, 5, 10].find((step) => step * power >= least * 0.9999) * power;
@@ -390,7 +390,7 @@ function showLogs() {
     for (const [mark, at] of [["snapshot", "snapshot"], ["commit", "commit"], ["apply", "applied"]]) {
       row[mark].style.left = percent(status[at]);
     }
-    // None was made yet, or it lies before all logs.
+    // No snapshot yet, or one before the start of all logs.
     row.snapshot.hidden = status.snapshot === 0 || status.snapshot < low;
   }
 }
@@ -399,7 +399,7 @@ function showChoices(select) {
   const fixed = [...select.options].filter((option) => option.value === "");
   const wanted = members.map((member) => String(member.id));
   const shown = [...select.options].map((option) => option.value).filter(Boolean);
-  // Not touched without need: somebody may be choosing.
+  // Unchanged lists stay as they are: the user may be choosing.
   if (wanted.join() === shown.join()) return;
   const chosen = select.value;
   const options = wanted.map((id) => element("option", { value: id }, id));
@@ -409,7 +409,7 @@ function showChoices(select) {
 
 // The charts.
 
-/** One point per step: requests per second and mean milliseconds of each kind, `null` without any. */
+/** One point per step: requests per second, and mean milliseconds or `null`, for each kind. */
 const points = [];
 let step = null;
 
@@ -427,7 +427,7 @@ function count() {
   const elapsed = step ? now - step.start : 0;
   if (step && elapsed < STEP_MS) return;
   const all = totals();
-  // Over a gap nothing is known: the line breaks.
+  // Nothing is known about a gap, so it breaks the line.
   if (step && elapsed > 3 * STEP_MS) points.push({ at: now, gap: true });
   else if (step) points.push({ at: now, ...measured("puts", all, elapsed), ...measured("gets", all, elapsed) });
   while (points.length && points[0].at < now - (STEPS + 1) * STEP_MS) points.shift();
@@ -440,7 +440,7 @@ function measured(kind, all, elapsed) {
   for (const [id, counts] of all) {
     const before = step.all.get(id)?.[kind];
     if (!before) continue;
-    // A count that went down began anew: the member was started again.
+    // A smaller count is that of a restarted member.
     const isNew = counts[kind].count < before.count;
     requests += counts[kind].count - (isNew ? 0 : before.count);
     micros += counts[kind].micros - (isNew ? 0 : before.micros);
@@ -508,7 +508,7 @@ const drawCharts = () => charts.forEach((chart) => chart.draw());
 
 // The forms.
 
-/** Shows beside a form what became of it: a status, what that means, and the entry if there is one. */
+/** Shows the result below a form: status, text, and the entry if there is one. */
 function tell(form, isOk, code, text, entry = "") {
   const output = form.querySelector("output");
   output.dataset.ok = isOk ? "yes" : "no";
@@ -524,18 +524,18 @@ async function ask(form, method, path, body, told) {
     const entry = index ? `entry ${number(index)}, term ${answer.headers.get("raft-term")}` : "";
     tell(form, answer.ok, String(answer.status), answer.ok ? told(text) : text.trim() || answer.statusText, entry);
   } catch {
-    tell(form, false, "", "No answer. Whether it was done is not known.");
+    tell(form, false, "", "No answer: the outcome is unknown.");
   }
 }
 
-/** The request target of a key; `null` for one that browsers change before they send it. */
+/** The request target of a key; `null` if the browser would change the key. */
 function target(key) {
   const parts = key.replace(/^\//, "").split("/");
   if (parts.some((part) => part === "." || part === "..")) return null;
   return `/kv/${parts.map(encodeURIComponent).join("/")}`;
 }
 
-const NO_TARGET = "A browser cannot send a key with a part that is . or ..";
+const NO_TARGET = "A browser cannot send a key with a part . or ..";
 
 function onSubmit(id, act) {
   $(id).addEventListener("submit", (event) => {
@@ -555,10 +555,10 @@ onSubmit("get", (form, { key }) => {
   ask(form, "GET", path, undefined, (text) => (text ? clip(text) : "(an empty value)"));
 });
 onSubmit("add", (form, { id, url }) => {
-  ask(form, "POST", `/members/${encodeURIComponent(id)}`, url, () => `Member ${id} is one now: start it with --join`);
+  ask(form, "POST", `/members/${encodeURIComponent(id)}`, url, () => `Member ${id} was added: start it with --join`);
 });
 onSubmit("remove", (form, { id }) => {
-  if (!confirm(`Remove member ${id} from the cluster? Its id is never used again.`)) return;
+  if (!confirm(`Remove member ${id} from the cluster? Its id cannot be used again.`)) return;
   ask(form, "DELETE", `/members/${encodeURIComponent(id)}`, undefined, () => `Member ${id} was removed`);
 });
 onSubmit("lead", (form, { id }) => {
@@ -578,7 +578,7 @@ function connect() {
   source?.close();
   source = new EventSource("/events");
   source.onmessage = (event) => receive(JSON.parse(event.data));
-  // A browser tries again by itself, but not after every error; so the page does.
+  // Browsers reconnect after some errors only, so the page always does it.
   source.onerror = () => {
     source.close();
     broken();
@@ -590,9 +590,9 @@ function broken() {
   if (isBroken) return;
   isBroken = true;
   const who = seenBy ? `Member ${seenBy}` : "The member";
-  const since = lastEvent === null ? "" : ` What is shown is as of ${lastEvent.toLocaleTimeString("en-GB")}.`;
-  put($("banner"), `${who} at ${location.host}, whose page this is, does not answer.${since} Trying again.`);
-  if (seenBy) note(`Member ${seenBy}, whose page this is, does not answer`, "important bad");
+  const since = lastEvent === null ? "" : ` The page shows the state of ${lastEvent.toLocaleTimeString("en-GB")}.`;
+  put($("banner"), `${who} at ${location.host}, which serves this page, does not answer.${since} Reconnecting.`);
+  if (seenBy) note(`Member ${seenBy}, which serves this page, does not answer`, "important bad");
   show();
 }
 
@@ -604,8 +604,9 @@ for (const [kind, [name, shape]] of Object.entries(KINDS)) {
   $("kinds").append(item);
 }
 new ResizeObserver(drawCharts).observe($("throughput"));
-// A member that was paused, or whose machine is gone, closes no connection. Not a difference of times:
-// this page may have been asleep itself, as it is while it asks for a confirmation.
+// A paused member, or one whose machine is gone, does not close the connection. The silence is counted
+// rather than computed from the time, because the page itself may stop, for example while it asks for
+// a confirmation.
 setInterval(() => {
   silence += WATCH_MS;
   if (silence > SILENT_MS) broken();

@@ -135,7 +135,7 @@ pub(super) async fn events(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = stream::unfold(
         (shared, stopping, ticks, permit),
-        async move |(shared, mut stopping, mut ticks, permit)| {
+        move |(shared, mut stopping, mut ticks, permit)| async move {
             tokio::select! {
                 _ = stopping.changed() => return None,
                 _ = ticks.tick() => {}

@@ -36,7 +36,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -420,7 +420,7 @@ impl<S: HttpService> Connection<S> {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             _ = self.stop_rx.changed() => {
-                Pin::new(&mut connection).graceful_shutdown();
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
         };

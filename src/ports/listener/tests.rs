@@ -1,7 +1,8 @@
-//! The bounds of a connection, seen from the client's end of a socket.
+//! The limits of connections, seen from the client's end of a socket.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::Router;
@@ -20,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::*;
 use crate::ports::tls::tests::for_clients;
 
-/// How long a test waits for something that has to happen.
+/// The deadline for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server on a free port.
@@ -60,7 +61,7 @@ impl Server {
 /// Reads to the end of the connection.
 pub(crate) async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reset is an end too; what came before it is what matters.
+    // A reset is an end, too.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the server closes");
     bytes
 }
@@ -120,7 +121,7 @@ async fn large_head_is_answered_431() {
     }
 }
 
-/// A connection beyond the limit is not refused: it waits until another one ends.
+/// A connection beyond the limit waits until another one ends.
 #[tokio::test]
 async fn connection_beyond_the_limit_waits() {
     let limits = Limits { connections: 1, ..Limits::default() };
@@ -137,7 +138,7 @@ async fn connection_beyond_the_limit_waits() {
     starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
 }
 
-/// A client that reads nothing of a long answer gives its place to another in the end.
+/// A client that does not read its response loses its place.
 #[tokio::test]
 async fn answer_that_is_not_read_closes_the_connection() {
     let long = || async { vec![0; 64 * 1024 * 1024] };
@@ -153,7 +154,7 @@ async fn answer_that_is_not_read_closes_the_connection() {
     assert!(read_to_end(&mut first).await.len() < 64 * 1024 * 1024);
 }
 
-/// A client that speaks TLS to `server`.
+/// Connects to `server` with TLS.
 async fn connect_tls(server: &Server, client: ClientConfig) -> TlsStream<TcpStream> {
     let name = ServerName::try_from("localhost").expect("a name");
     let connect = TlsConnector::from(Arc::new(client)).connect(name, server.connect().await);
@@ -167,7 +168,7 @@ async fn handshake_that_does_not_end_closes_the_connection() {
         Limits { connections: 1, header_timeout: Duration::from_millis(50), ..Limits::default() };
     let hello = TowerToHyperService::new(hello());
     let server = Server::start_with(Some(tls), hello, limits).await;
-    // Nothing, and the beginning of a record that holds a ClientHello.
+    // Nothing, or the start of a ClientHello.
     for sent in [&b""[..], &[22, 3, 1, 2, 0, 1, 0, 1]] {
         let mut silent = server.connect().await;
         silent.write_all(sent).await.expect("the server listens");
@@ -181,7 +182,7 @@ async fn handshake_that_does_not_end_closes_the_connection() {
     assert_eq!(&answer, b"HTTP/1.1 200 OK");
 }
 
-/// What TLS keeps to be written later is no place to stay for ever.
+/// TLS's write buffer does not protect such a client.
 #[tokio::test]
 async fn answer_that_is_not_read_closes_the_connection_with_tls() {
     let (tls, client) = for_clients();
@@ -204,7 +205,7 @@ async fn stopping_waits_for_no_handshake() {
     let server =
         Server::start_with(Some(tls), TowerToHyperService::new(hello()), Limits::default()).await;
     let mut silent = server.connect().await;
-    // The server has accepted it once it says what is wrong with another.
+    // The alert for a later connection shows that the server has accepted this one.
     let mut plain = server.connect().await;
     plain.write_all(GET).await.expect("the server listens");
     let alert = read_to_end(&mut plain).await;
@@ -214,7 +215,7 @@ async fn stopping_waits_for_no_handshake() {
     assert_eq!(read_to_end(&mut silent).await, b"");
 }
 
-/// A service whose handler says that it has begun, and then waits to be released.
+/// A service whose handler reports that it has begun, then waits to be released.
 fn waiting() -> (TowerToHyperService<Router>, Arc<Notify>, Arc<Notify>) {
     let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
@@ -228,7 +229,7 @@ fn waiting() -> (TowerToHyperService<Router>, Arc<Notify>, Arc<Notify>) {
     (TowerToHyperService::new(hello().route("/wait", get(handler))), begun, release)
 }
 
-/// Stopping closes the port and the idle connections at once, and ends with the last request.
+/// Stopping closes the port and idle connections at once, and waits for requests.
 #[tokio::test]
 async fn stopping_finishes_what_has_begun() {
     let (service, begun, release) = waiting();
@@ -266,7 +267,7 @@ async fn stopping_cuts_what_does_not_end() {
     assert_eq!(read_to_end(&mut busy).await, b"");
 }
 
-/// A body that arrives in these pieces, and then ends or never does.
+/// A body that arrives in pieces, and then ends or stays open.
 struct Pieces {
     pieces: VecDeque<Result<Bytes, io::Error>>,
     ends: bool,
@@ -323,7 +324,7 @@ async fn body_in_many_pieces_is_put_together() {
     assert!(bytes.is_empty());
 }
 
-/// Whatever goes wrong, the body's share of the budget is given back.
+/// After each error the body's permits are returned.
 #[tokio::test]
 async fn body_that_cannot_be_read_leaves_the_budget() {
     let budget = BodyBudget::new(10);
@@ -346,7 +347,7 @@ async fn body_that_cannot_be_read_leaves_the_budget() {
     assert!(matches!(late, BodyError::TimedOut), "{late}");
 }
 
-/// Counts the lines of a log that hold a text.
+/// Records log lines.
 #[derive(Clone, Default)]
 struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
 
@@ -366,9 +367,9 @@ impl Lines {
     }
 }
 
-/// Out of descriptors, each one that comes free is one success between two failures.
+/// Without free descriptors, each one that is closed gives one success between two failures.
 #[tokio::test]
-async fn accepting_that_fails_now_and_then_is_logged_once_in_a_period_of_failures() {
+async fn repeated_failures_to_accept_are_logged_once_a_period() {
     let log = Lines::default();
     let logger = Logger::root(log.clone(), slog::o!());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -387,7 +388,7 @@ async fn accepting_that_fails_now_and_then_is_logged_once_in_a_period_of_failure
     acceptor.back_off(&io::Error::from_raw_os_error(12)).await;
     assert_eq!(logged(), (2, 0), "another failure");
 
-    // Long after the last failure it is over, and the next is a new one.
+    // Long after the last failure, the next one starts a new period.
     let (_, at) = acceptor.failure.as_mut().expect("it failed");
     *at -= ACCEPT_CALM + Duration::from_secs(1);
     let _client = TcpStream::connect(address).await.expect("the backlog takes it");

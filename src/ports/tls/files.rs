@@ -224,10 +224,10 @@ fn check_dates(key: &CertifiedKey) -> std::result::Result<(), String> {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     let own = key.cert.first().ok_or("it contains no certificate")?;
     let parsed = ParsedCertificate::try_from(own).map_err(|error| error.to_string())?;
-    let (nobody, algorithms) =
+    let (no_roots, algorithms) =
         (RootCertStore::empty(), provider().signature_verification_algorithms.all);
     let now = UnixTime::now();
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], now, algorithms) {
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &no_roots, &[], now, algorithms) {
         Err(rustls::Error::InvalidCertificate(
             error @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
         )) => Err(error.to_string()),

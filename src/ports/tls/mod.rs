@@ -40,7 +40,7 @@ use self::files::{
     Loaded, Outgoing, check_name, describe, load, read_certificates, read_roots, reload, wrong,
 };
 use crate::channels::NodeId;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Metrics;
 
 /// How long a refusal is not logged again for the same address.
@@ -154,7 +154,7 @@ impl Tls {
     /// TLS between members, with the files of member `id`, whose peer URL has the host `host`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
+    /// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -172,7 +172,7 @@ impl Tls {
     /// TLS for clients.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
+    /// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -280,7 +280,7 @@ pub fn no_tls() -> ClientConfig {
 /// `--key` if there is one.
 ///
 /// # Errors
-/// [`Error::Config`] naming the flag, the file and what is wrong with it.
+/// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
 pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientConfig> {
     let roots = read_roots(ca).map_err(|why| wrong("--ca", ca, &why))?;
     let builder = client_config_builder().with_root_certificates(roots);

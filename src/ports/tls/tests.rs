@@ -12,7 +12,7 @@ use slog::{Drain, o};
 
 use super::*;
 
-/// TLS for clients at `localhost`, and a client's that trusts it.
+/// TLS for clients at `localhost`, and the configuration of a client that trusts it.
 pub(crate) fn for_clients() -> (Tls, ClientConfig) {
     with(Metrics::default(), Logger::root(slog::Discard, o!()))
 }
@@ -53,9 +53,9 @@ fn address(host: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, host], port))
 }
 
-/// However fast somebody tries, and from however many addresses, the log stays bounded.
+/// The log stays bounded, however many connections and addresses there are.
 #[tokio::test]
-async fn each_refusal_is_counted_and_the_same_one_logged_once_a_minute() {
+async fn refusals_are_counted_and_equal_ones_logged_once_a_minute() {
     let metrics = Metrics::default();
     let lines = Arc::<AtomicUsize>::default();
     let (tls, _) = with(metrics.clone(), Logger::root(Count(lines.clone()).fuse(), o!()));
@@ -97,7 +97,7 @@ async fn each_refusal_is_counted_and_the_same_one_logged_once_a_minute() {
 }
 
 #[test]
-fn a_date_in_an_error_makes_it_no_other_kind() {
+fn errors_with_other_dates_are_of_the_same_kind() {
     let expired = |at| {
         kind(&rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
             time: UnixTime::since_unix_epoch(Duration::from_secs(at)),
@@ -109,9 +109,9 @@ fn a_date_in_an_error_makes_it_no_other_kind() {
     assert_ne!(expired(5), kind(&unknown));
 }
 
-/// The name is compared as a whole.
+/// The whole name is compared.
 #[test]
-fn a_certificate_is_the_members_that_it_names_and_no_others() {
+fn a_certificate_belongs_only_to_the_members_it_names() {
     let names = |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         generate_simple_self_signed(names).expect("a certificate").cert
