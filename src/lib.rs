@@ -1,67 +1,96 @@
 //! A small replicated key-value store: the Rust port of etcd's `contrib/raftexample`, on raft-rs.
 //!
-//! This page is the tour. The way of a write takes five minutes: [`httpapi`] → [`kvstore`] →
-//! [`raft_node::serve`] → [`raft_node`] → [`storage::wal`] → back to [`kvstore`].
+//! This page is the tour. The path of a write takes five minutes to read: [`httpapi`] → [`kvstore`] →
+//! [`raft_node::serve`] → [`raft_node`] → [`storage::wal`] → back to [`kvstore`]. The [`guide`] is for
+//! operators and contributors.
 //!
 //! # How a write flows
 //! ```text
-//! PUT /key ─▶ httpapi ─▶ KvStore::propose ──proposeC──▶ raft_node ─▶ WAL: one frame, one fdatasync
-//!                                                          │  └────▶ transport ─▶ the other members
-//!                                                          │             a majority has it: committed
-//! 204 ◀─ responder ◀─ CommitReader::apply ◀──commitC──────────┘
+//! PUT /key ─▶ httpapi ─▶ KvStore ──proposeC──▶ raft_node ─▶ Journal: one frame, one fdatasync
+//!                                                 │  └────▶ transport ─▶ the other members
+//!                                                 │             a majority has it: committed
+//! 204 ◀─ responder ◀─ state machine ◀──commitC────┘
 //! ```
+//! Each turn of the node takes everything that has arrived. So many writes share one frame of the log, one
+//! fdatasync and one message to each member. A leader's messages leave before its own fdatasync, a
+//! follower's only after its own; [`raft_node`] names the exceptions.
 //!
 //! # How a read flows
 //! ```text
-//! GET /key ─▶ httpapi ─▶ KvStore::lookup ──readC──▶ raft_node ─▶ one ReadIndex round for all reads
-//!                                                          │     that wait: a majority confirms the
-//!                                                          │     leader, who names its commit index
-//! 200 ◀─ the map ◀─ responder ◀──commitC, behind that index───┘
+//! GET /key ─▶ httpapi ─▶ KvStore ──readC──▶ raft_node ─▶ one ReadIndex round for all waiting reads:
+//!                                              │            a majority confirms the leader, and the
+//!                                              │            leader names its commit index
+//! 200 ◀─ the map ◀─ responder ◀──commitC, after that index
 //! ```
+//! Every member serves reads, and none serves them without a majority.
 //!
-//! # The channels
-//! Go's `proposeC` is the pair `propose_tx`/`propose_rx` here, and so on.
+//! # Every queue, its bound, and what happens when it is full
+//! Go's `proposeC` is the pair `propose_tx` and `propose_rx` here, and so on.
 //!
-//! | channel | carries | from → to | bound | closing means |
-//! |---|---|---|---|---|
-//! | proposeC | [`Proposal`](channels::Proposal): bytes and a responder | kvstore → raft_node | 4,096, then 503 | the last handle is gone: stop |
-//! | readC | [`ReadRequest`](channels::ReadRequest) | kvstore → raft_node | 4,096, then 503 | – |
-//! | confChangeC | [`ConfChangeRequest`](channels::ConfChangeRequest) | httpapi → raft_node | 16, then 503 | – |
-//! | commitC | [`Commit`](channels::Commit): entries, reads, snapshots | raft_node → kvstore | 64 MiB of entries not yet applied: past it the node takes neither proposals nor appends | the node stopped |
-//! | inbound | [`Inbound`](transport::Inbound): what peers ask | transport → raft_node | 1,024, then refused | – |
-//! | reports | [`PeerReport`](channels::PeerReport): what became of what we sent | transport → raft_node | by the peers' queues | – |
-//! | peer N | raft messages | raft_node → transport | 4,096 and 64 MiB, then dropped | the peer was removed |
-//! | errorC | the node's end, [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
+//! | queue | from → to | bound | when full |
+//! |---|---|---|---|
+//! | proposeC: [`Proposal`](channels::Proposal) | kvstore → raft_node | 4,096 | 503 |
+//! | readC: [`ReadRequest`](channels::ReadRequest) | kvstore → raft_node | 4,096 | 503 |
+//! | confChangeC: [`ConfChangeRequest`](channels::ConfChangeRequest) | ports → raft_node | 16 | 503 |
+//! | writes that wait for a leader | in raft_node | 4,096 | 503 |
+//! | reads that wait for a round | in raft_node | 16,384 | 503 |
+//! | changes that wait for a leader | in raft_node | 64 | 503 |
+//! | proposed, not committed | in raft | 64 MiB | the writes wait, as above |
+//! | appends in flight to one member | in raft | 256 of 1 MiB | raft pauses until an answer |
+//! | commitC: [`Commit`](channels::Commit) | raft_node → state machine | 64 MiB of entries not yet applied | the node takes neither proposals nor appends |
+//! | peer N: raft messages | raft_node → transport | 4,096, and 64 MiB | dropped; raft is told that the peer is unreachable, and repeats |
+//! | frames of a stream to a peer | in transport | 2 | the peer's queue waits |
+//! | chunks of a snapshot or backup | disk ↔ network | 4 of 128 KiB | the faster side waits |
+//! | inbound: [`Inbound`](transport::Inbound) | transport → raft_node | 1,024 | 503 to the peer, whose raft repeats |
+//! | peers' bodies in memory | peer port | 192 MiB | 503 to the peer |
+//! | snapshots being received | peer port | 2, one per sender | 503 to the peer |
+//! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | none of its own: each reports one queued message or request | – |
+//! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
+//! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the next waits in the socket's backlog |
+//! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
+//! | status | raft_node → admin port | the latest | replaced |
+//! | errorC: [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
+//! | log lines | all → standard error | 4,096 | dropped, and counted in the log |
+//!
+//! The node stops when the last sender of proposeC is gone. commitC closes when the node stopped.
 //!
 //! # The parts, and what may import what
 //! ```text
-//! main ──▶ cli ──▶ config, inspect, restore: the last two read and write a member's files, and use
-//!   │      │             what storage, raft_node, membership and kvstore know of them
-//!   │      └─────▶ client: asks running members over HTTP; a backup it checks with storage, kvstore
-//!   ├────▶ config, logging, tls
-//!   ├────▶ admin                      one Status, the counts, and the client port's channels; a page
-//!   ├────▶ httpapi ──▶ kvstore ──▶ codec        listener: the accept loop of all ports
-//!   ├────▶ kvstore                    bytes in, bytes out; knows nothing of raft-rs or HTTP
+//! main ──▶ config, logging            flags, files, environment; where log lines go
+//!   ├────▶ commands                   client: asks running members over HTTP
+//!   │                                 inspect, restore: read and write a member's files
+//!   ├────▶ httpapi ──▶ kvstore        the client port; bytes in, bytes out
+//!   ├────▶ ports                      admin and its page, listener (accept loop), tls
 //!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
-//!              ├───────▶ membership   id → URL, removed ids, who may speak, which change is allowed
+//!              ├───────▶ membership   id → URL, removed ids, admission, which change is allowed
 //!              └───────▶ storage      wal, snapshotter, log: plain blocking files
-//! channels: what the channels carry. error: what can go wrong. metrics: what is counted. All three are
-//! everybody's, and codec is of whoever encodes: kvstore, membership, transport, raft_node. tls: the
-//! certificates, of config and of whoever connects or accepts: listener, transport, raft_node, client.
+//! used by all: channels (what the channels carry), codec, error, metrics
 //! ```
-//! A test holds these directions. The original's files are kvstore.go, httpapi.go, listener.go,
-//! main.go and raft.go, whose twin is [`raft_node`]; its imports `wal`, `snap` and `rafthttp` are
-//! [`storage::wal`], [`storage::snapshotter`] and [`transport`] here.
+//! `tests/directions.rs` holds these directions.
+//!
+//! # Who owns what
+//! State that must change together lives in one type, with methods that cannot be called in the wrong order.
+//!
+//! | invariant | owner |
+//! |---|---|
+//! | nothing is sent or acknowledged before what it speaks for is on disk | [`raft_node`]: `handle_ready` |
+//! | a torn frame is told from damage | [`storage::wal`] |
+//! | a snapshot's file is durable before the log names it | [`raft_node::snapshots`] |
+//! | each request is answered once, before its deadline | [`channels::Responder`] |
+//! | one membership change at a time; all members decide alike | [`raft_node::changes`], [`membership`] |
+//! | which sender may speak | [`membership`] |
+//! | which raft message may be stepped | [`raft_node::validate`] |
 //!
 //! # Another state machine
-//! [`raft_node`] carries bytes and knows nothing of keys. Whoever follows commitC is the state
-//! machine: `examples/counter.rs` is another one on the same node.
+//! The node carries bytes and knows nothing of keys: `examples/counter.rs` is another state machine on it.
+//! [`kvstore`] says what changes to add a command.
 
 pub mod channels;
 pub mod codec;
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod guide;
 pub mod httpapi;
 pub mod kvstore;
 pub mod logging;
