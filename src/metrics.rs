@@ -37,27 +37,13 @@ pub struct PeerLabel {
     pub peer: NodeId,
 }
 
-/// The label of metrics per reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// One of a fixed set of words.
-    pub reason: &'static str,
-}
+/// One label with a value from a fixed set of words.
+type WordLabel = [(&'static str, &'static str); 1];
 
-/// The label of metrics per outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabel {
-    /// `ok` or `failed`.
-    pub outcome: &'static str,
-}
-
-/// The labels of answered requests.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// The request's method, or `other`.
-    pub method: &'static str,
-    /// The status of the response.
-    pub status: u16,
+struct RequestLabels {
+    method: &'static str,
+    status: u16,
 }
 
 /// A histogram of durations in seconds, from 10 microseconds to 5 seconds.
@@ -124,12 +110,12 @@ pub struct Counts {
     pub peer_round_trip: Family<PeerLabel, Histogram, fn() -> Histogram>,
     /// Snapshots made of this member's own state.
     pub snapshots_made: Counter,
-    /// Snapshots sent to peers, by outcome.
-    pub snapshots_sent: Family<OutcomeLabel, Counter>,
+    /// Snapshots sent to peers, by outcome: `ok` or `failed`.
+    snapshots_sent: Family<WordLabel, Counter>,
     /// Snapshots received that replaced this member's state.
     pub snapshots_installed: Counter,
     /// Requests and connections refused on any port, by reason.
-    rejected: Family<ReasonLabel, Counter>,
+    rejected: Family<WordLabel, Counter>,
     /// Answered client requests.
     http_requests: Family<RequestLabels, Counter>,
     /// Acknowledged PUTs.
@@ -203,7 +189,7 @@ impl Counts {
 
     /// Counts a refusal. `reason` is one of a fixed set of words.
     pub fn rejected(&self, reason: &'static str) {
-        self.rejected.get_or_create(&ReasonLabel { reason }).inc();
+        self.rejected.get_or_create(&[("reason", reason)]).inc();
     }
 
     /// Counts an answered client request.
@@ -214,81 +200,56 @@ impl Counts {
     /// Counts a snapshot sent to a peer, successfully or not.
     pub fn snapshot_sent(&self, arrived: bool) {
         let outcome = if arrived { "ok" } else { "failed" };
-        self.snapshots_sent.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.snapshots_sent.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Registers all metrics, to be encoded.
     pub fn register(&self, registry: &mut Registry) {
-        let mut counter = |name, help, counter: &Counter| {
-            registry.register(name, help, counter.clone());
-        };
+        let mut counter = |name, help, it: &Counter| registry.register(name, help, it.clone());
         counter(
             "leader_changes",
-            "Times that this member followed another leader than before",
+            "Changes of the leader that this member follows",
             &self.leader_changes,
         );
         counter(
             "proposals_committed",
-            "Committed writes of this member's clients",
+            "Committed writes of own clients",
             &self.proposals_committed,
         );
         counter("proposals_applied", "Applied entries", &self.proposals_applied);
         counter(
             "proposals_failed",
-            "Writes of this member's clients with an unknown outcome",
+            "Writes of own clients, outcome unknown",
             &self.proposals_failed,
         );
-        counter("snapshots_made", "Snapshots made of this member's state", &self.snapshots_made);
+        counter("snapshots_made", "Snapshots made of the own state", &self.snapshots_made);
         counter(
             "snapshots_installed",
-            "Snapshots received that replaced this member's state",
+            "Snapshots received and installed",
             &self.snapshots_installed,
         );
-        let mut gauge = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge(
-            "proposals_pending",
-            "Writes of this member's clients that are not proposed or applied yet",
-            &self.proposals_pending,
-        );
+        let mut gauge = |name, help, it: &Gauge| registry.register(name, help, it.clone());
+        gauge("proposals_pending", "Writes of own clients in progress", &self.proposals_pending);
         gauge("keys", "Keys in the store", &self.keys);
         gauge("store_bytes", "Bytes of keys and values in the store", &self.store_bytes);
-        let mut histogram = |name, help, histogram: &Histogram| {
-            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        let mut histogram = |name, help, it: &Histogram| {
+            registry.register_with_unit(name, help, Unit::Seconds, it.clone());
         };
-        histogram(
-            "wal_fsync",
-            "Time to write and sync a frame of the write-ahead log",
-            &self.wal_fsync,
-        );
+        histogram("wal_fsync", "Time to write and sync a frame of the log", &self.wal_fsync);
         histogram("apply", "Time to apply a batch of entries", &self.apply);
         histogram("put", "Time to acknowledge a PUT", &self.puts.seconds);
         histogram("get", "Time to answer a GET with a value", &self.gets.seconds);
-        let mut per_peer = |name, help, family: &Family<PeerLabel, Counter>| {
-            registry.register(name, help, family.clone());
+        let mut per_peer = |name, help, it: &Family<PeerLabel, Counter>| {
+            registry.register(name, help, it.clone());
         };
-        per_peer(
-            "peer_sent_bytes",
-            "Bytes of raft messages and snapshots sent to a peer",
-            &self.peer_sent_bytes,
-        );
-        per_peer(
-            "peer_received_bytes",
-            "Bytes of raft messages and snapshots received from a peer",
-            &self.peer_received_bytes,
-        );
+        per_peer("peer_sent_bytes", "Bytes sent to a peer", &self.peer_sent_bytes);
+        per_peer("peer_received_bytes", "Bytes received from a peer", &self.peer_received_bytes);
         per_peer("peer_failures", "Requests that did not reach a peer", &self.peer_failures);
-        registry.register_with_unit(
-            "peer_round_trip",
-            "Time from a heartbeat to its response",
-            Unit::Seconds,
-            self.peer_round_trip.clone(),
-        );
+        let (name, help) = ("peer_round_trip", "Time from a heartbeat to its response");
+        registry.register_with_unit(name, help, Unit::Seconds, self.peer_round_trip.clone());
         registry.register("snapshots_sent", "Snapshots sent to peers", self.snapshots_sent.clone());
-        registry.register(
-            "rejected",
-            "Requests and connections refused on any port",
-            self.rejected.clone(),
-        );
+        let help = "Requests and connections refused on any port";
+        registry.register("rejected", help, self.rejected.clone());
         registry.register("http_requests", "Answered client requests", self.http_requests.clone());
     }
 }

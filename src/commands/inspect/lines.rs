@@ -1,6 +1,6 @@
 //! The output of `inspect`: lines of text, or objects of JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::path::Path;
 use raft::eraftpb::{Entry, EntryType};
 use serde::{Serialize, Serializer};
 
+use super::Found;
 use crate::channels::{Index, NodeId, RequestId, Term};
 use crate::error::{Error, Result};
 use crate::kvstore::{KeyValue, decode_put};
@@ -81,16 +82,8 @@ pub(super) enum Line {
     },
     Summary {
         file: String,
-        segments: u64,
-        frames: u64,
-        snapshots: u64,
-        entries: u64,
-        first_index: Option<Index>,
-        last_index: Option<Index>,
-        term: Term,
-        commit: Index,
-        unfinished: bool,
-        damage: usize,
+        #[serde(flatten)]
+        found: Found,
         /// False if a member would refuse to start.
         starts: bool,
     },
@@ -266,7 +259,14 @@ fn escaped(bytes: &[u8]) -> String {
     format!("{}{more}", bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii())
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's form.
+pub(super) fn count<S: Serializer>(
+    set: &BTreeSet<String>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_u64(set.len() as u64)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn hex<S: Serializer>(number: &u64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&format!("{number:016x}"))
 }
@@ -311,29 +311,17 @@ impl fmt::Display for Line {
             }
             Self::Note { file, message } => write!(f, "{file}: {message}"),
             Self::Damage { message } => write!(f, "DAMAGE: {message}"),
-            Self::Summary {
-                file,
-                segments,
-                frames,
-                snapshots,
-                entries,
-                first_index,
-                last_index,
-                term,
-                commit,
-                unfinished,
-                damage,
-                starts,
-            } => {
+            Self::Summary { file, found, starts } => {
+                let Found { segments, frames, entries, snapshots, term, commit, .. } = found;
                 write!(f, "{file}: {segments} segments, {frames} frames, {entries} entries")?;
-                if let (Some(first), Some(last)) = (first_index, last_index) {
+                if let (Some(first), Some(last)) = (found.first_index, found.last_index) {
                     write!(f, " ({first} to {last})")?;
                 }
                 write!(f, ", term {term}, commit {commit}, {snapshots} snapshots; ")?;
-                if *unfinished {
+                if found.unfinished {
                     write!(f, "the last frame is incomplete; ")?;
                 }
-                match damage {
+                match found.damage.len() {
                     0 => write!(f, "no damage"),
                     _ if *starts => write!(f, "damaged, repaired by the next start"),
                     _ => write!(f, "DAMAGED: a member would not start"),

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
+use serde::Serialize;
 
-use self::lines::{Line, RecordLine, print, shown};
+use self::lines::{Line, RecordLine, count, print, shown};
 use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
@@ -103,7 +104,7 @@ fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
 }
 
 /// What was found so far in the files of one member.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct Found {
     segments: u64,
     frames: u64,
@@ -116,6 +117,7 @@ struct Found {
     commit: Index,
     unfinished: bool,
     /// Damage, with that in snapshots that a member can do without.
+    #[serde(serialize_with = "count")]
     damage: BTreeSet<String>,
 }
 
@@ -430,20 +432,8 @@ impl Inspector<'_> {
             self.damage(message)?;
         }
         let found = std::mem::take(&mut self.found);
-        self.print(&Line::Summary {
-            file: shown(path),
-            segments: found.segments,
-            frames: found.frames,
-            snapshots: found.snapshots,
-            entries: found.entries,
-            first_index: found.first_index,
-            last_index: found.last_index,
-            term: found.term,
-            commit: found.commit,
-            unfinished: found.unfinished,
-            damage: found.damage.len(),
-            starts: damage.is_empty(),
-        })?;
+        let starts = damage.is_empty();
+        self.print(&Line::Summary { file: shown(path), found, starts })?;
         match damage.into_iter().next() {
             Some(first) => Err(Error::Refused(first)),
             None => Ok(()),

@@ -119,14 +119,7 @@ pub(super) async fn reload(
 /// Reads and checks the files. Blocks.
 pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded> {
     let [cert_flag, key_flag, ca_flag] = purpose.flags();
-    let chain =
-        read_certificates(&files.cert).map_err(|why| wrong(cert_flag, &files.cert, &why))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| wrong(key_flag, &files.key, &describe(error, "private key")))?;
-    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
-        let why = format!("it does not match {cert_flag} {}: {error}", files.cert.display());
-        wrong(key_flag, &files.key, &why)
-    })?;
+    let key = read_key(cert_flag, &files.cert, key_flag, &files.key)?;
     let roots = match &files.ca {
         None => None,
         Some(ca) => Some(read_roots(ca).map_err(|why| wrong(ca_flag, ca, &why))?),
@@ -154,7 +147,7 @@ pub(super) fn wrong(flag: &str, path: &Path, why: &str) -> Error {
     Error::Config(format!("cannot use {flag} {}: {why}", path.display()))
 }
 
-pub(super) fn describe(error: pem::Error, wanted: &str) -> String {
+fn describe(error: pem::Error, wanted: &str) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         pem::Error::NoItemsFound => format!("it contains no {wanted} in PEM"),
@@ -162,9 +155,7 @@ pub(super) fn describe(error: pem::Error, wanted: &str) -> String {
     }
 }
 
-pub(super) fn read_certificates(
-    path: &Path,
-) -> std::result::Result<Vec<CertificateDer<'static>>, String> {
+fn read_certificates(path: &Path) -> std::result::Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(path);
     match read.and_then(|found| found.collect::<std::result::Result<Vec<_>, _>>()) {
         Ok(certificates) if certificates.is_empty() => {
@@ -172,6 +163,22 @@ pub(super) fn read_certificates(
         }
         read => read.map_err(|error| describe(error, "certificate")),
     }
+}
+
+/// Reads a certificate chain and its private key.
+pub(super) fn read_key(
+    cert_flag: &str,
+    cert: &Path,
+    key_flag: &str,
+    key: &Path,
+) -> Result<CertifiedKey> {
+    let chain = read_certificates(cert).map_err(|why| wrong(cert_flag, cert, &why))?;
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| wrong(key_flag, key, &describe(error, "private key")))?;
+    CertifiedKey::from_der(chain, private, &provider()).map_err(|error| {
+        let why = format!("it does not match {cert_flag} {}: {error}", cert.display());
+        wrong(key_flag, key, &why)
+    })
 }
 
 pub(super) fn read_roots(path: &Path) -> std::result::Result<Arc<RootCertStore>, String> {

@@ -27,18 +27,15 @@ use std::time::{Duration, Instant};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use slog::{Logger, warn};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::files::TlsFiles;
-use self::files::{
-    Loaded, Outgoing, check_name, describe, load, read_certificates, read_roots, reload, wrong,
-};
+use self::files::{Loaded, Outgoing, check_name, load, read_key, read_roots, reload, wrong};
 use crate::channels::NodeId;
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -285,13 +282,8 @@ pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientCo
     let roots = read_roots(ca).map_err(|why| wrong("--ca", ca, &why))?;
     let builder = client_config_builder().with_root_certificates(roots);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
-    let chain = read_certificates(cert).map_err(|why| wrong("--cert", cert, &why))?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| wrong("--key", key, &describe(error, "private key")))?;
-    builder.with_client_auth_cert(chain, private).map_err(|error| {
-        let why = format!("it does not match --cert {}: {error}", cert.display());
-        wrong("--key", key, &why)
-    })
+    let key = Arc::new(SingleCertAndKey::from(read_key("--cert", cert, "--key", key)?));
+    Ok(builder.with_client_cert_resolver(key))
 }
 
 fn provider() -> Arc<CryptoProvider> {
