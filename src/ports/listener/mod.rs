@@ -30,13 +30,12 @@
 //! close connections of clients that are alive but silent.
 
 mod body;
-mod stall;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,10 +52,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::server::TlsStream;
 
 pub use self::body::{BodyBudget, BodyError, BodyPermit, read_body};
-use self::stall::StallGuard;
 use crate::error::Error;
 use crate::ports::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
 
@@ -335,6 +334,10 @@ impl Acceptor {
     }
 }
 
+/// A TCP stream whose writes fail when the client has accepted no bytes for
+/// [`Limits::stall_timeout`].
+type Stream = Pin<Box<TimeoutWriter<TcpStream>>>;
+
 /// One connection.
 struct Connection<S> {
     service: S,
@@ -352,8 +355,9 @@ impl<S: HttpService> Connection<S> {
             debug!(self.logger, "a connection failed before its first request"; "error" => %error);
             return;
         }
-        // Below TLS, so that the guard also covers handshakes and TLS's write buffer.
-        let stream = StallGuard::new(stream, self.limits.stall_timeout);
+        // Below TLS, so that the timeout also covers handshakes and TLS's write buffer.
+        let mut stream = Box::pin(TimeoutWriter::new(stream));
+        stream.as_mut().set_timeout_pinned(Some(self.limits.stall_timeout));
         let Some(tls) = self.tls.take() else {
             let service = self.service.clone();
             return self.serve_http(stream, service).await;
@@ -384,7 +388,7 @@ impl<S: HttpService> Connection<S> {
     }
 
     /// Does the TLS handshake; `None` if it fails.
-    async fn handshake(&mut self, tls: &Tls, stream: StallGuard) -> Option<TlsStream<StallGuard>> {
+    async fn handshake(&mut self, tls: &Tls, stream: Stream) -> Option<TlsStream<Stream>> {
         let patience = self.limits.header_timeout.min(HANDSHAKE_TIMEOUT_MAX);
         let accept = timeout(patience, tls.acceptor().accept(stream).into_fallible());
         let accepted = tokio::select! {
@@ -402,7 +406,7 @@ impl<S: HttpService> Connection<S> {
                     // The client closed the connection, as port scanners do.
                     None => debug!(self.logger, "a TLS handshake broke off"; "error" => %error),
                 }
-                linger(stream.stream).await;
+                linger(stream).await;
                 None
             }
             Err(_) => {
@@ -420,7 +424,7 @@ impl<S: HttpService> Connection<S> {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             _ = self.stop_rx.changed() => {
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
         };
