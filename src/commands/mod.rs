@@ -153,16 +153,9 @@ fn output_failed(error: io::Error) -> Error {
 fn man(out: &mut dyn Write) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
-    let page = Man::new(command.clone());
-    page.render_title(out)?;
-    page.render_name_section(out)?;
-    page.render_synopsis_section(out)?;
-    page.render_description_section(out)?;
-    page.render_options_section(out)?;
+    Man::new(command.clone()).render(out)?;
     writeln!(out, ".SH COMMANDS")?;
-    help_of_commands(&mut command, out)?;
-    page.render_extra_section(out)?;
-    page.render_version_section(out)
+    help_of_commands(&mut command, out)
 }
 
 fn help_of_commands(command: &mut clap::Command, out: &mut dyn Write) -> io::Result<()> {

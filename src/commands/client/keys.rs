@@ -18,29 +18,27 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, Args)]
 pub struct Put {
     /// Key: a URL path, sent as it is (percent-encoding included); a missing first / is added
-    pub key: String,
+    key: String,
 
     /// Value; - reads it from standard input, and after -- it may start with a dash
-    pub value: OsString,
+    value: OsString,
 
-    /// The members to ask.
     #[command(flatten)]
-    pub at: ClientEndpoints,
+    at: ClientEndpoints,
 }
 
 /// `get`: prints a value.
 #[derive(Clone, Debug, Args)]
 pub struct Get {
     /// Key: a URL path, sent as it is (percent-encoding included); a missing first / is added
-    pub key: String,
+    key: String,
 
     /// Read the member's own state without asking a majority; the value may be stale
     #[arg(long)]
-    pub local: bool,
+    local: bool,
 
-    /// The members to ask.
     #[command(flatten)]
-    pub at: ClientEndpoints,
+    at: ClientEndpoints,
 }
 
 impl Put {

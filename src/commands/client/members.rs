@@ -24,19 +24,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub struct StatusCommand {
     /// Print the JSON of GET /cluster
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 
-    /// The members to ask.
     #[command(flatten)]
-    pub at: AdminEndpoints,
+    at: AdminEndpoints,
 }
 
 /// `member`: lists and changes the members.
 #[derive(Clone, Debug, Args)]
 pub struct MemberArgs {
-    /// The subcommand.
     #[command(subcommand)]
-    pub command: MemberCommand,
+    command: MemberCommand,
 }
 
 /// The subcommands of `member`.

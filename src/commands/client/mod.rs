@@ -28,19 +28,19 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Reach {
     /// CA certificates that members' certificates are verified with, PEM; required for https://
     #[arg(long, value_name = "FILE")]
-    pub ca: Option<PathBuf>,
+    ca: Option<PathBuf>,
 
     /// Client certificate, PEM; required if the members run with --client-ca
     #[arg(long, value_name = "FILE", requires = "private_key")]
-    pub cert: Option<PathBuf>,
+    cert: Option<PathBuf>,
 
     /// Private key of --cert, PEM
     #[arg(id = "private_key", long = "key", value_name = "FILE", requires = "cert")]
-    pub key: Option<PathBuf>,
+    key: Option<PathBuf>,
 
     /// How long to wait for each endpoint
     #[arg(long, value_parser = parse_timeout, default_value = "5s")]
-    pub timeout: Duration,
+    timeout: Duration,
 }
 
 /// The admin ports to ask.
@@ -55,11 +55,10 @@ pub struct AdminEndpoints {
         default_value = "http://127.0.0.1:12381",
         env = "RAFTEXAMPLE_ENDPOINT"
     )]
-    pub endpoint: Vec<String>,
+    endpoint: Vec<String>,
 
-    /// How to connect to them.
     #[command(flatten)]
-    pub reach: Reach,
+    reach: Reach,
 }
 
 /// The client ports to ask.
@@ -74,11 +73,10 @@ pub struct ClientEndpoints {
         default_value = "http://127.0.0.1:12380",
         env = "RAFTEXAMPLE_CLIENT_ENDPOINT"
     )]
-    pub endpoint: Vec<String>,
+    endpoint: Vec<String>,
 
-    /// How to connect to them.
     #[command(flatten)]
-    pub reach: Reach,
+    reach: Reach,
 }
 
 impl AdminEndpoints {

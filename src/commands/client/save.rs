@@ -22,19 +22,18 @@ use crate::storage::snapshotter::load_file;
 #[derive(Clone, Debug, Args)]
 pub struct Save {
     /// File to create
-    pub file: PathBuf,
+    file: PathBuf,
 
     /// Replace FILE if it exists
     #[arg(long)]
-    pub force: bool,
+    force: bool,
 
     /// Save the member's own state without asking a majority; it may be stale
     #[arg(long)]
-    pub local: bool,
+    local: bool,
 
-    /// The members to ask.
     #[command(flatten)]
-    pub at: AdminEndpoints,
+    at: AdminEndpoints,
 }
 
 impl Save {
