@@ -28,7 +28,17 @@ use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
 use crate::error::{Error, Result};
 
-const EXIT_STATUSES: &str = "\
+const AFTER_HELP: &str = "\
+Examples:
+  raftexample --cluster http://127.0.0.1:12379 --port 12380 --admin 127.0.0.1:12381
+  raftexample put my-key hello
+  raftexample get my-key
+  raftexample status
+
+Environment:
+  RAFTEXAMPLE_ and the name of a flag of the server sets that flag, for example
+  RAFTEXAMPLE_DATA_DIR. A flag takes precedence over its variable, and both over --config.
+
 Exit status:
   0  success; for the server: stopped by a signal, or removed from its cluster
   1  failure, or `get` found no such key; the last line on standard error says what to do
@@ -39,7 +49,7 @@ Exit status:
 /// Without a command it runs one member of a cluster, a server in the foreground.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "raftexample", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = EXIT_STATUSES)]
+#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// The server's flags.
     #[command(flatten)]

@@ -52,15 +52,21 @@ pub struct Restore {
     pub id: u64,
 
     /// Peer URLs of the new cluster's members, comma-separated; the same for each member
-    #[arg(long, value_delimiter = ',', required = true, env = "RAFTEXAMPLE_CLUSTER")]
+    #[arg(
+        long,
+        value_name = "URLS",
+        value_delimiter = ',',
+        required = true,
+        env = "RAFTEXAMPLE_CLUSTER"
+    )]
     pub cluster: Vec<String>,
 
     /// Directory in which raftexample-ID and raftexample-ID-snap are created
-    #[arg(long, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
+    #[arg(long, value_name = "DIR", default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
     pub data_dir: PathBuf,
 
     /// Id of the new cluster, never used before [default: derived from --cluster and FILE]
-    #[arg(long, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
+    #[arg(long, value_name = "ID", value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
     pub cluster_id: Option<u64>,
 }
 

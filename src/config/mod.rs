@@ -45,7 +45,7 @@ const LOGGING: &str = "Logging";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "raftexample", version)]
+#[command(name = "raftexample", version, mut_args(|arg| arg.hide_env(true)))]
 pub struct Config {
     /// Id of this member; the first members have the ids 1, 2, … in the order of --cluster
     #[arg(long, help_heading = CLUSTER, default_value_t = 1, env = "RAFTEXAMPLE_ID")]
@@ -54,6 +54,7 @@ pub struct Config {
     /// Peer URLs of the members, comma-separated
     #[arg(
         long,
+        value_name = "URLS",
         help_heading = CLUSTER,
         value_delimiter = ',',
         default_value = "http://127.0.0.1:9021",
@@ -93,10 +94,10 @@ pub struct Config {
     pub admin: Option<String>,
 
     /// Host names of the admin port besides localhost and IP addresses, comma-separated
-    #[arg(long, value_name = "NAME", help_heading = PORTS, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
+    #[arg(long, value_name = "NAMES", help_heading = PORTS, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
     pub admin_name: Vec<String>,
 
-    /// Peer URL of this member [default: number ID of --cluster]
+    /// Peer URL of this member [default: URL number ID in --cluster]
     #[arg(long, value_name = "URL", help_heading = CLUSTER, env = "RAFTEXAMPLE_PEER_URL")]
     pub peer_url: Option<String>,
 
@@ -148,7 +149,7 @@ pub struct Config {
     #[arg(long, value_name = "TIME", help_heading = REQUESTS, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
     pub request_timeout: Duration,
 
-    /// Size of the largest value, at most 67108864
+    /// Size of the largest value, at most 67108864 (64 MiB)
     #[arg(long, value_name = "BYTES", help_heading = REQUESTS, default_value_t = 16 << 20, env = "RAFTEXAMPLE_MAX_VALUE_BYTES")]
     pub max_value_bytes: usize,
 

@@ -114,7 +114,7 @@ fn status_shows_every_member_who_was_asked_and_who_is_dead() {
         Some(by(&cluster, 1, &["status"])).filter(|ran| ran.status == 1)
     });
     assert_eq!(rows(&ran)[2][2], "dead");
-    assert_failed(&ran, 1, &["knows a leader", "start those that are dead"]);
+    assert_failed(&ran, 1, &["knows a leader", "start the dead members"]);
     let ran = by(&cluster, 1, &["status", "--json"]);
     assert!(serde_json::from_str::<Value>(&ran.stdout).is_ok(), "{}", ran.stdout);
     assert_eq!(ran.status, 1);
@@ -153,8 +153,8 @@ fn endpoints_are_asked_in_turn_from_flags_or_the_environment() {
     let ran = at(&format!("{nobody},{nobody}/x"), &["status"]);
     assert_failed(&ran, 2, &["http://HOST:PORT"]);
     // The other port of the member.
-    assert_failed(&at(&of_client, &["status"]), 1, &["404", "it another port", "--admin"]);
-    assert_failed(&at(&there, &["get", "k"]), 1, &["404", "it another port", "--port"]);
+    assert_failed(&at(&of_client, &["status"]), 1, &["404", "another port", "--admin"]);
+    assert_failed(&at(&there, &["get", "k"]), 1, &["404", "another port", "--port"]);
     assert_failed(&at(&of_client, &["member", "move", "1", &nobody]), 1, &["404", "--admin"]);
     assert_eq!(request(cluster.address(1), "GET", "/members/1", b"").unwrap().status, 404);
 }
@@ -429,7 +429,7 @@ fn a_backup_replaces_no_file_unless_told_and_a_broken_one_leaves_none() {
     let there = url(admin(&cluster, 1));
     let truth = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nno backup";
     let (liar, _) = answering(&site, truth);
-    assert_failed(&save(&liar, &[]), 1, &["is damaged at offset", "save it once more"]);
+    assert_failed(&save(&liar, &[]), 1, &["is damaged at offset", "save it again"]);
     let (short, _) = answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nraftsnap");
     assert_failed(&save(&short, &[]), 1, &[&short, "broke off"]);
     assert_eq!(names(), BTreeSet::new(), "nothing is left");

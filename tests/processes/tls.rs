@@ -290,7 +290,7 @@ fn a_member_of_another_authority_is_refused_until_its_files_are_replaced() {
 
     install(&dir, "peer-3", &authority.member(&cluster.site, 3), &authority.pem());
     assert_eq!(cluster.get(3, "/k").as_deref(), Some("without it"));
-    until_logged(&mut cluster, 3, "TLS for peers: the changed --peer-cert");
+    until_logged(&mut cluster, 3, "TLS for peers: using the changed --peer-cert");
 }
 
 #[test]
@@ -484,7 +484,7 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
     }
     let probe = new.issue(&["raftexample-9"]);
     let head = peer_request("/raft/greeting", 9, 1);
-    let used = "TLS for peers: the changed --peer-cert";
+    let used = "TLS for peers: using the changed --peer-cert";
     for (step, ca) in [(1, &both), (2, &both), (3, &new.pem())] {
         for id in 1..=3 {
             let [cert_path, key_path, ca_path] = paths(&dir, &format!("peer-{id}"));

@@ -39,7 +39,7 @@ pub struct Reach {
     key: Option<PathBuf>,
 
     /// How long to wait for each endpoint
-    #[arg(long, value_parser = parse_timeout, default_value = "5s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout, default_value = "5s")]
     timeout: Duration,
 }
 
