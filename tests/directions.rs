@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["channels", "error", "kvstore", "membership", "metrics", "raft_node", "ports::tls"],
     ),
     ("error", &[]),
+    ("guide", &[]),
     ("httpapi", &["kvstore", "ports::guard", "ports::listener", "channels", "error", "metrics"]),
     (
         "commands::inspect",
