@@ -2,9 +2,10 @@
 //!
 //! The table of the channels themselves is at the top of the crate.
 
+use std::any::Any;
 use std::io::{Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -68,16 +69,46 @@ impl RequestId {
 
 /// Makes the two halves of one request's answer.
 pub fn responder<T>() -> (Responder<T>, Pending<T>) {
-    let begun = Arc::new(AtomicBool::new(false));
+    let (responder, pending, _) = responder_with_output::<T, ()>();
+    (responder, pending)
+}
+
+/// As [`responder`], for a proposal: the state machine's output, an `O`, comes with the answer. The
+/// raft node between the two halves does not know its type.
+pub fn responder_with_output<T, O: Send + 'static>() -> (Responder<T>, Pending<T>, Output<O>) {
+    let shared = Arc::new(Shared { begun: AtomicBool::new(false), output: Slot::<O>::default() });
     let (answer_tx, answer_rx) = oneshot::channel();
-    (Responder { begun: begun.clone(), answer_tx }, Pending { begun, answer_rx })
+    let responder = Responder { shared: shared.clone(), answer_tx };
+    (responder, Pending { shared: shared.clone(), answer_rx }, Output(shared))
+}
+
+/// What the two halves share, in one allocation.
+#[derive(Debug)]
+struct Shared<S: ?Sized> {
+    /// True from when the request is proposed.
+    begun: AtomicBool,
+    /// A [`Slot`], of whatever type.
+    output: S,
+}
+
+type Slot<O> = Mutex<Option<O>>;
+type AnyShared = Arc<Shared<dyn Any + Send + Sync>>;
+
+/// The place of a proposal's output.
+pub struct Output<O>(Arc<Shared<Slot<O>>>);
+
+impl<O> Output<O> {
+    /// The output; present once the proposal was answered with [`Acknowledged::Applied`].
+    pub fn take(self) -> Option<O> {
+        self.0.output.lock().expect("nothing panics under this lock").take()
+    }
 }
 
 /// The half of a request's answer that travels with the request. It is answered once; dropping it
 /// unanswered says that this member is stopping.
 #[derive(Debug)]
 pub struct Responder<T> {
-    begun: Arc<AtomicBool>,
+    shared: AnyShared,
     answer_tx: oneshot::Sender<Result<T, RequestError>>,
 }
 
@@ -87,19 +118,27 @@ impl<T> Responder<T> {
     pub fn mark_proposed(&self) -> bool {
         // `Pending::wait_until` closes the channel and then looks at `begun`: with a fence on both
         // sides, at least one of the two sees what the other did.
-        self.begun.store(true, Ordering::SeqCst);
+        self.shared.begun.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         !self.answer_tx.is_closed()
     }
 
     /// Takes [`mark_proposed`](Self::mark_proposed) back: nothing was proposed after all.
     pub fn mark_not_proposed(&self) {
-        self.begun.store(false, Ordering::SeqCst);
+        self.shared.begun.store(false, Ordering::SeqCst);
     }
 
     /// Answers the request. That nobody waits any more is a normal event.
     pub fn answer(self, answer: Result<T, RequestError>) {
         let _ = self.answer_tx.send(answer);
+    }
+
+    /// Answers a proposal that was applied. The output is dropped if the proposer does not want it.
+    pub fn answer_with<O: Send + 'static>(self, answer: T, output: O) {
+        if let Some(slot) = self.shared.output.downcast_ref::<Slot<O>>() {
+            *slot.lock().expect("nothing panics under this lock") = Some(output);
+        }
+        self.answer(Ok(answer));
     }
 
     /// True once the client gave up.
@@ -111,7 +150,7 @@ impl<T> Responder<T> {
 /// The half of a request's answer that the request's handler keeps.
 #[derive(Debug)]
 pub struct Pending<T> {
-    begun: Arc<AtomicBool>,
+    shared: AnyShared,
     answer_rx: oneshot::Receiver<Result<T, RequestError>>,
 }
 
@@ -146,7 +185,7 @@ impl<T> Pending<T> {
                 "the deadline passed"
             }
         };
-        if self.begun.load(Ordering::SeqCst) {
+        if self.shared.begun.load(Ordering::SeqCst) {
             Err(RequestError::unknown(why))
         } else {
             Err(RequestError::unavailable(format!(
@@ -237,6 +276,28 @@ pub enum MemberRequest {
         /// The voter that is to lead; `None` for any voter except the current leader.
         to: Option<NodeId>,
     },
+}
+
+/// The senders of proposeC, readC and confChangeC. The node stops when all of proposeC's are dropped.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// proposeC.
+    pub propose_tx: mpsc::Sender<Proposal>,
+    /// readC.
+    pub read_tx: mpsc::Sender<ReadRequest>,
+    /// confChangeC.
+    pub conf_change_tx: mpsc::Sender<ConfChangeRequest>,
+}
+
+impl Requests {
+    /// Requests to a node that has stopped: each is answered [`RequestError::Unavailable`].
+    pub fn closed() -> Self {
+        Self {
+            propose_tx: mpsc::channel(1).0,
+            read_tx: mpsc::channel(1).0,
+            conf_change_tx: mpsc::channel(1).0,
+        }
+    }
 }
 
 /// confChangeC: a request about the members, answered after its entry is applied.

@@ -35,12 +35,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use slog::{Logger, info};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::channels::{
-    Ack, Acknowledged, ConfChangeRequest, Index, MemberRequest, NodeId, Term, not_taken, responder,
-};
+use crate::channels::{Ack, Acknowledged, Index, MemberRequest, NodeId, Term};
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
 use crate::metrics::Metrics;
@@ -61,8 +58,6 @@ const URL_BYTES_MAX: usize = 64 * 1024;
 pub struct HttpKvApi {
     /// Answers PUT and GET.
     pub store: KvStore,
-    /// confChangeC: takes POST and DELETE.
-    pub conf_change_tx: mpsc::Sender<ConfChangeRequest>,
     /// When a PUT is answered.
     pub ack: Ack,
     /// How current a GET is that does not say so itself.
@@ -199,10 +194,7 @@ impl HttpKvApi {
         change: MemberRequest,
         deadline: Instant,
     ) -> Result<Response, ErrorResponse> {
-        let (responder, pending) = responder();
-        let request = ConfChangeRequest { change, forwarded: false, responder };
-        self.conf_change_tx.try_send(request).map_err(|error| not_taken(&error))?;
-        pending.wait_until(deadline).await?;
+        self.store.node().change_members(change, deadline).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 

@@ -1,24 +1,35 @@
-//! The key-value store: a hash map that follows commitC, and the twin of the original's kvstore.go.
+//! The key-value store: a [`StateMachine`] with a hash map, the twin of the original's kvstore.go.
 //!
-//! It is one state machine behind [`raft_node`](crate::raft_node), and knows nothing of raft-rs or
-//! of HTTP: bytes in, bytes out. A write goes out on proposeC as an encoded `Command` and comes
-//! back on commitC, on every member, in the same order; only then is it applied and answered.
+//! It knows nothing of raft-rs or HTTP: bytes in, bytes out. A write leaves on proposeC as an encoded
+//! [`Command`] and returns on commitC, on every member, in the same order. Only then is it applied
+//! and answered.
 //!
 //! ```text
-//! propose ──▶ proposeC ──▶ (raft) ──▶ commitC ──▶ read_commits ──▶ apply ──▶ the responder
-//! lookup  ──▶ readC    ──▶ (raft) ──▶ commitC ──▶ read_commits ────────────▶ the responder ──▶ the map
+//! KvStore::propose ─▶ Handle::propose_until ─▶ (raft) ─▶ Keys::apply ─▶ the output ─▶ the caller
+//! KvStore::lookup ──▶ Handle::wait_until_current ─▶ (raft) ─▶ the map ─▶ the caller
 //! ```
 //!
+//! # Adding a command
+//! A new replicated command changes these places, in this order:
+//! 1. [`Command`]: a variant, added at the end, because the encoding counts variants.
+//! 2. [`Keys::apply`](StateMachine::apply): what it does to the map, and to the two gauges.
+//! 3. [`Acknowledged`], if its proposer is to learn more than the entry's index and term.
+//! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose) that passes it to `replicate`.
+//! 5. A port: the route, and the response to it.
+//! 6. `commands::inspect`: how `raftexample inspect` prints it. The compiler finds this place.
+//! 7. The versions of the log and of the peer protocol, because members of the release before would
+//!    skip the command: [`storage::wal`](crate::storage::wal) and [`transport`](crate::transport).
+//!
 //! # Snapshot
-//! The records in ascending order of their keys, so that the same state gives the same bytes on
-//! every member. Each is a length and an encoded `Record`:
+//! The records in ascending order of their keys, so that equal states give equal bytes. Each record
+//! is a length and an encoded [`Record`]:
 //!
 //! ```text
 //! ┌───────────────┬──────────────────────────────────────────────┐
 //! │ length u32 LE │ key, value, index and term of its last write │ × records
 //! └───────────────┴──────────────────────────────────────────────┘
 //! ```
-//! The end of the bytes is the end of the records: the file around them has a length and a checksum.
+//! The records end with the bytes. The file around them has a length and a checksum.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -28,40 +39,42 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use slog::{Logger, error, info};
-use tokio::sync::{mpsc, watch};
+use slog::{Logger, error};
 use tokio::time::Instant;
 
-use crate::channels::{
-    Ack, Acknowledged, Commit, CommittedEntry, Index, Proposal, ReadRequest, SnapshotRequest,
-    SnapshotRestore, Term, not_taken, responder,
-};
+use crate::channels::{Ack, Acknowledged, Index, Requests, Term};
 use crate::codec;
-use crate::error::{Error, RequestError, Result};
+use crate::error::RequestError;
 use crate::metrics::Metrics;
+use crate::ports::listener::Port;
+use crate::raft_node::state_machine::{self, CommitReader, Entry, Handle, StateMachine};
+use crate::raft_node::{NodeConfig, RaftNodeHandle};
 
-/// What an entry of the log asks the store to do.
+/// A replicated command: the payload of an entry.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Command<'a> {
+pub(crate) enum Command<'a> {
     /// Set `key` to `value`.
     Put {
+        /// The key's bytes.
         #[serde(borrow, with = "serde_bytes")]
         key: &'a [u8],
+        /// The value's bytes.
         #[serde(borrow, with = "serde_bytes")]
         value: &'a [u8],
     },
 }
 
-/// Reads an entry's payload: the key and the value that it sets.
-///
-/// # Errors
-/// It is no command of this store.
-pub(crate) fn decode_put(data: &[u8]) -> std::result::Result<(&[u8], &[u8]), codec::DecodeError> {
-    let Command::Put { key, value } = codec::decode(data)?;
-    Ok((key, value))
+impl<'a> Command<'a> {
+    /// Decodes an entry's payload.
+    ///
+    /// # Errors
+    /// If the bytes are not a command of this store.
+    pub(crate) fn decode(data: &'a [u8]) -> Result<Self, codec::DecodeError> {
+        codec::decode(data)
+    }
 }
 
-/// One key of a snapshot.
+/// One key in a snapshot.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record<'a> {
     #[serde(borrow, with = "serde_bytes")]
@@ -72,20 +85,20 @@ struct Record<'a> {
     term: Term,
 }
 
-/// A key, its value, and the entry that wrote it; compared and looked up by the key.
+/// A key, its value, and the entry that wrote it. Compared and hashed by the key.
 ///
-/// It is one piece of memory, `index u64 LE | term u64 LE | length of the key u32 LE | key | value`:
-/// with pieces of their own, and their places in the map, small ones take nearly twice as much. Clones
-/// share it, so that a snapshot takes along one pointer per key.
+/// One allocation holds `index u64 LE | term u64 LE | length of the key u32 LE | key | value`. Separate
+/// allocations would nearly double the memory of small records. Clones share the allocation, so a
+/// snapshot copies one pointer per key.
 #[derive(Clone)]
 pub struct KeyValue(Arc<[u8]>);
 
 impl KeyValue {
-    /// The length of what comes before the key.
+    /// The bytes before the key.
     const HEAD_BYTES: usize = 20;
 
     fn new(key: &[u8], value: &[u8], index: Index, term: Term) -> Self {
-        let key_length = u32::try_from(key.len()).expect("an entry is far below 4 GiB");
+        let key_length = u32::try_from(key.len()).expect("entries are far smaller than 4 GiB");
         let mut bytes = Vec::with_capacity(Self::HEAD_BYTES + key.len() + value.len());
         bytes.extend_from_slice(&index.to_le_bytes());
         bytes.extend_from_slice(&term.to_le_bytes());
@@ -96,10 +109,10 @@ impl KeyValue {
     }
 
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        self.0[at..at + N].try_into().expect("as many bytes were taken")
+        self.0[at..at + N].try_into().expect("the slice has N bytes")
     }
 
-    /// The length of key and value.
+    /// The bytes of key and value.
     fn bytes(&self) -> i64 {
         (self.0.len() - Self::HEAD_BYTES) as i64
     }
@@ -109,7 +122,7 @@ impl KeyValue {
         u64::from_le_bytes(self.array(0))
     }
 
-    /// The term of that entry.
+    /// The term of the entry that wrote the value.
     pub fn term(&self) -> Term {
         u64::from_le_bytes(self.array(8))
     }
@@ -119,7 +132,7 @@ impl KeyValue {
         &self.0[Self::HEAD_BYTES..self.value_start()]
     }
 
-    /// The bytes that were PUT.
+    /// The value's bytes.
     pub fn value(&self) -> &[u8] {
         &self.0[self.value_start()..]
     }
@@ -128,7 +141,7 @@ impl KeyValue {
         Self::HEAD_BYTES + u32::from_le_bytes(self.array(16)) as usize
     }
 
-    /// The bytes that were PUT, not copied.
+    /// The value's bytes, without copying them.
     pub fn into_value(self) -> Bytes {
         struct Owner(KeyValue);
         impl AsRef<[u8]> for Owner {
@@ -160,56 +173,193 @@ impl PartialEq for KeyValue {
 
 impl Eq for KeyValue {}
 
-/// How current a read has to be (flag `--read`, header `Raft-Read`).
+/// How current a read is (flag `--read`, header `Raft-Read`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// Sees every write that was acknowledged anywhere before the read began (thesis 6.4).
+    /// The read sees every write acknowledged on any member before it (thesis, section 6.4).
     #[default]
     Linearizable,
-    /// Sees this member's map as it is: it may be old.
+    /// The read sees this member's map, which may be stale.
     Local,
 }
 
-/// A handle on the store; clones share it. When the last one is dropped, proposeC is closed and the
-/// node stops.
+/// A handle on the store. The node stops when the last clone is dropped.
 #[derive(Clone)]
 pub struct KvStore {
-    propose_tx: mpsc::Sender<Proposal>,
-    read_tx: mpsc::Sender<ReadRequest>,
-    replayed_rx: watch::Receiver<bool>,
-    state: Arc<State>,
+    node: Handle<Keys>,
+    map: Arc<Map>,
 }
 
-/// The end of the store that follows commitC.
-pub struct CommitReader {
-    state: Arc<State>,
-    replayed_tx: watch::Sender<bool>,
+/// The replicated state: every key's last write.
+pub struct Keys {
+    map: Arc<Map>,
     metrics: Metrics,
     logger: Logger,
 }
 
+/// The map, with a lock of its own: only looking up and replacing a pointer happens under it. Copying
+/// a large value, or reading a snapshot, does not keep lookups waiting.
 #[derive(Default)]
-struct State {
-    /// Held for a lookup or for one entry, never across a wait.
-    map: RwLock<HashSet<KeyValue>>,
+struct Map(RwLock<HashSet<KeyValue>>);
+
+impl Map {
+    fn read(&self) -> RwLockReadGuard<'_, HashSet<KeyValue>> {
+        self.0.read().expect("no thread panics while it holds the map")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashSet<KeyValue>> {
+        self.0.write().expect("no thread panics while it holds the map")
+    }
+
+    fn view(&self) -> View {
+        View(self.read().iter().cloned().collect())
+    }
 }
 
-/// The state at one moment, held while the store goes on.
+impl StateMachine for Keys {
+    type Output = Acknowledged;
+
+    fn apply(&mut self, Entry { index, term, data }: Entry<'_>) -> Acknowledged {
+        match Command::decode(data) {
+            Ok(Command::Put { key, value }) => {
+                let new = KeyValue::new(key, value, index, term);
+                let new_bytes = new.bytes();
+                // The guard is dropped at the end of this statement, before the old record is freed.
+                let old = self.map.write().replace(new);
+                self.metrics.keys.inc_by(i64::from(old.is_none()));
+                self.metrics.store_bytes.inc_by(new_bytes - old.map_or(0, |old| old.bytes()));
+            }
+            // Every member skips the same bytes. Stopping here would stop all members, at every
+            // start.
+            Err(error) => error!(self.logger, "skipping an entry that is no command";
+                "index" => index, "term" => term, "error" => %error),
+        }
+        Acknowledged::Applied { index, term }
+    }
+
+    fn snapshot(&self) -> impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static {
+        let view = self.map.view();
+        move |file| view.write(file)
+    }
+
+    fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
+        let map = read_snapshot(from)?;
+        self.metrics.keys.set(map.len() as i64);
+        self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
+        *self.map.write() = map;
+        Ok(())
+    }
+}
+
+impl KvStore {
+    /// Starts a member: a node that listens for its peers on `port`, and its store. See
+    /// [`state_machine::start`].
+    pub fn start(
+        config: NodeConfig,
+        port: impl Into<Port>,
+        logger: Logger,
+    ) -> (Self, RaftNodeHandle) {
+        let keys = Keys::new(&config, logger.clone());
+        let map = keys.map.clone();
+        let (node, running) = state_machine::start(config, port, keys, logger);
+        (Self { node, map }, running)
+    }
+
+    /// Makes an empty store, and the reader that applies commitC to it. See [`state_machine::connect`].
+    pub fn new(
+        config: &NodeConfig,
+        requests: Requests,
+        logger: Logger,
+    ) -> (Self, CommitReader<Keys>) {
+        let keys = Keys::new(config, logger.clone());
+        let map = keys.map.clone();
+        let (node, reader) = state_machine::connect(config, keys, requests, logger);
+        (Self { node, map }, reader)
+    }
+
+    /// Sets `key` to `value`, and returns once the write is acknowledged as `ack` says.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if nothing was proposed, [`RequestError::Unknown`] if the write
+    /// may still be applied. It is never proposed twice.
+    pub async fn propose(
+        &self,
+        key: &[u8],
+        value: Bytes,
+        ack: Ack,
+        deadline: Instant,
+    ) -> Result<Acknowledged, RequestError> {
+        let data = codec::encode(&Command::Put { key, value: &value });
+        // The request's wait must not hold a second copy of the value.
+        drop(value);
+        self.replicate(data, ack, deadline).await
+    }
+
+    /// Replicates an encoded [`Command`].
+    async fn replicate(
+        &self,
+        data: Vec<u8>,
+        ack: Ack,
+        deadline: Instant,
+    ) -> Result<Acknowledged, RequestError> {
+        match ack {
+            Ack::Committed => self.node.propose_until(data, deadline).await,
+            Ack::Proposed => {
+                self.node.submit_until(data, deadline).await.map(|()| Acknowledged::Proposed)
+            }
+        }
+    }
+
+    /// Returns the record of `key`; `None` if the key was never written.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if the state was not as current as requested in time.
+    pub async fn lookup(
+        &self,
+        key: &[u8],
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Option<KeyValue>, RequestError> {
+        match consistency {
+            Consistency::Linearizable => self.node.wait_until_current(deadline).await?,
+            Consistency::Local => self.node.wait_until_replayed(deadline).await?,
+        }
+        Ok(self.map.read().get(key).cloned())
+    }
+
+    /// The state at this moment.
+    pub fn view(&self) -> View {
+        self.map.view()
+    }
+
+    /// The handle on the node: waiting for a current state, and membership.
+    pub fn node(&self) -> &Handle<Keys> {
+        &self.node
+    }
+}
+
+impl Keys {
+    fn new(config: &NodeConfig, logger: Logger) -> Self {
+        Self { map: Arc::default(), metrics: config.metrics.clone(), logger }
+    }
+}
+
+/// The state at one moment. The store changes independently of it.
 pub struct View(Vec<KeyValue>);
 
 impl View {
-    /// How many keys there are.
+    /// The number of keys.
     pub fn keys(&self) -> usize {
         self.0.len()
     }
 
-    /// The index and the term of the newest entry in it; 0 and 0 if there is none. Members with the
-    /// same entries have the same.
+    /// The index and the term of the newest entry in the state; 0 and 0 if there is none. Equal on
+    /// members with equal states.
     pub fn newest(&self) -> (Index, Term) {
         self.0.iter().map(|pair| (pair.index(), pair.term())).max().unwrap_or_default()
     }
 
-    /// The CRC32C of all that [`write`](Self::write) writes.
+    /// The CRC32C of the bytes that [`write`](Self::write) writes.
     pub fn checksum(self) -> u32 {
         struct Checksum(u32);
         impl Write for Checksum {
@@ -223,235 +373,22 @@ impl View {
             }
         }
         let mut checksum = Checksum(0);
-        self.write(&mut checksum).expect("a checksum takes all");
+        self.write(&mut checksum).expect("computing a checksum cannot fail");
         checksum.0
     }
 
-    /// Writes a snapshot of it: the same bytes on every member with the same entries.
+    /// Writes the state as the module's documentation describes.
     ///
     /// # Errors
-    /// What `file` says.
+    /// Those of `file`.
     pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
         write_snapshot(self.0, file)
     }
 }
 
-impl State {
-    fn view(&self) -> View {
-        View(self.read().iter().cloned().collect())
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, HashSet<KeyValue>> {
-        self.map.read().expect("no thread panics while it holds the map")
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashSet<KeyValue>> {
-        self.map.write().expect("no thread panics while it holds the map")
-    }
-}
-
-impl KvStore {
-    /// Makes an empty store: its handle, and the end that has to be given commitC.
-    pub fn new(
-        propose_tx: mpsc::Sender<Proposal>,
-        read_tx: mpsc::Sender<ReadRequest>,
-        logger: Logger,
-    ) -> (Self, CommitReader) {
-        let state = Arc::new(State::default());
-        let (replayed_tx, replayed_rx) = watch::channel(false);
-        let metrics = Metrics::default();
-        let reader = CommitReader { state: state.clone(), replayed_tx, metrics, logger };
-        (Self { propose_tx, read_tx, replayed_rx, state }, reader)
-    }
-
-    /// Sets `key` to `value` through the log, and waits until that is acknowledged.
-    ///
-    /// # Errors
-    /// [`RequestError::Unavailable`] if nothing was proposed, [`RequestError::Unknown`] if the write
-    /// may still happen. It is never proposed a second time.
-    pub async fn propose(
-        &self,
-        key: &[u8],
-        value: Bytes,
-        ack: Ack,
-        deadline: Instant,
-    ) -> std::result::Result<Acknowledged, RequestError> {
-        let data = Bytes::from(codec::encode(&Command::Put { key, value: &value }));
-        // Not held twice while the request waits.
-        drop(value);
-        let (responder, pending) = responder();
-        self.propose_tx
-            .try_send(Proposal { data, ack, responder })
-            .map_err(|error| not_taken(&error))?;
-        pending.wait_until(deadline).await
-    }
-
-    /// Looks `key` up; `None` if it was never written.
-    ///
-    /// # Errors
-    /// [`RequestError::Unavailable`] if the read could not be made as current as asked for in time.
-    pub async fn lookup(
-        &self,
-        key: &[u8],
-        consistency: Consistency,
-        deadline: Instant,
-    ) -> std::result::Result<Option<KeyValue>, RequestError> {
-        match consistency {
-            Consistency::Linearizable => self.wait_until_current(deadline).await?,
-            Consistency::Local => self.wait_until_replayed(deadline).await?,
-        }
-        Ok(self.state.read().get(key).cloned())
-    }
-
-    /// The state as it is now: see [`View`].
-    pub fn view(&self) -> View {
-        self.state.view()
-    }
-
-    /// Waits until the state holds every write that was acknowledged anywhere before.
-    ///
-    /// # Errors
-    /// [`RequestError::Unavailable`] if that could not be made sure of in time.
-    pub async fn wait_until_current(
-        &self,
-        deadline: Instant,
-    ) -> std::result::Result<(), RequestError> {
-        let (responder, pending) = responder();
-        self.read_tx.try_send(ReadRequest { responder }).map_err(|error| not_taken(&error))?;
-        pending.wait_until(deadline).await
-    }
-
-    /// Waits until the state holds what this member knew to be committed when it was last stopped.
-    async fn wait_until_replayed(
-        &self,
-        deadline: Instant,
-    ) -> std::result::Result<(), RequestError> {
-        let mut replayed_rx = self.replayed_rx.clone();
-        let replayed = tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await;
-        match replayed {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(RequestError::unavailable("this member is still replaying its log")),
-        }
-    }
-}
-
-impl CommitReader {
-    /// Counts what is applied.
-    #[must_use]
-    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
-        self.metrics = metrics;
-        self
-    }
-
-    /// Follows commitC in a task of its own until it is closed. The task runs where the requests
-    /// are served: whoever waited for an entry is woken without another thread.
-    ///
-    /// Must be called within a tokio runtime of several threads.
-    pub fn spawn(
-        self,
-        commit_rx: mpsc::UnboundedReceiver<Commit>,
-    ) -> tokio::task::JoinHandle<Result<()>> {
-        tokio::spawn(self.read_commits(commit_rx))
-    }
-
-    /// Follows commitC until it is closed.
-    ///
-    /// # Errors
-    /// What [`handle`](Self::handle) returns: the process has to stop.
-    async fn read_commits(mut self, mut commit_rx: mpsc::UnboundedReceiver<Commit>) -> Result<()> {
-        while let Some(commit) = commit_rx.recv().await {
-            match commit {
-                // They take as long as the state is large.
-                Commit::Restore(_) | Commit::Snapshot(_) => {
-                    tokio::task::block_in_place(|| self.handle(commit))?;
-                }
-                Commit::Entries { .. } | Commit::Reads(_) | Commit::Replayed => {
-                    self.handle(commit)?
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Does what one item of commitC says.
-    ///
-    /// # Errors
-    /// A snapshot that cannot be read: its checksum was right, so it was written by another program
-    /// or the disk fails now.
-    pub fn handle(&mut self, commit: Commit) -> Result<()> {
-        match commit {
-            Commit::Entries { entries, applied } => {
-                let (began, count) = (Instant::now(), entries.len() as u64);
-                for entry in entries {
-                    self.apply(entry);
-                }
-                drop(applied);
-                self.metrics.apply.observe(began.elapsed().as_secs_f64());
-                self.metrics.proposals_applied.inc_by(count);
-            }
-            Commit::Reads(responders) => {
-                for responder in responders {
-                    responder.answer(Ok(()));
-                }
-            }
-            Commit::Restore(snapshot) => self.recover_from_snapshot(snapshot)?,
-            Commit::Snapshot(request) => self.get_snapshot(request),
-            Commit::Replayed => {
-                self.replayed_tx.send_replace(true);
-            }
-        }
-        Ok(())
-    }
-
-    fn apply(&self, entry: CommittedEntry) {
-        let CommittedEntry { index, term, data, responder } = entry;
-        match codec::decode::<Command<'_>>(&data) {
-            Ok(Command::Put { key, value }) => {
-                let new = KeyValue::new(key, value, index, term);
-                let new_bytes = new.bytes();
-                // The guard is gone before the old one is freed.
-                let old = self.state.write().replace(new);
-                self.metrics.keys.inc_by(i64::from(old.is_none()));
-                self.metrics.store_bytes.inc_by(new_bytes - old.map_or(0, |old| old.bytes()));
-            }
-            // Every member finds the same bytes and skips them alike. Stopping here would stop all
-            // members, at each start, for ever.
-            Err(error) => error!(self.logger, "skipping an entry that is no command";
-                "index" => index, "term" => term, "error" => %error),
-        }
-        if let Some(responder) = responder {
-            responder.answer(Ok(Acknowledged::Applied { index, term }));
-        }
-    }
-
-    /// Writes a snapshot on a thread of its own, from handles taken here: entries go on being
-    /// applied meanwhile.
-    fn get_snapshot(&self, request: SnapshotRequest) {
-        let mut view = Some(self.state.view());
-        std::thread::spawn(move || {
-            (request.save)(&mut |file| view.take().expect("it is saved once").write(file));
-        });
-    }
-
-    fn recover_from_snapshot(&self, snapshot: SnapshotRestore) -> Result<()> {
-        let SnapshotRestore { index, term, reader } = snapshot;
-        info!(self.logger, "loading snapshot at term {} and index {}", term, index);
-        let map = read_snapshot(reader).map_err(|error| {
-            Error::Refused(format!(
-                "cannot read the state in the snapshot at term {term} and index {index}: {error}"
-            ))
-        })?;
-        self.metrics.keys.set(map.len() as i64);
-        self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
-        *self.state.write() = map;
-        Ok(())
-    }
-}
-
-/// Writes `view` as the module's documentation says, in the order of the keys.
 fn write_snapshot(view: Vec<KeyValue>, file: &mut dyn Write) -> io::Result<()> {
-    // The first bytes of the keys lie side by side; the keys lie anywhere in memory, and to look at
-    // them in each comparison takes three times as long.
+    // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
+    // pointer to the key in every comparison takes three times as long.
     let with_head = |pair: KeyValue| {
         let mut head = [0; 16];
         let length = pair.key().len().min(head.len());
@@ -470,14 +407,13 @@ fn write_snapshot(view: Vec<KeyValue>, file: &mut dyn Write) -> io::Result<()> {
             &Record { key, value, index: pair.index(), term: pair.term() },
             &mut record,
         );
-        let length = u32::try_from(record.len()).expect("a record is limited to 96 MiB");
+        let length = u32::try_from(record.len()).expect("records are at most 96 MiB");
         file.write_all(&length.to_le_bytes())?;
         file.write_all(&record)?;
     }
     Ok(())
 }
 
-/// Reads what [`write_snapshot`] wrote.
 fn read_snapshot(reader: impl Read) -> io::Result<HashSet<KeyValue>> {
     let mut map = HashSet::new();
     read_records(reader, |pair| {
@@ -487,10 +423,10 @@ fn read_snapshot(reader: impl Read) -> io::Result<HashSet<KeyValue>> {
     Ok(map)
 }
 
-/// Reads the application bytes of a snapshot, key by key.
+/// Reads the application bytes of a snapshot, and calls `take` with each record.
 ///
 /// # Errors
-/// They are no records, or cannot be read; what `take` returns.
+/// If the bytes are not records or cannot be read; the errors of `take`.
 pub(crate) fn read_records(
     mut reader: impl Read,
     mut take: impl FnMut(KeyValue) -> io::Result<()>,
@@ -498,7 +434,7 @@ pub(crate) fn read_records(
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let mut length = [0; 4];
     loop {
-        // The end of the file is an end only in front of a length.
+        // The bytes may end only before a length.
         match reader.read(&mut length[..1])? {
             0 => return Ok(()),
             _ => reader.read_exact(&mut length[1..])?,
@@ -519,9 +455,9 @@ pub(crate) fn read_records(
 mod tests {
     use super::*;
 
-    /// The first bytes alone would leave some of these in any order.
+    /// The first 16 bytes alone would not order some of these.
     #[test]
-    fn a_snapshot_is_in_the_order_of_the_keys_however_alike_they_begin() {
+    fn a_snapshot_is_in_the_order_of_whole_keys() {
         const ORDERED: [&[u8]; 9] = [
             b"",
             b"\0",
@@ -535,12 +471,12 @@ mod tests {
         ];
         let view = ORDERED.iter().rev().map(|key| KeyValue::new(key, b"value", 5, 2)).collect();
         let mut file = Vec::new();
-        write_snapshot(view, &mut file).expect("a vector takes all");
+        write_snapshot(view, &mut file).expect("writing to memory succeeds");
         let (mut rest, mut keys) = (&file[..], Vec::new());
-        while let Some((length, behind)) = rest.split_first_chunk() {
-            let (record, behind) = behind.split_at(u32::from_le_bytes(*length) as usize);
+        while let Some((length, after)) = rest.split_first_chunk() {
+            let (record, after) = after.split_at(u32::from_le_bytes(*length) as usize);
             keys.push(codec::decode::<Record<'_>>(record).expect("a record").key);
-            rest = behind;
+            rest = after;
         }
         assert_eq!(keys, ORDERED);
         assert_eq!(read_snapshot(&file[..]).expect("a snapshot").len(), ORDERED.len());

@@ -1,31 +1,30 @@
-//! The program: flags, channels, tasks, and waiting for their end. No logic.
+//! The program: it wires the parts, starts them, and waits for their end. The twin of the original's
+//! main.go.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use raftexample::channels::{ConfChangeRequest, MemberRequest};
 use raftexample::commands::Cli;
 use raftexample::config::Config;
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
+use raftexample::logging;
 use raftexample::ports::admin::{self, Admin};
 use raftexample::ports::listener::{BodyBudget, Limits, Port, bind, raise_descriptor_limit, serve};
-use raftexample::raft_node::{Role, new_raft_node};
-use raftexample::storage::DiskVfs;
-use raftexample::{channels, logging};
+use raftexample::raft_node::Role;
 use slog::{Logger, info};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// What a connection may take to close after the last deadline.
+/// The time that a connection may take to close after the last deadline.
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 
-/// What the answers of a node that has ended may take to reach the clients.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// The time that the last responses may take to reach the clients after the node has ended.
+const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let Cli { config, command } = match Cli::read(std::env::args_os()) {
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
-            // Whoever asked for help and closed the pipe does not want to hear of it.
+            // A closed pipe after `--help` is not an error.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
         return fail(&error);
     }
     let (logger, guard) = logging::logger(config.log_level, config.log_format);
-    // One core is for the thread that writes the log, where there are several.
+    // With several cores, one is left to the thread that writes the log.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = match runtime.worker_threads((cores - 1).max(1)).enable_all().build() {
@@ -54,9 +53,9 @@ fn main() -> ExitCode {
         Err(error) => return fail(&Error::Config(format!("cannot start: {error}"))),
     };
     let result = runtime.block_on(run(config, logger));
-    // Threads that still wait for a client or a disk do not hold up the end.
+    // Threads that still wait for a client or a disk do not delay the end.
     runtime.shutdown_background();
-    // Whatever is queued for the log comes before the last line.
+    // Queued log lines are written before the error message.
     drop(guard);
     match result {
         Ok(()) | Err(Error::Removed) => ExitCode::SUCCESS,
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a member until it is told to stop, or has to.
+/// Runs a member until a signal or an error stops it.
 async fn run(config: Config, logger: Logger) -> Result<()> {
     raise_descriptor_limit()?;
     let node_config = config.node_config();
@@ -84,25 +83,9 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let (client_address, peer_url) = (config.client_address(), config.own_url());
     info!(logger, "serving keys on {} and peers on {}", client_address, peer_url);
 
-    // proposeC, readC and confChangeC carry what clients ask for; commitC what becomes of it.
-    let (propose_tx, propose_rx) = mpsc::channel(channels::REQUESTS_MAX);
-    let (read_tx, read_rx) = mpsc::channel(channels::REQUESTS_MAX);
-    let (conf_change_tx, conf_change_rx) = mpsc::channel(channels::CONF_CHANGES_MAX);
-    let (commit_rx, node) = new_raft_node(
-        node_config,
-        Arc::new(DiskVfs),
-        peer_port,
-        propose_rx,
-        read_rx,
-        conf_change_rx,
-        logger.clone(),
-    );
-    let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
-    let mut store_done = commit_reader.with_metrics(metrics.clone()).spawn(commit_rx);
-
+    let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
     let keys = Arc::new(HttpKvApi {
         store: store.clone(),
-        conf_change_tx: conf_change_tx.clone(),
         ack: config.ack.into(),
         read: config.read.into(),
         request_timeout: config.request_timeout,
@@ -111,7 +94,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         metrics: metrics.clone(),
         logger: logger.clone(),
     });
-    // Nothing is ever sent: dropping the sender stops the listeners.
+    // Nothing is sent on this channel. Dropping its sender stops the listeners.
     let (stop_tx, stop_rx) = watch::channel(());
     let stopped = |mut stop_rx: watch::Receiver<()>| async move {
         let _ = stop_rx.changed().await;
@@ -143,34 +126,29 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     tokio::pin!(node);
     let ended = tokio::select! {
         result = &mut node => Some(result),
-        result = &mut store_done => {
-            // The store also ends when the node does; then the node says why.
-            result.unwrap_or_else(|_| Err(panicked("the store")))?;
-            Some((&mut node).await)
-        }
-        _ = &mut server => return Err(panicked("the key-value server")),
+        _ = &mut server => return Err(Error::Refused("the key-value server ended unexpectedly".into())),
         name = stop_signal() => {
             info!(logger, "received {}, stopping", name);
             None
         }
     };
-    // No new connections; those that are open are answered within the deadline.
+    // The listeners accept no new connections. Open requests are answered within their deadlines.
     drop(stop_tx);
     if let Some(result) = ended {
-        let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
+        let _ = tokio::time::timeout(LAST_RESPONSES, server).await;
         return result;
     }
     let in_order = async {
-        // The others need not find out by an election timeout that their leader has gone. What waits
-        // here is answered meanwhile, and by a follower then.
+        // Otherwise the other members would wait for an election timeout. Waiting requests are
+        // answered meanwhile, and then by this member as a follower.
         if status.borrow().role == Role::Leader {
-            hand_over(&conf_change_tx, election_timeout).await;
+            let _ = store.node().transfer_leadership(Instant::now() + election_timeout).await;
         }
         let _ = server.await;
         if let Some(admin_server) = admin_server {
             let _ = admin_server.await;
         }
-        // The last sender of proposeC is gone with the last connection and this: the node stops.
+        // The connections' handles are dropped. Dropping the last one closes proposeC: the node stops.
         drop(store);
         node.await
     };
@@ -180,19 +158,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     }
 }
 
-/// Has another voter lead, the one with most of the log of those that live, if there is one that can
-/// within `patience`.
-async fn hand_over(conf_change_tx: &mpsc::Sender<ConfChangeRequest>, patience: Duration) {
-    let (responder, pending) = channels::responder();
-    // Not passed on: if another leads already there is nothing to do.
-    let request =
-        ConfChangeRequest { change: MemberRequest::Lead { to: None }, forwarded: true, responder };
-    if conf_change_tx.try_send(request).is_ok() {
-        let _ = pending.wait_until(Instant::now() + patience).await;
-    }
-}
-
-/// Waits for SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT, and returns its name.
 async fn stop_signal() -> &'static str {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -205,11 +171,7 @@ async fn stop_signal() -> &'static str {
     }
 }
 
-fn panicked(who: &str) -> Error {
-    Error::Refused(format!("{who} ended unexpectedly"))
-}
-
-/// What clap has to say, as one line: its first paragraph, which ends with the values possible.
+/// clap's message as one line: its first paragraph, which ends with the possible values.
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraph = text.lines().map(str::trim).take_while(|line| !line.is_empty());

@@ -3,12 +3,17 @@
 use std::sync::Mutex;
 
 use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
 
 use super::*;
-use crate::channels::{Applied, Commit, CommittedEntry, Proposal, ReadRequest, Responder};
-use crate::kvstore::CommitReader;
+use crate::channels::{
+    Applied, Commit, CommittedEntry, ConfChangeRequest, Proposal, ReadRequest, Requests, Responder,
+};
+use crate::kvstore::Keys;
 use crate::ports::listener::Limits;
 use crate::ports::listener::tests::{Server, read_to_end, read_until};
+use crate::raft_node::NodeConfig;
+use crate::raft_node::state_machine::CommitReader;
 
 /// What the made-up node does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +39,7 @@ struct Member {
 
 struct Node {
     conduct: Conduct,
-    commits: CommitReader,
+    commits: CommitReader<Keys>,
     propose_rx: mpsc::Receiver<Proposal>,
     read_rx: mpsc::Receiver<ReadRequest>,
     conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
@@ -56,12 +61,12 @@ impl Member {
         let (propose_tx, propose_rx) = mpsc::channel(CHANNEL_REQUESTS);
         let (read_tx, read_rx) = mpsc::channel(CHANNEL_REQUESTS);
         let (conf_change_tx, conf_change_rx) = mpsc::channel(CHANNEL_REQUESTS);
-        let (store, mut commits) = KvStore::new(propose_tx, read_tx, logger.clone());
+        let requests = Requests { propose_tx, read_tx, conf_change_tx };
+        let (store, mut commits) = KvStore::new(&NodeConfig::default(), requests, logger.clone());
         commits.handle(Commit::Replayed).expect("nothing to fail");
         let changes = Arc::default();
         let mut api = HttpKvApi {
             store,
-            conf_change_tx,
             ack: Ack::Committed,
             read: Consistency::Linearizable,
             request_timeout: Duration::from_secs(20),

@@ -60,6 +60,7 @@ pub mod replay;
 pub mod requests;
 pub mod serve;
 pub mod snapshots;
+pub mod state_machine;
 pub mod status;
 pub mod validate;
 

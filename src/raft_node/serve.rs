@@ -16,6 +16,7 @@ use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, error, info};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::replay::{Replayed, replay_wal};
@@ -53,6 +54,8 @@ pub struct RaftNodeHandle {
     pub status: watch::Receiver<Status>,
     /// errorC: the node's end.
     done_rx: oneshot::Receiver<Result<()>>,
+    /// The task that follows commitC, if the node was started with its state machine.
+    pub(super) machine: Option<JoinHandle<Result<()>>>,
 }
 
 impl RaftNodeHandle {
@@ -61,10 +64,19 @@ impl RaftNodeHandle {
     /// # Errors
     /// What stopped the node.
     pub async fn join(self) -> Result<()> {
-        match self.done_rx.await {
-            Ok(result) => result,
-            // The task panicked: the message is on standard error already.
-            Err(_) => Err(Error::Refused("the raft node panicked".into())),
+        // An error of `.await` is a panic; its message is on standard error.
+        let node = self
+            .done_rx
+            .await
+            .unwrap_or_else(|_| Err(Error::Refused("the raft node panicked".into())));
+        match self.machine {
+            // The node stops in order if the state machine's task fails, so that task's error is
+            // the cause.
+            Some(machine) => machine
+                .await
+                .unwrap_or_else(|_| Err(Error::Refused("the state machine panicked".into())))
+                .and(node),
+            None => node,
         }
     }
 }
@@ -96,7 +108,7 @@ pub fn new_raft_node(
         }
         let _ = done_tx.send(result);
     });
-    (commit_rx, RaftNodeHandle { status, done_rx })
+    (commit_rx, RaftNodeHandle { status, done_rx, machine: None })
 }
 
 struct Channels {

@@ -13,7 +13,7 @@ use std::{fs, io};
 use bytes::Bytes;
 use raftexample::channels::{
     self, Ack, Acknowledged, Commit, CommittedEntry, ConfChangeRequest, MemberRequest, NodeId,
-    Pending, Proposal, ReadRequest, responder,
+    Pending, Proposal, ReadRequest, Requests, responder,
 };
 use raftexample::error::{Error, RequestError, Result};
 use raftexample::httpapi::{HttpKvApi, service};
@@ -305,11 +305,12 @@ impl Cluster {
     pub async fn start(&mut self, id: NodeId) {
         let raw = self.open(id);
         let Raw { propose_tx, read_tx, conf_change_tx, commit_rx, node, power, logger } = raw;
-        let (store, commit_reader) = KvStore::new(propose_tx, read_tx, logger.clone());
+        let requests = Requests { propose_tx, read_tx, conf_change_tx: conf_change_tx.clone() };
+        let config = &self.member(id).config;
+        let (store, commit_reader) = KvStore::new(config, requests, logger.clone());
         let store_done = commit_reader.spawn(commit_rx);
         let service = service(HttpKvApi {
             store: store.clone(),
-            conf_change_tx: conf_change_tx.clone(),
             ack: Ack::Committed,
             read: Consistency::Linearizable,
             request_timeout: self.options.request_timeout,

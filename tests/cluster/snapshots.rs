@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use raftexample::channels::{
-    Ack, Applied, Commit, CommittedEntry, NodeId, SnapshotRequest, SnapshotRestore,
+    Ack, Applied, Commit, CommittedEntry, NodeId, Requests, SnapshotRequest, SnapshotRestore,
 };
-use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::kvstore::{Keys, KvStore};
+use raftexample::raft_node::NodeConfig;
+use raftexample::raft_node::state_machine::CommitReader;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -90,15 +92,16 @@ async fn next_snapshot(raw: &mut Raw) -> SnapshotRequest {
 /// A store whose commitC the test feeds.
 struct Store {
     store: KvStore,
-    reader: CommitReader,
+    reader: CommitReader<Keys>,
     propose_rx: mpsc::Receiver<raftexample::channels::Proposal>,
 }
 
 impl Store {
     fn new() -> Self {
         let (propose_tx, propose_rx) = mpsc::channel(1);
-        let (read_tx, _) = mpsc::channel(1);
-        let (store, mut reader) = KvStore::new(propose_tx, read_tx, logger(0, Arc::default()));
+        let requests = Requests { propose_tx, ..Requests::closed() };
+        let logger = logger(0, Arc::default());
+        let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger);
         reader.handle(Commit::Replayed).unwrap();
         Self { store, reader, propose_rx }
     }

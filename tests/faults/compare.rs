@@ -7,13 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use raft::eraftpb::EntryType;
-use raftexample::channels::{Applied, Commit, CommittedEntry, SnapshotRequest, SnapshotRestore};
+use raftexample::channels::{
+    Applied, Commit, CommittedEntry, Requests, SnapshotRequest, SnapshotRestore,
+};
 use raftexample::kvstore::KvStore;
+use raftexample::raft_node::NodeConfig;
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::{Recovered, Wal};
-use tokio::sync::mpsc;
 
 use crate::support::logs;
 use crate::support::processes::{files_in, leaders};
@@ -78,7 +80,8 @@ impl Stopped {
             return None;
         }
         let logger = logs::discard();
-        let (_store, mut reader) = KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logger);
+        let config = NodeConfig::default();
+        let (_store, mut reader) = KvStore::new(&config, Requests::closed(), logger);
         let mut applied = 0;
         if let Some(((at, term), bytes)) = base {
             applied = *at;

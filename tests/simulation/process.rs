@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, RwLock, mpsc as std_mpsc};
 
 use raft::eraftpb::Message;
 use raftexample::channels::{
-    Commit, Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Responder, SnapshotBody,
-    SnapshotFile, SnapshotRequest,
+    Commit, Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Requests, Responder,
+    SnapshotBody, SnapshotFile, SnapshotRequest,
 };
 use raftexample::error::Result;
-use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::kvstore::{Keys, KvStore};
 use raftexample::membership::PeerGate;
 use raftexample::raft_node::replay::replay_wal;
+use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{Input, NodeConfig, Outbox, RaftNode, Status};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::Snapshotter;
@@ -104,7 +105,7 @@ pub struct Process {
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
     pub boot: u64,
-    reader: CommitReader,
+    reader: CommitReader<Keys>,
     read_rx: mpsc::Receiver<raftexample::channels::ReadRequest>,
     commit_rx: mpsc::UnboundedReceiver<Commit>,
     reports: Arc<Mutex<Vec<PeerReport>>>,
@@ -142,7 +143,8 @@ impl Process {
             logger.clone(),
         )?;
         let (read_tx, read_rx) = mpsc::channel(64);
-        let (store, reader) = KvStore::new(mpsc::channel(1).0, read_tx, logger.clone());
+        let requests = Requests { read_tx, ..Requests::closed() };
+        let (store, reader) = KvStore::new(config, requests, logger.clone());
         Ok(Self {
             node,
             gate,

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use super::Found;
 use crate::channels::{Index, NodeId, RequestId, Term};
 use crate::error::{Error, Result};
-use crate::kvstore::{KeyValue, decode_put};
+use crate::kvstore::{Command, KeyValue};
 use crate::membership::MemberChange;
 use crate::storage::wal::{Head, Record, SnapshotId};
 
@@ -230,8 +230,8 @@ impl From<Record> for RecordLine {
 fn content(entry: &Entry) -> Content {
     match entry.entry_type {
         EntryType::EntryNormal if entry.data.is_empty() => Content::Nothing,
-        EntryType::EntryNormal => match decode_put(&entry.data) {
-            Ok((key, value)) => Content::Put {
+        EntryType::EntryNormal => match Command::decode(&entry.data) {
+            Ok(Command::Put { key, value }) => Content::Put {
                 key: escaped(key),
                 key_bytes: key.len(),
                 value: escaped(value),

@@ -58,7 +58,7 @@ pub(super) async fn snapshot(
     })?;
     let keys = &shared.admin.keys;
     if !query.iter().any(|(name, _)| name == "local") {
-        keys.store.wait_until_current(Instant::now() + keys.request_timeout).await?;
+        keys.store.node().wait_until_current(Instant::now() + keys.request_timeout).await?;
     }
     let members = {
         let status = shared.admin.status.borrow();

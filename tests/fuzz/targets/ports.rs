@@ -14,7 +14,7 @@ use protobuf::Message as _;
 use raft::eraftpb::MessageType;
 use raftexample::channels::{
     Ack, Applied, Commit, CommittedEntry, Greeting, Index, MemberRequest, NodeId, PeerHeader,
-    Refusal, SnapshotFile, Term,
+    Refusal, Requests, SnapshotFile, Term,
 };
 use raftexample::codec;
 use raftexample::error::{Error, Result};
@@ -23,6 +23,7 @@ use raftexample::kvstore::{Consistency, KvStore};
 use raftexample::membership::{Members, PeerGate, Verdict};
 use raftexample::ports::listener::{BodyBudget, HttpService};
 use raftexample::raft_node::Input;
+use raftexample::raft_node::NodeConfig;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::transport::{
     Admission, Gate, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
@@ -268,12 +269,12 @@ pub fn client_requests(data: &[u8]) {
     let (propose_tx, mut propose_rx) = mpsc::channel(4);
     let (read_tx, mut read_rx) = mpsc::channel(4);
     let (conf_change_tx, mut conf_change_rx) = mpsc::channel(4);
-    let (store, mut reader) = KvStore::new(propose_tx, read_tx, logger.clone());
+    let requests = Requests { propose_tx, read_tx, conf_change_tx };
+    let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger.clone());
     reader.handle(Commit::Replayed).unwrap();
     let budget = BodyBudget::new(10 * MAX_VALUE_BYTES);
     let service = service(HttpKvApi {
         store,
-        conf_change_tx,
         ack: Ack::Committed,
         read: Consistency::Linearizable,
         request_timeout: Duration::from_secs(10),

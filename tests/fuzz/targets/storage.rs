@@ -8,14 +8,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 use raftexample::channels::{
-    Applied, Commit, CommittedEntry, SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore,
+    Applied, Commit, CommittedEntry, Requests, SnapshotBody, SnapshotFile, SnapshotRequest,
+    SnapshotRestore,
 };
 use raftexample::codec;
 use raftexample::error::{Error, Result};
-use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::kvstore::{Keys, KvStore};
+use raftexample::raft_node::NodeConfig;
+use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::storage::snapshotter::{Received, Snapshotter};
 use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
-use tokio::sync::mpsc;
 
 use super::Choices;
 use crate::support::logs;
@@ -282,12 +284,12 @@ pub fn wal_operations(data: &[u8]) {
 // ---------------------------------------------------------------------------------------------
 // Snapshots and the state machine
 
-fn new_store() -> CommitReader {
-    KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logs::discard()).1
+fn new_store() -> CommitReader<Keys> {
+    KvStore::new(&NodeConfig::default(), Requests::closed(), logs::discard()).1
 }
 
 /// The application bytes of a snapshot of the store's state.
-fn state_bytes(store: &mut CommitReader) -> Vec<u8> {
+fn state_bytes(store: &mut CommitReader<Keys>) -> Vec<u8> {
     let (bytes_tx, bytes_rx) = std::sync::mpsc::channel();
     let save = Box::new(move |body: SnapshotBody<'_>| {
         let mut bytes = Vec::new();
@@ -298,7 +300,7 @@ fn state_bytes(store: &mut CommitReader) -> Vec<u8> {
     bytes_rx.recv().unwrap()
 }
 
-fn restored(bytes: Vec<u8>) -> Result<CommitReader> {
+fn restored(bytes: Vec<u8>) -> Result<CommitReader<Keys>> {
     let mut store = new_store();
     let reader = Box::new(std::io::Cursor::new(bytes));
     store.handle(Commit::Restore(SnapshotRestore { index: 1, term: 1, reader }))?;

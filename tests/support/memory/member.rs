@@ -11,12 +11,13 @@ use std::time::Duration;
 use raft::eraftpb::{Entry, Message};
 use raftexample::channels::{
     Ack, Acknowledged, Commit, ConfChangeRequest, MemberRequest, NodeId, PeerHeader, PeerReport,
-    Pending, Proposal, ReadRequest, SnapshotRequest, responder,
+    Pending, Proposal, ReadRequest, Requests, SnapshotRequest, responder,
 };
 use raftexample::error::{RequestError, Result};
-use raftexample::kvstore::{CommitReader, KvStore};
+use raftexample::kvstore::{Keys, KvStore};
 use raftexample::membership::PeerGate;
 use raftexample::raft_node::replay::{replay_wal, wal_dir};
+use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::{Recovered, SEGMENT_BYTES, Wal};
@@ -87,7 +88,7 @@ pub struct Member {
     pub holds_entries: bool,
     held_entries: Vec<Commit>,
     tap: Arc<Mutex<CommitTap>>,
-    reader: CommitReader,
+    reader: CommitReader<Keys>,
     _store: KvStore,
     reports: Arc<Mutex<VecDeque<PeerReport>>>,
     status: watch::Receiver<Status>,
@@ -136,7 +137,7 @@ impl Member {
             status_tx,
             logger.clone(),
         )?;
-        let (store, reader) = KvStore::new(mpsc::channel(1).0, mpsc::channel(1).0, logger);
+        let (store, reader) = KvStore::new(config, Requests::closed(), logger);
         let mut member = Self {
             id,
             config: config.clone(),
