@@ -340,7 +340,10 @@ impl KvStore {
 
 impl Keys {
     fn new(config: &NodeConfig, logger: Logger) -> Self {
-        Self { map: Arc::default(), metrics: config.metrics.clone(), logger }
+        let metrics = config.metrics.clone();
+        metrics.keys.set(0);
+        metrics.store_bytes.set(0);
+        Self { map: Arc::default(), metrics, logger }
     }
 }
 
