@@ -7,17 +7,16 @@
 //! | `POST /<id>`, body = peer URL | add a member |
 //! | `DELETE /<id>` | remove a member |
 //!
-//! The key is the request target as it was sent, leading slash and query string included, nothing
-//! decoded and nothing normalised. Three things the `http` crate keeps from this module: what
-//! follows a `#`, which no client that knows URLs sends, is cut off; of a whole URL as the target,
-//! scheme and empty path are normalised; and a target with `<`, `>` or a backquote in its path, or
-//! with bytes that are not UTF-8, is answered 400 before it gets here, as one above 65,534 bytes is
-//! answered 414 or 431.
+//! The key is the request target as the client sent it: with the leading slash and the query string,
+//! neither decoded nor normalised. The `http` crate makes these exceptions: it removes a fragment
+//! (`#…`), which no HTTP client sends; it normalises the scheme and an empty path of an absolute URL;
+//! it answers 400 to a path with `<`, `>`, a backquote or bytes that are not UTF-8, and 414 or 431 to
+//! a target above 65,534 bytes.
 //!
-//! Every request has one deadline, [`HttpKvApi::request_timeout`] after its head arrived, for its
-//! body and for its outcome. All answers of the original keep its status, headers and body; the
-//! answers beyond them are one line of plain text that says what to do. A browser's request from
-//! another site's page is refused: such a page must not be able to add a member.
+//! Each request has one deadline for its body and its outcome: [`HttpKvApi::request_timeout`] after
+//! its head arrived. Responses that the original has keep its status, headers and body. Other
+//! responses are one line of plain text that says what to do. Requests that a browser sends for a
+//! page of another site are refused, because such a page could add a member.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -46,36 +45,36 @@ use crate::ports::listener::{BodyBudget, BodyError, BodyPermit, HttpService, rea
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
 const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
-/// That entry's term.
+/// The term of that entry.
 const RAFT_TERM: HeaderName = HeaderName::from_static("raft-term");
-/// How current one GET has to be: `linearizable` or `local`.
+/// Overrides [`HttpKvApi::read`] for one GET: `linearizable` or `local`.
 const RAFT_READ: HeaderName = HeaderName::from_static("raft-read");
 
-/// The largest body of a POST: a peer URL, with room to spare.
+/// The largest body of a POST in bytes. It holds a peer URL.
 const URL_BYTES_MAX: usize = 64 * 1024;
 
 /// The handler of the client port.
 pub struct HttpKvApi {
-    /// Answers PUT and GET.
+    /// Serves PUT and GET, and forwards POST and DELETE to the raft node.
     pub store: KvStore,
     /// When a PUT is answered.
     pub ack: Ack,
-    /// How current a GET is that does not say so itself.
+    /// How current a GET is by default.
     pub read: Consistency,
-    /// How long a request may take from its head to its answer.
+    /// The time between a request's head and its response.
     pub request_timeout: Duration,
-    /// The largest body of a PUT.
+    /// The largest body of a PUT in bytes.
     pub max_value_bytes: usize,
-    /// Bounds the bodies of all requests together.
+    /// Bounds the bytes of all requests' bodies together.
     pub budget: BodyBudget,
-    /// Where requests are counted.
+    /// Counts requests.
     pub metrics: Metrics,
-    /// Where failed requests are reported.
+    /// Logs failed requests.
     pub logger: Logger,
 }
 
-/// The service to give to [`serve`](crate::ports::listener::serve). Every path and every method has one
-/// handler, so that nothing but this module looks at a request's target.
+/// The service for [`serve`](crate::ports::listener::serve). One handler takes every path and method,
+/// so that no router interprets the target.
 pub fn service(api: impl Into<Arc<HttpKvApi>>) -> impl HttpService + HttpService<Body> {
     TowerToHyperService::new(serve_http.with_state(api.into()))
 }
@@ -100,8 +99,8 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
 }
 
 async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> Response {
-    // No page is served here. One whose own name was made to resolve to this port names that as its
-    // origin and as the host.
+    // This port serves no pages, so an `Origin` is legitimate only beside a host that no page can
+    // have. With DNS rebinding, a page's own name is both its origin and the host.
     let is_rebound = head.headers.contains_key(ORIGIN) && !is_known_host(&head.headers, &[]);
     if is_cross_origin(&head.headers) || is_rebound {
         api.metrics.rejected("foreign_origin");
@@ -114,7 +113,7 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
         (Method::POST, Some(key)) => api.post(&key, body, deadline).await,
         (Method::DELETE, Some(key)) => api.delete(&key, deadline).await,
         (Method::PUT | Method::GET | Method::POST | Method::DELETE, None) => {
-            Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "a key begins with a slash"))
+            Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "a key must begin with a slash"))
         }
         _ => return method_not_allowed(),
     };
@@ -128,7 +127,7 @@ impl HttpKvApi {
         body: Body,
         deadline: Instant,
     ) -> Result<Response, ErrorResponse> {
-        // The permit lives as long as the value does: until the answer is known.
+        // The permit counts the value's bytes until the response is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
         let acknowledged = self.store.propose(key.as_bytes(), value, self.ack, deadline).await?;
         let mut response = StatusCode::NO_CONTENT.into_response();
@@ -148,8 +147,8 @@ impl HttpKvApi {
         let Some(found) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
             return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
         };
-        // The original lets Go guess a type from the bytes. They are bytes: a browser must not run
-        // what somebody stored.
+        // The original lets Go guess a type from the value. With a fixed type, a browser cannot run
+        // a stored value as a script.
         let (index, term) = (found.index(), found.term());
         let mut response = Body::from(found.into_value()).into_response();
         let headers = response.headers_mut();
@@ -158,8 +157,8 @@ impl HttpKvApi {
         Ok(response)
     }
 
-    /// Reads the URL before it looks at the id, as the original does: a broken body with a bad id
-    /// is reported as a broken body. What makes a URL usable is for the node to say.
+    /// Reads the URL before the id, as the original does: a broken body is reported even if the id is
+    /// invalid. The node validates the URL.
     async fn post(
         &self,
         key: &str,
@@ -177,7 +176,7 @@ impl HttpKvApi {
         self.change_members(MemberRequest::Remove { id }, deadline).await
     }
 
-    /// Reads a body that is a peer URL, as that of a POST is.
+    /// Reads a body that is a peer URL.
     pub(crate) async fn read_url(
         &self,
         method: &str,
@@ -188,7 +187,7 @@ impl HttpKvApi {
         utf8(url)
     }
 
-    /// Has the leader make a change, and answers 204 once it is applied.
+    /// Asks the leader for a membership change, and responds 204 once this change is applied.
     pub(crate) async fn change_members(
         &self,
         change: MemberRequest,
@@ -198,7 +197,7 @@ impl HttpKvApi {
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 
-    /// Reads the body of a `method` request, at most `max_bytes` of it.
+    /// Reads the body of a `method` request, of at most `max_bytes`.
     async fn read(
         &self,
         method: &str,
@@ -226,7 +225,7 @@ impl HttpKvApi {
         Err(ErrorResponse { closes: true, ..ErrorResponse::new(status, message) })
     }
 
-    /// The member that `key` names in a `method` request.
+    /// Parses the member's id from `key`, the target of a `method` request.
     fn id(&self, method: &str, key: &str) -> Result<NodeId, ErrorResponse> {
         let digits = key.get(1..).unwrap_or_default();
         parse_uint(digits).map_err(|error| {
@@ -239,7 +238,7 @@ impl HttpKvApi {
 
 fn utf8(url: Bytes) -> Result<String, ErrorResponse> {
     String::from_utf8(url.into()).map_err(|_| {
-        let why = "the body has to be the member's peer URL in UTF-8";
+        let why = "the body must be the member's peer URL in UTF-8";
         ErrorResponse::new(StatusCode::BAD_REQUEST, why)
     })
 }
@@ -248,9 +247,9 @@ fn utf8(url: Bytes) -> Result<String, ErrorResponse> {
 #[derive(Debug)]
 pub(crate) struct ErrorResponse {
     status: StatusCode,
-    /// The line that is the body.
+    /// The body, one line.
     message: String,
-    /// True if the request was not read to its end, so that no other can follow it.
+    /// True if the body was not read to its end, so the connection cannot carry another request.
     closes: bool,
 }
 
@@ -274,9 +273,9 @@ impl From<RequestError> for ErrorResponse {
 }
 
 impl IntoResponse for ErrorResponse {
-    /// The headers and the line feed are those of Go's `http.Error`.
+    /// As Go's `http.Error`: the same headers, and a line feed after the message.
     fn into_response(self) -> Response {
-        // A message may quote what a client sent, and it is one line all the same.
+        // A message may quote the client. It stays one line.
         let mut body = self.message.replace(['\r', '\n'], " ");
         body.push('\n');
         let mut response = (self.status, body).into_response();
@@ -293,7 +292,7 @@ impl IntoResponse for ErrorResponse {
     }
 }
 
-/// The answer to any other method: one `Allow` header for each that there is, as the original has.
+/// The response to any other method. It has one `Allow` header per method, as in the original.
 fn method_not_allowed() -> Response {
     let refused = ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
     let mut response = refused.into_response();
@@ -303,13 +302,13 @@ fn method_not_allowed() -> Response {
     response
 }
 
-/// Names the entry that wrote a value.
+/// Adds the headers that name the entry that wrote a value.
 fn name_entry(headers: &mut HeaderMap, index: Index, term: Term) {
     headers.insert(RAFT_INDEX, HeaderValue::from(index));
     headers.insert(RAFT_TERM, HeaderValue::from(term));
 }
 
-/// The request's target; `None` if it is a bare word, which is neither a path nor a URL.
+/// The key in a request's target; `None` if the target is neither a path nor a URL.
 fn key(target: &Uri) -> Option<Cow<'_, str>> {
     if target.scheme().is_some() {
         return Some(Cow::Owned(target.to_string()));
@@ -317,7 +316,7 @@ fn key(target: &Uri) -> Option<Cow<'_, str>> {
     target.path_and_query().map(|path| Cow::Borrowed(path.as_str()))
 }
 
-/// How current a GET with these headers has to be.
+/// How current a GET with these headers is.
 fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, ErrorResponse> {
     let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {
@@ -326,15 +325,15 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency,
         (Some(b"local"), None) => Ok(Consistency::Local),
         _ => Err(ErrorResponse::new(
             StatusCode::BAD_REQUEST,
-            "Raft-Read has to be one of: linearizable, local",
+            "Raft-Read must be linearizable or local",
         )),
     }
 }
 
-/// Why an id does not parse, in Go's words.
+/// Why an id is invalid, in Go's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum ParseUintError {
-    /// It is not a number in any of the notations.
+    /// It is not a number in any notation.
     #[error("invalid syntax")]
     Syntax,
     /// It does not fit in 64 bits.
@@ -344,9 +343,8 @@ enum ParseUintError {
 
 /// Parses `text` as Go's `strconv.ParseUint(text, 0, 64)` does.
 ///
-/// A prefix gives the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. As in Go's
-/// literals, an underscore may stand between two digits, or between the prefix and a digit. There
-/// is no sign.
+/// A prefix selects the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. An underscore may
+/// separate two digits, or the prefix and a digit. There is no sign.
 ///
 /// # Errors
 /// See [`ParseUintError`].
@@ -367,7 +365,7 @@ fn parse_uint(text: &str) -> Result<u64, ParseUintError> {
             .and_then(|value| value.checked_add(u64::from(digit)))
             .ok_or(ParseUintError::Range)?;
     }
-    // All that is left are digits, the prefix and underscores.
+    // Here the text consists of the prefix, digits and underscores.
     if text.starts_with('_') || text.ends_with('_') || text.contains("__") {
         return Err(ParseUintError::Syntax);
     }

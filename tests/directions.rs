@@ -190,6 +190,8 @@ fn core_violations(path: &[String], code: &str) -> Vec<String> {
     if !CORE.contains(&&path[0][..]) || EDGES.iter().any(|edge| path.starts_with(&owned(edge))) {
         return Vec::new();
     }
+    // The types of URLs need no network.
+    let code = &code.replace("hyper::http::", "http::");
     let crates = ["axum", "hyper", "hyper_util", "reqwest", "rustls", "tokio_rustls"];
     let named = crates.into_iter().filter(|name| mentions(code, name)).map(str::to_owned);
     let tokio =
@@ -271,8 +273,8 @@ fn an_import_against_the_arrows_is_found() {
     let bad = "use crate::channels::Index;\nuse crate::{codec, raft_node::{RaftNode, Input}};\nfn f() { crate::httpapi::serve(); }";
     assert_eq!(violations("kvstore", bad), ["kvstore imports httpapi"]);
     assert_eq!(
-        violations("kvstore", "use crate::ports::{admin::Admin, listener};"),
-        ["kvstore imports ports::admin", "kvstore imports ports::listener"]
+        violations("kvstore", "use crate::ports::{admin::Admin, guard};"),
+        ["kvstore imports ports::admin", "kvstore imports ports::guard"]
     );
     assert_eq!(violations("storage", "use tokio::sync::mpsc;"), ["storage names tokio"]);
     assert_eq!(violations("transport", "bincode::encode()"), ["transport names bincode"]);

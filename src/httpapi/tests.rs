@@ -397,7 +397,7 @@ async fn ids_that_do_not_parse_are_answered_400() {
         assert_eq!(delete, Answer::bad_request("Failed on DELETE"), "DELETE {key}");
     }
     let not_text = member.post("/4", b"\xff").await;
-    assert_eq!(not_text, Answer::bad_request("the body has to be the member's peer URL in UTF-8"));
+    assert_eq!(not_text, Answer::bad_request("the body must be the member's peer URL in UTF-8"));
     assert_eq!(member.take_changes(), []);
 }
 
@@ -431,7 +431,7 @@ async fn other_methods_are_answered_405() {
     let head = member.send("HEAD /k HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(head, Answer { body: Vec::new(), ..expected() });
     let bare = member.get("k").await;
-    assert_eq!(bare, Answer::bad_request("a key begins with a slash"));
+    assert_eq!(bare, Answer::bad_request("a key must begin with a slash"));
 }
 
 /// A fault of hyper's targets, written down: what follows a `#` is lost, so these are one key.
@@ -600,7 +600,7 @@ async fn header_chooses_the_consistency_of_one_read() {
     .await;
     assert_eq!(member.send(read("")).await, Answer::not_found());
     assert_eq!(member.send(&linearizable).await.status, "HTTP/1.1 503 Service Unavailable");
-    let wrong = Answer::bad_request("Raft-Read has to be one of: linearizable, local");
+    let wrong = Answer::bad_request("Raft-Read must be linearizable or local");
     for lines in
         ["Raft-Read: stale\r\n", "Raft-Read:\r\n", "Raft-Read: local\r\nRaft-Read: local\r\n"]
     {
