@@ -1,20 +1,52 @@
-//! The order of what a node does, word for word. `UPDATE_GOLDEN=1 cargo test --test core golden`
-//! writes the files anew; look at the difference before keeping it.
+//! Transcripts that are compared with files in `tests/core/golden`, line by line.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test core` writes the files; review the difference before keeping it.
 
 use std::path::PathBuf;
 
 use crate::crash::lagging_follower;
 use crate::support::memory::*;
 
-fn check(name: &str, lines: &[String]) {
+/// Compares `lines` with the file `name`.
+pub fn check(name: &str, lines: &[String]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/core/golden").join(name);
-    let found = lines.join("\n") + "\n";
+    let path = path.with_extension("txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &found).unwrap();
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
     }
-    let golden = std::fs::read_to_string(&path).unwrap();
-    assert!(found == golden, "{} has another order:\n{found}", path.display());
+    let golden = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; run with UPDATE_GOLDEN=1", path.display()));
+    let golden: Vec<&str> = golden.lines().collect();
+    let found: Vec<&str> = lines.iter().map(String::as_str).collect();
+    assert!(golden == found, "{} differs:\n{}", path.display(), difference(&golden, &found));
+}
+
+/// The lines that differ, after `-` and `+`, between a few that do not.
+fn difference(golden: &[&str], found: &[&str]) -> String {
+    const CONTEXT: usize = 3;
+    let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| {
+        pairs.take_while(|(golden, found)| golden == found).count()
+    };
+    let before = same(&mut golden.iter().zip(found));
+    let after = same(&mut golden[before..].iter().rev().zip(found[before..].iter().rev()));
+    let (golden_end, found_end) = (golden.len() - after, found.len() - after);
+    let mark = |mark: char, lines: &[&str]| -> String {
+        lines.iter().map(|line| format!("{mark} {line}\n")).collect()
+    };
+    [
+        mark(' ', &golden[before.saturating_sub(CONTEXT)..before]),
+        mark('-', &golden[before..golden_end]),
+        mark('+', &found[before..found_end]),
+        mark(' ', &golden[golden_end..(golden_end + CONTEXT).min(golden.len())]),
+    ]
+    .concat()
+}
+
+#[test]
+fn a_difference_shows_the_lines_that_differ() {
+    let shown = difference(&["a", "b", "c", "d", "e", "f"], &["a", "b", "c", "d", "x", "f"]);
+    assert_eq!(shown, "  b\n  c\n  d\n- e\n+ x\n  f\n");
 }
 
 /// File, log, memory, messages, state machine: in this order.
@@ -27,17 +59,17 @@ fn a_received_snapshot() {
     }
     network.transcript.clear();
     network.deliver_round();
-    check("received_snapshot.txt", &network.transcript.of(3));
+    check("received_snapshot", &network.transcript.of(3));
 }
 
 /// The followers may write while the leader does; the client is answered when two have it.
 #[test]
 fn a_committed_put_at_the_leader_of_three() {
     let mut network = Network::new(3, |_| {});
-    network.transcript.clear();
+    network.transcript.start_scenario();
     assert!(network.put(1, "key", "value").is_ok());
     let lines = network.transcript.lines();
-    check("committed_put.txt", &lines);
+    check("committed_put", &lines);
     let place = |part: &str| lines.iter().position(|line| line.starts_with(part)).unwrap();
     assert!(place("1 send MsgAppend to 2") < place("1 write"));
     assert!(place("1 sync") < place("1 answer"));

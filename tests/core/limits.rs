@@ -11,7 +11,10 @@ const MEBIBYTE: usize = 1 << 20;
 /// As large as a value gets, so that few are needed.
 const VALUE_BYTES: usize = 16 * MEBIBYTE;
 
-fn is_refused<T: 'static>(answer: &mut Answer<T>, why: &str) -> bool {
+fn is_refused<T: Clone + std::fmt::Debug + Send + 'static>(
+    answer: &mut Answer<T>,
+    why: &str,
+) -> bool {
     matches!(answer.get(), Some(Err(RequestError::Unavailable(said))) if said.contains(why))
 }
 

@@ -7,7 +7,13 @@ use raftexample::channels::{Ack, MemberRequest, PeerHeader, PeerReport};
 use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig};
 
+use crate::golden;
 use crate::support::memory::*;
+
+/// Compares a transcript with its file.
+fn check(name: &str, lines: &[String]) {
+    golden::check(&format!("members/{name}"), lines);
+}
 
 /// What `from` has sent to `to` so far; what it sent to others is lost.
 fn sent_to(network: &mut Network, from: u64, to: u64) -> Vec<Message> {
@@ -90,6 +96,7 @@ fn check_that_the_others_work_on(network: &mut Network, removal: u64) {
 #[test]
 fn a_leader_that_commits_its_own_removal_goes_without_a_panic_once_the_others_have_it() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(3);
+    network.transcript.start_scenario();
     // Not synced when the removal is applied: they are in the same Ready.
     let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
     bring(&mut network, 3, 2, acknowledgements, vec![first]);
@@ -128,6 +135,7 @@ fn a_leader_that_commits_its_own_removal_goes_without_a_panic_once_the_others_ha
     assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
     // Member 3 needs member 1 to go on.
     assert_eq!(network.member(3).status().members.removed.get(&2), Some(&removal));
+    check("leader_of_three_removes_itself", &network.transcript.of(2));
 }
 
 /// The whole cluster after it: the one that died comes back and learns of the removal.
@@ -155,6 +163,7 @@ fn after_a_leader_committed_its_own_removal_the_others_go_on() {
 #[test]
 fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
+    network.transcript.start_scenario();
     let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
     bring(&mut network, 1, 2, acknowledgements, vec![first]);
     assert_eq!(network.member(2).status().members.removed.get(&2), Some(&removal));
@@ -189,6 +198,7 @@ fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
         network.deliver();
     }
     assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
+    check("leader_of_two_removes_itself", &network.transcript.lines());
     check_that_the_others_work_on(&mut network, removal);
 }
 
@@ -198,8 +208,10 @@ fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
     let mut network = Network::new(2, |_| {});
     network.settle();
     let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
+    network.transcript.start_scenario();
     let mut removal = network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
     network.deliver();
+    check("leader_of_two_removes_the_other", &network.transcript.lines());
     assert!(removal.is_ok(), "{:?}", removal.get());
     assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
     let disk = network.crash(1, Survives::Nothing);
@@ -270,11 +282,13 @@ fn just_elected() -> Network {
 fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard() {
     let mut network = just_elected();
     network.cut.clear();
+    network.transcript.start_scenario();
     let mut removal = network.member(2).change(MemberRequest::Remove { id: 3 }).unwrap();
     network.deliver();
     assert!(removal.get().is_none(), "member 1 may live: {:?}", removal.get());
     network.settle();
     assert!(removal.is_ok(), "{:?}", removal.get());
+    check("removal_after_an_election", &network.transcript.of(2));
 
     // Without a sign of life the answer comes, and it is no.
     let mut network = just_elected();
@@ -407,11 +421,13 @@ fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     }
     assert!(is_promoting(&network));
     assert_eq!(network.member(1).status().learners, [4], "it is on its way");
+    network.transcript.start_scenario();
     let mut removed = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
     assert!(removed.get().is_none(), "it waits: {:?}", removed.get());
     network.settle();
     assert!(removed.is_ok(), "{:?}", removed.get());
     assert!(network.member(1).status().learners.is_empty());
+    check("change_waits_for_a_promotion", &network.transcript.of(1));
 }
 
 /// Three members, and an entry of member 1's which says that `id` moved, that member 1 knows to be
@@ -542,6 +558,7 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
     let mut network = Network::new(3, |_| {});
     network.settle();
     assert_eq!(network.member(1).status().leader, 1);
+    network.transcript.start_scenario();
     let mut answer = network.member(1).change(MemberRequest::Lead { to: Some(2) }).unwrap();
     network.member(1).take_messages();
     assert!(answer.get().is_none(), "it waits: {:?}", answer.get());
@@ -551,6 +568,7 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
     let answer = answer.get();
     let Some(Err(RequestError::Conflict(why))) = answer else { panic!("{answer:?}") };
     assert!(why.contains("member 3 was elected"), "{why}");
+    check("leadership_went_to_another", &network.transcript.of(1));
 }
 
 /// raft does not ask for votes while it has a change of members to apply: told to before, it would not
@@ -567,6 +585,7 @@ fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
     bring(&mut network, 2, 1, acknowledged, vec![]);
     assert!(added.is_ok(), "member 1 has applied it");
     network.member(1).take_messages();
+    network.transcript.start_scenario();
     let mut answer = network.member(1).change(MemberRequest::Lead { to: Some(2) }).unwrap();
     let hands_over = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;
     assert!(!network.member(1).take_messages().iter().any(hands_over), "member 2 has not");
@@ -574,6 +593,7 @@ fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
     network.settle();
     assert!(answer.is_ok(), "{:?}", answer.get());
     assert_eq!(network.member(2).status().leader, 2);
+    check("transfer_after_a_change_is_applied", &network.transcript.lines());
 }
 
 /// A leader that is told to stop just then would end without handing over.
@@ -582,10 +602,12 @@ fn who_wants_another_leader_waits_for_the_change_of_members_that_is_under_way() 
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
+    network.transcript.start_scenario();
     let mut added = network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     let mut answer = network.member(1).change(MemberRequest::Lead { to: None }).unwrap();
     assert!(added.get().is_none() && answer.get().is_none(), "{:?}", answer.get());
     network.settle();
     assert!(added.is_ok() && answer.is_ok(), "{:?}", answer.get());
     assert_ne!(network.member(1).status().leader, 1);
+    check("transfer_waits_for_a_change", &network.transcript.of(1));
 }

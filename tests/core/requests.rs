@@ -8,7 +8,13 @@ use raftexample::channels::{Ack, Acknowledged, MemberRequest, PeerReport, Reques
 use raftexample::raft_node::Input;
 
 use crate::crash::lagging_follower;
+use crate::golden;
 use crate::support::memory::*;
+
+/// Compares a transcript with its file.
+fn check(name: &str, lines: &[String]) {
+    golden::check(&format!("requests/{name}"), lines);
+}
 
 fn heartbeat(from: u64, to: u64, term: u64) -> Message {
     let mut message = Message { from, to, term, ..Message::default() };
@@ -21,12 +27,14 @@ fn a_write_whose_leader_changed_is_answered_at_once_as_unknown() {
     for at in [1, 2] {
         let mut network = Network::new(3, |_| {});
         network.cut.insert(at);
+        network.transcript.start_scenario();
         let mut answer = network.put(at, "key", "value");
         assert!(answer.get().is_none(), "member {at} waits");
         let term = network.member(at).status().term;
         let inbound = network.member(3).batch(at, vec![heartbeat(3, at, term + 1)]);
         network.turn(at, [Input::Inbound(inbound)]);
         assert!(answer.is_unknown(), "member {at}: {:?}", answer.get());
+        check(&format!("write_whose_leader_changed_at_{at}"), &network.transcript.lines());
     }
 }
 
@@ -34,6 +42,7 @@ fn a_write_whose_leader_changed_is_answered_at_once_as_unknown() {
 fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_wait() {
     let mut network = Network::new(3, |_| {});
     network.cut.insert(1);
+    network.transcript.start_scenario();
     let mut proposed = network.put(1, "key", "value");
     for _ in 0..25 {
         network.turn(1, [Input::Tick]);
@@ -53,27 +62,30 @@ fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_w
     network.settle();
     assert!(waiting.is_ok(), "{:?}", waiting.get());
     assert!(read.is_ok(), "{:?}", read.get());
+    check("leader_without_a_majority", &network.transcript.of(1));
 }
 
 #[test]
 fn a_snapshot_that_replaces_the_log_answers_pending_writes_as_unknown() {
     let mut network = lagging_follower();
+    network.transcript.start_scenario();
     let mut answer = network.member(3).put("key", "mine").unwrap();
     network.member(3).take_messages();
-    assert!(answer.get().is_none());
     network.settle();
-    assert!(network.transcript.of(3).iter().any(|line| line.contains("commit restore")));
     assert!(answer.is_unknown(), "{:?}", answer.get());
+    check("snapshot_over_a_pending_write", &network.transcript.of(3));
 }
 
 #[test]
 fn a_write_to_be_acknowledged_when_proposed_is_answered_at_once() {
     let mut network = Network::new(3, |_| {});
     network.cut.insert(1);
+    network.transcript.start_scenario();
     let member = network.member(1);
     let (input, mut answer) = member.propose(put("key", "value"), Ack::Proposed);
     member.turn([input]).unwrap();
     assert_eq!(answer.get(), Some(&Ok(Acknowledged::Proposed)));
+    check("write_acknowledged_when_proposed", &network.transcript.lines());
 }
 
 #[test]
@@ -110,8 +122,8 @@ fn read_answer(from: u64, to: u64, term: u64, index: u64, context: &[u8]) -> Mes
 #[test]
 fn a_read_round_that_is_lost_is_followed_by_another_with_a_context_of_its_own() {
     let mut network = Network::new(3, |_| {});
+    network.transcript.start_scenario();
     let member = network.member(2);
-    member.take_messages();
     let mut first = member.read().unwrap();
     let mut all = contexts(member);
     assert_eq!(all.len(), 1);
@@ -138,11 +150,13 @@ fn a_read_round_that_is_lost_is_followed_by_another_with_a_context_of_its_own() 
     let inbound = network.member(1).batch(2, vec![answer]);
     network.turn(2, [Input::Inbound(inbound)]);
     assert!(second.is_ok());
+    check("read_round_lost", &network.transcript.lines());
 }
 
 #[test]
 fn a_read_is_not_served_before_its_index_is_applied() {
     let mut network = Network::new(3, |_| {});
+    network.transcript.start_scenario();
     let member = network.member(2);
     let mut read = member.read().unwrap();
     let context = contexts(member).remove(0);
@@ -153,6 +167,7 @@ fn a_read_is_not_served_before_its_index_is_applied() {
     network.put(1, "key", "value");
     network.settle();
     assert!(read.is_ok());
+    check("read_waits_for_its_index", &network.transcript.of(2));
 }
 
 /// A context of another run, of another member, or of a round that was never begun.
@@ -203,6 +218,7 @@ fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     let mut network = Network::new(3, |_| {});
     network.member(1).tick().unwrap();
     network.member(1).take_messages();
+    network.transcript.start_scenario();
 
     let mut read = network.member(1).read().unwrap();
     let (asked, context) = questions(network.member(1));
@@ -229,6 +245,7 @@ fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     network.member(1).turn([Input::Report(PeerReport::Unreachable(2))]).unwrap();
     let _read = network.member(1).read().unwrap();
     assert_eq!(questions(network.member(1)).0, [2, 3], "a message to the first was lost");
+    check("whom_a_leader_asks", &network.transcript.lines());
 }
 
 /// In the tick of its removal, too: nobody else would be asked.
@@ -241,6 +258,7 @@ fn a_member_that_was_removed_confirms_no_reads() {
     let (_, context) = questions(network.member(1));
     confirm(&mut network, 3, context);
     assert!(read.is_ok());
+    network.transcript.start_scenario();
     let mut removal = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
     // Member 3 hears nothing of it, and nobody finds that it cannot be reached.
     let mut messages = network.member(1).take_messages();
@@ -254,6 +272,7 @@ fn a_member_that_was_removed_confirms_no_reads() {
     network.member(1).take_messages();
     let _read = network.member(1).read().unwrap();
     assert_eq!(questions(network.member(1)).0, [2]);
+    check("removed_member_confirms_no_read", &network.transcript.lines());
 }
 
 /// The leader of an older term must not serve a read after another leader took writes.
@@ -265,6 +284,7 @@ fn a_leader_that_was_replaced_serves_no_read() {
     network.elect(2);
     assert!(network.put(2, "key", "new").is_ok());
     assert_eq!(network.member(1).status().leader, 1, "it does not know yet");
+    network.transcript.start_scenario();
     let mut read = network.member(1).read().unwrap();
     network.deliver();
     for _ in 0..5 {
@@ -277,6 +297,7 @@ fn a_leader_that_was_replaced_serves_no_read() {
     network.settle();
     assert!(read.is_ok(), "{:?}", read.get());
     assert_eq!(network.member(1).state()["key"].0, "new");
+    check("replaced_leader_serves_no_read", &network.transcript.of(1));
 }
 
 /// What could not leave was not proposed: it waits, for a leader that can be reached, and is not sent
@@ -284,9 +305,9 @@ fn a_leader_that_was_replaced_serves_no_read() {
 #[test]
 fn a_write_that_never_left_for_its_leader_waits_for_the_next_one() {
     let mut network = Network::new(3, |_| {});
+    network.transcript.start_scenario();
     let term = network.member(2).status().term;
     let follower = network.member(2);
-    follower.take_messages();
     let mut answer = follower.put("key", "value").unwrap();
     let proposals = |messages: Vec<Message>| -> Vec<Message> {
         messages.into_iter().filter(|m| m.get_msg_type() == MessageType::MsgPropose).collect()
@@ -307,4 +328,5 @@ fn a_write_that_never_left_for_its_leader_waits_for_the_next_one() {
     let sent = proposals(follower.take_messages());
     assert_eq!(sent.iter().map(|message| message.to).collect::<Vec<_>>(), [3]);
     assert!(answer.get().is_none(), "it may still be carried out: {:?}", answer.get());
+    check("write_that_never_left", &network.transcript.lines());
 }

@@ -1,6 +1,7 @@
 //! One member: a node, its store and its disk, driven turn by turn.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -30,25 +31,21 @@ use super::state::{State, decode_state, put};
 use super::transcript::{CommitTap, Transcript, logger};
 use crate::support::config::DATA;
 
+type RequestResult<T> = std::result::Result<T, RequestError>;
+
 /// A client's side of one request.
 pub struct Answer<T> {
-    pending: Pin<Box<dyn Future<Output = std::result::Result<T, RequestError>>>>,
-    answer: Option<std::result::Result<T, RequestError>>,
+    request: Arc<Mutex<Request<T>>>,
+    answer: Option<RequestResult<T>>,
 }
 
-/// Gives the deadlines of responders a clock. It is never reached.
-static CLOCK: LazyLock<tokio::runtime::Runtime> =
-    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
+struct Request<T> {
+    pending: Pin<Box<dyn Future<Output = RequestResult<T>> + Send>>,
+    answer: Option<RequestResult<T>>,
+}
 
-impl<T: 'static> Answer<T> {
-    pub fn new(pending: Pending<T>) -> Self {
-        let _clock = CLOCK.enter();
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
-        Self { pending: Box::pin(pending.wait_until(deadline)), answer: None }
-    }
-
-    /// The answer, if there is one by now.
-    pub fn get(&mut self) -> Option<&std::result::Result<T, RequestError>> {
+impl<T: Clone> Request<T> {
+    fn poll(&mut self) -> Option<RequestResult<T>> {
         if self.answer.is_none() {
             let _clock = CLOCK.enter();
             let mut context = Context::from_waker(Waker::noop());
@@ -56,7 +53,45 @@ impl<T: 'static> Answer<T> {
                 self.answer = Some(answer);
             }
         }
+        self.answer.clone()
+    }
+}
+
+/// Gives the deadlines of responders a clock. It is never reached.
+static CLOCK: LazyLock<tokio::runtime::Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
+
+impl<T: Clone + Debug + Send + 'static> Answer<T> {
+    pub fn new(pending: Pending<T>) -> Self {
+        let _clock = CLOCK.enter();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let request = Request { pending: Box::pin(pending.wait_until(deadline)), answer: None };
+        Self { request: Arc::new(Mutex::new(request)), answer: None }
+    }
+
+    /// The answer, if there is one by now.
+    pub fn get(&mut self) -> Option<&RequestResult<T>> {
+        if self.answer.is_none() {
+            self.answer = self.request.lock().unwrap().poll();
+        }
         self.answer.as_ref()
+    }
+
+    /// Has `transcript` record the request, which asks member `id` for `what`, and its answer.
+    fn recorded(self, transcript: &Transcript, id: NodeId, what: &str) -> Self {
+        let request = self.request.clone();
+        let describe = move || {
+            Some(match request.lock().unwrap().poll()? {
+                Ok(answer) => format!("{answer:?}"),
+                Err(error) => {
+                    // The kind, without the text.
+                    let debug = format!("{error:?}");
+                    debug.split('(').next().unwrap_or_default().to_owned()
+                }
+            })
+        };
+        transcript.note_request(id, what, Box::new(describe));
+        self
     }
 
     /// True if the request was answered with success.
@@ -167,6 +202,7 @@ impl Member {
     /// One turn with these inputs.
     pub fn turn(&mut self, inputs: impl IntoIterator<Item = Input>) -> Result<()> {
         for input in inputs {
+            self.transcript.note_input(self.id, &input);
             self.node.handle(input)?;
         }
         self.act()
@@ -177,12 +213,15 @@ impl Member {
         loop {
             self.node.handle_ready()?;
             self.follow_commits()?;
+            self.transcript.note_answers();
             let reports: Vec<_> = self.reports.lock().unwrap().drain(..).collect();
             if reports.is_empty() {
                 return Ok(());
             }
             for report in reports {
-                self.node.handle(Input::Report(report))?;
+                let input = Input::Report(report);
+                self.transcript.note_input(self.id, &input);
+                self.node.handle(input)?;
             }
         }
     }
@@ -204,7 +243,7 @@ impl Member {
                         .map(|entry| entry.index)
                         .collect();
                     self.reader.handle(Commit::Entries { entries, applied })?;
-                    if !answered.is_empty() {
+                    if !answered.is_empty() && !self.transcript.has_scenario() {
                         self.transcript.note(self.id, &format!("answer {answered:?}"));
                     }
                 }
@@ -256,7 +295,8 @@ impl Member {
 
     pub fn propose(&mut self, data: Vec<u8>, ack: Ack) -> (Input, Answer<Acknowledged>) {
         let (responder, pending) = responder();
-        (Input::Propose(Proposal { data: data.into(), ack, responder }), Answer::new(pending))
+        let answer = Answer::new(pending).recorded(&self.transcript, self.id, "write");
+        (Input::Propose(Proposal { data: data.into(), ack, responder }), answer)
     }
 
     /// Proposes a PUT and takes one turn.
@@ -268,14 +308,17 @@ impl Member {
     /// Begins a linearizable read and takes one turn.
     pub fn read(&mut self) -> Result<Answer<()>> {
         let (responder, pending) = responder();
-        self.turn([Input::Read(ReadRequest { responder })]).map(|()| Answer::new(pending))
+        let answer = Answer::new(pending).recorded(&self.transcript, self.id, "read");
+        self.turn([Input::Read(ReadRequest { responder })]).map(|()| answer)
     }
 
     /// Asks for a change of members and takes one turn.
     pub fn change(&mut self, change: MemberRequest) -> Result<Answer<()>> {
         let (responder, pending) = responder();
+        let what = format!("{change:?}");
+        let answer = Answer::new(pending).recorded(&self.transcript, self.id, &what);
         let request = ConfChangeRequest { change, forwarded: false, responder };
-        self.turn([Input::ConfChange(request)]).map(|()| Answer::new(pending))
+        self.turn([Input::ConfChange(request)]).map(|()| answer)
     }
 
     /// The store's bytes, as a snapshot would hold them.

@@ -137,6 +137,7 @@ impl Network {
         let Some(member) = self.members.get_mut(&id) else { return };
         if let Err(error) = member.turn(inputs) {
             self.members.remove(&id);
+            self.transcript.note_end(id, &error);
             self.ended.insert(id, error);
         }
     }

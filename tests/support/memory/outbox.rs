@@ -8,7 +8,7 @@ use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{Greeting, MemberRequest, NodeId, Responder, SnapshotFile};
 use raftexample::raft_node::Outbox;
 
-use super::transcript::Transcript;
+use super::transcript::{Transcript, is_routine};
 
 /// What a node has sent and nobody has taken yet.
 #[derive(Default)]
@@ -37,6 +37,7 @@ fn describe(message: &Message) -> String {
             let verdict = if message.reject { "rejects" } else { "has" };
             write!(line, ", {verdict} {}", message.index).unwrap();
         }
+        MessageType::MsgHeartbeat if !message.context.is_empty() => line += ", asks for a read",
         _ => {}
     }
     line
@@ -44,7 +45,9 @@ fn describe(message: &Message) -> String {
 
 impl Outbox for ListOutbox {
     fn send(&mut self, message: Message) {
-        self.transcript.note(self.id, &describe(&message));
+        if !self.transcript.has_scenario() || !is_routine(&message) {
+            self.transcript.note(self.id, &describe(&message));
+        }
         self.sent.lock().unwrap().messages.push(message);
     }
 
