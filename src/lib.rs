@@ -68,22 +68,24 @@
 //! ```
 //! `tests/directions.rs` holds these directions.
 //!
-//! # Who owns what
-//! State that must change together lives in one type, with methods that cannot be called in the wrong order.
+//! # Where to find an answer
+//! State that must change together lives in one type, whose methods cannot be called in the wrong order.
+//! So each question has one place, and that module's documentation starts with the answer.
 //!
-//! | invariant | owner |
+//! | question | place |
 //! |---|---|
-//! | nothing is sent or acknowledged before what it speaks for is on disk | [`raft_node`]: `handle_ready` |
-//! | a torn frame is told from damage | [`storage::wal`] |
-//! | a snapshot's file is durable before the log names it | [`raft_node::snapshots`] |
-//! | each request is answered once, before its deadline | [`channels::Responder`] |
-//! | one membership change at a time; all members decide alike | [`raft_node::changes`], [`membership`] |
-//! | which sender may speak | [`membership`] |
-//! | which raft message may be stepped | [`raft_node::validate`] |
-//!
-//! # Another state machine
-//! The node carries bytes and knows nothing of keys: `examples/counter.rs` is another state machine on it.
-//! [`kvstore`] says what changes to add a command.
+//! | On which event is a PUT answered 204? | [`raft_node::writes`], [`raft_node::state_machine`] |
+//! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
+//! | What may be sent before the fdatasync, and what if it fails? | [`raft_node::journal`] |
+//! | How does a follower serve a linearizable read? | [`raft_node::reads`] |
+//! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
+//! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
+//! | What if two membership changes meet? | [`raft_node::changes`] |
+//! | Which sender may speak? Why does a wiped member not come back? | [`membership::admission`] |
+//! | Which raft message may be stepped? | [`raft_node::validate`] |
+//! | Which bytes does a PUT write, and what tells a torn frame from damage? | [`storage::wal`] |
+//! | What changes to add a command? | [`kvstore`] |
+//! | How do I write another state machine? | [`raft_node::state_machine`], `examples/counter.rs` |
 
 pub mod channels;
 pub mod codec;

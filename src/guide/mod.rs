@@ -37,7 +37,7 @@ pages! {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     /// The anchor that GitHub and rustdoc give a heading.
     fn anchor(heading: &str) -> String {
@@ -53,15 +53,33 @@ mod tests {
         inline.chain(named).filter(|target| !target.contains("://")).collect()
     }
 
-    #[test]
-    fn every_link_of_a_page_leads_to_a_file_and_a_heading() {
+    /// README and the guide.
+    fn pages() -> Vec<PathBuf> {
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut pages = vec![top.join("README.md")];
         let files = std::fs::read_dir(top.join("src/guide")).expect("the guide");
         pages.extend(files.map(|file| file.expect("a page").path()));
         pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
         assert_eq!(pages.len(), 8, "{pages:?}");
-        for page in pages {
+        pages
+    }
+
+    #[test]
+    fn every_source_that_a_page_names_exists() {
+        for page in pages() {
+            let text = std::fs::read_to_string(&page).expect("a page");
+            for name in text.split('`').skip(1).step_by(2) {
+                if ["src/", "tests/", "examples/"].iter().any(|folder| name.starts_with(folder)) {
+                    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+                    assert!(path.exists(), "{} names {name}", page.display());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_link_of_a_page_leads_to_a_file_and_a_heading() {
+        for page in pages() {
             let text = std::fs::read_to_string(&page).expect("a page");
             for target in targets(&text) {
                 let (file, heading) = target.split_once('#').unwrap_or((target, ""));
