@@ -1,15 +1,15 @@
 //! A small replicated key-value store: the Rust port of etcd's `contrib/raftexample`, on raft-rs.
 //!
 //! This page is the tour. The path of a write takes five minutes to read: [`httpapi`] → [`kvstore`] →
-//! [`raft_node::serve`] → [`raft_node`] → [`storage::wal`] → back to [`kvstore`]. The [`guide`] is for
-//! operators and contributors.
+//! [`raft_node::state_machine`] → [`raft_node`] → [`storage::wal`], and back to [`kvstore`]. The [`guide`]
+//! is for operators and contributors.
 //!
 //! # How a write flows
 //! ```text
-//! PUT /key ─▶ httpapi ─▶ KvStore ──proposeC──▶ raft_node ─▶ Journal: one frame, one fdatasync
-//!                                                 │  └────▶ transport ─▶ the other members
-//!                                                 │             a majority has it: committed
-//! 204 ◀─ responder ◀─ state machine ◀──commitC────┘
+//! PUT /key ─▶ httpapi ─▶ kvstore ─▶ Handle ──proposeC──▶ raft_node ─▶ one frame, one fdatasync
+//!                                                           │  └────▶ transport ─▶ other members
+//!                                                           │         a majority has it: committed
+//! 204 ◀─ responder ◀─ StateMachine::apply ◀────commitC──────┘
 //! ```
 //! Each turn of the node takes everything that has arrived. So many writes share one frame of the log, one
 //! fdatasync and one message to each member. A leader's messages leave before its own fdatasync, a
@@ -17,10 +17,10 @@
 //!
 //! # How a read flows
 //! ```text
-//! GET /key ─▶ httpapi ─▶ KvStore ──readC──▶ raft_node ─▶ one ReadIndex round for all waiting reads:
-//!                                              │            a majority confirms the leader, and the
-//!                                              │            leader names its commit index
-//! 200 ◀─ the map ◀─ responder ◀──commitC, after that index
+//! GET /key ─▶ httpapi ─▶ kvstore ─▶ Handle ──readC──▶ raft_node ─▶ one ReadIndex round for all waiting
+//!                                                        │          reads: a majority confirms the
+//!                                                        │          leader, which names its commit index
+//! 200 ◀─ the map ◀─ responder ◀───commitC, after that index
 //! ```
 //! Every member serves reads, and none serves them without a majority.
 //!
@@ -29,9 +29,9 @@
 //!
 //! | queue | from → to | bound | when full |
 //! |---|---|---|---|
-//! | proposeC: [`Proposal`](channels::Proposal) | kvstore → raft_node | 4,096 | 503 |
-//! | readC: [`ReadRequest`](channels::ReadRequest) | kvstore → raft_node | 4,096 | 503 |
-//! | confChangeC: [`ConfChangeRequest`](channels::ConfChangeRequest) | ports → raft_node | 16 | 503 |
+//! | proposeC: [`Proposal`](channels::Proposal) | `Handle` → raft_node | 4,096 | 503 |
+//! | readC: [`ReadRequest`](channels::ReadRequest) | `Handle` → raft_node | 4,096 | 503 |
+//! | confChangeC: [`ConfChangeRequest`](channels::ConfChangeRequest) | `Handle` → raft_node | 16 | 503 |
 //! | writes that wait for a leader | in raft_node | 4,096 | 503 |
 //! | reads that wait for a round | in raft_node | 16,384 | 503 |
 //! | changes that wait for a leader | in raft_node | 64 | 503 |
@@ -59,11 +59,13 @@
 //! main ──▶ config, logging            flags, files, environment; where log lines go
 //!   ├────▶ commands                   client: asks running members over HTTP
 //!   │                                 inspect, restore: read and write a member's files
-//!   ├────▶ httpapi ──▶ kvstore        the client port; bytes in, bytes out
-//!   ├────▶ ports                      admin and its page, listener (accept loop), tls
-//!   └────▶ raft_node ──▶ transport    inbound routes; one bounded queue and one task per peer
-//!              ├───────▶ membership   id → URL, removed ids, admission, which change is allowed
-//!              └───────▶ storage      wal, snapshotter, log: plain blocking files
+//!   ├────▶ httpapi                    the client port
+//!   ├────▶ ports                      admin and its page, guard, listener (accept loop), tls
+//!   └────▶ kvstore                    the state machine: bytes in, bytes out
+//!             └──▶ raft_node          the node, its task, and the seam to the state machine
+//!                    ├──▶ transport   inbound routes; one bounded queue and one task per peer
+//!                    ├──▶ membership  id → URL, removed ids, admission, which change is allowed
+//!                    └──▶ storage     wal, snapshotter, log: plain blocking files
 //! used by all: channels (what the channels carry), codec, error, metrics
 //! ```
 //! `tests/directions.rs` holds these directions.
@@ -74,14 +76,14 @@
 //!
 //! | question | place |
 //! |---|---|
-//! | On which event is a PUT answered 204? | [`raft_node::writes`], [`raft_node::state_machine`] |
+//! | On which event is a PUT answered 204? | `raft_node::writes`, [`raft_node::state_machine`] |
 //! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
-//! | What may be sent before the fdatasync, and what if it fails? | [`raft_node::journal`] |
-//! | How does a follower serve a linearizable read? | [`raft_node::reads`] |
+//! | What may be sent before the fdatasync, and what if it fails? | `raft_node::journal` |
+//! | How does a follower serve a linearizable read? | `raft_node::reads` |
 //! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
 //! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
 //! | What if two membership changes meet? | [`raft_node::changes`] |
-//! | Which sender may speak? Why does a wiped member not come back? | [`membership::admission`] |
+//! | Which sender may speak? Why does a wiped member not come back? | `membership::admission` |
 //! | Which raft message may be stepped? | [`raft_node::validate`] |
 //! | Which bytes does a PUT write, and what tells a torn frame from damage? | [`storage::wal`] |
 //! | What changes to add a command? | [`kvstore`] |

@@ -17,7 +17,7 @@ macro_rules! pages {
         /// [operating]: crate::guide::operating#upgrading
         /// [performance]: crate::guide::performance#measure-it-yourself
         /// [snapshotter]: crate::storage::snapshotter
-        /// [state-machine]: crate::raft_node
+        /// [state-machine]: crate::raft_node::state_machine
         /// [tour]: crate
         /// [wal]: crate::storage::wal
         #[doc = include_str!($file)]
