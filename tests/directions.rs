@@ -66,7 +66,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ports", &[]),
     ("storage", &["channels", "error"]),
     ("ports::tls", &["channels", "error", "metrics"]),
-    ("transport", &["channels", "codec", "error", "metrics", "ports::tls"]),
+    (
+        "transport",
+        &["channels", "codec", "error", "membership", "metrics", "ports::tls", "storage"],
+    ),
 ];
 
 /// Names of other crates that a module must not mention.

@@ -149,7 +149,7 @@ impl RaftNode {
             return Some(request);
         }
         if !self.is_leader() {
-            self.pass_on(leader, request);
+            self.forward(leader, request);
             return None;
         }
         // A fresh leader's log may hold changes that it has not applied, and raft drops a change
@@ -220,8 +220,8 @@ impl RaftNode {
         }
     }
 
-    /// The members that changes in our log move once they are applied, and where to.
-    pub(super) fn moves_under_way(&self) -> Vec<(NodeId, String)> {
+    /// The moves in this member's log above the applied index.
+    pub(super) fn pending_moves(&self) -> Vec<(NodeId, String)> {
         let changes = self.raw_node.store().conf_changes_after(self.applied_index);
         let moves = changes.iter().filter_map(|entry| match MemberChange::decode(&entry.data) {
             Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
@@ -259,7 +259,7 @@ impl RaftNode {
 
     /// Hands a client's change to the leader. It was passed on before if it comes from a member: then
     /// the leader changed under way, and the client has to ask again.
-    fn pass_on(&mut self, leader: NodeId, request: ConfChangeRequest) {
+    fn forward(&mut self, leader: NodeId, request: ConfChangeRequest) {
         let ConfChangeRequest { change, forwarded, responder } = request;
         if forwarded {
             return responder
@@ -269,7 +269,7 @@ impl RaftNode {
             return;
         }
         if change != (MemberRequest::Remove { id: self.config.id }) {
-            return self.outbox.pass_on(leader, change, responder);
+            return self.outbox.forward_change(leader, change, responder);
         }
         if self.changes.own_removal.is_some() {
             return responder.answer(Err(RequestError::Conflict(
@@ -278,7 +278,7 @@ impl RaftNode {
         }
         let (relayed, pending) = channels::responder();
         self.changes.own_removal = Some((responder, pending));
-        self.outbox.pass_on(leader, change, relayed);
+        self.outbox.forward_change(leader, change, relayed);
     }
 
     /// Hands the leader's answer to our own removal on.
@@ -353,7 +353,7 @@ impl RaftNode {
                     request.responder.answer(Err(RequestError::Conflict(why)));
                 }
                 // Passed on once more than other requests: it found the leader the first time.
-                _ => self.pass_on(leader, ConfChangeRequest { forwarded: false, ..request }),
+                _ => self.forward(leader, ConfChangeRequest { forwarded: false, ..request }),
             }
         } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none()
             || self.ticks > until

@@ -30,8 +30,8 @@
 //! snapshots; [`serve`] is the task.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
@@ -46,11 +46,11 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::error::{Error, RequestError, Result};
-use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
+use crate::membership::{Admission, Members, SnapshotData, SnapshotMembers};
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::snapshotter::Snapshotter;
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
-use crate::transport::Inbound;
+use crate::transport::{Inbound, Outbox};
 
 pub mod bootstrap;
 pub mod changes;
@@ -88,24 +88,6 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const APPEND_BYTES_MAX: u64 = 1 << 20;
 /// Appends on their way to one member; the original's figure.
 const INFLIGHT_APPENDS_MAX: usize = 256;
-
-/// What a node sends: the seam to the network. No method may block.
-pub trait Outbox: Send {
-    /// Sends a raft message to the member it names, once or never.
-    fn send(&mut self, message: Message);
-    /// Streams a snapshot's file behind its message; the outcome is reported, always.
-    fn send_snapshot(&mut self, message: Message, file: SnapshotFile);
-    /// Learns where a member listens.
-    fn add_peer(&mut self, id: NodeId, url: &str);
-    /// Forgets a member after sending what is queued for it.
-    fn remove_peer(&mut self, id: NodeId);
-    /// Greets whoever listens at `url`; an answer is reported.
-    fn greet(&mut self, url: &str, greeting: Greeting);
-    /// Hands a client's change of members to the leader, once.
-    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>);
-    /// Asks a member for its status; an answer is reported.
-    fn ask_status(&mut self, _to: NodeId) {}
-}
 
 /// What a node is fed.
 pub enum Input {
@@ -173,7 +155,7 @@ pub struct RaftNode {
     outstanding_bytes: Arc<AtomicU64>,
 
     // Others.
-    gate: Arc<RwLock<PeerGate>>,
+    admission: Arc<Admission>,
     peers: Peers,
     beginning: Option<Bootstrapping>,
 
@@ -230,8 +212,9 @@ impl RaftNode {
         status_tx: watch::Sender<Status>,
         logger: Logger,
     ) -> Result<Self> {
-        let Replayed { wal, snapshotter, identity, lock, gate, log, hard_state, marks, .. } =
-            replayed;
+        let Replayed {
+            wal, snapshotter, identity, lock, admission, log, hard_state, marks, ..
+        } = replayed;
         let SnapshotMembers { members, .. } = &replayed.snapshot_members;
         let (members, conf_state) = (members.clone(), replayed.snapshot_members.conf_state());
         let snapshot = replayed.snapshot;
@@ -265,7 +248,7 @@ impl RaftNode {
             bytes_since_snapshot,
             last_snapshot_bytes: snapshot.as_ref().map_or(0, |snapshot| snapshot.file.length),
             outstanding_bytes: Arc::default(),
-            gate,
+            admission,
             peers: Peers::default(),
             beginning,
             proposals: Proposals::default(),
@@ -547,11 +530,8 @@ impl RaftNode {
         }
         log.append(ready.entries());
         // An append that replaces others may take back a change of members.
-        let gate = self.gate.read().expect("no thread panics while it holds the gate");
-        let has_moves = !gate.moves_under_way.is_empty();
-        drop(gate);
-        if has_moves || holds_change(ready.entries()) {
-            self.publish_gate();
+        if self.admission.has_pending_moves() || holds_change(ready.entries()) {
+            self.update_admission();
         }
         self.bytes_since_snapshot += ready.entries().iter().map(entry_bytes).sum::<u64>();
         Ok(())
@@ -599,7 +579,7 @@ impl RaftNode {
                     });
                 }
                 EntryType::EntryConfChange => self.apply_conf_change(&entry),
-                // Never proposed here, and the gate lets none in.
+                // Never proposed here, and validation refuses it from peers.
                 EntryType::EntryConfChangeV2 => {
                     error!(self.logger, "skipping a joint change of members"; "index" => entry.index);
                 }
@@ -612,7 +592,7 @@ impl RaftNode {
         self.config.metrics.proposals_committed.inc_by(own);
         (self.applied_index, self.applied_term) = last;
         if has_changes {
-            self.publish_gate();
+            self.update_admission();
         }
     }
 
@@ -698,29 +678,18 @@ impl RaftNode {
     /// Brings the peers that are connected in line with the members, and lets the transport know who
     /// may speak.
     fn connect_members(&mut self) {
-        self.publish_gate();
-        let gate = self.gate.read().expect("no thread panics while it holds the gate");
-        for id in self.members.urls.keys().filter(|id| **id != self.config.id) {
-            let (_, url) = gate.listens_at(*id).expect("the gate has the members");
-            self.peers.add_member(*id, url);
-            self.outbox.add_peer(*id, url);
+        self.update_admission();
+        for (id, url) in self.admission.other_members() {
+            self.peers.add_member(id, &url);
+            self.outbox.add_peer(id, &url);
         }
-        drop(gate);
         for id in self.peers.remove_members_not_in(&self.members) {
             self.outbox.remove_peer(id);
         }
     }
 
-    /// Brings the transport's copy of what we know up to date.
-    fn publish_gate(&self) {
-        let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
-        gate.cluster_id = self.identity.cluster_id;
-        gate.members = self.members.clone();
-        gate.moves_under_way = self.moves_under_way();
-        let PeerGate { members, moved, .. } = &mut *gate;
-        moved.retain(|id, (index, _)| {
-            members.urls.contains_key(id) && *index > members.moved_at(*id)
-        });
+    fn update_admission(&self) {
+        self.admission.update(self.identity.cluster_id, &self.members, self.pending_moves());
     }
 
     /// Answers the requests that a change of leader or term leaves in doubt, and logs it in the words

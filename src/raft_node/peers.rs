@@ -223,8 +223,7 @@ impl RaftNode {
     /// Decides whether a sender may speak, and notes that it was heard. Its incarnation is durable
     /// before anything is answered.
     fn admit(&mut self, header: &PeerHeader) -> Result<std::result::Result<(), Refusal>> {
-        let verdict =
-            self.gate.read().expect("no thread panics while it holds the gate").admit(header);
+        let verdict = self.admission.admit(header);
         if let Some(beginning) = &mut self.beginning {
             if verdict.is_ok() {
                 beginning.was_called_from(&header.url);
@@ -237,7 +236,7 @@ impl RaftNode {
         match verdict {
             Err(refusal) => return Ok(Err(refusal)),
             Ok(Sender::New) => self.record_incarnation(header)?,
-            Ok(Sender::Known) => {}
+            Ok(Sender::Member | Sender::Known) => {}
         }
         let id = header.from;
         if !self.peers.peers.contains_key(&id) {
@@ -256,10 +255,7 @@ impl RaftNode {
             // It moved, and that is not applied here yet: it is answered where it is now.
             peer.url.clone_from(&header.url);
             self.outbox.add_peer(id, &header.url);
-            let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
-            if gate.members.urls.contains_key(&id) {
-                gate.moved.insert(id, (header.moved, header.url.clone()));
-            }
+            self.admission.note_move(header);
         }
         peer.last_heard = Some(self.ticks);
         peer.is_out_of_reach = false;
@@ -269,8 +265,7 @@ impl RaftNode {
     fn record_incarnation(&mut self, header: &PeerHeader) -> Result<()> {
         let known = (header.from, header.incarnation);
         self.wal.save(&Frame { incarnations: &[known], ..Frame::default() })?;
-        let mut gate = self.gate.write().expect("no thread panics while it holds the gate");
-        gate.incarnations.insert(known.0, known.1);
+        self.admission.record(known.0, known.1);
         Ok(())
     }
 
@@ -279,12 +274,7 @@ impl RaftNode {
         header: &PeerHeader,
         greeting: &Greeting,
     ) -> Result<std::result::Result<GreetingAnswer, Refusal>> {
-        let verdict = self
-            .gate
-            .read()
-            .expect("no thread panics while it holds the gate")
-            .admit_greeting(header);
-        let sender = match verdict {
+        let sender = match self.admission.admit_greeting(header) {
             Err(refusal) => return Ok(Err(refusal)),
             Ok(sender) => sender,
         };
@@ -310,7 +300,7 @@ impl RaftNode {
         }))
     }
 
-    /// Steps one message if it passes the gate. raft-rs trusts its peers: what it would panic on must
+    /// Steps one message if it is valid. raft-rs trusts its peers: what it would panic on must
     /// not reach it.
     fn step(&mut self, header: &PeerHeader, message: Message, has_file: bool) {
         let raft = &self.raw_node.raft;
@@ -465,11 +455,7 @@ impl RaftNode {
     /// A peer refused us. That we were removed is believed only from the member that we know, and
     /// only if we cannot know it ourselves.
     fn take_refusal(&mut self, header: &PeerHeader, refusal: Refusal) -> Result<()> {
-        let gate = self.gate.read().expect("no thread panics while it holds the gate");
-        let is_known = header.cluster_id == gate.cluster_id
-            && gate.incarnations.get(&header.from) == Some(&header.incarnation);
-        drop(gate);
-        if !is_known {
+        if !self.admission.is_known(header) {
             return Ok(());
         }
         // A single member that remains: we waited for it to know.

@@ -5,10 +5,9 @@
 //! starts its store from it, in the future. A snapshot that is damaged is set aside if an older one
 //! and the log together hold the same state.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use raft::eraftpb::{HardState, Snapshot as RaftSnapshot};
 use slog::{Logger, info, warn};
@@ -18,7 +17,7 @@ use super::bootstrap::first_urls;
 use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
-use crate::membership::{Members, PeerGate, SnapshotData, SnapshotMembers};
+use crate::membership::{Admission, Members, Own, SnapshotData, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
 use crate::storage::snapshotter::{Snapshot, Snapshotter};
@@ -30,7 +29,7 @@ pub struct Replayed {
     pub(super) snapshotter: Snapshotter,
     pub(super) identity: Identity,
     pub(super) lock: Box<dyn std::any::Any + Send>,
-    pub(super) gate: Arc<RwLock<PeerGate>>,
+    pub(super) admission: Arc<Admission>,
     pub(super) log: Log,
     pub(super) hard_state: HardState,
     pub(super) marks: Vec<SnapshotId>,
@@ -40,9 +39,9 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    /// What is known of who may speak: shared with the transport.
-    pub fn gate(&self) -> Arc<RwLock<PeerGate>> {
-        self.gate.clone()
+    /// Which senders may speak, shared with the transport.
+    pub fn admission(&self) -> Arc<Admission> {
+        self.admission.clone()
     }
 
     /// The snapshots: shared with the transport.
@@ -126,8 +125,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
             members: Members::default(),
         },
     };
-    let gate = PeerGate {
-        cluster_id: recovered.identity.cluster_id,
+    let own = Own {
         id,
         incarnation: recovered.identity.incarnation,
         url: config.url.clone(),
@@ -136,11 +134,13 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
             identity if identity.is_restored() => identity.first_urls_hash,
             _ => 0,
         },
-        members: snapshot_members.members.clone(),
-        incarnations: recovered.incarnations.clone(),
-        moved: BTreeMap::new(),
-        moves_under_way: Vec::new(),
     };
+    let admission = Admission::new(
+        own,
+        recovered.identity.cluster_id,
+        snapshot_members.members.clone(),
+        recovered.incarnations.clone(),
+    );
     let identity = recovered.identity.clone();
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
     // Only now: a log that is refused may be short of the very segment that names them.
@@ -150,7 +150,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         snapshotter,
         identity,
         lock,
-        gate: Arc::new(RwLock::new(gate)),
+        admission: Arc::new(admission),
         hard_state: raft::Storage::initial_state(&log).expect("it was just set").hard_state,
         log,
         marks,

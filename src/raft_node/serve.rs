@@ -7,12 +7,11 @@
 //! node moves to a thread that may block, and stays there until a read comes: reads among themselves
 //! wake no other thread, and neither do writes.
 
-use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 use slog::{Logger, error, info};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,20 +19,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::replay::{Replayed, replay_wal};
-use super::{Input, NodeConfig, Outbox, RaftNode, Status};
-use crate::channels::{
-    Commit, ConfChangeRequest, Greeting, Index, MemberRequest, NodeId, PeerHeader, PeerReport,
-    Proposal, ReadRequest, Refusal, Responder, SnapshotFile, Term,
-};
+use super::{Input, NodeConfig, RaftNode, Status};
+use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
-use crate::membership::{PeerGate, Sender, is_https};
+use crate::membership::is_https;
 use crate::ports::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
 use crate::ports::tls::Tls;
 use crate::storage::Vfs;
-use crate::storage::snapshotter::{Received, SnapshotReceiver, Snapshotter};
-use crate::transport::{
-    Admission, Gate, Inbound, InboundBody, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
-};
+use crate::transport::{Inbound, InboundBody, Transport, TransportConfig};
 
 /// A turn takes no more inputs than this, so that ticks and heartbeats are not kept waiting.
 const TURN_INPUTS_MAX: usize = 1024;
@@ -133,11 +126,11 @@ async fn run(
     let (runtime, started_logger, tls) = (Handle::current(), logger.clone(), port.tls.clone());
     let start =
         move || start_raft(config, vfs, channels, tls, status_tx, &runtime, &started_logger);
-    let (serving, transport) = on_a_thread(start).await?;
+    let Started { serving, router, transport_ended } = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
         port,
-        TowerToHyperService::new(transport.lock().router()),
+        TowerToHyperService::new(router),
         Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
         async {
             let _ = stop_rx.await;
@@ -148,14 +141,12 @@ async fn run(
     let result = on_a_thread(move || {
         result?;
         Handle::current().block_on(serving.finish_snapshot())?;
-        // Dropping the node answers the responders that are left, and closes commitC.
+        // Dropping the node answers the remaining responders, and closes commitC and the transport.
         serving.node.stop()
     })
     .await;
     drop(stop_tx);
-    let transport = Arc::into_inner(transport.0).expect("the node had the only other handle");
-    let transport = transport.into_inner().expect("no thread panics while it holds the transport");
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport.close()).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport_ended).await;
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, server).await;
     result
 }
@@ -172,6 +163,14 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     }
 }
 
+struct Started<F> {
+    serving: Box<Serving>,
+    /// What the peer port serves.
+    router: axum::Router,
+    /// Resolves after the node, which owns the transport, was dropped.
+    transport_ended: F,
+}
+
 fn start_raft(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
@@ -180,7 +179,7 @@ fn start_raft(
     status_tx: watch::Sender<Status>,
     runtime: &Handle,
     logger: &Logger,
-) -> Result<(Box<Serving>, SharedTransport)> {
+) -> Result<Started<impl Future<Output = ()> + use<>>> {
     let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
     let replayed = replay_wal(&config, vfs, logger)?;
     let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
@@ -192,12 +191,11 @@ fn start_raft(
         // A closed queue means that the node has stopped.
         let _ = report_tx.send(report);
     });
-    let transport = SharedTransport(Arc::new(Mutex::new(transport)));
-    let outbox = Box::new(transport.clone());
+    let (router, transport_ended) = (transport.router(), transport.ended());
     let mut node = RaftNode::new(
         config,
         replayed,
-        outbox,
+        Box::new(transport),
         commit_tx.clone(),
         report,
         status_tx,
@@ -207,7 +205,8 @@ fn start_raft(
     node.handle_ready()?;
     let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
     let next_tick = Instant::now() + tick;
-    Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), transport))
+    let serving = Box::new(Serving { node, inputs, commit_tx, tick, next_tick });
+    Ok(Started { serving, router, transport_ended })
 }
 
 struct Inputs {
@@ -450,8 +449,8 @@ fn start_transport(
     };
     Transport::new(
         transport_config,
-        Arc::new(SharedGate(replayed.gate())),
-        Arc::new(Snapshots(replayed.snapshotter())),
+        replayed.admission(),
+        replayed.snapshotter(),
         inbound_tx,
         report_tx,
         runtime.clone(),
@@ -459,108 +458,17 @@ fn start_transport(
     )
 }
 
-/// The transport in the node's hands. Only the node uses it: the lock is never waited for.
-#[derive(Clone)]
-struct SharedTransport(Arc<Mutex<Transport>>);
-
-impl SharedTransport {
-    fn lock(&self) -> MutexGuard<'_, Transport> {
-        self.0.lock().expect("no thread panics while it holds the transport")
-    }
-}
-
-impl Outbox for SharedTransport {
-    fn send(&mut self, message: Message) {
-        self.lock().send(message);
-    }
-
-    fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
-        self.lock().send_snapshot(message, file);
-    }
-
-    fn add_peer(&mut self, id: NodeId, url: &str) {
-        self.lock().add_peer(id, url);
-    }
-
-    fn remove_peer(&mut self, id: NodeId) {
-        self.lock().remove_peer(id);
-    }
-
-    fn greet(&mut self, url: &str, greeting: Greeting) {
-        self.lock().greet(url, greeting);
-    }
-
-    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
-        self.lock().pass_on(to, change, responder);
-    }
-
-    fn ask_status(&mut self, to: NodeId) {
-        self.lock().ask_status(to);
-    }
-}
-
-/// The transport's view of who may speak.
-struct SharedGate(Arc<RwLock<PeerGate>>);
-
-impl Gate for SharedGate {
-    fn header(&self, to: NodeId) -> PeerHeader {
-        self.0.read().expect("no thread panics while it holds the gate").header(to)
-    }
-
-    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {
-        let gate = self.0.read().expect("no thread panics while it holds the gate");
-        // Only a greeting leaves cluster or receiver open; the transport saw to that.
-        let verdict = if header.cluster_id == 0 || header.to == 0 {
-            gate.admit_greeting(header)
-        } else {
-            gate.admit(header)
-        };
-        match verdict? {
-            Sender::Known if gate.members.urls.contains_key(&header.from) => {
-                Ok(Admission::Admitted)
-            }
-            _ => Ok(Admission::AskTheNode),
-        }
-    }
-}
-
-/// The transport's view of the snapshots.
-struct Snapshots(Snapshotter);
-
-impl SnapshotFiles for Snapshots {
-    fn open(&self, index: Index, term: Term) -> Result<(u64, Box<dyn Read + Send>)> {
-        self.0.open_raw(index, term)
-    }
-
-    fn receive(
-        &self,
-        index: Index,
-        term: Term,
-        file: SnapshotFile,
-    ) -> Result<Box<dyn SnapshotSink>> {
-        Ok(Box::new(self.0.receive(index, term, file)?))
-    }
-}
-
-impl SnapshotSink for SnapshotReceiver {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        SnapshotReceiver::write(self, bytes)
-    }
-
-    fn finish(self: Box<Self>) -> Result<std::result::Result<(), String>> {
-        Ok(match SnapshotReceiver::finish(*self)? {
-            Received::Kept => Ok(()),
-            Received::Refused(why) => Err(why),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channels::Ack;
+    use raft::eraftpb::Message;
+
+    use crate::channels::{
+        Ack, Greeting, MemberRequest, NodeId, PeerHeader, Responder, SnapshotFile,
+    };
     use crate::metrics::Metrics;
     use crate::storage::DiskVfs;
+    use crate::transport::Outbox;
 
     /// Takes everything, sends nothing.
     struct Nowhere;
@@ -571,7 +479,7 @@ mod tests {
         fn add_peer(&mut self, _: NodeId, _: &str) {}
         fn remove_peer(&mut self, _: NodeId) {}
         fn greet(&mut self, _: &str, _: Greeting) {}
-        fn pass_on(&mut self, _: NodeId, _: MemberRequest, _: Responder<()>) {}
+        fn forward_change(&mut self, _: NodeId, _: MemberRequest, _: Responder<()>) {}
     }
 
     /// A greeting of member 9, and whether it was looked at.
@@ -613,7 +521,7 @@ mod tests {
         };
         let logger = Logger::root(slog::Discard, slog::o!());
         let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");
-        let header = replayed.gate().read().expect("gate").header(1);
+        let header = replayed.admission().header(1);
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (report_tx, report_rx) = mpsc::unbounded_channel();
         let report = Arc::new(move |report| {

@@ -1,4 +1,4 @@
-//! The gate in front of `RawNode::step`: what may be stepped.
+//! Validation: which messages may be stepped into raft.
 //!
 //! raft-rs trusts its peers. A message that no member would send can panic it, and one from another
 //! time or another cluster can poison its term. Every rule here stands for one of these: see the

@@ -10,23 +10,23 @@ use super::{DiskVfs, Vfs, VfsFile};
 
 /// The real file system, until it has carried out so many of the operations that change something;
 /// then each of them fails. Its syncs do nothing else, which is quicker, and no test loses power.
-pub(super) struct FailingVfs {
+pub(crate) struct FailingVfs {
     left: Arc<AtomicU64>,
 }
 
 impl FailingVfs {
     /// One that fails after `operations`.
-    pub(super) fn after(operations: u64) -> Self {
+    pub(crate) fn after(operations: u64) -> Self {
         Self { left: Arc::new(AtomicU64::new(operations)) }
     }
 
     /// One that does not fail.
-    pub(super) fn sound() -> Arc<Self> {
+    pub(crate) fn sound() -> Arc<Self> {
         Arc::new(Self::after(u64::MAX))
     }
 
     /// Sets that from now on it fails after `operations`.
-    pub(super) fn fail_after(&self, operations: u64) {
+    pub(crate) fn fail_after(&self, operations: u64) {
         self.left.store(operations, Ordering::Relaxed);
     }
 }

@@ -7,7 +7,7 @@
 //! [`log`] is the mirror of both in memory that raft-rs reads from.
 
 #[cfg(test)]
-mod failing;
+pub(crate) mod failing;
 mod files;
 pub mod log;
 pub mod snapshotter;

@@ -21,12 +21,14 @@ use slog::{debug, error};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
+use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{
     Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, responder,
 };
 use crate::codec;
+use crate::membership::Sender;
 use crate::ports::tls::{PeerCertificate, Reason};
+use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
@@ -101,7 +103,7 @@ async fn not_found() -> (StatusCode, &'static str) {
 async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let taken = take_messages(&shared, &parts, body).await;
-    let may_stream = matches!(taken, Ok(Admission::Admitted));
+    let may_stream = matches!(taken, Ok(Sender::Member));
     let mut answer = respond(&shared, &parts.headers, taken.map(|_| None));
     if may_stream {
         wire::put_may_stream(answer.headers_mut());
@@ -182,7 +184,7 @@ fn respond(
             *answer.body_mut() = format!("{}\n", why.replace(['\r', '\n'], " ")).into();
         }
     }
-    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.gate.header(sender)) {
+    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.admission.header(sender)) {
         // The flags allow no such URL; the sender will say that the answer is no member's.
         error!(shared.logger, "cannot answer a peer: {}", error);
     }
@@ -199,15 +201,18 @@ enum Kind {
 }
 
 /// Judges the sender by its headers, and the certificate of its connection.
-fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Admission), Rejection> {
+fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Sender), Rejection> {
     let header = wire::identity(&parts.headers)?;
     check_certificate(shared, parts, header.from)?;
     if kind == Kind::Raft && (header.to == 0 || header.cluster_id == 0) {
         let why = "only a greeting may leave its receiver or its cluster open".to_owned();
         return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
     }
-    let admission = shared.gate.admit(&header)?;
-    Ok((header, admission))
+    let sender = match kind {
+        Kind::Greeting => shared.admission.admit_greeting(&header)?,
+        Kind::Raft => shared.admission.admit(&header)?,
+    };
+    Ok((header, sender))
 }
 
 /// With TLS, nobody speaks in another's name.
@@ -226,7 +231,7 @@ fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(),
 pub(super) fn admit_raft(
     shared: &Shared,
     parts: &Parts,
-) -> Result<(PeerHeader, Admission), Rejection> {
+) -> Result<(PeerHeader, Sender), Rejection> {
     admit(shared, parts, Kind::Raft)
 }
 
@@ -346,15 +351,15 @@ async fn ask_the_node<T>(
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
-async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Admission, Rejection> {
-    let (header, admission) = admit(shared, parts, Kind::Raft)?;
+async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sender, Rejection> {
+    let (header, sender) = admit(shared, parts, Kind::Raft)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
     let messages = wire::messages(&batch)?;
     drop(batch);
-    let (answer, answer_rx) = match admission {
-        Admission::Admitted => (None, None),
-        Admission::AskTheNode => {
+    let (answer, answer_rx) = match sender {
+        Sender::Member => (None, None),
+        Sender::Known | Sender::New => {
             let (answer_tx, answer_rx) = oneshot::channel();
             (Some(answer_tx), Some(answer_rx))
         }
@@ -367,7 +372,7 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Adm
         }
         None => hand_over(shared, inbound)?,
     }
-    Ok(admission)
+    Ok(sender)
 }
 
 /// Gives the node what it need not answer. Whether it is busy or gone, that is dropped: the sender
@@ -544,7 +549,7 @@ fn write_file(
     file: SnapshotFile,
     mut chunk_rx: mpsc::Receiver<Bytes>,
 ) -> crate::error::Result<Result<(), String>> {
-    let mut sink = slot.shared.files.receive(index, term, file)?;
+    let mut sink = slot.shared.snapshotter.receive(index, term, file)?;
     let mut written = 0;
     while let Some(chunk) = chunk_rx.blocking_recv() {
         sink.write(&chunk)?;
@@ -553,5 +558,8 @@ fn write_file(
     if written != file.length {
         return Ok(Err(format!("{written} bytes of {} arrived", file.length)));
     }
-    sink.finish()
+    Ok(match sink.finish()? {
+        Received::Kept => Ok(()),
+        Received::Refused(why) => Err(why),
+    })
 }

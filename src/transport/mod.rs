@@ -26,6 +26,7 @@
 //! It knows nothing of files, members or raft's rules: files are a [`SnapshotFiles`], who may speak
 //! is the [`Gate`]'s to say, and each message passes the node's own gate before it is stepped.
 
+mod api;
 mod inbound;
 mod outbound;
 mod stream;
@@ -34,7 +35,6 @@ mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,16 +43,15 @@ use axum::Router;
 use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, debug};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::channels::{
-    Greeting, GreetingAnswer, Index, MemberRequest, NodeId, PeerHeader, PeerReport, Refusal,
-    Responder, SnapshotFile, Term,
-};
+pub use self::api::{Answer, Inbound, InboundBody, Outbox};
+use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
 use crate::error::{Error, RequestError, Result};
+use crate::membership::Admission;
 use crate::metrics::Metrics;
 use crate::ports::tls::Tls;
+use crate::storage::snapshotter::Snapshotter;
 
 /// The largest body that a member takes from a peer, in bytes; a snapshot's file is not counted. A
 /// flag that differs between members would stall replication, so it is none.
@@ -83,138 +82,6 @@ const MINIMAL_RATE_BYTES_PER_SECOND: u64 = 10 << 20;
 /// How long idle connections are kept: less than the listener of the other side keeps them, for a
 /// request on a connection that is just being closed is lost.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// What arrived from a peer. The node answers where an answer is asked for; dropping the answer
-/// unsent says that this member is stopping.
-#[derive(Debug)]
-pub struct Inbound {
-    /// Who sent it, as it says itself; the gate has seen it.
-    pub header: PeerHeader,
-    /// What it sent.
-    pub body: InboundBody,
-    /// The bytes it occupies, out of [`PEER_BODIES_BYTES`], given back when the node has taken it.
-    bytes: Option<OwnedSemaphorePermit>,
-}
-
-impl Inbound {
-    /// What a peer sent, without counting its bytes.
-    pub fn new(header: PeerHeader, body: InboundBody) -> Self {
-        Self { header, body, bytes: None }
-    }
-
-    /// The bytes it occupies out of [`PEER_BODIES_BYTES`].
-    pub fn bytes(&self) -> usize {
-        self.bytes.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
-    }
-}
-
-/// What a peer sent, by kind.
-#[derive(Debug)]
-pub enum InboundBody {
-    /// Raft messages, in the order they were sent.
-    Messages {
-        /// The sender's boot id.
-        boot: u64,
-        /// Rises with each batch of one boot: the receiver drops what is not above the last. A
-        /// sender's batches and its snapshots are two sequences: a snapshot takes minutes.
-        number: u64,
-        /// At least one.
-        messages: Vec<Message>,
-        /// Whom to answer whether they were taken; `None` if the gate admitted them and the sender
-        /// was told so already.
-        answer: Option<Answer<()>>,
-    },
-    /// A `MsgSnapshot` whose file is already checked and durable here.
-    Snapshot {
-        /// The sender's boot id.
-        boot: u64,
-        /// Rises with each snapshot of one boot.
-        number: u64,
-        /// The message, to be stepped.
-        message: Message,
-        /// Whom to answer whether it was taken.
-        answer: Answer<()>,
-    },
-    /// The sender introduces itself.
-    Greeting {
-        /// What it tells.
-        greeting: Greeting,
-        /// Whom to answer.
-        answer: Answer<GreetingAnswer>,
-    },
-    /// The sender asks for this member's status.
-    Status {
-        /// Whom to answer, with the status, encoded.
-        answer: Answer<Vec<u8>>,
-    },
-    /// A change of the members that a client asked of the sender, passed on.
-    ConfChange {
-        /// What to change.
-        change: MemberRequest,
-        /// Whom to answer.
-        responder: Responder<()>,
-    },
-}
-
-/// Answers a peer: with `T`, or that it is refused.
-pub type Answer<T> = oneshot::Sender<std::result::Result<T, Refusal>>;
-
-/// The verdict on a sender that is not refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// Known and in order: its messages are taken and answered at once.
-    Admitted,
-    /// Not known here, or not yet: the node itself says whether it takes the messages.
-    AskTheNode,
-}
-
-/// The node's verdict on a sender before its body is read, from a shared copy of what it knows.
-pub trait Gate: Send + Sync {
-    /// This member's own header to `to`, for requests and answers; 0 in a greeting.
-    fn header(&self, to: NodeId) -> PeerHeader;
-
-    /// Judges who sent a request, whatever its kind. Cluster 0 and receiver 0 stand in greetings
-    /// only: elsewhere they were answered 400 before.
-    ///
-    /// # Errors
-    /// The refusal that the sender is answered.
-    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal>;
-}
-
-/// Where the files of snapshots come from and go to. All of it blocks.
-pub trait SnapshotFiles: Send + Sync {
-    /// Opens the snapshot at `index` and `term` for sending: its length in bytes, and the bytes.
-    ///
-    /// # Errors
-    /// If it cannot be opened; it is reported as not arrived.
-    fn open(&self, index: Index, term: Term) -> Result<(u64, Box<dyn Read + Send>)>;
-
-    /// Begins the file of a snapshot that arrives, to be checked against `file`.
-    ///
-    /// # Errors
-    /// If this member's own disk failed: it has to stop.
-    fn receive(
-        &self,
-        index: Index,
-        term: Term,
-        file: SnapshotFile,
-    ) -> Result<Box<dyn SnapshotSink>>;
-}
-
-/// The file of a snapshot that arrives. Dropping it unfinished removes it.
-pub trait SnapshotSink: Send {
-    /// Appends `bytes`.
-    ///
-    /// # Errors
-    /// If this member's own disk failed: it has to stop.
-    fn write(&mut self, bytes: &[u8]) -> Result<()>;
-
-    /// Checks the file and makes it durable; `Ok(Err(…))` says what is wrong with the bytes.
-    ///
-    /// # Errors
-    /// If this member's own disk failed: it has to stop.
-    fn finish(self: Box<Self>) -> Result<std::result::Result<(), String>>;
-}
 
 /// How a [`Transport`] behaves.
 #[derive(Clone, Debug)]
@@ -274,8 +141,8 @@ struct Shared {
     client: reqwest::Client,
     /// Sends snapshots: a receiver that writes to its disk may take no bytes for longer.
     snapshot_client: reqwest::Client,
-    gate: Arc<dyn Gate>,
-    files: Arc<dyn SnapshotFiles>,
+    admission: Arc<Admission>,
+    snapshotter: Snapshotter,
     inbound_tx: mpsc::Sender<Inbound>,
     /// Unbounded, but bounded in effect: a peer's task reports a few times per backoff, and what it
     /// gives back is what its queue held.
@@ -289,8 +156,10 @@ struct Shared {
     receiving: Arc<Semaphore>,
     /// The senders of these snapshots.
     receiving_from: Mutex<BTreeSet<NodeId>>,
-    /// True once the transport closes: then no snapshot is received any more.
+    /// True once the transport closes.
     closing: watch::Sender<bool>,
+    /// Each task holds a receiver until it ends.
+    running: watch::Sender<()>,
 }
 
 impl Shared {
@@ -330,17 +199,12 @@ struct Peer {
     snapshot_on_its_way: Arc<AtomicBool>,
 }
 
-/// The handle of the raft node. No method but [`close`](Self::close) waits.
-///
-/// It owns every task that it starts; dropping it without closing it aborts them.
+/// The raft node's end of the transport. Dropping it closes it: queues drain for at most a second,
+/// and snapshots, greetings and changes on their way are aborted.
 pub struct Transport {
     shared: Arc<Shared>,
     runtime: Handle,
     peers: BTreeMap<NodeId, Peer>,
-    /// The peers' tasks: they end by themselves.
-    peer_tasks: JoinSet<()>,
-    /// Snapshots, greetings and changes on their way: closing aborts them.
-    errands: JoinSet<()>,
 }
 
 impl Transport {
@@ -351,8 +215,8 @@ impl Transport {
     /// [`Error::Config`] if there can be no HTTP client.
     pub fn new(
         config: TransportConfig,
-        gate: Arc<dyn Gate>,
-        files: Arc<dyn SnapshotFiles>,
+        admission: Arc<Admission>,
+        snapshotter: Snapshotter,
         inbound_tx: mpsc::Sender<Inbound>,
         report_tx: mpsc::UnboundedSender<PeerReport>,
         runtime: Handle,
@@ -366,8 +230,8 @@ impl Transport {
             client: client(config.half_election_timeout())?,
             snapshot_client: client(config.snapshot_progress_timeout)?,
             config,
-            gate,
-            files,
+            admission,
+            snapshotter,
             inbound_tx,
             report_tx,
             logger,
@@ -376,14 +240,9 @@ impl Transport {
             receiving: Arc::new(Semaphore::new(SNAPSHOTS_RECEIVED_AT_ONCE as usize)),
             receiving_from: Mutex::new(BTreeSet::new()),
             closing: watch::Sender::new(false),
+            running: watch::Sender::new(()),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-            runtime,
-            peers: BTreeMap::new(),
-            peer_tasks: JoinSet::new(),
-            errands: JoinSet::new(),
-        })
+        Ok(Self { shared: Arc::new(shared), runtime, peers: BTreeMap::new() })
     }
 
     /// What the peer port serves. Its handlers live as long as the connections that call them.
@@ -391,42 +250,44 @@ impl Transport {
         inbound::router(self.shared.clone())
     }
 
-    /// Sends to peer `id` at `url` from now on. The same URL again changes nothing; with another
-    /// one the old queue drains to where it was meant for.
-    pub fn add_peer(&mut self, id: NodeId, url: &str) {
-        if self.peers.get(&id).is_some_and(|peer| *peer.url == *url) {
-            return;
+    /// Resolves once this transport was dropped and all of its tasks have ended. Then no snapshot is
+    /// being written here, and none will be. Handlers of the router answer their requests as they can.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = self.shared.clone();
+        async move {
+            let mut closing_rx = shared.closing.subscribe();
+            // The sender is in `shared`.
+            let _ = closing_rx.wait_for(|closing| *closing).await;
+            shared.running.closed().await;
+            // A thread that writes a snapshot holds a permit.
+            let all = shared.receiving.acquire_many(SNAPSHOTS_RECEIVED_AT_ONCE).await;
+            all.expect("the semaphore is never closed").forget();
         }
-        reap(&mut self.peer_tasks);
-        let url: Arc<str> = url.into();
-        let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
-        let (removed_tx, removed_rx) = oneshot::channel();
-        let queued_bytes = Arc::<AtomicU64>::default();
-        let queue = outbound::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
-        let sender = outbound::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
-        self.peer_tasks.spawn_on(sender.run(removed_rx), &self.runtime);
-        let peer = Peer {
-            url,
-            queue_tx,
-            queued_bytes,
-            _removed_tx: removed_tx,
-            overflowing: false,
-            snapshot_on_its_way: Arc::default(),
-        };
-        self.peers.insert(id, peer);
     }
 
-    /// Takes no more messages for peer `id`. What is queued is sent within a second, or dropped.
-    pub fn remove_peer(&mut self, id: NodeId) {
-        self.peers.remove(&id);
+    /// Runs `errand` until it ends or the transport closes.
+    fn spawn(&self, errand: impl Future<Output = ()> + Send + 'static) {
+        let running = self.shared.running.subscribe();
+        let mut closing_rx = self.shared.closing.subscribe();
+        self.runtime.spawn(async move {
+            let _running = running;
+            tokio::select! {
+                biased;
+                _ = closing_rx.wait_for(|closing| *closing) => {}
+                () = errand => {}
+            }
+        });
     }
+}
 
-    /// Queues `message` for the peer it names. To an unknown peer it is dropped, as it is if the
-    /// queue is full; then the peer is reported as unreachable.
-    ///
-    /// # Panics
-    /// If it is a `MsgSnapshot`: [`send_snapshot`](Self::send_snapshot) takes these.
-    pub fn send(&mut self, message: Message) {
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.shared.closing.send_replace(true);
+    }
+}
+
+impl Outbox for Transport {
+    fn send(&mut self, message: Message) {
         assert_ne!(message.msg_type, MessageType::MsgSnapshot, "a snapshot has a file");
         let to = message.to;
         let Some(peer) = self.peers.get_mut(&to) else {
@@ -447,84 +308,85 @@ impl Transport {
         peer.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.shared.report_unsent(unsent);
         if !peer.overflowing {
-            // Once is enough: raft stops streaming to this peer until it answers.
+            // One report is enough: raft stops streaming to this peer until it answers.
             peer.overflowing = true;
             self.shared.report(PeerReport::Unreachable(to));
         }
     }
 
-    /// Sends a `MsgSnapshot` and the file it stands for; `file` is what the receiver checks. One at
-    /// a time per peer. Its end is always reported as a [`PeerReport::SnapshotStatus`].
-    pub fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
-        reap(&mut self.errands);
+    fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
         let metadata = message.get_snapshot().get_metadata();
         let (to, index, term) = (message.to, metadata.index, metadata.term);
         let peer = self.peers.get(&to);
         let Some(peer) = peer.filter(|peer| !peer.snapshot_on_its_way.swap(true, Ordering::AcqRel))
         else {
-            debug!(self.shared.logger, "snapshot at index {} to peer {} was not begun", index, to);
+            debug!(
+                self.shared.logger,
+                "snapshot at index {} to peer {} was not started", index, to
+            );
             self.shared.report(PeerReport::SnapshotStatus { to, index, arrived: false });
             return;
         };
         let on_its_way = peer.snapshot_on_its_way.clone();
         let guard = outbound::SnapshotGuard::new(self.shared.clone(), to, index, on_its_way);
         let (chunk_tx, body) = outbound::snapshot_body(&message, file.length);
-        let shared = self.shared.clone();
-        let read = move || outbound::read_file(&shared, index, term, file.length, &chunk_tx);
-        self.errands.spawn_blocking_on(read, &self.runtime);
-        let send =
-            outbound::send_snapshot(self.shared.clone(), peer.url.clone(), file, body, guard);
-        self.errands.spawn_on(send, &self.runtime);
+        let (shared, running) = (self.shared.clone(), self.shared.running.subscribe());
+        self.runtime.spawn_blocking(move || {
+            let _running = running;
+            outbound::read_file(&shared, index, term, file.length, &chunk_tx);
+        });
+        let url = peer.url.clone();
+        self.spawn(outbound::send_snapshot(self.shared.clone(), url, file, body, guard));
     }
 
-    /// Sends a greeting to whoever listens at `url`. It is answered by one [`PeerReport`]:
-    /// `Greeted`, `Refused` or `NotGreeted`.
-    pub fn greet(&mut self, url: &str, greeting: Greeting) {
-        reap(&mut self.errands);
-        let greet = outbound::greet(self.shared.clone(), url.to_owned(), greeting);
-        self.errands.spawn_on(greet, &self.runtime);
+    fn add_peer(&mut self, id: NodeId, url: &str) {
+        if self.peers.get(&id).is_some_and(|peer| *peer.url == *url) {
+            return;
+        }
+        let url: Arc<str> = url.into();
+        let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
+        let (removed_tx, removed_rx) = oneshot::channel();
+        let queued_bytes = Arc::<AtomicU64>::default();
+        let queue = outbound::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
+        let sender = outbound::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
+        let running = self.shared.running.subscribe();
+        // Closing drops the queue: the task drains it and ends.
+        self.runtime.spawn(async move {
+            let _running = running;
+            sender.run(removed_rx).await;
+        });
+        let peer = Peer {
+            url,
+            queue_tx,
+            queued_bytes,
+            _removed_tx: removed_tx,
+            overflowing: false,
+            snapshot_on_its_way: Arc::default(),
+        };
+        self.peers.insert(id, peer);
     }
 
-    /// Passes a client's change of members on to the leader `to`, once, and hands its answer to
-    /// `responder`. What cannot have reached `to` is [`RequestError::Unavailable`]; what may have is
-    /// [`RequestError::Unknown`].
-    pub fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
-        reap(&mut self.errands);
+    fn remove_peer(&mut self, id: NodeId) {
+        self.peers.remove(&id);
+    }
+
+    fn greet(&mut self, url: &str, greeting: Greeting) {
+        self.spawn(outbound::greet(self.shared.clone(), url.to_owned(), greeting));
+    }
+
+    fn forward_change(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
         let Some(peer) = self.peers.get(&to) else {
             let why = format!("member {to} leads, but its URL is not known here yet");
             responder.answer(Err(RequestError::unavailable(why)));
             return;
         };
-        let pass_on =
-            outbound::pass_on(self.shared.clone(), to, peer.url.clone(), change, responder);
-        self.errands.spawn_on(pass_on, &self.runtime);
+        let (shared, url) = (self.shared.clone(), peer.url.clone());
+        self.spawn(outbound::forward_change(shared, to, url, change, responder));
     }
 
-    /// Asks member `to` for its status; an answer is one [`PeerReport::Status`], none is none.
-    pub fn ask_status(&mut self, to: NodeId) {
-        reap(&mut self.errands);
+    fn ask_status(&mut self, to: NodeId) {
         let Some(peer) = self.peers.get(&to) else { return };
-        let ask = outbound::ask_status(self.shared.clone(), to, peer.url.clone());
-        self.errands.spawn_on(ask, &self.runtime);
-    }
-
-    /// Ends every task and waits for it. Queues drain for a second at most; snapshots, both ways,
-    /// are broken off. Handlers of the router that still run are answered as they can be.
-    pub async fn close(mut self) {
-        self.shared.closing.send_replace(true);
-        self.peers.clear();
-        self.errands.abort_all();
-        while let Some(end) = self.errands.join_next().await {
-            resume_panic(end);
-        }
-        while let Some(end) = self.peer_tasks.join_next().await {
-            resume_panic(end);
-        }
-        // A thread that writes a snapshot holds a permit. With all of them taken for good, there is
-        // no such thread and there will be none.
-        if let Ok(permits) = self.shared.receiving.acquire_many(SNAPSHOTS_RECEIVED_AT_ONCE).await {
-            permits.forget();
-        }
+        self.spawn(outbound::ask_status(self.shared.clone(), to, peer.url.clone()));
     }
 }
 
@@ -532,20 +394,4 @@ impl Transport {
 fn payload_bytes(message: &Message) -> u64 {
     let entries = message.entries.iter();
     entries.map(|entry| (entry.data.len() + entry.context.len()) as u64).sum()
-}
-
-/// Takes the tasks that ended out of `tasks`.
-fn reap(tasks: &mut JoinSet<()>) {
-    while let Some(end) = tasks.try_join_next() {
-        resume_panic(end);
-    }
-}
-
-/// A panic anywhere ends the process. That a task was aborted is a normal event.
-fn resume_panic(end: std::result::Result<(), JoinError>) {
-    if let Err(error) = end
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
-    }
 }

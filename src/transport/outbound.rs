@@ -169,7 +169,7 @@ impl Shared {
         &self,
         call: Call<'_>,
     ) -> Result<(PeerHeader, reqwest::Response), Failure> {
-        let ours = self.gate.header(call.to);
+        let ours = self.admission.header(call.to);
         let mut headers = call.headers;
         wire::put_identity(&mut headers, &ours)
             .map_err(|error| Failure::NotSent(error.to_string()))?;
@@ -602,7 +602,7 @@ pub(super) fn read_file(
     length: u64,
     chunk_tx: &mpsc::Sender<io::Result<Bytes>>,
 ) {
-    let (found, mut reader) = match shared.files.open(index, term) {
+    let (found, mut reader) = match shared.snapshotter.open_raw(index, term) {
         Ok(opened) => opened,
         Err(error) => {
             crit!(shared.logger, "cannot read the snapshot at index {}: {}", index, error);
@@ -730,8 +730,8 @@ pub(super) async fn ask_status(shared: Arc<Shared>, to: NodeId, url: Arc<str>) {
     }
 }
 
-/// Passes `change` on to member `to`, and its answer to `responder`.
-pub(super) async fn pass_on(
+/// Forwards `change` to member `to`, and its answer to `responder`.
+pub(super) async fn forward_change(
     shared: Arc<Shared>,
     to: NodeId,
     url: Arc<str>,

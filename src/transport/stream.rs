@@ -36,8 +36,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not_ready, room_for};
 use super::outbound::{Call, Failure, answered};
-use super::{Admission, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
+use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{NodeId, PeerHeader};
+use crate::membership::Sender;
 use crate::ports::tls::{Changes, Tls};
 
 /// The length of a frame's number and length, in bytes.
@@ -246,9 +247,9 @@ struct Incoming {
 /// # Errors
 /// What a request to `/raft` is answered, and that senders which the gate does not know cannot.
 pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
-    let (header, admission) = admit_raft(shared, parts)?;
+    let (header, sender) = admit_raft(shared, parts)?;
     let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
-    check_admission(admission)?;
+    check_member(sender)?;
     let election_timeout = shared.config.election_timeout;
     let incoming = Incoming {
         shared: shared.clone(),
@@ -269,10 +270,10 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<
     Ok(Body::from_stream(lines))
 }
 
-fn check_admission(admission: Admission) -> Result<(), Rejection> {
-    match admission {
-        Admission::Admitted => Ok(()),
-        Admission::AskTheNode => Err(not_ready("each batch of this sender is judged by itself")),
+fn check_member(sender: Sender) -> Result<(), Rejection> {
+    match sender {
+        Sender::Member => Ok(()),
+        Sender::Known | Sender::New => Err(not_ready("only members may stream")),
     }
 }
 
@@ -368,7 +369,7 @@ impl Incoming {
         let silence = self.shared.config.election_timeout;
         self.reader.deadline = Deadline::At(Instant::now() + silence);
         // Who may speak can have changed since the last frame.
-        check_admission(self.shared.gate.admit(&self.header)?)?;
+        check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
         let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
         hand_over(&self.shared, inbound)?;

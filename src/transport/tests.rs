@@ -2,17 +2,21 @@
 //! choice.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::io::{Read as _, Write as _};
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use slog::{Drain, o};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 mod stream;
 
 use super::*;
-use crate::channels::{Pending, responder};
+use crate::channels::{GreetingAnswer, Pending, Refusal, responder};
+use crate::membership::{MemberChange, Members, Own};
+use crate::storage::failing::FailingVfs;
 
 /// Half of it is the patience with a peer. Long enough for a loaded machine to answer in time.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,83 +26,16 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 const CLUSTER_ID: u64 = 0xc1;
 
-type Verdict = Box<dyn Fn(&PeerHeader) -> std::result::Result<Admission, Refusal> + Send + Sync>;
+/// Members 1, 2 and 3 know each other with this incarnation.
+const INCARNATION: u64 = 7;
 
-struct FakeGate {
-    id: NodeId,
-    cluster_id: u64,
-    url: String,
-    verdict: Mutex<Verdict>,
+/// The peer URL that member `id` names in its headers. Its port is another one, of the system's choice.
+fn named_url(id: NodeId) -> String {
+    format!("http://127.0.0.1:{id}")
 }
 
-impl Gate for FakeGate {
-    fn header(&self, to: NodeId) -> PeerHeader {
-        let url = self.url.clone();
-        PeerHeader { cluster_id: self.cluster_id, from: self.id, incarnation: 7, url, moved: 0, to }
-    }
-
-    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {
-        (self.verdict.lock().expect("verdict"))(header)
-    }
-}
-
-/// Sends what `sent` holds, keeps what arrives whole in `received`.
-#[derive(Default)]
-struct FakeFiles {
-    sent: Mutex<Vec<u8>>,
-    received: Arc<Mutex<Vec<u8>>>,
-    sinks_open: Arc<AtomicUsize>,
-    disk_fails: AtomicBool,
-}
-
-struct FakeSink {
-    bytes: Vec<u8>,
-    file: SnapshotFile,
-    received: Arc<Mutex<Vec<u8>>>,
-    sinks_open: Arc<AtomicUsize>,
-    disk_fails: bool,
-}
-
-impl SnapshotFiles for FakeFiles {
-    fn open(&self, _: Index, _: Term) -> Result<(u64, Box<dyn Read + Send>)> {
-        let bytes = self.sent.lock().expect("sent").clone();
-        Ok((bytes.len() as u64, Box::new(std::io::Cursor::new(bytes))))
-    }
-
-    fn receive(&self, _: Index, _: Term, file: SnapshotFile) -> Result<Box<dyn SnapshotSink>> {
-        self.sinks_open.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(FakeSink {
-            bytes: Vec::new(),
-            file,
-            received: self.received.clone(),
-            sinks_open: self.sinks_open.clone(),
-            disk_fails: self.disk_fails.load(Ordering::SeqCst),
-        }))
-    }
-}
-
-impl SnapshotSink for FakeSink {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.disk_fails {
-            return Err(Error::Config("the disk failed".to_owned()));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finish(mut self: Box<Self>) -> Result<std::result::Result<(), String>> {
-        if crc32c::crc32c(&self.bytes) != self.file.checksum {
-            return Ok(Err("wrong checksum".to_owned()));
-        }
-        *self.received.lock().expect("received") = std::mem::take(&mut self.bytes);
-        Ok(Ok(()))
-    }
-}
-
-impl Drop for FakeSink {
-    fn drop(&mut self) {
-        self.sinks_open.fetch_sub(1, Ordering::SeqCst);
-    }
+fn three_members() -> Members {
+    Members { urls: (1..=3).map(|id| (id, named_url(id))).collect(), ..Members::default() }
 }
 
 /// Keeps the lines of a log.
@@ -131,8 +68,10 @@ impl Lines {
 struct Member {
     transport: Transport,
     url: String,
-    gate: Arc<FakeGate>,
-    files: Arc<FakeFiles>,
+    admission: Arc<Admission>,
+    snapshotter: Snapshotter,
+    vfs: Arc<FailingVfs>,
+    dir: TempDir,
     inbound_rx: mpsc::Receiver<Inbound>,
     report_rx: mpsc::UnboundedReceiver<PeerReport>,
     log: Lines,
@@ -167,9 +106,18 @@ impl Member {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let verdict: Mutex<Verdict> = Mutex::new(Box::new(|_| Ok(Admission::Admitted)));
-        let gate = Arc::new(FakeGate { id, cluster_id: CLUSTER_ID, url: url.clone(), verdict });
-        let files = Arc::<FakeFiles>::default();
+        let own = Own {
+            id,
+            incarnation: INCARNATION,
+            url: named_url(id),
+            first_urls: Vec::new(),
+            restored_list: 0,
+        };
+        let incarnations = (1..=3).map(|id| (id, INCARNATION)).collect();
+        let admission = Arc::new(Admission::new(own, CLUSTER_ID, three_members(), incarnations));
+        let dir = tempfile::tempdir().expect("a directory");
+        let vfs = FailingVfs::sound();
+        let snapshotter = Snapshotter::new(vfs.clone(), dir.path()).expect("a directory");
         let (inbound_tx, inbound_rx) = mpsc::channel(inbound);
         let (report_tx, report_rx) = mpsc::unbounded_channel();
         let log = Lines::default();
@@ -177,10 +125,16 @@ impl Member {
         configure(&mut config);
         let logger = Logger::root(log.clone().ignore_res(), o!());
         let runtime = Handle::current();
-        let (gate_seam, files_seam) = (gate.clone(), files.clone());
-        let transport =
-            Transport::new(config, gate_seam, files_seam, inbound_tx, report_tx, runtime, logger)
-                .expect("a transport");
+        let transport = Transport::new(
+            config,
+            admission.clone(),
+            snapshotter.clone(),
+            inbound_tx,
+            report_tx,
+            runtime,
+            logger,
+        )
+        .expect("a transport");
         let requests = Arc::<AtomicUsize>::default();
         let counted = requests.clone();
         let count = axum::middleware::from_fn(
@@ -191,7 +145,18 @@ impl Member {
         );
         let router = transport.router().layer(count);
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { transport, url, gate, files, inbound_rx, report_rx, log, requests }
+        Self {
+            transport,
+            url,
+            admission,
+            snapshotter,
+            vfs,
+            dir,
+            inbound_rx,
+            report_rx,
+            log,
+            requests,
+        }
     }
 
     /// Gives this transport a runtime for its tasks alone, so that they can be counted.
@@ -202,11 +167,41 @@ impl Member {
         OwnRuntime(Some(runtime))
     }
 
-    fn judge(
-        &self,
-        verdict: impl Fn(&PeerHeader) -> std::result::Result<Admission, Refusal> + Send + Sync + 'static,
-    ) {
-        *self.gate.verdict.lock().expect("verdict") = Box::new(verdict);
+    /// Applies the removal of member 1.
+    fn remove_member_1(&self) -> Refusal {
+        let mut members = three_members();
+        members.apply(&MemberChange::Remove { id: 1 }, 5);
+        self.admission.update(CLUSTER_ID, &members, Vec::new());
+        Refusal::Removed { id: 1, index: 5 }
+    }
+
+    /// Makes member 1 a sender that is known and no member, so that the node decides.
+    fn forget_member_1(&self) {
+        let mut members = three_members();
+        members.urls.remove(&1);
+        self.admission.update(CLUSTER_ID, &members, Vec::new());
+    }
+
+    /// Ends the transport and waits for its tasks.
+    async fn close(self) {
+        let ended = self.transport.ended();
+        drop(self.transport);
+        within(ended).await;
+    }
+
+    /// The file of the snapshot at index 9.
+    fn snapshot_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let (_, mut reader) = self.snapshotter.open_raw(9, 1).expect("it is there");
+        reader.read_to_end(&mut bytes).expect("it can be read");
+        bytes
+    }
+
+    /// How many snapshots are being received.
+    fn unfinished_files(&self) -> usize {
+        let entries = std::fs::read_dir(self.dir.path()).expect("a directory");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".tmp")).count()
     }
 
     async fn inbound(&mut self) -> Inbound {
@@ -240,11 +235,16 @@ impl Member {
         }
     }
 
-    /// Sends `bytes` as the snapshot at index 9 to member 2.
+    /// Makes the snapshot at index 9 of the state `bytes`.
+    fn make_snapshot(&self, bytes: &[u8]) -> SnapshotFile {
+        let mut writer = self.snapshotter.create(9, 1, b"meta").expect("created");
+        writer.write_all(bytes).expect("written");
+        writer.finish().expect("finished")
+    }
+
+    /// Sends the snapshot at index 9 of the state `bytes` to member 2.
     fn send_snapshot(&mut self, bytes: Vec<u8>) {
-        let checksum = crc32c::crc32c(&bytes);
-        let file = SnapshotFile { length: bytes.len() as u64, checksum };
-        *self.files.sent.lock().expect("sent") = bytes;
+        let file = self.make_snapshot(&bytes);
         self.transport.send_snapshot(snapshot_message(), file);
     }
 }
@@ -352,7 +352,7 @@ async fn messages_arrive_in_order_and_many_in_one_request() {
     let mut last_number = 0;
     while arrived.len() < 4_000 {
         let inbound = two.inbound().await;
-        assert_eq!(inbound.header, one.gate.header(2));
+        assert_eq!(inbound.header, one.admission.header(2));
         let InboundBody::Messages { boot, number, messages, answer } = inbound.body else {
             panic!("only messages were sent");
         };
@@ -692,23 +692,21 @@ async fn bytes_count_until_the_node_has_taken_the_messages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_comes_before_the_body_and_reaches_the_senders_node() {
-    let refusals = [
-        Refusal::Mismatch(
-            "here is cluster c2, member 2; asked for cluster c1, member 2".to_owned(),
-        ),
-        Refusal::OtherIncarnation("member 1 is known as 8, not 7".to_owned()),
-        Refusal::Removed { id: 1, index: 77 },
+    let refuse: [fn(&Member); 3] = [
+        |two| two.admission.update(0xc2, &three_members(), Vec::new()),
+        |two| two.admission.record(1, 8),
+        |two| drop(two.remove_member_1()),
     ];
-    for (refusal, status) in refusals.into_iter().zip([412, 412, 410]) {
+    for (refuse, status) in refuse.into_iter().zip([412, 412, 410]) {
         let mut one = Member::start(1).await;
         let mut two = Member::start(2).await;
-        let verdict = refusal.clone();
-        two.judge(move |_| Err(verdict.clone()));
+        refuse(&two);
+        let refusal = two.admission.admit(&one.admission.header(2)).expect_err("refused");
         one.transport.add_peer(2, &two.url);
         one.transport.send(heartbeat(2, 0));
         match one.report().await {
             PeerReport::Refused { header, refusal: reported } => {
-                assert_eq!(header, two.gate.header(1));
+                assert_eq!(header, two.admission.header(1));
                 assert_eq!(reported, refusal);
             }
             other => panic!("{other:?}"),
@@ -724,10 +722,10 @@ async fn a_refusal_comes_before_the_body_and_reaches_the_senders_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_is_asked_about_a_sender_that_the_gate_does_not_know() {
+async fn the_node_decides_about_a_sender_that_is_no_member() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    two.judge(|_| Ok(Admission::AskTheNode));
+    two.forget_member_1();
     one.transport.add_peer(2, &two.url);
     for verdict in [Ok(()), Err(Refusal::Removed { id: 1, index: 5 })] {
         one.transport.send(heartbeat(2, 0));
@@ -753,11 +751,7 @@ async fn a_snapshot_streams_and_arrives_intact() {
     one.transport.add_peer(2, &two.url);
     one.send_snapshot(several_mebibytes());
     let inbound = two.inbound().await;
-    assert_eq!(
-        *two.files.received.lock().expect("received"),
-        several_mebibytes(),
-        "before the node"
-    );
+    assert_eq!(two.snapshot_bytes(), one.snapshot_bytes(), "before the node");
     // Messages pass while the snapshot is not answered.
     one.transport.send(heartbeat(2, 3));
     assert_eq!(two.messages().await, [heartbeat(2, 3)]);
@@ -770,7 +764,7 @@ async fn a_snapshot_streams_and_arrives_intact() {
     assert!(!one.snapshot_arrived().await, "the second one is not begun");
     answer.send(Ok(())).expect("the handler waits");
     assert!(one.snapshot_arrived().await);
-    one.send_snapshot(Vec::new());
+    one.send_snapshot(several_mebibytes());
     let InboundBody::Snapshot { answer, .. } = two.inbound().await.body else {
         panic!("a snapshot was sent");
     };
@@ -783,8 +777,7 @@ async fn a_snapshot_that_is_not_what_it_should_be_is_not_delivered() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     one.transport.add_peer(2, &two.url);
-    *one.files.sent.lock().expect("sent") = several_mebibytes();
-    let length = several_mebibytes().len() as u64;
+    let length = one.make_snapshot(&several_mebibytes()).length;
     one.transport.send_snapshot(snapshot_message(), SnapshotFile { length, checksum: 1 });
     assert!(!one.snapshot_arrived().await, "the checksum is wrong");
     let file = SnapshotFile { length: length + 1, checksum: 1 };
@@ -793,7 +786,7 @@ async fn a_snapshot_that_is_not_what_it_should_be_is_not_delivered() {
     one.transport.remove_peer(2);
     one.transport.send_snapshot(snapshot_message(), file);
     assert!(!one.snapshot_arrived().await, "the peer is unknown");
-    eventually("no file is left open", || two.files.sinks_open.load(Ordering::SeqCst) == 0).await;
+    eventually("no file is left open", || two.unfinished_files() == 0).await;
     assert!(two.inbound_rx.try_recv().is_err());
     assert!(two.report_rx.try_recv().is_err(), "its own disk is in order");
 }
@@ -857,9 +850,9 @@ async fn a_snapshot_that_stops_coming_is_given_up_and_its_place_is_free() {
     let mut stream =
         TcpStream::connect(two.url.trim_start_matches("http://")).await.expect("connect");
     stream.write_all(&begun).await.expect("write");
-    eventually("begun", || two.files.sinks_open.load(Ordering::SeqCst) == 1).await;
+    eventually("begun", || two.unfinished_files() == 1).await;
     assert_eq!(raw(&two.url, &begun).await.0, 503, "one per sender");
-    eventually("given up", || two.files.sinks_open.load(Ordering::SeqCst) == 0).await;
+    eventually("given up", || two.unfinished_files() == 0).await;
     assert_eq!(raw(&two.url, &begun).await.0, 408, "its place is free");
 }
 
@@ -867,7 +860,7 @@ async fn a_snapshot_that_stops_coming_is_given_up_and_its_place_is_free() {
 async fn a_failed_disk_reaches_the_receivers_node() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    two.files.disk_fails.store(true, Ordering::SeqCst);
+    two.vfs.fail_after(1);
     one.transport.add_peer(2, &two.url);
     one.send_snapshot(several_mebibytes());
     assert!(!one.snapshot_arrived().await);
@@ -892,7 +885,7 @@ async fn greetings_are_answered_refused_or_not_answered() {
     match one.report().await {
         PeerReport::Greeted { url, header, answer: reported } => {
             assert_eq!(url, two.url);
-            assert_eq!(header, two.gate.header(1));
+            assert_eq!(header, two.admission.header(1));
             assert_eq!(reported, answer);
         }
         other => panic!("{other:?}"),
@@ -914,24 +907,26 @@ async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     let greeting = Greeting { first_urls: Vec::new() };
-    two.judge(|_| Err(Refusal::Mismatch("another --cluster".to_owned())));
+    two.admission.update(0xc2, &three_members(), Vec::new());
     one.transport.greet(&two.url, greeting.clone());
     match one.report().await {
         PeerReport::NotGreeted { url, why } => {
             assert_eq!(url, two.url);
-            assert!(why.contains("another --cluster"), "{why}");
+            assert!(why.contains("cluster 00000000000000c2"), "{why}");
         }
         other => panic!("{other:?}"),
     }
     // The other refusals are the node's to judge, with the header of who answered.
-    for refusal in [Refusal::Removed { id: 1, index: 5 }, Refusal::OtherIncarnation("8".to_owned())]
-    {
-        let answered = refusal.clone();
-        two.judge(move |_| Err(answered.clone()));
+    let refuse: [fn(&Member); 2] =
+        [|two| drop(two.remove_member_1()), |two| two.admission.record(1, 8)];
+    for refuse in refuse {
+        two.admission.update(CLUSTER_ID, &three_members(), Vec::new());
+        refuse(&two);
+        let refusal = two.admission.admit(&one.admission.header(2)).expect_err("refused");
         one.transport.greet(&two.url, greeting.clone());
         match one.report().await {
             PeerReport::Refused { header, refusal: reported } => {
-                assert_eq!(header, two.gate.header(1));
+                assert_eq!(header, two.admission.header(1));
                 assert_eq!(reported, refusal);
             }
             other => panic!("{refusal:?}: {other:?}"),
@@ -940,10 +935,10 @@ async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_
     assert!(two.inbound_rx.try_recv().is_err(), "none of them reached the node");
 }
 
-/// Passes a change on from `one` to member 2.
-fn pass_on(one: &mut Member) -> Pending<()> {
+/// Forwards a change from `one` to member 2.
+fn forward_change(one: &mut Member) -> Pending<()> {
     let (responder, pending) = responder();
-    one.transport.pass_on(2, MemberRequest::Remove { id: 3 }, responder);
+    one.transport.forward_change(2, MemberRequest::Remove { id: 3 }, responder);
     pending
 }
 
@@ -952,23 +947,23 @@ async fn outcome(pending: Pending<()>) -> std::result::Result<(), RequestError> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_passed_on_and_the_leaders_answer_comes_back_as_it_is() {
+async fn a_change_is_forwarded_and_answered_as_the_leader_does() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    let pending = pass_on(&mut one);
+    let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))), "unknown peer");
     one.transport.add_peer(2, &two.url);
     for answer in [Ok(()), Err(RequestError::Conflict("remove member 3 first".to_owned()))] {
-        let pending = pass_on(&mut one);
+        let pending = forward_change(&mut one);
         let InboundBody::ConfChange { change, responder } = two.inbound().await.body else {
-            panic!("a change was passed on");
+            panic!("a change was forwarded");
         };
         assert_eq!(change, MemberRequest::Remove { id: 3 });
         responder.answer(answer.clone());
         assert_eq!(outcome(pending).await, answer);
     }
-    two.judge(|_| Err(Refusal::NotReady("later".to_owned())));
-    let pending = pass_on(&mut one);
+    two.remove_member_1();
+    let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))), "refused");
 }
 
@@ -986,11 +981,11 @@ async fn a_change_that_may_have_arrived_is_unknown_and_one_that_cannot_have_unav
         }
     });
     one.transport.add_peer(2, &url.await);
-    let pending = pass_on(&mut one);
+    let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unknown(_))));
     assert_eq!(requests.load(Ordering::SeqCst), 1, "once");
     one.transport.add_peer(2, &nobody().await);
-    let pending = pass_on(&mut one);
+    let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))));
 }
 
@@ -1009,7 +1004,7 @@ async fn a_removed_peers_queue_is_drained() {
         arrived.extend(two.messages().await);
     }
     assert_eq!(arrived.last().map(|message| message.commit), Some(999));
-    within(one.transport.peer_tasks.join_next()).await.expect("a task").expect("it ended well");
+    within(one.transport.shared.running.closed()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1029,18 +1024,20 @@ async fn closing_leaves_no_task_and_answers_everyone() {
     one.transport.add_peer(2, &url.await);
     one.transport.send(heartbeat(2, 0));
     one.send_snapshot(several_mebibytes().repeat(8));
-    let pending = pass_on(&mut one);
+    let pending = forward_change(&mut one);
     for _ in 0..3 {
         within(begun_rx.recv()).await;
     }
     let shared = one.transport.shared.clone();
     let begun = Instant::now();
-    within(one.transport.close()).await;
+    let (mut report_rx, ended) = (one.report_rx, one.transport.ended());
+    drop(one.transport);
+    within(ended).await;
     assert!(begun.elapsed() < 3 * ELECTION_TIMEOUT, "{:?}", begun.elapsed());
     let outcome = outcome(pending).await;
     assert!(matches!(outcome, Err(RequestError::Unknown(_))), "{outcome:?}");
     let mut statuses = 0;
-    while let Ok(report) = one.report_rx.try_recv() {
+    while let Ok(report) = report_rx.try_recv() {
         statuses +=
             usize::from(matches!(report, PeerReport::SnapshotStatus { arrived: false, .. }));
     }

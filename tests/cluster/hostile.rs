@@ -2,7 +2,7 @@
 //! byte as the format in `transport/wire.rs` has them.
 //!
 //! Each row of [`STOPPED`] once did something bad to raft-rs 0.7.0: a panic, a poisoned term, a log
-//! that is no log. The gate lets none of them through. What it has to let through, since it may be
+//! that is no log. Validation refuses all of them. What it has to accept, since it may be
 //! the word of a leader that this member has not heard of, is followed, and loses nothing.
 
 use std::io::{Read, Write};
@@ -256,7 +256,7 @@ fn plain(message: Message) -> Forged {
     Forged { message, file: None }
 }
 
-/// The rows that the gate stops, whoever sends them and whether the receiver leads or follows.
+/// The rows that validation refuses from every sender, at a leader and at a follower.
 #[rustfmt::skip]
 const STOPPED: &[(&str, Forge)] = {
     use EntryType::{EntryConfChange, EntryNormal};
@@ -378,7 +378,7 @@ impl Calm {
             assert_eq!(facts(&self.cluster, to), before, "{what}");
             if status == 204 && !forged.is_beyond(&known) {
                 let is_said = self.cluster.count_logged(to, "dropping a message") == dropped + 1;
-                assert!(is_said, "{what}: it did not come as far as the gate");
+                assert!(is_said, "{what}: it was not validated");
             }
             let left = std::fs::read_dir(snap_dir(self.cluster.data_dir(), to)).unwrap().count();
             assert_eq!(left, 0, "{what}: a snapshot's file is left");
@@ -400,7 +400,7 @@ impl Calm {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_gate_stops_changes_nothing_whoever_sends_it() {
+async fn an_invalid_message_of_any_sender_changes_nothing() {
     let mut calm = Calm::start().await;
     let member = calm.forger.member(&mut calm.cluster, calm.stopped);
     let stranger = calm.forger.stranger();
@@ -518,7 +518,7 @@ const LET_THROUGH: &[Through] = {
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_gate_lets_through_from_a_stranger_is_followed_and_loses_no_committed_entry() {
+async fn a_valid_message_of_a_stranger_loses_no_committed_entry() {
     let mut cluster = Cluster::started(3, Options::default()).await;
     let mut forger = Forger::new(&mut cluster);
     let stranger = forger.stranger();

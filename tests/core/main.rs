@@ -10,7 +10,6 @@ mod damage;
 mod data;
 mod failed_sync;
 mod failing_disk;
-mod gate;
 mod golden;
 mod hostile;
 mod limits;
@@ -20,3 +19,4 @@ mod recovery;
 mod requests;
 #[path = "../support/mod.rs"]
 mod support;
+mod validate;

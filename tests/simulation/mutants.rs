@@ -1,7 +1,7 @@
 //! Programs that are wrong on purpose: the simulation has to notice each of them.
 //!
 //! Most are made at a seam, so that the code under test stays as it is: a disk that forgets a sync, a
-//! network that shows the gate another header. Those that no seam reaches are in [`super::patches`].
+//! network that shows admission another header. Those that no seam reaches are in [`super::patches`].
 
 use std::any::Any;
 use std::io;
@@ -30,7 +30,7 @@ pub enum Seam {
     /// A batch that arrives twice is taken twice.
     BatchFilterOff,
     /// Any cluster, any receiver and any incarnation pass.
-    GateOff,
+    AdmissionOff,
     /// Any incarnation passes.
     IncarnationsIgnored,
 }
@@ -45,7 +45,7 @@ impl Seam {
         (Self::AcknowledgedBeforePersisted, 10),
         (Self::ContextsReused, 100),
         (Self::BatchFilterOff, 100),
-        (Self::GateOff, 100),
+        (Self::AdmissionOff, 100),
         (Self::IncarnationsIgnored, 200),
     ];
 

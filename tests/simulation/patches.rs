@@ -48,7 +48,7 @@ pub const PATCHES: [Patch; 8] = [
     },
     Patch {
         name: "removed ids are forgotten",
-        file: "src/membership.rs",
+        file: "src/membership/members.rs",
         text: "self.removed.insert(*id, index);",
         becomes: "let _ = index;",
         seeds: 500,

@@ -1,7 +1,7 @@
 //! One run of one member: the node and the store that the binary runs, over the simulation's seams.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, RwLock, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use raft::eraftpb::Message;
 use raftexample::channels::{
@@ -10,12 +10,13 @@ use raftexample::channels::{
 };
 use raftexample::error::Result;
 use raftexample::kvstore::{Keys, KvStore};
-use raftexample::membership::PeerGate;
+use raftexample::membership::Admission;
 use raftexample::raft_node::replay::replay_wal;
 use raftexample::raft_node::state_machine::CommitReader;
-use raftexample::raft_node::{Input, NodeConfig, Outbox, RaftNode, Status};
+use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::Snapshotter;
+use raftexample::transport::Outbox;
 use slog::Logger;
 use tokio::sync::{mpsc, watch};
 
@@ -63,7 +64,7 @@ impl Outbox for ListOutbox {
         self.push(Outgoing::Greeting(url.to_owned(), greeting));
     }
 
-    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
+    fn forward_change(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
         self.push(Outgoing::Change(to, change, responder));
     }
 }
@@ -99,7 +100,7 @@ impl UnwrittenSnapshot {
 /// One run of one member.
 pub struct Process {
     pub node: RaftNode,
-    pub gate: Arc<RwLock<PeerGate>>,
+    pub admission: Arc<Admission>,
     pub snapshotter: Snapshotter,
     pub store: KvStore,
     pub sent: Arc<Mutex<Sent>>,
@@ -123,7 +124,7 @@ impl Process {
     ) -> Result<Self> {
         let replayed = replay_wal(config, vfs, logger)?;
         let replayed = replayed.with_segments(segment_bytes, segment_bytes / 4);
-        let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
+        let (admission, snapshotter) = (replayed.admission(), replayed.snapshotter());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Status::default());
         let reports = Arc::new(Mutex::new(Vec::new()));
@@ -147,7 +148,7 @@ impl Process {
         let (store, reader) = KvStore::new(config, requests, logger.clone());
         Ok(Self {
             node,
-            gate,
+            admission,
             snapshotter,
             store,
             sent,
@@ -227,7 +228,7 @@ impl Process {
     }
 
     pub fn header(&self, to: NodeId) -> PeerHeader {
-        self.gate.read().unwrap().header(to)
+        self.admission.header(to)
     }
 
     pub fn next_number(&mut self) -> u64 {

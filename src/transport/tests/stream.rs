@@ -122,9 +122,9 @@ async fn who_may_not_speak_or_is_not_known_may_not_stream() {
     };
     let open = HEADERS.replace("raft-to: 2", "raft-to: 0");
     assert_eq!(raw(&two.url, request(&open).as_bytes()).await.0, 400);
-    two.judge(|_| Ok(Admission::AskTheNode));
+    two.forget_member_1();
     assert_eq!(raw(&two.url, request(HEADERS).as_bytes()).await.0, 503);
-    two.judge(|_| Err(Refusal::Removed { id: 1, index: 5 }));
+    two.remove_member_1();
     assert_eq!(raw(&two.url, request(HEADERS).as_bytes()).await.0, 410);
 }
 
@@ -137,12 +137,11 @@ async fn a_sender_that_is_refused_amid_its_stream_learns_why_by_the_next_batch()
         one.transport.send(heartbeat(2, commit));
         two.messages().await;
     }
-    two.judge(|_| Err(Refusal::Removed { id: 1, index: 5 }));
+    let removed = two.remove_member_1();
     one.transport.send(heartbeat(2, 9));
     one.unreachable(2).await;
     one.transport.send(heartbeat(2, 10));
     let report = one.report().await;
-    let removed = Refusal::Removed { id: 1, index: 5 };
     assert!(matches!(&report, PeerReport::Refused { refusal, .. } if *refusal == removed));
     assert!(two.inbound_rx.try_recv().is_err(), "nothing was delivered");
 }
@@ -257,10 +256,10 @@ async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own
         two.messages().await;
     }
     let stream = RawStream::open(&two).await;
-    within(two.transport.close()).await;
+    two.close().await;
     let answer = stream.end().await;
     assert!(answer.contains("this member is stopping"), "{answer}");
-    within(one.transport.close()).await;
+    one.close().await;
 }
 
 /// The leader took it and died: it may be committed, and must not be proposed again.

@@ -1,4 +1,4 @@
-//! What a peer makes a node do: messages that pass the gate, and the entries in them.
+//! What a peer makes a node do: valid messages, and the entries in them.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -302,14 +302,14 @@ pub fn conf_changes(data: &[u8]) {
                 Err(error) => panic!("{error}"),
             }
         }
-        let gate = member.gate.read().unwrap().members.clone();
-        assert!(!gate.urls.is_empty() && !gate.urls.contains_key(&0));
-        assert!(gate.urls.values().all(|url| check_url(url).is_ok()), "{gate:?}");
-        assert_eq!(BTreeSet::from_iter(gate.urls.values()).len(), gate.urls.len(), "{gate:?}");
-        assert!(gate.removed.keys().all(|id| !gate.urls.contains_key(id)), "{gate:?}");
+        let known = member.admission.members();
+        assert!(!known.urls.is_empty() && !known.urls.contains_key(&0));
+        assert!(known.urls.values().all(|url| check_url(url).is_ok()), "{known:?}");
+        assert_eq!(BTreeSet::from_iter(known.urls.values()).len(), known.urls.len(), "{known:?}");
+        assert!(known.removed.keys().all(|id| !known.urls.contains_key(id)), "{known:?}");
         if !ended {
             let (members, config) = (member.status().members, member.config.clone());
-            assert_eq!(gate, members);
+            assert_eq!(known, members);
             let disk = member.crash(Survives::Nothing);
             member = Member::start(&config, &disk, &Transcript::default()).unwrap();
             assert_eq!(member.status().members, members, "started again");
@@ -317,7 +317,7 @@ pub fn conf_changes(data: &[u8]) {
                 member.tick().unwrap();
             }
         }
-        outcomes.push((ended, if ended { None } else { Some(gate) }));
+        outcomes.push((ended, if ended { None } else { Some(known) }));
         member = IMAGE.with(|image| Role::Follower.start(image));
     }
     assert_eq!(outcomes[0], outcomes[1], "the same entries, in other messages");

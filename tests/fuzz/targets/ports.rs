@@ -1,8 +1,7 @@
 //! What arrives at the two ports, behind the parsing of HTTP itself.
 
 use std::collections::HashMap;
-use std::io::Read;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,21 +12,17 @@ use hyper_util::service::TowerToHyperService;
 use protobuf::Message as _;
 use raft::eraftpb::MessageType;
 use raftexample::channels::{
-    Ack, Applied, Commit, CommittedEntry, Greeting, Index, MemberRequest, NodeId, PeerHeader,
-    Refusal, Requests, SnapshotFile, Term,
+    Ack, Applied, Commit, CommittedEntry, Greeting, MemberRequest, NodeId, Requests,
 };
 use raftexample::codec;
-use raftexample::error::{Error, Result};
+use raftexample::error::Error;
 use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KvStore};
-use raftexample::membership::{Members, PeerGate, Verdict};
+use raftexample::membership::{Members, Verdict};
 use raftexample::ports::listener::{BodyBudget, HttpService};
 use raftexample::raft_node::Input;
 use raftexample::raft_node::NodeConfig;
-use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::transport::{
-    Admission, Gate, SnapshotFiles, SnapshotSink, Transport, TransportConfig,
-};
+use raftexample::transport::{Transport, TransportConfig};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
@@ -63,37 +58,6 @@ async fn call(service: &impl HttpService<Body>, request: Request<Body>) -> Respo
 
 // ---------------------------------------------------------------------------------------------
 // The peer port
-
-struct KnownSenders(Arc<RwLock<PeerGate>>);
-
-impl Gate for KnownSenders {
-    fn header(&self, to: NodeId) -> PeerHeader {
-        self.0.read().unwrap().header(to)
-    }
-
-    /// Members may stream, or are answered at once; the node judges the others, as everything.
-    fn admit(&self, header: &PeerHeader) -> std::result::Result<Admission, Refusal> {
-        let is_member = self.0.read().unwrap().members.urls.contains_key(&header.from);
-        Ok(if is_member { Admission::Admitted } else { Admission::AskTheNode })
-    }
-}
-
-struct Files(Snapshotter);
-
-impl SnapshotFiles for Files {
-    fn open(&self, index: Index, term: Term) -> Result<(u64, Box<dyn Read + Send>)> {
-        self.0.open_raw(index, term)
-    }
-
-    fn receive(
-        &self,
-        index: Index,
-        term: Term,
-        file: SnapshotFile,
-    ) -> Result<Box<dyn SnapshotSink>> {
-        Ok(Box::new(self.0.receive(index, term, file)?))
-    }
-}
 
 /// A batch of messages as it stands on the wire, or nearly.
 fn batch(choices: &mut Choices<'_>, member: &Member, from: NodeId) -> Vec<u8> {
@@ -197,8 +161,8 @@ pub fn peer_requests(data: &[u8]) {
         let (report_tx, mut report_rx) = mpsc::unbounded_channel();
         let transport = Transport::new(
             TransportConfig::new(Duration::from_secs(10), 77),
-            Arc::new(KnownSenders(member.gate.clone())),
-            Arc::new(Files(member.snapshotter.clone())),
+            member.admission.clone(),
+            member.snapshotter.clone(),
             inbound_tx,
             report_tx,
             runtime.handle().clone(),

@@ -294,7 +294,7 @@ impl World {
             self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
                 // Whoever counts a removed member in may need it to elect a leader.
                 process.status().members == newest
-                    && (other == &id || process.gate.read().unwrap().incarnations.contains_key(&id))
+                    && (other == &id || process.admission.incarnation_of(id).is_some())
             })
         });
         let is_member = members.contains_key(&id);

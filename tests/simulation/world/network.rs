@@ -1,7 +1,7 @@
 //! What lies between the members: the transport's promises, kept by a network that keeps nothing.
 //!
 //! A batch leaves at most once, and its sender hears of it when it is refused, lost or unanswered;
-//! whatever the network does to it on the way, the receiver's gate and filter have to deal with.
+//! whatever the network does to it on the way, the receiver's admission and filter have to deal with.
 
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{
@@ -132,18 +132,17 @@ impl World {
         listener.map(|slot| slot.config.id)
     }
 
-    /// What a receiver's gate is shown: the header, or what a mutant makes of it.
+    /// What a receiver's admission is shown: the header, or what a mutant makes of it.
     pub(super) fn shown(&self, to: NodeId, mut header: PeerHeader) -> PeerHeader {
         let slot = self.slots.get(&to);
         let Some(process) = slot.and_then(|slot| slot.process.as_ref()) else { return header };
-        let gate = process.gate.read().unwrap();
-        let recorded = gate.incarnations.get(&header.from).copied();
-        if matches!(self.seam, Some(Seam::GateOff | Seam::IncarnationsIgnored)) {
+        let recorded = process.admission.incarnation_of(header.from);
+        if matches!(self.seam, Some(Seam::AdmissionOff | Seam::IncarnationsIgnored)) {
             header.incarnation = recorded.unwrap_or(header.incarnation);
         }
-        if self.seam == Some(Seam::GateOff) {
-            header.cluster_id = gate.cluster_id;
-            header.to = gate.id;
+        if self.seam == Some(Seam::AdmissionOff) {
+            header.cluster_id = process.admission.cluster_id();
+            header.to = to;
         }
         header
     }
@@ -271,7 +270,7 @@ impl World {
         }
         transfer.header = self.shown(to, transfer.header.clone());
         let process = self.slot(to).process.as_ref().expect("it runs");
-        let verdict = process.gate.read().unwrap().admit(&transfer.header);
+        let verdict = process.admission.admit(&transfer.header);
         if let Err(refusal) = verdict {
             let header = process.header(from.0);
             let delay = self.delay(to, from.0);

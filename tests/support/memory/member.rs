@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock, Mutex, RwLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use raftexample::channels::{
 };
 use raftexample::error::{RequestError, Result};
 use raftexample::kvstore::{Keys, KvStore};
-use raftexample::membership::PeerGate;
+use raftexample::membership::Admission;
 use raftexample::raft_node::replay::{replay_wal, wal_dir};
 use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
@@ -111,7 +111,7 @@ pub struct Member {
     pub config: NodeConfig,
     pub disk: MemVfs,
     pub node: RaftNode,
-    pub gate: Arc<RwLock<PeerGate>>,
+    pub admission: Arc<Admission>,
     pub snapshotter: Snapshotter,
     pub sent: Arc<Mutex<Sent>>,
     pub logs: Arc<Mutex<Vec<String>>>,
@@ -150,7 +150,7 @@ impl Member {
         let logger = logger(id, transcript.clone(), logs.clone());
         let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
         let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
-        let (gate, snapshotter) = (replayed.gate(), replayed.snapshotter());
+        let (admission, snapshotter) = (replayed.admission(), replayed.snapshotter());
         let (commit_tx, rx) = mpsc::unbounded_channel();
         let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));
         transcript.taps.lock().unwrap().insert(id, tap.clone());
@@ -178,7 +178,7 @@ impl Member {
             config: config.clone(),
             disk: disk.clone(),
             node,
-            gate,
+            admission,
             snapshotter,
             sent,
             logs,
@@ -379,7 +379,7 @@ impl Member {
     }
 
     pub fn header(&self, to: NodeId) -> PeerHeader {
-        self.gate.read().unwrap().header(to)
+        self.admission.header(to)
     }
 }
 

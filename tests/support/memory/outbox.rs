@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{Greeting, MemberRequest, NodeId, Responder, SnapshotFile};
-use raftexample::raft_node::Outbox;
+use raftexample::transport::Outbox;
 
 use super::transcript::{Transcript, is_routine};
 
@@ -68,7 +68,7 @@ impl Outbox for ListOutbox {
         self.sent.lock().unwrap().greetings.push((url.to_owned(), greeting));
     }
 
-    fn pass_on(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
+    fn forward_change(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>) {
         self.sent.lock().unwrap().passed_on.push((to, change, responder));
     }
 }

@@ -1,4 +1,5 @@
-//! What may come in from peers, who may send it, and what becomes of the rest.
+//! Which messages of peers are validated and stepped, which senders are admitted, and what a refused
+//! message changes: nothing.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -23,9 +24,8 @@ use crate::support::memory::*;
 
 /// A stranger's header, right in everything.
 fn stranger(member: &Member, id: u64) -> PeerHeader {
-    let gate = member.gate.read().unwrap();
     PeerHeader {
-        cluster_id: gate.cluster_id,
+        cluster_id: member.admission.cluster_id(),
         from: id,
         incarnation: 900 + id,
         url: url(id),
@@ -403,7 +403,7 @@ fn a_proposal_that_is_delivered_again_after_its_leader_was_elected_again_is_appl
 
 fn three_members(member: &Member) -> SnapshotMembers {
     let members = Members { urls: (1..=3).map(|id| (id, url(id))).collect(), ..Members::default() };
-    let cluster_id = member.gate.read().unwrap().cluster_id;
+    let cluster_id = member.admission.cluster_id();
     SnapshotMembers { cluster_id, voters: vec![1, 2, 3], learners: vec![], members }
 }
 
