@@ -6,19 +6,13 @@ use std::sync::Mutex;
 use slog::{Drain, Level, LevelFilter, Logger, o};
 use slog_async::{AsyncGuard, OverflowStrategy};
 
-use crate::config::{LogFormat, LogLevel};
+use crate::config::LogFormat;
 
 /// Lines in the queue. Further lines are dropped, and the log reports their number.
 const WAITING_LINES_MAX: usize = 4096;
 
 /// Makes the logger. Dropping the guard writes the queued lines.
-pub fn logger(level: LogLevel, format: LogFormat) -> (Logger, AsyncGuard) {
-    let level = match level {
-        LogLevel::Error => Level::Error,
-        LogLevel::Warn => Level::Warning,
-        LogLevel::Info => Level::Info,
-        LogLevel::Debug => Level::Debug,
-    };
+pub fn logger(level: Level, format: LogFormat) -> (Logger, AsyncGuard) {
     // A line that cannot be written is dropped: there is no other place to report it.
     let (drain, guard) = match format {
         LogFormat::Term => {

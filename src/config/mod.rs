@@ -11,10 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
-use slog::Logger;
+use slog::{Level, Logger};
 
 use self::file::File;
 use crate::channels::Ack;
@@ -166,8 +166,8 @@ pub struct Config {
     pub heartbeat_ticks: usize,
 
     /// Least severe level to log
-    #[arg(long, value_name = "LEVEL", help_heading = LOGGING, value_enum, default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
-    pub log_level: LogLevel,
+    #[arg(long, value_name = "LEVEL", help_heading = LOGGING, value_parser = level_parser(), default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
+    pub log_level: Level,
 
     /// Format of the log on standard error
     #[arg(long, value_name = "FORMAT", help_heading = LOGGING, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
@@ -200,16 +200,6 @@ pub enum ReadFlag {
     Local,
 }
 
-/// The values of `--log-level`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-}
-
 /// The values of `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -217,6 +207,11 @@ pub enum LogFormat {
     Term,
     /// One JSON object a line
     Json,
+}
+
+fn level_parser() -> impl TypedValueParser<Value = Level> {
+    let names = PossibleValuesParser::new(["error", "warn", "info", "debug"]);
+    names.try_map(|name| name.parse::<Level>().map_err(|()| "unknown level"))
 }
 
 pub(crate) fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {

@@ -101,13 +101,13 @@ pub(super) async fn reload(
             Some(Ok(loaded)) => {
                 failed = false;
                 loaded_tx.send_replace(loaded);
-                let [cert, ..] = purpose.flags();
-                let (name, path) = (purpose.name(), files.cert.display());
+                let [cert, ..] = purpose.flags;
+                let (name, path) = (purpose.name, files.cert.display());
                 info!(logger, "{}: using the changed {} {}", name, cert, path);
             }
             Some(Err(error)) => {
                 if stamps != used {
-                    warn!(logger, "{}: keeping the old certificate: {}", purpose.name(), error);
+                    warn!(logger, "{}: keeping the old certificate: {}", purpose.name, error);
                 }
                 failed = true;
             }
@@ -118,22 +118,22 @@ pub(super) async fn reload(
 
 /// Reads and checks the files. Blocks.
 pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded> {
-    let [cert_flag, key_flag, ca_flag] = purpose.flags();
+    let [cert_flag, key_flag, ca_flag] = purpose.flags;
     let key = read_key(cert_flag, &files.cert, key_flag, &files.key)?;
     let roots = match &files.ca {
         None => None,
         Some(ca) => Some(read_roots(ca).map_err(|why| wrong(ca_flag, ca, &why))?),
     };
     let wrong_cert = |why: String| wrong(cert_flag, &files.cert, &why);
-    let outgoing = match (purpose, &roots) {
-        (Purpose::Peers { names }, Some(roots)) => {
+    let outgoing = match (&purpose.peer_names, &roots) {
+        (Some(names), Some(roots)) => {
             let verifier = check_own(&key, names, roots).map_err(wrong_cert)?;
             Some(Outgoing { key: Arc::new(key.clone()), verifier })
         }
-        (Purpose::Peers { .. }, None) => {
+        (Some(_), None) => {
             return Err(Error::Config("https:// peer URLs require --peer-ca".into()));
         }
-        (Purpose::Clients, _) => {
+        (None, _) => {
             check_dates(&key).map_err(wrong_cert)?;
             None
         }

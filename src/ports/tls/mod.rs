@@ -54,29 +54,13 @@ pub fn member_name(id: NodeId) -> String {
 
 /// What a port is for.
 #[derive(Clone, Debug)]
-enum Purpose {
-    /// Peers, in both directions. `names` must be in this member's own certificate.
-    Peers { names: Vec<String> },
-    /// Clients and operators.
-    Clients,
-}
-
-impl Purpose {
-    /// The flags for certificate, key and CAs.
-    fn flags(&self) -> [&'static str; 3] {
-        match self {
-            Purpose::Peers { .. } => ["--peer-cert", "--peer-key", "--peer-ca"],
-            Purpose::Clients => ["--cert", "--key", "--client-ca"],
-        }
-    }
-
+struct Purpose {
     /// The name in log lines.
-    fn name(&self) -> &'static str {
-        match self {
-            Purpose::Peers { .. } => "TLS for peers",
-            Purpose::Clients => "TLS for clients",
-        }
-    }
+    name: &'static str,
+    /// The flags for certificate, key and CAs.
+    flags: [&'static str; 3],
+    /// The peer port, in both directions: the names that this member's own certificate must contain.
+    peer_names: Option<Vec<String>>,
 }
 
 /// TLS of one port. Clones share it.
@@ -162,8 +146,12 @@ impl Tls {
         metrics: Metrics,
         logger: Logger,
     ) -> Result<Self> {
-        let names = vec![member_name(id), host.trim_matches(['[', ']']).to_owned()];
-        Self::new(files, Purpose::Peers { names }, metrics, logger)
+        let purpose = Purpose {
+            name: "TLS for peers",
+            flags: ["--peer-cert", "--peer-key", "--peer-ca"],
+            peer_names: Some(vec![member_name(id), host.trim_matches(['[', ']']).to_owned()]),
+        };
+        Self::new(files, purpose, metrics, logger)
     }
 
     /// TLS for clients.
@@ -174,7 +162,9 @@ impl Tls {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn clients(files: TlsFiles, metrics: Metrics, logger: Logger) -> Result<Self> {
-        Self::new(files, Purpose::Clients, metrics, logger)
+        let flags = ["--cert", "--key", "--client-ca"];
+        let purpose = Purpose { name: "TLS for clients", flags, peer_names: None };
+        Self::new(files, purpose, metrics, logger)
     }
 
     fn new(files: TlsFiles, purpose: Purpose, metrics: Metrics, logger: Logger) -> Result<Self> {
@@ -216,7 +206,7 @@ impl Tls {
     pub fn refuse(&self, reason: Reason, address: SocketAddr, kind: String, why: &str) {
         self.metrics.rejected(reason.word());
         if self.logged.is_due(Remote::Address(address.ip()), kind) {
-            warn!(self.logger, "{}: refused {}: {}", self.purpose.name(), address, why);
+            warn!(self.logger, "{}: refused {}: {}", self.purpose.name, address, why);
         }
     }
 
@@ -224,7 +214,7 @@ impl Tls {
     pub fn refuse_answer(&self, reason: Reason, url: &str, kind: String, why: &str) {
         self.metrics.rejected(reason.word());
         if self.logged.is_due(Remote::Url(url.to_owned()), kind) {
-            warn!(self.logger, "{}: refused {}: {}", self.purpose.name(), url, why);
+            warn!(self.logger, "{}: refused {}: {}", self.purpose.name, url, why);
         }
     }
 }
