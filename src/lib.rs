@@ -78,12 +78,12 @@
 //! |---|---|
 //! | On which event is a PUT answered 204? | `raft_node::writes`, [`raft_node::state_machine`] |
 //! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
-//! | What may be sent before the fdatasync, and what if it fails? | `raft_node::journal` |
+//! | What may be sent before the fdatasync, and what if it fails? | `raft_node/journal.rs` |
 //! | How does a follower serve a linearizable read? | `raft_node::reads` |
 //! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
 //! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
 //! | What if two membership changes meet? | [`raft_node::changes`] |
-//! | Which sender may speak? Why does a wiped member not come back? | `membership::admission` |
+//! | Which sender may speak? Why does a wiped member not come back? | `membership/admission.rs` |
 //! | Which raft message may be stepped? | [`raft_node::validate`] |
 //! | Which bytes does a PUT write, and what tells a torn frame from damage? | [`storage::wal`] |
 //! | What changes to add a command? | [`kvstore`] |
