@@ -1,5 +1,5 @@
-//! A load generator for any server that speaks this HTTP API: the original, this program, or a bare
-//! handler to compare both with.
+//! A load generator for servers with this HTTP API: the original, this program, or a bare handler as a
+//! baseline.
 //!
 //! ```text
 //! cargo run --release --example bench -- here=127.0.0.1:12380
@@ -8,11 +8,11 @@
 //! cargo run --release --example bench -- --bare 127.0.0.1:8080
 //! ```
 //!
-//! Each target is a name and one or more addresses, over which the connections are spread. The
-//! targets are measured in turns, round by round, so that what else the machine does meets them all;
-//! the table has the median of the rounds. A request is written as prepared bytes, in which only the
-//! key's digits change. Latency counts from when a request should have started: with `--rate`, a
-//! server that stalls is charged for all that wait meanwhile.
+//! Each target is a name and one or more addresses. The connections are spread over the addresses. The
+//! targets take turns, round by round, so that other load on the machine affects all of them. The table
+//! shows the median of the rounds. Requests are prepared bytes in which only the key's digits change.
+//! Latency is measured from the time at which a request should have started. So with `--rate`, a stall
+//! of the server counts for every request that had to wait.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,33 +34,33 @@ mod report;
 
 use load::{Load, Outcome};
 
-/// What may be set.
+/// The command line.
 #[derive(Parser)]
 #[command(about = "Puts load on servers with this HTTP API, in turns, and compares them")]
 struct Flags {
-    /// NAME=ADDRESS[,ADDRESS…]: who is measured, in turns.
+    /// NAME=ADDRESS[,ADDRESS…]: the servers to measure, in turns.
     #[arg(value_parser = parse_target, required_unless_present = "bare")]
     targets: Vec<Target>,
     /// Connections, each with one request at a time.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// How many of a hundred requests are GETs.
+    /// Percentage of GETs.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     reads: u8,
-    /// Keys to choose from, at random.
+    /// Number of keys; each request chooses one at random.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=http::KEYS_MAX))]
     keys: u64,
     /// Bytes of a value.
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
-    /// Requests per second altogether, whatever becomes of them; without it, each connection sends
-    /// the next when it has the answer.
+    /// Requests per second over all connections, however slow the responses [default: each connection
+    /// sends the next request after the response].
     #[arg(long)]
     rate: Option<f64>,
-    /// How long a round is.
+    /// Length of a round.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// Load in front of each round that does not count.
+    /// Load before each round that is not measured.
     #[arg(long, default_value = "500ms", value_parser = humantime::parse_duration)]
     warmup: Duration,
     /// Rounds per target.
@@ -69,16 +69,16 @@ struct Flags {
     /// Threads of the load generator.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// PUTs every key once before the first round, so that GETs find something.
+    /// PUT every key once before the first round, so that GETs find values.
     #[arg(long)]
     fill: bool,
-    /// GETs every key that was acknowledged after the last round: all have to be there.
+    /// GET every acknowledged key after the last round; fail if one is missing.
     #[arg(long)]
     check: bool,
-    /// Draws throughput over time and latency percentiles.
+    /// Draw throughput over time, and latency percentiles.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Measures nothing, but serves a bare axum handler: 204 to every PUT, a value to every GET.
+    /// Measure nothing; serve a bare axum handler: 204 to every PUT, a value to every GET.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "targets")]
     bare: Option<SocketAddr>,
 }
@@ -159,6 +159,6 @@ fn main() -> anyhow::Result<()> {
 
 fn bar(what: &str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:20} {bar:40} {percent:>3} %  {per_sec:>14}")
-        .expect("the template is right");
+        .expect("the template is valid");
     ProgressBar::new(length).with_style(style).with_message(what.to_owned())
 }

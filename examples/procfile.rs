@@ -5,11 +5,11 @@
 //! cargo run --release --example procfile
 //! ```
 //!
-//! A Procfile has a line `name: command line` for each process; what begins with `#` is a comment.
-//! Another path than `Procfile` is the one argument. What a process writes comes out with its name in
-//! front. The commands, a line each on standard input, are in [`COMMANDS`]; the end of that input
-//! stops nothing. `quit`, Ctrl-C and SIGTERM stop all processes; a second time kills them. Only what
-//! was killed with SIGKILL itself leaves its processes behind.
+//! A Procfile has one line `name: command line` per process, and comments that begin with `#`. The only
+//! argument is the file's path; the default is `Procfile`. Each output line of a process is printed
+//! after the process's name. Commands are lines on standard input, see [`COMMANDS`]; the end of the
+//! input stops nothing. `quit`, Ctrl-C and SIGTERM stop all processes; repeated, they kill them. If
+//! this program is killed with SIGKILL, the processes keep running.
 
 use std::fmt::Display;
 use std::io::{BufRead, IsTerminal, Write};
@@ -28,35 +28,35 @@ use tokio::time::{Instant, sleep_until};
 
 const COMMANDS: &str = "stop NAME, start NAME, restart NAME, kill NAME, list, quit";
 
-/// What a process may take to end after SIGTERM; then it is killed.
+/// The time between SIGTERM and SIGKILL for a process.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 type EventSender = mpsc::UnboundedSender<Event>;
 
-/// What the main loop waits for.
+/// An event for the main loop.
 enum Event {
     /// A line of standard input.
     Line(String),
-    /// SIGINT or another signal that asks for the end.
+    /// A signal that asks this program to stop.
     Stop,
-    /// The process at this place of the list has ended, and what it started with it.
+    /// The process at this place of the list has ended, with all of its process group.
     Ended(usize, std::io::Result<ExitStatus>),
 }
 
 struct Process {
     name: String,
     command_line: String,
-    /// What comes before each line that it writes.
+    /// Printed before each of its output lines.
     prefix: String,
     running: Option<Running>,
-    /// How it ended the last time.
+    /// How its last run ended.
     status: String,
 }
 
 struct Running {
     pid: u32,
-    /// Signals for it. They go through the task that waits for its end, as afterwards its id may be
-    /// another's.
+    /// Signals for its group. Only the task that waits for its end sends them, because the system may
+    /// reuse the id after the end.
     signal_tx: mpsc::UnboundedSender<Signal>,
     is_stopping: bool,
     start_again: bool,
@@ -70,7 +70,7 @@ async fn main() -> Result<()> {
     let mut processes = parse(&text).with_context(|| format!("cannot use {path}"))?;
 
     let (event_tx, mut event_rx) = mpsc::unbounded_channel();
-    // Nor do the processes stay behind when the terminal is closed, or Ctrl-\ pressed.
+    // A closed terminal and Ctrl-\ stop the processes, too.
     for kind in
         [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()]
     {
@@ -81,7 +81,7 @@ async fn main() -> Result<()> {
             }
         });
     }
-    // A thread, as a read of standard input cannot be cancelled: a thread does not hold up the end.
+    // A read of standard input cannot be cancelled. In a thread it does not delay the end.
     let line_tx = event_tx.clone();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().split(b'\n').map_while(|line| line.ok()) {
@@ -95,7 +95,7 @@ async fn main() -> Result<()> {
     }
     let mut is_stopping = false;
     while !is_stopping || processes.iter().any(|process| process.running.is_some()) {
-        match event_rx.recv().await.expect("this task has a sender, too") {
+        match event_rx.recv().await.expect("this task holds a sender") {
             Event::Ended(place, status) => {
                 let process = &mut processes[place];
                 process.status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
@@ -122,7 +122,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// The processes of a Procfile, none of them started.
+/// Parses a Procfile.
 fn parse(text: &str) -> Result<Vec<Process>> {
     let mut processes: Vec<Process> = Vec::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim)) {
@@ -135,7 +135,7 @@ fn parse(text: &str) -> Result<Vec<Process>> {
             bail!("line {number} is not `name: command line`");
         }
         if processes.iter().any(|process| process.name == name) {
-            bail!("line {number} has the name {name}, as a line before it");
+            bail!("line {number} repeats the name {name}: give each process its own");
         }
         let prefix = prefix(&name, processes.len());
         let status = "never started".into();
@@ -155,7 +155,7 @@ fn prefix(name: &str, place: usize) -> String {
     format!("\x1b[{colour}m{name} | \x1b[0m")
 }
 
-/// Does what a line of standard input says; the error is what is wrong with it.
+/// Runs the command in a line of standard input.
 fn obey(line: &str, processes: &mut [Process], event_tx: &EventSender) -> Result<()> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (command, name) = match words[..] {
@@ -192,9 +192,9 @@ fn obey(line: &str, processes: &mut [Process], event_tx: &EventSender) -> Result
     Ok(())
 }
 
-/// Starts a process in a group of its own: Ctrl-C in the terminal is for this program alone, and a
-/// signal for the process is for whatever its shell started, too. Told to stop, the shell waits for
-/// what it runs, and ends with the status of that.
+/// Starts a process in its own process group: Ctrl-C in the terminal reaches only this program, and a
+/// signal reaches all that the process's shell started. On SIGTERM the shell waits for its child and
+/// ends with the child's status.
 fn start(process: &mut Process, place: usize, event_tx: &EventSender) {
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("trap 'exit $?' TERM\n{}", process.command_line));
@@ -207,7 +207,7 @@ fn start(process: &mut Process, place: usize, event_tx: &EventSender) {
             return say(format!("{}: {}", process.name, process.status));
         }
     };
-    let pid = child.id().expect("nobody has waited for it yet");
+    let pid = child.id().expect("the process has not been waited for");
     say(format!("{} started, pid {pid}", process.name));
     let (signal_tx, signal_rx) = mpsc::unbounded_channel();
     let (prefix, event_tx) = (process.prefix.clone(), event_tx.clone());
@@ -218,7 +218,7 @@ fn start(process: &mut Process, place: usize, event_tx: &EventSender) {
     process.running = Some(Running { pid, signal_tx, is_stopping: false, start_again: false });
 }
 
-/// Passes on what a process writes and the signals for its group, until all of the group is gone.
+/// Relays a process's output, and signals to its group, until all of the group has ended.
 async fn attend(
     mut child: Child,
     group: Pid,
@@ -232,7 +232,7 @@ async fn attend(
         tokio::select! {
             status = child.wait() => break status,
             Some(signal) = signal_rx.recv() => {
-                // An error says that the group is gone.
+                // An error means that the group has ended.
                 let _ = killpg(group, signal);
                 kill_at = kill_at.or(Some(Instant::now() + STOP_TIMEOUT));
             }
@@ -242,7 +242,7 @@ async fn attend(
             }
         }
     };
-    // The shell may be gone before what it started is. As long as that lives, it holds the pipes.
+    // The shell may end before its children. They hold the pipes open until they end.
     let is_killed = status.as_ref().is_ok_and(|status| status.signal() == Some(9));
     let _ = killpg(group, if is_killed { Signal::SIGKILL } else { Signal::SIGTERM });
     let written = async {
@@ -270,8 +270,8 @@ fn say(what: impl Display) {
     print("procfile | ", what.to_string().as_bytes());
 }
 
-/// Writes a line at once, so that no other gets into it.
+/// Prints a line with one write, so that lines do not mix.
 fn print(prefix: &str, line: &[u8]) {
-    // With standard output closed the processes go on all the same.
+    // The processes keep running if standard output is closed.
     let _ = std::io::stdout().lock().write_all(&[prefix.as_bytes(), line, b"\n"].concat());
 }

@@ -126,7 +126,9 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     tokio::pin!(node);
     let ended = tokio::select! {
         result = &mut node => Some(result),
-        _ = &mut server => return Err(Error::Refused("the key-value server ended unexpectedly".into())),
+        _ = &mut server => {
+            return Err(Error::Refused("the key-value server ended unexpectedly".into()));
+        }
         name = stop_signal() => {
             info!(logger, "received {}, stopping", name);
             None
@@ -148,7 +150,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         if let Some(admin_server) = admin_server {
             let _ = admin_server.await;
         }
-        // The connections' handles are dropped. Dropping the last one closes proposeC: the node stops.
+        // The connections have dropped their handles. Dropping the last one stops the node.
         drop(store);
         node.await
     };

@@ -308,7 +308,7 @@ fn procfile_says_in_one_line_which_commands_there_are() {
         ("", "it names no process"),
         ("one: a\ntwo", "line 2 is not `name: command line`"),
         ("one:\n", "line 1 is not"),
-        ("one: a\n\none: b", "line 3 has the name one, as a line before it"),
+        ("one: a\n\none: b", "line 3 repeats the name one: give each process its own"),
     ] {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&path, procfile).unwrap();

@@ -1,4 +1,4 @@
-//! A handler that does nothing: how fast anything behind axum can be on this machine.
+//! A handler that does nothing: the upper bound for any axum server on this machine.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub fn serve(address: SocketAddr, value_bytes: usize) -> anyhow::Result<()> {
     let value = Bytes::from(vec![b'x'; value_bytes]);
     let router = Router::new().fallback(async move |request: Request| {

@@ -1,4 +1,4 @@
-//! The bytes of requests and answers.
+//! The bytes of requests and responses.
 
 use std::net::SocketAddr;
 
@@ -6,12 +6,12 @@ use anyhow::{Context, bail};
 
 /// A key is a slash, a letter and this many digits.
 const KEY_DIGITS: usize = 9;
-/// The most keys that there are names for.
+/// The number of keys with this many digits.
 pub const KEYS_MAX: u64 = 10_u64.pow(KEY_DIGITS as u32);
-/// The most headers of an answer.
+/// The maximum number of headers in a response.
 const HEADERS_MAX: usize = 32;
 
-/// A request that is written over and over, with another key each time.
+/// A request that is sent repeatedly, with a new key each time.
 pub struct Prepared {
     bytes: Vec<u8>,
     digits: usize,
@@ -46,22 +46,22 @@ impl Prepared {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// Its head and body, in bytes.
+    /// Bytes of head and body.
     pub length: usize,
-    /// True if the connection cannot be used again.
+    /// True if the server closes the connection after it.
     pub closes: bool,
 }
 
-/// The answer that `bytes` begin with, once it is whole.
+/// Parses the response at the start of `bytes`; `None` while it is incomplete.
 pub fn parse(bytes: &[u8]) -> anyhow::Result<Option<Answer>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(head_length) = head.parse(bytes)? else { return Ok(None) };
-    let status = head.code.context("an answer without a status")?;
+    let status = head.code.context("a response without a status")?;
     let (mut body_length, mut is_chunked, mut closes) = (0, false, false);
     for header in head.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {
@@ -80,7 +80,7 @@ pub fn parse(bytes: &[u8]) -> anyhow::Result<Option<Answer>> {
     Ok((bytes.len() >= length).then_some(Answer { status, length, closes }))
 }
 
-/// The length of a body in chunks, once it is whole.
+/// The length of a chunked body in bytes; `None` while it is incomplete.
 fn chunked_length(bytes: &[u8]) -> anyhow::Result<Option<usize>> {
     let mut at = 0;
     loop {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_taken_when_it_is_whole_and_not_before() {
+    fn a_response_is_parsed_once_it_is_complete() {
         let answers = [
             ("HTTP/1.1 204 No Content\r\nRaft-Index: 7\r\n\r\n", 204, false),
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nvalue", 200, false),
@@ -129,15 +129,15 @@ mod tests {
         for (answer, status, closes) in answers {
             for length in 0..answer.len() {
                 assert_eq!(
-                    parse(&answer.as_bytes()[..length]).expect("an answer"),
+                    parse(&answer.as_bytes()[..length]).expect("a response"),
                     None,
                     "{length}: {answer}"
                 );
             }
             let whole = Answer { status, length: answer.len(), closes };
-            assert_eq!(parse(answer.as_bytes()).expect("an answer"), Some(whole));
+            assert_eq!(parse(answer.as_bytes()).expect("a response"), Some(whole));
             assert_eq!(
-                parse(format!("{answer}HTTP/1.1 2").as_bytes()).expect("an answer"),
+                parse(format!("{answer}HTTP/1.1 2").as_bytes()).expect("a response"),
                 Some(whole)
             );
         }

@@ -1,4 +1,4 @@
-//! The connections, and what becomes of their requests.
+//! The connections, and the outcomes of their requests.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,22 +17,22 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::http::{self, Answer, Prepared};
 
-/// The longest latency that is told apart, in microseconds.
+/// The longest recorded latency, in microseconds.
 const LATENCY_MAX: u64 = 60_000_000;
-/// How long the last answers of a round may take.
-const LAST_ANSWERS: Duration = Duration::from_secs(10);
-/// The pause before a connection that failed is made again.
+/// The deadline of the last responses of a round.
+const LAST_RESPONSES: Duration = Duration::from_secs(10);
+/// The pause before a failed connection is replaced.
 const RECONNECT: Duration = Duration::from_millis(10);
-/// The width of a point of the throughput's line.
+/// The time that one point of the throughput plot covers.
 pub const SLICE: Duration = Duration::from_millis(100);
-/// How often the progress bar moves.
+/// The period of the progress bar.
 const PROGRESS: Duration = Duration::from_millis(50);
 
-/// What is done to one target.
+/// The load on one target.
 pub struct Load {
     pub addresses: Vec<SocketAddr>,
     pub connections: usize,
-    /// Of a hundred requests.
+    /// Percentage of GETs.
     pub reads: u8,
     pub keys: u64,
     pub value_bytes: usize,
@@ -43,18 +43,18 @@ pub struct Load {
     pub threads: usize,
 }
 
-/// What became of it.
+/// The outcome of a round.
 pub struct Outcome {
     pub duration: Duration,
-    /// In microseconds, of the requests that succeeded.
+    /// Of the successful requests, in microseconds.
     pub latency: Histogram<u64>,
-    /// How many of these ended in each [`SLICE`].
+    /// Successful requests per [`SLICE`].
     pub slices: Vec<u64>,
-    /// The milliseconds in which one of these ended.
+    /// For each millisecond, whether a request succeeded in it.
     answered: Vec<bool>,
-    /// The others, by what was answered instead.
+    /// The failed requests, by status or error.
     pub errors: BTreeMap<String, u64>,
-    /// Keys of which a PUT was acknowledged, the warm-up's included.
+    /// Keys with an acknowledged PUT, warm-up included.
     acknowledged: BTreeSet<u64>,
 }
 
@@ -76,23 +76,23 @@ impl Outcome {
         self.latency.len() as f64 / self.duration.as_secs_f64()
     }
 
-    /// The latency that this share of the successes kept within, in milliseconds.
+    /// A percentile of the latency, in milliseconds.
     pub fn percentile(&self, percent: f64) -> f64 {
         self.latency.value_at_percentile(percent) as f64 / 1000.0
     }
 
-    /// The longest time without a success, in milliseconds.
+    /// The longest time without a successful request, in milliseconds.
     pub fn longest_gap(&self) -> f64 {
         let gaps = self.answered.split(|answered| *answered).map(<[bool]>::len);
         gaps.max().unwrap_or(0) as f64
     }
 
-    /// The keys that were acknowledged in any of `outcomes`.
+    /// The keys with an acknowledged PUT in any of `outcomes`.
     pub fn acknowledged_in(outcomes: &[Self]) -> BTreeSet<u64> {
         outcomes.iter().flat_map(|outcome| &outcome.acknowledged).copied().collect()
     }
 
-    /// Takes what came of a request, `None` if nothing did, and the key that it was to write.
+    /// Records a request: its response (`None` after the deadline) and, for a PUT, its key.
     fn take(
         &mut self,
         called: Option<anyhow::Result<Answer>>,
@@ -118,7 +118,7 @@ impl Outcome {
             }
             Some(Ok(answer)) => answer.status.to_string(),
             Some(Err(error)) => error.root_cause().to_string(),
-            None => "no answer".to_owned(),
+            None => "no response".to_owned(),
         };
         if is_measured {
             *self.errors.entry(error).or_default() += 1;
@@ -142,7 +142,7 @@ impl Outcome {
 }
 
 impl Load {
-    /// One round.
+    /// Runs one round.
     pub fn run(self: &Arc<Self>, progress: &ProgressBar) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
         let mut whole = Outcome::new(self)?;
@@ -150,7 +150,10 @@ impl Load {
             let threads: Vec<_> = (0..self.threads)
                 .map(|thread| scope.spawn(move || self.run_thread(thread, begin, progress)))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("the thread does not panic"))
+                .collect()
         });
         for outcome in outcomes {
             whole.add(outcome?)?;
@@ -185,13 +188,13 @@ impl Load {
                 progress.set_position(begin.elapsed().as_millis() as u64);
             }
         });
-        // Until all of them have ended.
+        // Waits for all connections.
         runtime.block_on(local);
         let outcome = Rc::into_inner(outcome).context("a connection outlives its round")?;
         Ok(outcome.into_inner())
     }
 
-    /// PUTs every key once; returns how many were not acknowledged.
+    /// PUTs every key once. Returns the number of keys that were not acknowledged.
     pub fn fill(&self, progress: &ProgressBar) -> anyhow::Result<u64> {
         let keys: Vec<u64> = (0..self.keys).collect();
         let value = vec![b'v'; self.value_bytes];
@@ -199,13 +202,13 @@ impl Load {
         Ok(self.keys - done as u64)
     }
 
-    /// GETs every key of `keys`; returns how many are there.
+    /// GETs each of `keys`. Returns the number of keys with a value.
     pub fn count(&self, keys: &BTreeSet<u64>, progress: &ProgressBar) -> anyhow::Result<usize> {
         let keys: Vec<u64> = keys.iter().copied().collect();
         self.each(&keys, progress, Prepared::get)
     }
 
-    /// Makes one request for each key, and counts those that succeed.
+    /// Makes one request per key. Returns the number of successful ones.
     fn each(
         &self,
         keys: &[u64],
@@ -220,7 +223,7 @@ impl Load {
             let mut wire = Wire::connect(address).await?;
             let mut succeeded = 0;
             for &key in share(connection) {
-                let answer = timeout(LAST_ANSWERS, wire.call(prepared.with_key(key))).await??;
+                let answer = timeout(LAST_RESPONSES, wire.call(prepared.with_key(key))).await??;
                 succeeded += usize::from((200..300).contains(&answer.status));
                 progress.inc(1);
             }
@@ -248,7 +251,7 @@ impl Connection {
         let mut get = Prepared::get(self.address);
         let measured_from = self.begin + self.load.warmup;
         let end = measured_from + self.load.duration;
-        // In an open loop the connections take turns at the rate.
+        // With a rate, the connections' requests are evenly staggered.
         let interval =
             self.load.rate.map(|rate| Duration::from_secs_f64(self.load.connections as f64 / rate));
         let mut scheduled = self.begin
@@ -275,7 +278,7 @@ impl Connection {
             let is_read = self.random.below(100) < u64::from(self.load.reads);
             let request = if is_read { get.with_key(key) } else { put.with_key(key) };
             let called =
-                timeout_at(end + LAST_ANSWERS, call(&mut wire, self.address, request)).await;
+                timeout_at(end + LAST_RESPONSES, call(&mut wire, self.address, request)).await;
             let is_reusable = matches!(&called, Ok(Ok(answer)) if !answer.closes);
             let written = (!is_read).then_some(key);
             self.outcome.borrow_mut().take(called.ok(), written, intended, measured_from);
@@ -287,7 +290,7 @@ impl Connection {
     }
 }
 
-/// Makes one request, over a new connection if there is none.
+/// Makes one request. Connects first if there is no connection.
 async fn call(
     wire: &mut Option<Wire>,
     address: SocketAddr,
@@ -296,7 +299,7 @@ async fn call(
     if wire.is_none() {
         *wire = Some(Wire::connect(address).await?);
     }
-    wire.as_mut().expect("it was just made").call(request).await
+    wire.as_mut().expect("a connection was just made").call(request).await
 }
 
 /// A connection to a server.
@@ -333,7 +336,7 @@ impl Wire {
     }
 }
 
-/// xorshift64*: which key is next does not have to be hard to guess.
+/// xorshift64*, which is good enough to choose keys.
 struct Random(u64);
 
 impl Random {

@@ -8,7 +8,7 @@ use crate::load::{Outcome, SLICE};
 
 /// The size of the plot, in pixels.
 const SIZE: (u32, u32) = (900, 700);
-/// The percentiles that the plot has, as how many requests one is the slowest of.
+/// The plotted percentiles: 100 means the slowest of 100 requests, the 99th percentile.
 const SLOWEST_OF: [f64; 9] = [1.0, 2.0, 4.0, 10.0, 20.0, 100.0, 1_000.0, 10_000.0, 100_000.0];
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -16,8 +16,8 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints a line per target: medians of its rounds, and its throughput beside the first target's. A
-/// gap is the longest time in which no request succeeded.
+/// Prints a line per target: the medians of its rounds, and the ratio of its throughput to the first
+/// target's. A gap is the longest time without a successful request.
 pub fn print(targets: &[(&str, &[Outcome])]) {
     println!(
         "{:<16}{:>12}{:>9}{:>10}{:>10}{:>10}{:>10}{:>8}{:>9}",
@@ -50,7 +50,7 @@ pub fn print(targets: &[(&str, &[Outcome])]) {
     }
 }
 
-/// Draws the rounds' median in each slice of time, and the median of each percentile.
+/// Draws the median throughput in each slice of time, and the median of each latency percentile.
 pub fn plot(targets: &[(&str, &[Outcome])], path: &Path) -> anyhow::Result<()> {
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
@@ -105,7 +105,7 @@ pub fn plot(targets: &[(&str, &[Outcome])], path: &Path) -> anyhow::Result<()> {
         )?;
     chart
         .configure_mesh()
-        .x_desc("the slowest of so many requests (2 is the median, 100 the 99th percentile)")
+        .x_desc("slowest of N requests (2 is the median, 100 the 99th percentile)")
         .draw()?;
     draw_lines(&mut chart, targets, &latencies)?;
     root.present()?;
