@@ -113,7 +113,7 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
         (Method::POST, Some(key)) => api.post(&key, body, deadline).await,
         (Method::DELETE, Some(key)) => api.delete(&key, deadline).await,
         (Method::PUT | Method::GET | Method::POST | Method::DELETE, None) => {
-            Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "a key must begin with a slash"))
+            Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "a key must start with a slash"))
         }
         _ => return method_not_allowed(),
     };

@@ -431,7 +431,7 @@ async fn other_methods_are_answered_405() {
     let head = member.send("HEAD /k HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(head, Answer { body: Vec::new(), ..expected() });
     let bare = member.get("k").await;
-    assert_eq!(bare, Answer::bad_request("a key must begin with a slash"));
+    assert_eq!(bare, Answer::bad_request("a key must start with a slash"));
 }
 
 /// A fault of hyper's targets, written down: what follows a `#` is lost, so these are one key.
