@@ -130,11 +130,7 @@ impl HttpKvApi {
         // The permit counts the value's bytes until the response is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
         let acknowledged = self.store.propose(key.as_bytes(), value, self.ack, deadline).await?;
-        let mut response = StatusCode::NO_CONTENT.into_response();
-        if let Acknowledged::Applied { index, term } = acknowledged {
-            name_entry(response.headers_mut(), index, term);
-        }
-        Ok(response)
+        Ok(acknowledge(acknowledged))
     }
 
     async fn get(
@@ -298,6 +294,15 @@ fn method_not_allowed() -> Response {
     let mut response = refused.into_response();
     for method in ["PUT", "GET", "POST", "DELETE"] {
         response.headers_mut().append(ALLOW, HeaderValue::from_static(method));
+    }
+    response
+}
+
+/// The response to a write.
+fn acknowledge(acknowledged: Acknowledged) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if let Acknowledged::Applied { index, term } = acknowledged {
+        name_entry(response.headers_mut(), index, term);
     }
     response
 }
