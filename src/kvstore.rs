@@ -1,7 +1,7 @@
 //! The key-value store: a [`StateMachine`] with a hash map, the twin of the original's kvstore.go.
 //!
 //! It knows nothing of raft-rs or HTTP: bytes in, bytes out. A write leaves on proposeC as an encoded
-//! [`Command`] and returns on commitC, on every member, in the same order. Only then is it applied
+//! `Command` and returns on commitC, on every member, in the same order. Only then is it applied
 //! and answered.
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //!
 //! # Adding a command
 //! A new replicated command changes these places, in this order:
-//! 1. [`Command`]: a variant, added at the end, because the encoding counts variants.
+//! 1. `Command`: a variant, added at the end, because the encoding counts variants.
 //! 2. [`Keys::apply`](StateMachine::apply): what it does to the map, and to the two gauges.
 //! 3. [`Acknowledged`], if its proposer is to learn more than the entry's index and term.
 //! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose) that passes it to `replicate`.
@@ -22,7 +22,7 @@
 //!
 //! # Snapshot
 //! The records in ascending order of their keys, so that equal states give equal bytes. Each record
-//! is a length and an encoded [`Record`]:
+//! is a length and an encoded `Record`:
 //!
 //! ```text
 //! ┌───────────────┬──────────────────────────────────────────────┐

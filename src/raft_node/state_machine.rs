@@ -390,3 +390,129 @@ fn read<M>(machine: &RwLock<M>) -> RwLockReadGuard<'_, M> {
 fn write<M>(machine: &RwLock<M>) -> RwLockWriteGuard<'_, M> {
     machine.write().expect("a panic in the state machine ends the process")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channels::{Applied, Responder};
+
+    /// Its output is the total, in an `Arc` so that a test sees when it is dropped.
+    #[derive(Default)]
+    struct Sum(Arc<u64>);
+
+    impl StateMachine for Sum {
+        type Output = Arc<u64>;
+
+        fn apply(&mut self, entry: Entry<'_>) -> Arc<u64> {
+            self.0 = Arc::new(*self.0 + entry.data.len() as u64);
+            self.0.clone()
+        }
+
+        fn snapshot(&self) -> impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static {
+            let total = *self.0;
+            move |file| file.write_all(&total.to_le_bytes())
+        }
+
+        fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
+            let mut total = [0; 8];
+            from.read_exact(&mut total)?;
+            self.0 = Arc::new(u64::from_le_bytes(total));
+            Ok(())
+        }
+    }
+
+    /// A state machine, and the node's ends of its channels.
+    struct Bench {
+        sum: Handle<Sum>,
+        reader: CommitReader<Sum>,
+        propose_rx: mpsc::Receiver<Proposal>,
+        index: Index,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (propose_tx, propose_rx) = mpsc::channel(8);
+            let requests = Requests { propose_tx, ..Requests::closed() };
+            let logger = Logger::root(slog::Discard, slog::o!());
+            let (sum, reader) = connect(&NodeConfig::default(), Sum::default(), requests, logger);
+            Self { sum, reader, propose_rx, index: 0 }
+        }
+
+        /// Commits an entry of as many bytes, proposed here if it has a responder.
+        fn commit(&mut self, bytes: usize, responder: Option<Responder<Acknowledged>>) {
+            self.index += 1;
+            let data = vec![0; bytes].into();
+            let entries = vec![CommittedEntry { index: self.index, term: 1, data, responder }];
+            let applied = Applied::new(0, &Arc::default());
+            self.reader.handle(Commit::Entries { entries, applied }).expect("entries cannot fail");
+        }
+
+        async fn proposal(&mut self) -> (usize, Responder<Acknowledged>) {
+            let proposal = self.propose_rx.recv().await.expect("the handle is open");
+            assert!(proposal.responder.mark_proposed());
+            (proposal.data.len(), proposal.responder)
+        }
+
+        fn total(&self) -> u64 {
+            *read(&self.reader.machine).0
+        }
+    }
+
+    /// Entries of other members, and of this member's earlier runs, have no responder.
+    #[tokio::test]
+    async fn each_proposer_gets_the_output_of_its_own_entry() {
+        let mut bench = Bench::new();
+        let (first, second) = (bench.sum.clone(), bench.sum.clone());
+        let first = tokio::spawn(async move { first.propose(vec![0; 1]).await });
+        let (first_bytes, first_responder) = bench.proposal().await;
+        let second = tokio::spawn(async move { second.propose(vec![0; 10]).await });
+        let (second_bytes, second_responder) = bench.proposal().await;
+        bench.commit(second_bytes, Some(second_responder));
+        bench.commit(100, None);
+        bench.commit(first_bytes, Some(first_responder));
+        assert_eq!(second.await.expect("no panic"), Ok(Arc::new(10)));
+        assert_eq!(first.await.expect("no panic"), Ok(Arc::new(111)));
+    }
+
+    #[tokio::test]
+    async fn an_output_that_nobody_waits_for_is_dropped() {
+        let mut bench = Bench::new();
+        let sum = bench.sum.clone();
+        let proposer = tokio::spawn(async move { sum.propose(vec![0; 1]).await });
+        let (bytes, responder) = bench.proposal().await;
+        proposer.abort();
+        assert!(proposer.await.expect_err("it was aborted").is_cancelled());
+        bench.commit(bytes, Some(responder));
+        assert_eq!(bench.total(), 1);
+        assert_eq!(Arc::strong_count(&read(&bench.reader.machine).0), 1);
+    }
+
+    #[tokio::test]
+    async fn a_submitted_entry_is_answered_before_it_is_applied() {
+        let mut bench = Bench::new();
+        let sum = bench.sum.clone();
+        let node = async {
+            let proposal = bench.propose_rx.recv().await.expect("the handle is open");
+            assert_eq!(proposal.ack, Ack::Proposed);
+            proposal.responder.answer(Ok(Acknowledged::Proposed));
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let (answer, ()) = tokio::join!(sum.submit_until(vec![0; 3], deadline), node);
+        assert_eq!((answer, bench.total()), (Ok(()), 0));
+        bench.commit(3, None);
+        assert_eq!(bench.total(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_cannot_be_restored_is_named() {
+        let mut bench = Bench::new();
+        let mut restore = |bytes: &'static [u8]| {
+            let reader = Box::new(bytes);
+            bench.reader.handle(Commit::Restore(SnapshotRestore { index: 7, term: 2, reader }))
+        };
+        restore(&[5, 0, 0, 0, 0, 0, 0, 0]).expect("eight bytes are a total");
+        let error = restore(&[5]).expect_err("one byte is no total").to_string();
+        assert!(error.contains("term 2 and index 7"), "{error}");
+        assert_eq!(bench.total(), 5);
+    }
+}
