@@ -273,7 +273,7 @@ fn procfile_leaves_no_process_behind() {
 }
 
 #[test]
-fn procfile_kills_what_does_not_stop_when_it_is_told_to_quit_twice() {
+fn procfile_told_twice_to_quit_kills_what_does_not_stop() {
     let mut runner =
         Runner::start("one: trap 'echo no' TERM; echo $$; while :; do sleep 0.1; done\n");
     let pid = runner.expect("one | ");
@@ -321,7 +321,7 @@ fn procfile_says_in_one_line_which_commands_there_are() {
 
 /// README's walk: losing a member.
 #[test]
-fn procfile_runs_a_cluster_that_goes_on_without_a_member_which_then_catches_up() {
+fn procfile_runs_a_cluster_that_survives_losing_a_member() {
     // All six are reserved before the first is free again.
     let reserved: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<_> =

@@ -370,7 +370,7 @@ fn a_put_made_with_the_keyboard_is_there_and_is_shown() {
 }
 
 #[test]
-fn a_killed_leader_turns_dead_within_two_seconds_and_another_is_shown() {
+fn a_killed_leader_is_shown_as_dead_within_two_seconds() {
     // With default flags, which people have.
     let Some(mut scene) = Scene::start(&[]) else { return };
     let (leader, _) = scene.cluster.leader();
@@ -398,7 +398,7 @@ fn a_killed_leader_turns_dead_within_two_seconds_and_another_is_shown() {
 }
 
 #[test]
-fn a_page_says_when_its_own_member_is_silent_or_gone_and_goes_on_after_it() {
+fn a_page_reports_its_own_member_gone_and_recovers() {
     let Some(mut scene) = Scene::start(&FAST) else { return };
     scene.open(1);
     scene.browser.shows("#summary", "3 of 3 members alive");
@@ -421,7 +421,7 @@ fn a_page_says_when_its_own_member_is_silent_or_gone_and_goes_on_after_it() {
 }
 
 #[test]
-fn leadership_is_handed_over_and_members_come_and_go_from_the_keyboard() {
+fn the_keyboard_transfers_leadership_and_changes_members() {
     let Some(mut scene) = Scene::start(&FAST) else { return };
     let (leader, _) = scene.cluster.leader();
     let other = leader % 3 + 1;

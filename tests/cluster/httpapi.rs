@@ -50,7 +50,7 @@ async fn each_kind(cluster: &Cluster, id: u64, key: &str) -> Vec<(&'static str, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_without_a_leader_answers_503_in_time_and_changes_nothing() {
+async fn without_a_leader_a_member_answers_503_in_time() {
     let options = Options { request_timeout: REQUEST_TIMEOUT, ..Options::default() };
     let mut cluster = Cluster::started(3, options).await;
     cluster.stop(1).await;

@@ -83,7 +83,7 @@ async fn a_users_change_is_never_refused_for_a_promotion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leadership_goes_where_it_is_wanted_and_only_to_a_voter_that_lives() {
+async fn leadership_is_transferred_only_to_a_living_voter() {
     let mut cluster = Cluster::started(3, Options::default()).await;
     let leader = cluster.leader().await;
     let [follower, other] =
@@ -121,7 +121,7 @@ async fn leadership_goes_where_it_is_wanted_and_only_to_a_voter_that_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_moves_is_found_where_it_is_and_a_copy_where_it_was_is_refused() {
+async fn a_moved_member_is_found_and_a_copy_at_its_old_url_refused() {
     let mut cluster = Cluster::started(3, Options::default()).await;
     let moving = cluster.follower().await;
     let others: Vec<NodeId> = (1..=3).filter(|id| *id != moving).collect();

@@ -116,7 +116,7 @@ fn impatient() -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_writer_is_answered_in_time_when_the_leader_stops_in_mid_load() {
+async fn every_writer_is_answered_in_time_when_the_leader_stops() {
     let options = impatient();
     let mut cluster = Cluster::started(3, options.clone()).await;
     let load = Load::start(&cluster, options.request_timeout);
@@ -135,7 +135,7 @@ async fn every_writer_is_answered_in_time_when_the_leader_stops_in_mid_load() {
 
 /// Ports, directories and locks are free at once, and nothing that was acknowledged is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_stops_under_load_and_starts_again_in_the_same_place() {
+async fn a_cluster_stopped_under_load_starts_again_in_place() {
     let options = impatient();
     let mut cluster = Cluster::started(3, options.clone()).await;
     let load = Load::start(&cluster, options.request_timeout);

@@ -6,7 +6,7 @@ use crate::harness::{Cluster, Options, PATIENCE, eventually};
 
 /// A read anywhere sees a write that was acknowledged elsewhere just before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_on_another_member_sees_the_write_that_was_just_acknowledged() {
+async fn a_read_on_another_member_sees_the_latest_write() {
     let mut cluster = Cluster::started(3, Options::default()).await;
     for i in 0..90 {
         let (writer, reader) = (cluster.client(i % 3 + 1), cluster.client((i / 3 + 1) % 3 + 1));

@@ -22,7 +22,7 @@ async fn writes_before_and_behind_a_snapshot_survive_a_crash() {
 
 /// Members that were added later are known from the snapshots: the flags never named them.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_their_first_flags_all_members_reach_those_that_were_added_and_compacted_away() {
+async fn first_flags_suffice_to_reach_members_added_and_compacted() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
     cluster.join(4, 1).await;
     cluster.fill(2, "a", 0..20).await;

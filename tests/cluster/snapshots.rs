@@ -59,7 +59,7 @@ async fn test_snapshot() {
 
 /// While the state machine has not made the snapshot that was asked for, there is none.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_compacted_before_the_state_machine_has_made_the_snapshot() {
+async fn nothing_is_compacted_before_the_snapshot_is_made() {
     let mut cluster = Cluster::with(1, Options::snapshots(4));
     let mut raw = cluster.open(1);
     let mut pending = Vec::new();
@@ -202,7 +202,7 @@ async fn test_process_messages() {
 
 /// etcd #12473, twice, and under a second leader.
 #[tokio::test(flavor = "multi_thread")]
-async fn members_join_after_compaction_under_one_leader_and_under_the_next() {
+async fn members_join_after_compaction_under_two_leaders() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
     cluster.fill(1, "a", 0..20).await;
     let leader = cluster.leader().await;
@@ -226,7 +226,7 @@ async fn members_join_after_compaction_under_one_leader_and_under_the_next() {
 
 /// It knows member 4 from the snapshot alone, and that has to be enough to lead it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_missed_an_addition_and_got_a_snapshot_can_lead_the_new_member() {
+async fn a_follower_that_learned_of_a_member_by_snapshot_can_lead_it() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
     let late = cluster.follower().await;
     cluster.caught_up(&[1, 2, 3]).await;

@@ -127,12 +127,12 @@ async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_lists_that_differ_never_begin_together_and_both_are_named() {
+async fn lists_that_differ_never_begin_together_and_are_named() {
     lists_that_differ_never_begin(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_lists_that_differ_never_begin_together_with_one_cluster_id_either() {
+async fn lists_that_differ_never_begin_together_with_one_cluster_id() {
     lists_that_differ_never_begin(Some(7)).await;
 }
 

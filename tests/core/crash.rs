@@ -107,7 +107,7 @@ fn the_scenario_has_every_kind_of_operation() {
 }
 
 #[test]
-fn a_member_that_crashes_at_any_operation_keeps_what_it_acknowledged() {
+fn a_crash_at_any_operation_keeps_acknowledged_writes() {
     for survives in SURVIVALS {
         for operation in 1.. {
             let disk = MemVfs::default();
@@ -126,7 +126,7 @@ fn a_member_that_crashes_at_any_operation_keeps_what_it_acknowledged() {
 
 /// Crashes during the recovery from a crash.
 #[test]
-fn a_member_that_crashes_while_it_starts_again_keeps_what_it_acknowledged() {
+fn a_crash_during_a_restart_keeps_acknowledged_writes() {
     for first in (5..120).step_by(7) {
         let torn = MemVfs::default();
         torn.inject(first, Fault::Crash);
@@ -170,7 +170,7 @@ fn two_of_three_first_members_begin_without_the_third() {
 
 /// It wrote its first entries, which nobody else has, and greets anew.
 #[test]
-fn a_first_member_that_crashes_right_after_it_began_keeps_no_other_from_beginning() {
+fn a_crash_right_after_bootstrap_blocks_no_other_member() {
     for survives in SURVIVALS {
         let mut network = Network::default();
         network.start(&config(1, 3), &MemVfs::default()).unwrap();
@@ -260,7 +260,7 @@ fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
 
 /// Member 4 is added to three members and crashes at some operation of its first start.
 #[test]
-fn a_first_start_of_a_joiner_that_crashes_at_any_operation_can_be_repeated() {
+fn a_joiners_first_start_can_crash_anywhere_and_be_repeated() {
     for survives in SURVIVALS {
         for operation in 1.. {
             let mut network = Network::new(3, |_| {});
@@ -318,7 +318,7 @@ pub fn lagging_follower() -> Network {
 }
 
 #[test]
-fn a_follower_that_crashes_while_it_installs_a_snapshot_catches_up() {
+fn a_follower_that_crashes_in_a_snapshot_install_catches_up() {
     for survives in SURVIVALS {
         for operation in 1.. {
             let mut network = lagging_follower();

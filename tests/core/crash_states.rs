@@ -135,7 +135,7 @@ fn life_of_a_single_member() -> (Life, Vec<MemVfs>) {
 }
 
 #[test]
-fn a_single_member_recovers_from_every_state_that_a_crash_can_leave() {
+fn a_single_member_recovers_from_every_crash_state() {
     let (life, states) = life_of_a_single_member();
     for (operations, state) in states.iter().enumerate() {
         let acknowledged = life.acknowledged_after(operations);
@@ -148,7 +148,7 @@ fn a_single_member_recovers_from_every_state_that_a_crash_can_leave() {
 }
 
 #[test]
-fn a_crash_during_the_recovery_from_a_crash_loses_nothing_either() {
+fn a_crash_during_recovery_from_a_crash_loses_nothing() {
     let (life, states) = life_of_a_single_member();
     for (operations, state) in states.iter().enumerate() {
         let acknowledged = life.acknowledged_after(operations);
@@ -210,7 +210,7 @@ fn check_follower(states: &[MemVfs], life: &Life) {
 }
 
 #[test]
-fn a_follower_recovers_from_every_state_of_the_installation_of_a_snapshot() {
+fn a_follower_recovers_from_every_crash_in_a_snapshot_install() {
     let mut network = Network::new(3, |config| {
         config.snapshot_count = 4;
         config.snapshot_catch_up_entries = 1;
@@ -362,7 +362,7 @@ fn term_at(disk: &MemVfs, dir: &Path, index: u64) -> u64 {
 }
 
 #[test]
-fn a_log_recovers_from_every_crash_what_was_saved_and_at_most_the_frame_under_way() {
+fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
     let dir = Path::new(DATA).join("log");
     let (saved, states) = life_of_a_log();
     let (mut torn, mut purges) = (0, 0);

@@ -129,7 +129,7 @@ fn broken(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_flip_of_any_bit_of_any_segment_is_refused_naming_the_segment() {
+fn a_flipped_bit_in_any_segment_is_refused_by_name() {
     let sample = Sample::new();
     let dir = wal_dir(Path::new(DATA), 1);
     let mut flips = 0;
@@ -175,7 +175,7 @@ fn a_flip_of_any_bit_of_the_newest_snapshot_sets_it_aside() {
 }
 
 #[test]
-fn a_snapshot_of_any_other_length_or_with_a_sector_of_zeros_is_set_aside() {
+fn a_snapshot_of_wrong_length_or_zeroed_is_set_aside() {
     let sample = Sample::new();
     let newest = sample.snapshots().pop().unwrap();
     let bytes = sample.disk.contents(&newest);
@@ -198,7 +198,7 @@ fn a_snapshot_of_any_other_length_or_with_a_sector_of_zeros_is_set_aside() {
 
 /// What was set aside does not count as the older one.
 #[test]
-fn a_second_snapshot_that_is_damaged_after_the_first_was_set_aside_is_set_aside_too() {
+fn a_second_damaged_snapshot_is_set_aside_too() {
     let sample = Sample::new();
     let [oldest, first] = &sample.snapshots()[..] else { unreachable!() };
     sample.disk.tamper(first, |bytes| bytes[50] ^= 1);
@@ -223,7 +223,7 @@ fn a_second_snapshot_that_is_damaged_after_the_first_was_set_aside_is_set_aside_
 }
 
 #[test]
-fn a_last_segment_cut_short_at_any_length_leaves_the_frames_before() {
+fn a_last_segment_cut_at_any_length_leaves_earlier_frames() {
     let sample = Sample::new();
     let path = sample.segments().pop().unwrap();
     let bytes = sample.disk.contents(&path);
@@ -247,7 +247,7 @@ fn a_last_segment_cut_short_at_any_length_leaves_the_frames_before() {
 }
 
 #[test]
-fn a_segment_before_the_last_that_is_cut_short_at_any_length_is_refused() {
+fn an_earlier_segment_cut_short_at_any_length_is_refused() {
     let sample = Sample::new();
     let segments = sample.segments();
     let dir = wal_dir(Path::new(DATA), 1);
@@ -267,7 +267,7 @@ fn a_segment_before_the_last_that_is_cut_short_at_any_length_is_refused() {
 }
 
 #[test]
-fn a_sector_of_zeros_is_refused_except_at_the_end_of_the_last_segment() {
+fn a_zeroed_sector_is_refused_except_at_the_logs_end() {
     let sample = Sample::new();
     let segments = sample.segments();
     for path in &segments {
@@ -321,7 +321,7 @@ fn a_missing_segment_is_refused_or_not_needed() {
 
 /// Whoever finds the segment again finds the snapshots too.
 #[test]
-fn a_log_that_is_refused_keeps_the_snapshots_that_it_does_not_name() {
+fn a_refused_log_keeps_the_snapshots_it_does_not_name() {
     let mut member = Member::start_with_segments(
         &NodeConfig { snapshot_count: 15, ..single() },
         &MemVfs::default(),
@@ -387,7 +387,7 @@ fn log_of(identity: &Identity, sample: &Sample) -> MemVfs {
 }
 
 #[test]
-fn a_segment_of_another_member_cluster_or_incarnation_is_refused() {
+fn a_segment_of_another_member_or_incarnation_is_refused() {
     let sample = Sample::new();
     let dir = wal_dir(Path::new(DATA), 1);
     let own = Wal::read(&sample.disk, &dir).unwrap().identity;
@@ -435,7 +435,7 @@ fn a_snapshot_of_another_cluster_is_refused_naming_it() {
 }
 
 #[test]
-fn foreign_files_are_left_alone_unless_they_are_named_like_our_own() {
+fn foreign_files_are_left_alone_unless_named_like_our_own() {
     let sample = Sample::new();
     let segment = sample.segments().pop().unwrap();
     let snapshot = sample.snapshots().pop().unwrap();
@@ -504,7 +504,7 @@ fn open_on_disk(dir: &Path, id: NodeId) -> Result<()> {
 }
 
 #[test]
-fn a_directory_in_the_place_of_a_file_and_a_file_in_the_place_of_a_directory_are_named() {
+fn a_directory_for_a_file_and_a_file_for_a_directory_are_named() {
     let sample = Sample::new();
     let relative = |path: &Path| path.strip_prefix(DATA).unwrap().to_owned();
     let segments: Vec<_> = sample.segments().iter().map(|path| relative(path)).collect();

@@ -13,7 +13,7 @@ use crate::support::memory::*;
 
 /// The disk that these tests stand on.
 #[test]
-fn what_a_failed_sync_was_to_write_is_readable_and_lost_unless_it_is_written_again() {
+fn data_of_a_failed_sync_is_readable_and_lost_unless_rewritten() {
     let path = Path::new(DATA).join("file");
     let fill = |file: &dyn VfsFile, byte: u8| file.write_all_at(&[byte; 2000], 0).unwrap();
     for written_again in [false, true] {
@@ -62,7 +62,7 @@ fn check_power_cut_after_a_restart(disk: &MemVfs, what: &str) {
 }
 
 #[test]
-fn what_is_acknowledged_after_a_failed_sync_and_a_restart_survives_a_power_cut() {
+fn writes_after_a_failed_sync_and_restart_survive_a_power_cut() {
     for operation in 1.. {
         let (disk, transcript) = (MemVfs::default(), Transcript::default());
         disk.inject(operation, Fault::Fails(ErrorKind::Other));
@@ -82,7 +82,7 @@ fn what_is_acknowledged_after_a_failed_sync_and_a_restart_survives_a_power_cut()
 
 /// The disk fails again at some operation of the next start, and works at the one after it.
 #[test]
-fn what_is_acknowledged_after_two_failed_syncs_and_two_restarts_survives_a_power_cut() {
+fn writes_after_two_failed_syncs_survive_a_power_cut() {
     for first in 1.. {
         let (disk, transcript) = (MemVfs::default(), Transcript::default());
         disk.inject(first, Fault::Fails(ErrorKind::Other));
@@ -112,7 +112,7 @@ fn what_is_acknowledged_after_two_failed_syncs_and_two_restarts_survives_a_power
 
 /// The disk of a follower fails while it installs a snapshot and appends what follows.
 #[test]
-fn what_a_follower_acknowledges_after_a_failed_sync_and_a_restart_survives_a_power_cut() {
+fn a_followers_entries_after_a_failed_sync_survive_a_power_cut() {
     for operation in 1.. {
         let mut network = lagging_follower();
         let disk = network.member(3).disk.clone();
@@ -151,7 +151,7 @@ fn what_a_follower_acknowledges_after_a_failed_sync_and_a_restart_survives_a_pow
 
 /// `--data-dir node/data`: what has to be synced last is the working directory.
 #[test]
-fn a_data_directory_named_relative_to_the_working_directory_survives_a_power_cut() {
+fn a_relative_data_directory_survives_a_power_cut() {
     let config = NodeConfig { data_dir: "node/data".into(), ..config(1, 1) };
     let mut member = Member::start(&config, &MemVfs::default(), &Transcript::default()).unwrap();
     member.tick_until_leader().unwrap();

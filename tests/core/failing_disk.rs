@@ -18,7 +18,7 @@ fn assert_silent_after_fault(transcript: &Transcript, id: u64, what: &str) {
 }
 
 #[test]
-fn a_single_member_whose_disk_fails_at_any_operation_stops_and_acknowledges_nothing_more() {
+fn a_disk_failure_at_any_operation_stops_acknowledgements() {
     for kind in KINDS {
         for operation in 1.. {
             let (disk, transcript) = (MemVfs::default(), Transcript::default());
@@ -37,7 +37,7 @@ fn a_single_member_whose_disk_fails_at_any_operation_stops_and_acknowledges_noth
 
 /// Of a write that fails, some bytes arrive; a rename that fails may have happened.
 #[test]
-fn a_single_member_whose_disk_fails_half_way_through_an_operation_finds_all_it_acknowledged() {
+fn a_disk_failure_within_an_operation_loses_no_write() {
     for bytes in [1, 16, 60, usize::MAX] {
         for operation in 1.. {
             let (disk, transcript) = (MemVfs::default(), Transcript::default());
@@ -109,7 +109,7 @@ fn a_follower_whose_disk_fails_acknowledges_nothing_more() {
 }
 
 #[test]
-fn a_follower_whose_disk_fails_while_it_installs_a_snapshot_stops() {
+fn a_disk_failure_in_a_snapshot_install_stops_the_follower() {
     for operation in 1.. {
         let mut network = lagging_follower();
         network.transcript.clear();
@@ -128,7 +128,7 @@ fn a_follower_whose_disk_fails_while_it_installs_a_snapshot_stops() {
 
 /// Its directories were made for it, in one that is not its own.
 #[test]
-fn a_directory_above_in_which_nothing_can_be_made_does_not_keep_a_member_from_starting() {
+fn a_read_only_parent_directory_does_not_prevent_a_start() {
     let (disk, transcript) = (MemVfs::default(), Transcript::default());
     drop(Member::start(&config(1, 1), &disk, &transcript).unwrap());
     let disk = disk.crash(Survives::Nothing);

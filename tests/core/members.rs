@@ -94,7 +94,7 @@ fn check_that_the_others_work_on(network: &mut Network, removal: u64) {
 
 /// raft 0.7.0 unwraps its own progress when a leader appends, persists or commits.
 #[test]
-fn a_leader_that_commits_its_own_removal_goes_without_a_panic_once_the_others_have_it() {
+fn a_leader_that_removes_itself_leaves_once_the_others_know() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(3);
     network.transcript.start_scenario();
     // Not synced when the removal is applied: they are in the same Ready.
@@ -161,7 +161,7 @@ fn after_a_leader_committed_its_own_removal_the_others_go_on() {
 
 /// raft would have one voter that is not the leader, and serve reads without asking it.
 #[test]
-fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
+fn a_leader_of_two_that_removes_itself_serves_nothing() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
     network.transcript.start_scenario();
     let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
@@ -204,7 +204,7 @@ fn a_leader_of_two_that_commits_its_own_removal_serves_nothing_and_goes() {
 
 /// The one that remains counts two members until it knows better: alone it is no majority of them.
 #[test]
-fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
+fn a_leader_of_two_syncs_the_removal_before_the_other_leaves() {
     let mut network = Network::new(2, |_| {});
     network.settle();
     let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
@@ -222,7 +222,7 @@ fn a_leader_of_two_has_the_removal_on_disk_before_the_other_leaves() {
 
 /// What is in front of the removal is all that raft hands out of what is committed with it.
 #[test]
-fn a_removal_behind_a_long_write_is_on_disk_before_anybody_hears_that_it_is_committed() {
+fn a_removal_after_a_long_write_is_synced_before_announced() {
     let mut network = Network::new(2, |_| {});
     network.settle();
     let leader = network.member(1);
@@ -243,7 +243,7 @@ fn a_removal_behind_a_long_write_is_on_disk_before_anybody_hears_that_it_is_comm
 }
 
 #[test]
-fn a_member_that_is_removed_from_two_stays_until_the_other_knows_even_if_it_starts_again() {
+fn a_member_removed_from_two_stays_until_the_other_knows() {
     for crashes in [false, true] {
         let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
         bring(&mut network, 1, 2, acknowledgements, vec![]);
@@ -279,7 +279,7 @@ fn just_elected() -> Network {
 }
 
 #[test]
-fn a_removal_right_after_an_election_waits_until_the_others_can_have_been_heard() {
+fn a_removal_after_an_election_waits_to_hear_the_others() {
     let mut network = just_elected();
     network.cut.clear();
     network.transcript.start_scenario();
@@ -356,7 +356,7 @@ fn members_with_another_past_make_the_same_snapshot_files() {
 /// Nobody whom its first list names is there to refuse it. Whoever takes it for a member speaks to
 /// it, and can.
 #[test]
-fn a_wiped_member_whose_first_list_is_gone_is_refused_by_who_speaks_to_it() {
+fn a_wiped_member_without_its_first_list_is_refused() {
     let mut network = Network::new(2, |_| {});
     let mut addition = network.member(1).change(MemberRequest::Add { id: 3, url: url(3) }).unwrap();
     network.deliver();
@@ -463,7 +463,7 @@ fn check_that_it_is_found(mut network: Network, id: u64) {
 }
 
 #[test]
-fn a_member_that_knows_that_it_moved_is_believed_by_one_that_does_not() {
+fn a_moved_member_is_believed_by_one_that_does_not_know() {
     let mut network = moving(2);
     network.turn(1, [Input::Tick]);
     let commits = sent_to(&mut network, 1, 2);
@@ -475,7 +475,7 @@ fn a_member_that_knows_that_it_moved_is_believed_by_one_that_does_not() {
 
 /// The one that has the entry cannot know yet that it is committed.
 #[test]
-fn a_member_that_does_not_know_that_it_moved_is_heard_by_one_that_has_it_in_its_log() {
+fn a_moved_member_that_does_not_know_is_heard_by_one_that_does() {
     let mut network = moving(3);
     for at in [2, 3] {
         assert_eq!(network.member(at).status().members.urls[&3], url(3), "applied by nobody");
@@ -554,7 +554,7 @@ fn a_learner_that_missed_its_removal_is_told() {
 
 /// What was sent to the one that is to lead was lost, and a third was elected.
 #[test]
-fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
+fn a_transfer_that_elects_another_member_is_no_success() {
     let mut network = Network::new(3, |_| {});
     network.settle();
     assert_eq!(network.member(1).status().leader, 1);
@@ -574,7 +574,7 @@ fn leadership_that_went_to_another_than_was_wanted_is_no_success() {
 /// raft does not ask for votes while it has a change of members to apply: told to before, it would not
 /// stand for election, and the leader would take no writes until it gave up.
 #[test]
-fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
+fn a_transfer_waits_until_its_target_applied_the_last_change() {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();
@@ -598,7 +598,7 @@ fn leadership_is_handed_over_to_one_that_has_applied_the_last_change() {
 
 /// A leader that is told to stop just then would end without handing over.
 #[test]
-fn who_wants_another_leader_waits_for_the_change_of_members_that_is_under_way() {
+fn a_transfer_waits_for_the_pending_change() {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
     network.settle();

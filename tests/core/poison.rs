@@ -119,7 +119,7 @@ fn start_again(network: &mut Network, ids: &[u64], boot: u64) {
 }
 
 #[test]
-fn a_committed_entry_that_cannot_be_read_does_nothing_now_and_at_each_start() {
+fn an_unreadable_committed_entry_does_nothing_at_any_start() {
     for leader in [a_member, a_stranger] {
         let mut network = poisoned(leader);
         let state = network.member(1).state_bytes();
@@ -138,7 +138,7 @@ fn a_committed_entry_that_cannot_be_read_does_nothing_now_and_at_each_start() {
 
 /// A snapshot over the poison, the log behind it, and a member that knows neither.
 #[test]
-fn a_committed_entry_that_cannot_be_read_does_nothing_under_a_snapshot_and_for_a_new_member() {
+fn an_unreadable_committed_entry_does_nothing_in_a_snapshot() {
     let mut network = poisoned(a_member);
     network.give_up_leader(&[1, 2, 3]);
     network.elect(2);

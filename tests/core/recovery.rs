@@ -41,7 +41,7 @@ fn refusal(config: &NodeConfig, disk: &MemVfs) -> Error {
 }
 
 #[test]
-fn a_damaged_snapshot_is_set_aside_if_an_older_one_and_the_log_reach_as_far() {
+fn a_damaged_snapshot_is_set_aside_if_older_data_reach_as_far() {
     let (disk, state) = two_snapshots();
     let found = snapshots(&disk);
     assert_eq!(found.len(), 2);
@@ -74,7 +74,7 @@ fn a_missing_snapshot_is_made_up_for_alike() {
 }
 
 #[test]
-fn two_damaged_snapshots_are_refused_by_name_and_with_the_remedy() {
+fn two_damaged_snapshots_are_named_with_the_remedy() {
     let (disk, _) = two_snapshots();
     // Without the log from the beginning on, the older snapshot is needed.
     let mut member =
@@ -142,7 +142,7 @@ fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
 /// One that is elected by itself sends its first entries in the turn of its election. If it forgot that
 /// term, it would use it again, for other entries at the same places.
 #[test]
-fn a_leader_says_nothing_to_a_learner_of_a_term_that_is_not_on_disk() {
+fn a_leader_tells_a_learner_of_no_term_that_is_not_on_disk() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
     member.tick_until_leader().unwrap();
     let learner = MemberRequest::Add { id: 2, url: url(2) };

@@ -39,7 +39,7 @@ fn a_write_whose_leader_changed_is_answered_at_once_as_unknown() {
 }
 
 #[test]
-fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_wait() {
+fn a_leader_without_a_majority_answers_unknown_then_waits() {
     let mut network = Network::new(3, |_| {});
     network.cut.insert(1);
     network.transcript.start_scenario();
@@ -66,7 +66,7 @@ fn a_leader_that_lost_its_majority_answers_as_unknown_and_makes_the_next_write_w
 }
 
 #[test]
-fn a_snapshot_that_replaces_the_log_answers_pending_writes_as_unknown() {
+fn a_snapshot_over_the_log_answers_pending_writes_as_unknown() {
     let mut network = lagging_follower();
     network.transcript.start_scenario();
     let mut answer = network.member(3).put("key", "mine").unwrap();
@@ -89,7 +89,7 @@ fn a_write_to_be_acknowledged_when_proposed_is_answered_at_once() {
 }
 
 #[test]
-fn a_write_is_answered_with_its_own_index_and_term_on_whichever_member() {
+fn a_write_is_answered_with_its_index_and_term_on_any_member() {
     let mut network = Network::new(3, |_| {});
     for (number, id) in [1, 2, 3, 2].into_iter().enumerate() {
         let mut answer = network.put(id, &format!("key{number}"), "value");
@@ -120,7 +120,7 @@ fn read_answer(from: u64, to: u64, term: u64, index: u64, context: &[u8]) -> Mes
 }
 
 #[test]
-fn a_read_round_that_is_lost_is_followed_by_another_with_a_context_of_its_own() {
+fn a_lost_read_round_is_repeated_with_a_new_context() {
     let mut network = Network::new(3, |_| {});
     network.transcript.start_scenario();
     let member = network.member(2);
@@ -303,7 +303,7 @@ fn a_leader_that_was_replaced_serves_no_read() {
 /// What could not leave was not proposed: it waits, for a leader that can be reached, and is not sent
 /// to the one that cannot over and over.
 #[test]
-fn a_write_that_never_left_for_its_leader_waits_for_the_next_one() {
+fn a_write_that_never_left_waits_for_the_next_leader() {
     let mut network = Network::new(3, |_| {});
     network.transcript.start_scenario();
     let term = network.member(2).status().term;

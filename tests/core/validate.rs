@@ -176,7 +176,7 @@ fn votes_that_come_before_they_were_asked_for_elect_nobody() {
 /// A snapshot that leaves nobody but its receiver wins that one every vote, before it is on disk
 /// (raft-rs: become_leader asserts that all entries are persisted).
 #[test]
-fn leadership_that_is_handed_over_in_the_turn_of_a_snapshot_is_not_taken() {
+fn leadership_transferred_in_a_snapshots_turn_is_not_taken() {
     let mut network = cluster();
     let header = network.member(3).header(2);
     let member = network.member(2);
@@ -258,7 +258,7 @@ fn of_a_stranger_only_what_leaders_and_candidates_send_passes() {
 }
 
 #[test]
-fn a_stranger_that_leads_is_followed_without_losing_what_was_committed() {
+fn a_stranger_that_leads_is_followed_without_loss() {
     let mut network = cluster();
     let member = network.member(2);
     let header = stranger(member, 9);
@@ -315,7 +315,7 @@ fn verdict(member: &mut Member, header: PeerHeader) -> Result<(), Refusal> {
 }
 
 #[test]
-fn another_cluster_receiver_or_incarnation_and_the_removed_are_refused() {
+fn another_cluster_receiver_incarnation_or_removed_is_refused() {
     let mut network = Network::new(4, |_| {});
     let mut removal = network.member(1).change(MemberRequest::Remove { id: 4 }).unwrap();
     network.deliver();
@@ -379,7 +379,7 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
 
 /// The filter of batches does not outlive the process: a proposal names the term it was meant for.
 #[test]
-fn a_proposal_that_is_delivered_again_after_its_leader_was_elected_again_is_applied_once() {
+fn a_proposal_repeated_after_a_reelection_is_applied_once() {
     let mut network = cluster();
     let (header, boot) = (network.member(3).header(1), network.member(3).config.boot);
     let mut answer = network.member(3).put("twice", "once").unwrap();
@@ -467,7 +467,7 @@ fn check_that_a_snapshot_is_refused(to: u64, what: &str, forge: impl Fn(&Member)
 
 /// raft would replace the log by it: it asks only whether the index is committed already.
 #[test]
-fn a_snapshot_at_the_committed_index_with_another_term_is_refused() {
+fn a_snapshot_at_the_commit_index_with_another_term_is_refused() {
     for to in [1, 2] {
         check_that_a_snapshot_is_refused(to, "another term", |member| {
             snapshot_message(member, member.status().commit, |_| {})
@@ -477,7 +477,7 @@ fn a_snapshot_at_the_committed_index_with_another_term_is_refused() {
 
 /// It would be installed, and the next start would refuse it.
 #[test]
-fn a_snapshot_of_another_cluster_or_with_other_members_than_its_file_is_refused() {
+fn a_snapshot_that_contradicts_its_file_is_refused() {
     type Change = fn(&mut SnapshotMembers);
     let files: &[(&str, Change)] = &[
         ("another cluster in the file", |m| m.cluster_id += 1),
@@ -504,7 +504,7 @@ fn a_snapshot_of_another_cluster_or_with_other_members_than_its_file_is_refused(
 
 /// The log names the file that is there; another of the same name, however whole, is not that one.
 #[test]
-fn a_snapshot_that_arrives_under_the_name_of_one_that_is_kept_does_not_replace_it() {
+fn a_received_snapshot_does_not_replace_one_of_its_name() {
     let mut network = Network::new(3, |config| config.snapshot_count = 5);
     for number in 0..10 {
         assert!(network.put(1, "key", &number.to_string()).is_ok());
@@ -588,7 +588,7 @@ fn facts_of_a_joiner(member: &Member) -> String {
 }
 
 #[test]
-fn a_change_that_a_stranger_passes_on_is_answered_unavailable_and_changes_nothing() {
+fn a_change_forwarded_by_a_stranger_is_unavailable() {
     let mut network = cluster();
     for to in [1, 2] {
         for change in [MemberRequest::Add { id: 9, url: url(9) }, MemberRequest::Remove { id: 3 }] {
@@ -617,7 +617,7 @@ fn a_change_that_a_stranger_passes_on_is_answered_unavailable_and_changes_nothin
 }
 
 #[test]
-fn a_snapshot_with_impossible_members_is_dropped_and_its_file_removed() {
+fn a_snapshot_with_impossible_members_is_dropped_and_removed() {
     type Change = fn(&mut Snapshot);
     let changes: &[(&str, Change)] = &[
         ("a voter that is a learner", |s| s.mut_metadata().mut_conf_state().learners = vec![3]),

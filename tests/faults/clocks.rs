@@ -115,7 +115,7 @@ fn jumps_of_the_monotonic_clock_lose_nothing() {
 
 /// A monotonic clock counts from nowhere in particular: from a moment ago, or for thirty years.
 #[test]
-fn members_whose_monotonic_clocks_count_from_elsewhere_lose_nothing() {
+fn members_with_shifted_monotonic_clocks_lose_nothing() {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
     let shifted = |seconds: i64| owned(&["unshare", "-T", "--monotonic", &seconds.to_string()]);

@@ -173,23 +173,23 @@ const FAILURES: &[(&str, &str, Option<&str>)] = &[
 const KILLS: &[(&str, &str, Option<&str>)] = &[("fdatasync", "signal=KILL", None)];
 
 #[test]
-fn a_full_disk_stops_its_member_and_with_more_space_nothing_is_lost() {
+fn a_full_disk_stops_its_member_and_loses_nothing() {
     fill("disk full", 2, false);
 }
 
 #[test]
-fn a_disk_too_full_for_a_snapshot_stops_its_member_and_with_more_space_nothing_is_lost() {
+fn a_disk_too_full_for_a_snapshot_stops_it_and_loses_nothing() {
     fill("disk full at a snapshot", 2, true);
 }
 
 #[test]
-fn a_failed_write_or_sync_of_one_of_three_stops_that_one_and_loses_nothing() {
+fn a_failed_write_or_sync_stops_one_member_and_loses_nothing() {
     fail("EIO or ENOSPC at the n-th write or sync", 4, FAILURES);
 }
 
 #[test]
 #[ignore = "long: 100 failures and 100 kills"]
-fn a_hundred_failed_writes_and_syncs_and_a_hundred_kills_at_syncs_lose_nothing() {
+fn a_hundred_disk_failures_and_kills_at_syncs_lose_nothing() {
     fail("EIO or ENOSPC at the n-th write or sync", rounds(100), FAILURES);
     fail("kill -9 at the n-th sync", rounds(100), KILLS);
 }

@@ -95,6 +95,6 @@ fn killing_the_leader_100_times_under_load_loses_nothing() {
 
 #[test]
 #[ignore = "long: 50 times all members"]
-fn killing_all_members_50_times_at_once_under_load_loses_nothing() {
+fn killing_all_members_50_times_under_load_loses_nothing() {
     kill_all(&long(50));
 }

@@ -132,6 +132,6 @@ fn members_come_and_go_under_load_and_kills_and_nothing_is_lost() {
 
 #[test]
 #[ignore = "long: 100 changes of members"]
-fn members_come_and_go_100_times_under_load_and_kills_and_nothing_is_lost() {
+fn members_replaced_100_times_under_load_lose_nothing() {
     change_members(100);
 }

@@ -302,17 +302,17 @@ const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_majority_goes_on_and_who_is_cut_off_serves_nobody_until_the_network_heals() {
+fn a_majority_goes_on_and_members_cut_off_serve_nobody() {
     cut_three("network cut, three members", 1, SHORT);
 }
 
 #[test]
-fn members_that_only_hear_or_are_only_heard_lose_nothing_and_raise_no_terms() {
+fn one_way_members_lose_nothing_and_raise_no_terms() {
     cut_one_way("network cut one way", 1, SHORT);
 }
 
 #[test]
-fn five_members_cut_in_two_in_a_bridge_and_in_a_ring_lose_nothing() {
+fn five_members_in_halves_bridges_and_rings_lose_nothing() {
     cut_five("network cut, five members", 1, SHORT);
 }
 

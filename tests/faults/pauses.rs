@@ -56,12 +56,12 @@ fn a_paused_follower_answers_nothing_from_stale_knowledge() {
 
 #[test]
 #[ignore = "long: 60 pauses"]
-fn a_leader_paused_60_times_answers_nothing_from_stale_knowledge() {
+fn a_leader_paused_60_times_serves_nothing_stale() {
     pause("SIGSTOP of the leader", Who::Leader, 20);
 }
 
 #[test]
 #[ignore = "long: 60 pauses"]
-fn a_follower_paused_60_times_answers_nothing_from_stale_knowledge() {
+fn a_follower_paused_60_times_serves_nothing_stale() {
     pause("SIGSTOP of a follower", Who::Follower, 20);
 }

@@ -91,12 +91,12 @@ fn stop_twice(default_rounds: usize) {
 }
 
 #[test]
-fn a_member_told_to_stop_under_load_answers_and_ends_and_nothing_is_lost() {
+fn a_member_stopped_under_load_answers_and_loses_nothing() {
     stop_one(4);
 }
 
 #[test]
-fn all_members_told_to_stop_under_load_answer_and_end_and_nothing_is_lost() {
+fn all_members_stopped_under_load_answer_and_lose_nothing() {
     stop_all(3);
 }
 
@@ -107,18 +107,18 @@ fn a_member_told_twice_to_stop_ends_at_once_and_nothing_is_lost() {
 
 #[test]
 #[ignore = "long: 100 stops"]
-fn a_member_told_100_times_to_stop_under_load_answers_and_ends_and_nothing_is_lost() {
+fn a_member_stopped_100_times_under_load_loses_nothing() {
     stop_one(100);
 }
 
 #[test]
 #[ignore = "long: 50 times all members"]
-fn all_members_told_50_times_to_stop_under_load_answer_and_end_and_nothing_is_lost() {
+fn all_members_stopped_50_times_under_load_lose_nothing() {
     stop_all(50);
 }
 
 #[test]
 #[ignore = "long: 50 stops"]
-fn a_member_told_twice_to_stop_50_times_ends_at_once_and_nothing_is_lost() {
+fn a_second_signal_50_times_ends_at_once_and_loses_nothing() {
     stop_twice(50);
 }

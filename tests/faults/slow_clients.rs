@@ -167,12 +167,12 @@ fn bear_slow_clients(default_rounds: usize, patience: Duration) {
 }
 
 #[test]
-fn slow_clients_and_endless_bodies_hold_up_nobody_and_memory_stays_flat() {
+fn slow_clients_delay_nobody_and_memory_stays_flat() {
     bear_slow_clients(1, REQUEST_TIMEOUT);
 }
 
 #[test]
 #[ignore = "long: five times 500 slow clients until their deadline of 30 s"]
-fn slow_clients_are_closed_at_their_deadlines_and_memory_stays_flat() {
+fn slow_clients_are_closed_in_time_and_memory_stays_flat() {
     bear_slow_clients(5, HEADER_TIMEOUT);
 }

@@ -186,13 +186,13 @@ fn two_snapshots_in_a_row_lose_nothing() {
 
 #[test]
 #[ignore = "long: 30 kills"]
-fn senders_killed_30_times_half_way_through_a_snapshot_lose_nothing() {
+fn senders_killed_30_times_within_a_snapshot_lose_nothing() {
     kill_half_way("sender of a snapshot killed half way", Who::Sender, 30);
 }
 
 #[test]
 #[ignore = "long: 30 kills"]
-fn receivers_killed_30_times_half_way_through_a_snapshot_lose_nothing() {
+fn receivers_killed_30_times_within_a_snapshot_lose_nothing() {
     kill_half_way("receiver of a snapshot killed half way", Who::Receiver, 30);
 }
 

@@ -29,7 +29,7 @@ fn breaks(kind: &str, flags: &[&str]) {
 }
 
 #[test]
-fn writes_acknowledged_before_they_are_committed_are_found_missing() {
+fn writes_acknowledged_too_early_are_found_missing() {
     breaks("must be found: --ack proposed", &["--ack", "proposed"]);
 }
 

@@ -58,13 +58,13 @@ fn wipe(default_rounds: usize, more: &[&str]) {
 }
 
 #[test]
-fn a_wiped_member_is_refused_and_replaced_under_load_and_nothing_is_lost() {
+fn a_wiped_member_is_refused_and_replaced_without_loss() {
     wipe(2, &[]);
 }
 
 #[test]
 #[ignore = "long: 40 wiped directories"]
-fn a_member_wiped_40_times_is_refused_and_replaced_under_load_and_nothing_is_lost() {
+fn a_member_wiped_40_times_is_replaced_without_loss() {
     // In the end it is members that joined and know nobody of their lists any more. Such a one cannot
     // tell whether who calls it is of its cluster, unless it is told which one that is.
     wipe(40, &["--cluster-id", "7"]);

@@ -28,7 +28,7 @@ fn a_lost_write_is_found() {
 }
 
 #[test]
-fn a_lost_write_is_found_when_only_older_values_are_read_around_it() {
+fn a_lost_write_is_found_by_older_values_read_around_it() {
     assert!(!is_linearizable(&[write(1, 0, 1), read(1, 2, 3), write(2, 4, 5), read(1, 6, 7)]));
 }
 
@@ -91,7 +91,7 @@ fn a_write_that_someone_has_seen_stays_seen_before_its_answer() {
 }
 
 #[test]
-fn an_acknowledged_write_takes_effect_between_two_reads_of_another_value() {
+fn a_write_takes_effect_between_two_reads_of_another_value() {
     // Inside the time for which 1 is held there is no room for 2; at its edge there is.
     let held = [write(1, 0, 10), read(1, 20, 30)];
     assert!(!is_linearizable(&[&held[..], &[write(2, 11, 19)]].concat()));

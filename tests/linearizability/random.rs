@@ -192,7 +192,7 @@ fn mutate(
 }
 
 #[test]
-fn a_read_with_the_value_of_another_one_is_judged_as_the_search_does() {
+fn a_read_of_a_wrong_value_is_judged_as_the_search_does() {
     mutate("reads swapped", |_, mut history, one, other| {
         let one = place(&history, one, |operation| !is_write(operation))?;
         let other = place(&history, other, |operation| !is_write(operation))?;
@@ -202,7 +202,7 @@ fn a_read_with_the_value_of_another_one_is_judged_as_the_search_does() {
 }
 
 #[test]
-fn a_register_that_drops_an_acknowledged_write_is_judged_as_the_search_does() {
+fn a_register_that_drops_a_write_is_judged_as_the_search_does() {
     mutate("a write dropped", |steps, history, one, _| {
         let acknowledged =
             |operation: &Operation<u32>| is_write(operation) && operation.completed.is_some();
@@ -211,7 +211,7 @@ fn a_register_that_drops_an_acknowledged_write_is_judged_as_the_search_does() {
 }
 
 #[test]
-fn two_writes_that_swap_their_values_are_judged_as_the_search_does() {
+fn swapped_writes_are_judged_as_the_search_does() {
     mutate("writes swapped", |_, mut history, one, other| {
         let (one, other) = (place(&history, one, is_write)?, place(&history, other, is_write)?);
         let action = history[one].action.clone();
@@ -221,7 +221,7 @@ fn two_writes_that_swap_their_values_are_judged_as_the_search_does() {
 }
 
 #[test]
-fn two_hundred_thousand_operations_are_checked_in_less_than_a_second() {
+fn two_hundred_thousand_operations_take_less_than_a_second() {
     let steps = vec(any_step(64), 200_000).new_tree(&mut TestRunner::deterministic()).unwrap();
     let mut history = register(&steps.current(), None);
     // The first of ten that is fast enough: others use this machine too.

@@ -141,7 +141,7 @@ fn todc_utils_directory() -> PathBuf {
 }
 
 #[test]
-fn the_recorded_runs_of_jepsen_against_etcd_get_their_published_verdicts() {
+fn jepsens_recorded_etcd_runs_get_their_published_verdicts() {
     let runs = todc_utils_directory().join("tests/linearizability");
     let published = std::fs::read_to_string(runs.join("etcd.rs")).unwrap();
     let mut counts = HashMap::from([(true, 0), (false, 0)]);

@@ -115,7 +115,7 @@ fn download(address: SocketAddr, target: &str) -> (u16, Vec<u8>) {
 }
 
 #[test]
-fn a_member_is_live_and_ready_and_without_a_majority_live_and_not_ready() {
+fn a_member_without_a_majority_is_live_and_not_ready() {
     let mut cluster = start(3, &[]);
     let at = admin(&cluster, 1);
     assert_eq!(ask(at, "GET", "/livez", ""), (200, "ok\n".into()));
@@ -260,7 +260,7 @@ fn cluster_shows_a_killed_member_as_dead_and_the_others_alive() {
 }
 
 #[test]
-fn events_tell_of_the_cluster_again_and_again_until_the_member_stops() {
+fn events_describe_the_cluster_until_the_member_stops() {
     let mut cluster = start(2, &[]);
     let at = admin(&cluster, 1);
     let mut stream = BufReader::new(TcpStream::connect(at).unwrap());
@@ -365,7 +365,7 @@ fn metrics_parse_and_count_what_happens() {
 }
 
 #[test]
-fn state_hashes_are_equal_after_the_same_writes_and_after_a_snapshot() {
+fn state_hashes_agree_after_equal_writes_and_after_a_snapshot() {
     let mut cluster = start(3, &["--snapshot-count", "10", "--snapshot-catch-up-entries", "5"]);
     let equal = |cluster: &Cluster, keys: usize| {
         eventually(PATIENCE, "all have the same state", || {

@@ -79,7 +79,7 @@ fn names(site: &Site, dir: &str) -> usize {
 /// room, and the log and the snapshots have the descriptors that they need. Clients never stop a
 /// member.
 #[test]
-fn clients_that_would_take_every_descriptor_leave_the_member_what_it_needs_for_its_files() {
+fn clients_leave_the_member_descriptors_for_its_files() {
     let site = Site::new();
     let (flags, address) = site.single(&[&FAST[..], &["--snapshot-count", "20"]].concat());
     let mut limited = Command::new("sh");
@@ -103,7 +103,7 @@ fn clients_that_would_take_every_descriptor_leave_the_member_what_it_needs_for_i
 }
 
 #[test]
-fn a_member_that_may_open_too_few_files_says_so_and_does_not_start() {
+fn a_member_allowed_too_few_files_does_not_start() {
     let site = Site::new();
     let (flags, _) = site.single(&[]);
     let mut limited = Command::new("sh");
@@ -127,7 +127,7 @@ fn processor_time(pid: u32) -> Duration {
 /// Descriptors can still run out: the system as a whole may have none left, and a limit may be
 /// lowered. Then accepting waits; it does not spin.
 #[test]
-fn a_member_that_ran_out_of_descriptors_backs_off_and_goes_on_when_some_are_free() {
+fn a_member_without_descriptors_backs_off_and_recovers() {
     let site = Site::new();
     let (flags, address) = site.single(&FAST);
     let mut member = site.spawn("member", &flags);
@@ -231,7 +231,7 @@ impl SlowClients {
 /// that it takes (756 of these: the peer port takes 256), and one value of 16 MiB, in a buffer that
 /// doubles as it grows.
 #[test]
-fn memory_stays_flat_under_500_slow_clients_and_an_endless_body_at_each_port() {
+fn memory_stays_flat_under_500_slow_clients_at_each_port() {
     const HELD_BYTES: u64 = 96 << 20;
     const DURATION: Duration = Duration::from_secs(4);
     let mut cluster = Cluster::start(3, &[]);

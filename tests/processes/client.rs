@@ -258,7 +258,7 @@ fn put_and_get_take_keys_and_values_byte_for_byte() {
 }
 
 #[test]
-fn local_reads_need_no_majority_and_others_say_that_there_is_none() {
+fn local_reads_need_no_majority_and_others_report_none() {
     let mut cluster = start(3, &["--request-timeout", "300ms"]);
     let endpoint = url(cluster.address(1));
     put(cluster.address(1), "/k", b"v");
@@ -365,7 +365,7 @@ fn leadership_is_transferred_to_one_or_to_any() {
 }
 
 #[test]
-fn a_backup_taken_under_writes_has_all_that_was_acknowledged_before() {
+fn a_backup_under_writes_has_every_earlier_acknowledged_one() {
     const KEYS: usize = 200;
     let old = start(3, &[]);
     let stop = AtomicBool::new(false);
@@ -414,7 +414,7 @@ fn a_backup_taken_under_writes_has_all_that_was_acknowledged_before() {
 }
 
 #[test]
-fn a_backup_replaces_no_file_unless_told_and_a_broken_one_leaves_none() {
+fn a_backup_replaces_no_file_and_a_broken_one_leaves_none() {
     let cluster = start(1, &[]);
     put(cluster.address(1), "/k", b"v");
     let site = Site::new();

@@ -43,7 +43,7 @@ fn stopped_because(process: &mut Process, why: &str) {
 }
 
 #[test]
-fn a_failed_sync_stops_the_process_and_no_acknowledged_write_is_missing() {
+fn a_failed_sync_stops_the_process_and_loses_no_write() {
     let works = Command::new("strace")
         .args(["-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "true"])
         .stderr(Stdio::null())
@@ -77,7 +77,7 @@ fn a_failed_sync_stops_the_process_and_no_acknowledged_write_is_missing() {
 }
 
 #[test]
-fn a_full_disk_stops_the_process_and_with_more_space_all_acknowledged_writes_are_there() {
+fn a_full_disk_stops_the_process_and_loses_no_write() {
     let site = Site::new();
     let Some(disk) = Mount::in_memory("2m") else {
         return skip("no disk is filled up: mounting one takes root");

@@ -108,7 +108,7 @@ fn a_directory_that_cannot_be_used_is_named_with_the_reason() {
 }
 
 #[test]
-fn a_directory_in_use_or_of_another_member_or_cluster_is_refused() {
+fn a_directory_in_use_or_of_another_member_is_refused() {
     let site = Site::new();
     let (flags, address) = site.single(&FAST);
     let url = flags[3].clone();
@@ -243,7 +243,7 @@ fn a_flag_beats_the_environment_and_both_beat_the_file() {
 }
 
 #[test]
-fn a_bad_configuration_file_gives_one_line_with_the_place_and_exit_status_2() {
+fn a_bad_configuration_file_gives_its_place_and_status_2() {
     let site = Site::new();
     for (text, named) in [
         ("{\n\"tick\": \"fast\"}", "raft.json, line 2: \"tick\": invalid value 'fast'"),
@@ -262,7 +262,7 @@ fn a_bad_configuration_file_gives_one_line_with_the_place_and_exit_status_2() {
 /// The README's first command, in an empty directory. The key-value port is on the loopback
 /// interface because the peer URL is.
 #[test]
-fn three_flags_are_enough_and_the_data_is_where_the_original_puts_it() {
+fn three_flags_suffice_and_data_is_where_the_original_puts_it() {
     let site = Site::new();
     // --host is left out, so this port is on 127.0.0.1, and may be taken between here and there.
     let (mut member, address) = (0..5)

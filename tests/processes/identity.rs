@@ -7,7 +7,7 @@ use crate::support::processes::{
 };
 
 #[test]
-fn a_member_whose_directory_was_wiped_is_refused_and_told_the_remedy() {
+fn a_wiped_member_is_refused_and_told_the_remedy() {
     let mut cluster = Cluster::start(3, &FAST);
     cluster.put(1, "/k", "value");
     // Each has to know the incarnations of the others: all have talked.
@@ -82,7 +82,7 @@ fn a_copy_of_a_running_member_does_not_take_its_place() {
 }
 
 #[test]
-fn a_member_that_joins_under_another_url_than_it_was_added_with_is_told_so() {
+fn a_joiner_with_another_url_than_it_was_added_with_is_told() {
     let mut cluster = Cluster::start(1, &FAST);
     let (added, other) = (cluster.site.url(), cluster.site.url());
     cluster.change(1, "POST", 2, &added);

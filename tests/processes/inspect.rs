@@ -43,7 +43,7 @@ fn flip(path: &Path, offset: u64) {
 }
 
 #[test]
-fn inspect_shows_each_kind_of_record_and_snapshots_and_changes_nothing() {
+fn inspect_shows_every_record_and_snapshot_and_changes_nothing() {
     let mut cluster = Cluster::start(1, &[&FAST[..], &SMALL].concat());
     for number in 0..25 {
         cluster.put(1, &format!("/key-{number}"), &"long ".repeat(30));
@@ -153,7 +153,7 @@ fn start_on(site: &Site, copy: &Path, flags: &[String]) -> Process {
 }
 
 #[test]
-fn a_flipped_bit_gives_status_1_and_the_line_that_the_member_ends_with() {
+fn a_flipped_bit_gives_status_1_and_the_members_own_last_line() {
     let (site, flags) = killed_member();
     let wal = "raftexample-1/0000000000000000.wal";
     let lines = json(&inspect(site.dir(), &[wal, "--json"]));
@@ -211,7 +211,7 @@ fn a_torn_tail_is_what_a_crash_leaves_and_gives_status_0() {
 }
 
 #[test]
-fn a_damaged_snapshot_counts_if_no_older_one_and_the_log_make_up_for_it() {
+fn a_damaged_snapshot_without_a_replacement_fails_inspection() {
     let (site, flags) = killed_member();
     let mut snapshots: Vec<PathBuf> = fs::read_dir(site.dir().join("raftexample-1-snap"))
         .unwrap()

@@ -31,7 +31,7 @@ fn a_new_member_serves_and_a_removed_one_ends_by_itself() {
 
 /// Fault C.13 of the original: it campaigns for ever, and its terms disturb the others.
 #[test]
-fn a_member_that_was_removed_while_it_was_down_ends_when_it_comes_back() {
+fn a_member_removed_while_down_ends_when_it_comes_back() {
     let mut cluster = Cluster::start(3, &FAST);
     cluster.kill(3);
     cluster.change(1, "DELETE", 3, "");
@@ -47,7 +47,7 @@ fn a_member_that_was_removed_while_it_was_down_ends_when_it_comes_back() {
 /// Fault C.1 of the original: the URL of a member that was added lives in the log only, and is lost
 /// when that part of the log is compacted away.
 #[test]
-fn members_added_and_compacted_away_reach_each_other_after_a_restart_with_their_first_flags() {
+fn compacted_additions_survive_a_restart_with_the_first_flags() {
     let small = ["--snapshot-count", "20", "--snapshot-catch-up-entries", "5"];
     let mut cluster = Cluster::start(3, &[&FAST[..], &small].concat());
     cluster.join(2, 4);

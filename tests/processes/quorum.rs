@@ -11,7 +11,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 const SLACK: Duration = Duration::from_millis(1500);
 
 #[test]
-fn without_a_majority_every_request_is_answered_within_its_deadline() {
+fn without_a_majority_every_request_meets_its_deadline() {
     let flags = [&FAST[..], &["--request-timeout", "1s"]].concat();
     let mut cluster = Cluster::start(3, &flags);
     cluster.put(1, "/k", "acknowledged");

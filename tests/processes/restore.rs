@@ -69,7 +69,7 @@ fn local(address: SocketAddr, key: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn three_members_restored_from_one_file_serve_every_key_and_go_on() {
+fn three_members_restored_from_one_file_serve_every_key() {
     let old = Site::new();
     let (file, keys) = backup(&old);
     let site = Site::new();
@@ -110,7 +110,7 @@ fn three_members_restored_from_one_file_serve_every_key_and_go_on() {
 }
 
 #[test]
-fn restore_refuses_directories_that_are_not_empty_and_changes_nothing() {
+fn restore_refuses_nonempty_directories_and_changes_nothing() {
     let old = Site::new();
     let (file, _) = backup(&old);
     let site = Site::new();
@@ -166,7 +166,7 @@ fn restore_refuses_a_damaged_file_and_flags_that_do_not_fit() {
 }
 
 #[test]
-fn an_empty_member_beside_restored_ones_waits_and_says_what_to_do() {
+fn an_empty_member_beside_restored_ones_waits_and_says_why() {
     let old = Site::new();
     let (file, keys) = backup(&old);
     let site = Site::new();
@@ -197,7 +197,7 @@ fn an_empty_member_beside_restored_ones_waits_and_says_what_to_do() {
 /// An id that the operator chose is no proof of the same origin. Two empty members that go by it and
 /// find nobody else begin, and have entries committed where the backup stands.
 #[test]
-fn empty_members_with_the_cluster_id_of_a_restored_one_take_nothing_from_it() {
+fn empty_members_with_a_restored_cluster_id_take_nothing() {
     let old = Site::new();
     let (file, keys) = backup(&old);
     let site = Site::new();
@@ -236,7 +236,7 @@ fn empty_members_with_the_cluster_id_of_a_restored_one_take_nothing_from_it() {
 }
 
 #[test]
-fn a_restored_member_starts_with_the_list_that_it_was_restored_for_alone() {
+fn a_restored_member_starts_only_with_the_list_it_was_made_for() {
     let old = Site::new();
     let (file, _) = backup(&old);
     let site = Site::new();
@@ -254,7 +254,7 @@ fn a_restored_member_starts_with_the_list_that_it_was_restored_for_alone() {
 
 /// As if it was killed before it was done.
 #[test]
-fn a_member_that_was_not_restored_to_its_end_does_not_begin_empty() {
+fn a_half_restored_member_does_not_start_empty() {
     let site = Site::new();
     let (flags, _) = site.single(&[]);
     let dir = site.dir().join("raftexample-1");

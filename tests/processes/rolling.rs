@@ -48,7 +48,7 @@ fn write(seen: &Seen, number: usize, addresses: &[SocketAddr]) {
 }
 
 #[test]
-fn a_rolling_restart_under_load_loses_nothing_and_nobody_waits_for_an_election_timeout() {
+fn a_rolling_restart_loses_nothing_and_delays_no_request() {
     let mut cluster = Cluster::start(3, &[]);
     let addresses = cluster.addresses();
     let seen = Seen::default();

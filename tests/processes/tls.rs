@@ -239,7 +239,7 @@ fn plain_exchange(address: SocketAddr, head: &str) -> Vec<u8> {
 }
 
 #[test]
-fn members_with_certificates_elect_replicate_and_take_in_another() {
+fn members_with_certificates_elect_replicate_and_grow() {
     let authority = Authority::new("the cluster's");
     let mut cluster = start(&authority);
     cluster.put(1, "/k", "value");
@@ -272,7 +272,7 @@ fn members_with_certificates_elect_replicate_and_take_in_another() {
 /// Its own files belong together, so it starts; nobody lets it in, and it lets nobody in. With the
 /// right ones it is back, without a restart.
 #[test]
-fn a_member_of_another_authority_is_refused_until_its_files_are_replaced() {
+fn a_foreign_certificate_is_refused_until_it_is_replaced() {
     let (authority, foreign) = (Authority::new("the cluster's"), Authority::new("foreign"));
     let mut cluster = start(&authority);
     cluster.put(1, "/k", "before");
@@ -294,7 +294,7 @@ fn a_member_of_another_authority_is_refused_until_its_files_are_replaced() {
 }
 
 #[test]
-fn a_certificate_of_the_right_authority_speaks_for_no_other_member() {
+fn a_valid_certificate_speaks_for_no_other_member() {
     let authority = Authority::new("the cluster's");
     let mut cluster = start(&authority);
     let before = cluster.leader();
@@ -371,7 +371,7 @@ fn an_answer_with_the_certificate_of_another_member_is_none() {
 }
 
 #[test]
-fn the_peer_port_lets_in_nobody_without_a_certificate_of_its_authority() {
+fn the_peer_port_requires_a_certificate_of_its_authority() {
     let (authority, foreign) = (Authority::new("the cluster's"), Authority::new("foreign"));
     let mut cluster = start(&authority);
     let target = peer_address(&cluster, 1);
@@ -596,7 +596,7 @@ fn a_connection_does_not_outlive_the_files_that_let_it_in() {
 }
 
 #[test]
-fn certificates_that_cannot_be_used_give_one_line_and_exit_status_2() {
+fn unusable_certificates_give_one_line_and_exit_status_2() {
     let (site, authority) = (Site::new(), Authority::new("the cluster's"));
     let foreign = Authority::new("foreign");
     let dir = site.dir();
