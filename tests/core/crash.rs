@@ -1,5 +1,5 @@
-//! A crash at every operation on files (etcd #8082, #12691, #13929): what was acknowledged is there
-//! afterwards, and starting twice finds the same.
+//! A crash at every file operation (etcd #8082, #12691, #13929): acknowledged writes survive, and a
+//! second start finds the same state.
 
 use std::io;
 
@@ -25,7 +25,7 @@ pub fn start(disk: &MemVfs, transcript: &Transcript) -> raftexample::error::Resu
     Member::start_with_segments(&single(), disk, transcript, Some(SEGMENT_BYTES))
 }
 
-/// Thirty PUTs, one after the other; returns how many were acknowledged before an error.
+/// Makes thirty PUTs; returns how many were acknowledged before an error.
 pub fn thirty_puts(
     disk: &MemVfs,
     transcript: &Transcript,
@@ -59,7 +59,7 @@ fn values(state: &State) -> Vec<(String, String)> {
     state.iter().map(|(key, (value, ..))| (key.clone(), value.clone())).collect()
 }
 
-/// Starts the member, has it answer a read, and returns what it holds.
+/// Starts the member and reads from it; returns its state.
 pub fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
     let mut member = start(disk, &Transcript::default())
         .unwrap_or_else(|error| panic!("{what}: it does not start: {error}"));
@@ -74,7 +74,8 @@ pub fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
     (member, state)
 }
 
-/// `acknowledged` PUTs are there, and perhaps the one under way; and again after the next start.
+/// Checks that the acknowledged PUTs are there, perhaps with the pending one, and again after the
+/// next start.
 pub fn check_recovery(disk: &MemVfs, acknowledged: u64, what: &str) {
     let (member, state) = recover(disk, what);
     let found = values(&state);
@@ -87,7 +88,7 @@ pub fn check_recovery(disk: &MemVfs, acknowledged: u64, what: &str) {
     assert_eq!(again, state, "{what}: started a second time");
 }
 
-/// The scenario does what it is for: snapshots, marks, new segments, purges.
+/// The scenario covers snapshots, marks, new segments and purges.
 #[test]
 fn the_scenario_has_every_kind_of_operation() {
     let transcript = Transcript::default();
@@ -147,7 +148,7 @@ fn a_crash_during_a_restart_keeps_acknowledged_writes() {
     }
 }
 
-/// Whoever begins first still counts, for the other, as one that begins with it.
+/// The other member still counts the first one as bootstrapped.
 #[test]
 fn two_of_three_first_members_begin_without_the_third() {
     let mut network = Network::default();
@@ -159,7 +160,7 @@ fn two_of_three_first_members_begin_without_the_third() {
     });
     network.elect(2);
     assert!(network.put(2, "key", "value").is_ok());
-    // Without its disk a member is not one of those that began.
+    // Without its disk a member no longer counts as bootstrapped.
     network.members.remove(&1);
     let wiped = NodeConfig { incarnation: 999, ..config(1, 3) };
     network.start(&wiped, &MemVfs::default()).unwrap();
@@ -168,7 +169,7 @@ fn two_of_three_first_members_begin_without_the_third() {
     assert!(error.contains("under a new id"), "{error}");
 }
 
-/// It wrote its first entries, which nobody else has, and greets anew.
+/// It wrote its first entries, which no other member has, and greets again.
 #[test]
 fn a_crash_right_after_bootstrap_blocks_no_other_member() {
     for survives in SURVIVALS {
@@ -183,7 +184,7 @@ fn a_crash_right_after_bootstrap_blocks_no_other_member() {
             for _ in 0..20 {
                 for id in [1, 2] {
                     network.turn(id, [Input::Tick]);
-                    // Not until quiet: in the same round the other would begin as well.
+                    // Not all rounds: in the last one the other would bootstrap as well.
                     network.deliver_round();
                     if let [first] = begun(&network)[..] {
                         break 'begun first;
@@ -196,12 +197,12 @@ fn a_crash_right_after_bootstrap_blocks_no_other_member() {
         let other = 3 - first;
         let again = NodeConfig { boot: 2000 + first, ..config(first, 3) };
         let disk = network.crash(first, survives);
-        // The other tries alone meanwhile.
+        // Meanwhile the other one tries alone.
         network.tick(7);
         assert!(begun(&network).is_empty(), "{survives:?}: one of three begins alone");
         network.start(&again, &disk).unwrap();
         assert_eq!(begun(&network), [first], "{survives:?}: its beginning is on disk");
-        // Longer than an election takes: it asks for votes in vain meanwhile.
+        // Longer than an election: it asks for votes in vain meanwhile.
         for _ in 0..30 {
             network.turn(first, [Input::Tick]);
             network.member(first).take_messages();
@@ -212,7 +213,7 @@ fn a_crash_right_after_bootstrap_blocks_no_other_member() {
     }
 }
 
-/// Members 1 and 2 begin with each other; member 3 crashes at some operation of its first start.
+/// Members 1 and 2 bootstrap together; member 3 crashes at some operation of its first start.
 #[test]
 fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
     for survives in SURVIVALS {
@@ -237,7 +238,7 @@ fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
             }
             network.members.remove(&3);
             let what = format!("crash at operation {operation}, {survives:?}");
-            // A process that is started anew draws anew.
+            // A restarted process draws new random numbers.
             let again = NodeConfig { boot: 2003, incarnation: 203, ..config(3, 3) };
             network
                 .start(&again, &disk.crash(survives))
@@ -289,7 +290,7 @@ fn a_joiners_first_start_can_crash_anywhere_and_be_repeated() {
             }
             network.members.remove(&4);
             let what = format!("crash at operation {operation}, {survives:?}");
-            // A process that is started anew draws anew.
+            // A restarted process draws new random numbers.
             let again = NodeConfig { boot: 2004, incarnation: 204, ..joiner };
             network
                 .start(&again, &disk.crash(survives))
@@ -303,7 +304,7 @@ fn a_joiners_first_start_can_crash_anywhere_and_be_repeated() {
     }
 }
 
-/// Three members; member 3 was cut off and will be sent a snapshot.
+/// Three members; member 3 was cut off and will receive a snapshot.
 pub fn lagging_follower() -> Network {
     let mut network = Network::new(3, |config| {
         config.snapshot_count = 5;
@@ -347,7 +348,7 @@ fn a_follower_that_crashes_in_a_snapshot_install_catches_up() {
                 (network.member(1).state_bytes(), network.member(1).status().applied);
             assert_eq!(network.member(3).status().applied, applied, "{what}");
             assert_eq!(network.member(3).state_bytes(), bytes, "{what}");
-            // And once more from its own disk alone.
+            // Once more, from its own disk alone.
             let disk = network.crash(3, Survives::Nothing);
             let mut member = Member::start(&again, &disk, &Transcript::default()).unwrap();
             assert!(member.status().applied >= applied - 1, "{what}: {:?}", member.status());
@@ -356,7 +357,7 @@ fn a_follower_that_crashes_in_a_snapshot_install_catches_up() {
     }
 }
 
-/// A process that died, and a power cut right after its next start.
+/// A process that died, then a power cut right after its next start.
 #[test]
 fn what_was_read_at_a_start_is_on_disk() {
     for operation in (1..200).step_by(3) {

@@ -1,7 +1,7 @@
-//! Every state that a crash can leave on a disk: for every prefix of the operations of a scenario,
-//! what was synced of it, all of it, and parts of what was not, sector by sector, and of the
-//! directory operations that were not. From each, a member recovers a prefix of what was written
-//! that holds everything acknowledged; recovers the same again; and goes on.
+//! Every state that a crash can leave on a disk: for every prefix of a scenario's operations, the
+//! synced data, all data, and samples of the unsynced sectors and directory operations. From each
+//! state, a member recovers a prefix of the written log that holds everything acknowledged,
+//! recovers the same again, and continues.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,10 +17,10 @@ use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
 use crate::support::memory::*;
 use crate::support::random::Random;
 
-/// A few frames long; most frames lie in two or three sectors.
+/// A few frames per segment; most frames span two or three sectors.
 const SEGMENT_BYTES: u64 = 4096;
 
-/// What survives of each prefix; `seeds` differ from prefix to prefix.
+/// What survives of each prefix; the seeds differ between prefixes.
 fn survivals(prefix: usize, seeds: u64) -> impl Iterator<Item = Survives> {
     let first = prefix as u64 * seeds;
     [Survives::Nothing, Survives::Everything]
@@ -28,15 +28,15 @@ fn survivals(prefix: usize, seeds: u64) -> impl Iterator<Item = Survives> {
         .chain((first..first + seeds).map(Survives::Some))
 }
 
-/// What was written during a scenario, and what others were told of it.
+/// The writes of a scenario, and the acknowledgements to others.
 #[derive(Default)]
 struct Life {
     config: Option<NodeConfig>,
     /// By index. No entry is overwritten.
     entries: BTreeMap<u64, Entry>,
-    /// Index, key and value, in the order of the indexes.
+    /// Index, key and value, in order of index.
     puts: Vec<(u64, String, String)>,
-    /// After so many operations on files, the log up to this index was acknowledged.
+    /// The number of file operations, and the log index acknowledged after them.
     acknowledged: Vec<(usize, u64)>,
 }
 
@@ -63,7 +63,7 @@ impl Life {
         assert_eq!(found, self.values_at(index), "{what}: the state at index {index}");
     }
 
-    /// Starts a member on `disk`; returns it as it is after a second start, and its log's end.
+    /// Starts a member on `disk`. Returns it after a second start, with the last index of its log.
     fn check_recovery(&self, disk: &MemVfs, acknowledged: u64, what: &str) -> (Member, u64) {
         let start = |disk: &MemVfs| {
             self.start(disk).unwrap_or_else(|error| panic!("{what}: it does not start: {error}"))
@@ -81,15 +81,15 @@ impl Life {
         self.check_values(&mut member, applied, what);
         let state = member.state_bytes();
 
-        // What it read is on disk now, whatever was before.
+        // Whatever the state was, the data it read is on disk now.
         let mut member = start(&member.crash(Survives::Nothing));
         assert_eq!(member.wal(), wal, "{what}: the log at a second start");
         assert_eq!(member.state_bytes(), state, "{what}: the state at a second start");
         (member, last)
     }
 
-    /// As `check_recovery` for a member that is alone; and what it recovered, it serves, adds to and
-    /// finds again.
+    /// Like `check_recovery`, for a single member, which then serves what it recovered, adds to it,
+    /// and finds both again.
     fn check_recovery_and_more(&self, disk: &MemVfs, acknowledged: u64, what: &str) {
         let (mut member, last) = self.check_recovery(disk, acknowledged, what);
         member.tick_until_leader().unwrap();
@@ -110,7 +110,7 @@ fn index_of(mut answer: Answer<Acknowledged>) -> u64 {
     }
 }
 
-/// The only member of its cluster, from its first start on: snapshots, new segments, purges.
+/// A single member from its first start on, with snapshots, new segments and purges.
 fn life_of_a_single_member() -> (Life, Vec<MemVfs>) {
     let config = NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) };
     let mut life = Life { config: Some(config), ..Life::default() };
@@ -177,7 +177,7 @@ fn ten_puts(network: &mut Network, life: &mut Life) {
     }
 }
 
-/// Takes down what member `id` told the leader, and returns the disk before each operation.
+/// Records what member `id` acknowledged; returns the disk before each operation.
 fn observe(network: &mut Network, id: u64, life: &mut Life) -> Vec<MemVfs> {
     let disk = network.member(id).disk.clone();
     life.config = Some(network.member(id).config.clone());
@@ -198,7 +198,7 @@ fn observe(network: &mut Network, id: u64, life: &mut Life) -> Vec<MemVfs> {
     states
 }
 
-/// From its own disk alone, as it cannot be elected alone.
+/// From its own disk alone, without an election.
 fn check_follower(states: &[MemVfs], life: &Life) {
     for (operations, state) in states.iter().enumerate() {
         let acknowledged = life.acknowledged_after(operations);
@@ -219,7 +219,7 @@ fn a_follower_recovers_from_every_crash_in_a_snapshot_install() {
     network.cut.insert(3);
     ten_puts(&mut network, &mut life);
     network.cut.clear();
-    // What it was told before counts from the beginning on.
+    // Earlier acknowledgements count from the beginning.
     let known = network.member(3).wal().last_index().unwrap();
     life.acknowledged.push((0, known));
     network.transcript.clear();
@@ -264,7 +264,7 @@ fn a_joiner_recovers_from_every_state_of_its_first_start() {
     check_follower(&states, &life);
 }
 
-/// What the log says after so many operations: after each save, the next one under way or not.
+/// The log after a number of operations: after each save, with or without the next one.
 struct Saved {
     operations: usize,
     says: Recovered,
@@ -273,7 +273,7 @@ struct Saved {
 }
 
 impl Saved {
-    /// A crash amid a purge may leave more at the front.
+    /// A crash within a purge may leave more entries at the front.
     fn is(&self, found: &Recovered) -> bool {
         let comparable = |recovered: &Recovered| {
             let mut comparable = recovered.clone();
@@ -287,8 +287,8 @@ impl Saved {
     }
 }
 
-/// A log with frames of every kind: truncations, marks, received snapshots, and frames longer than a
-/// segment.
+/// A log with frames of every kind: truncations, marks, received snapshots, and frames longer than
+/// a segment.
 fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
     let dir = Path::new(DATA).join("log");
     let disk = MemVfs::default();
@@ -312,12 +312,12 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
     let (mut next, mut term, mut marks) = (1, 1, [0, 0]);
     for round in 0..40_u64 {
         if round % 9 == 8 {
-            // Another leader's entries take the place of the last two.
+            // Another leader's entries replace the last two.
             (next, term) = ((next - 2).max(marks[1] + 1), term + 1);
         }
         let mut entries: Vec<Entry> = (next..next + 1 + round % 3)
             .map(|index| {
-                // As many zeros as will fill sectors, and then as few.
+                // Enough zeros to fill sectors, then few.
                 let bytes = random.below(900) as usize * usize::from(round % 13 != 12);
                 let fill = [0, 0xff, index as u8][random.below(3) as usize];
                 Entry { index, term, data: Bytes::from(vec![fill; bytes]), ..Entry::default() }
@@ -347,7 +347,7 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
         if let Some(mark) = made.or(installed) {
             marks = [marks[1], mark.index];
             purged = marks[0];
-            // What a purge takes may be gone from its first operation on, and is not before.
+            // A purge may take entries from its first operation on, not earlier.
             note(purged);
             wal.purge(purged).unwrap();
         }

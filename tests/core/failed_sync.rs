@@ -1,6 +1,6 @@
-//! A sync that fails takes what it was to write for written: that stays readable until the power
-//! goes, and is on disk only once it was written again. So what a process reads after the failed
-//! sync of the one before it proves nothing, and to sync it once more neither.
+//! A failed sync marks its data as clean: the data stays readable until a power cut, and reaches
+//! the disk only if it is written again. So reading it after a restart proves nothing, and neither
+//! does another sync.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,7 +11,7 @@ use raftexample::storage::{Vfs, VfsFile};
 use crate::crash::{check_recovery, lagging_follower, recover, start, thirty_puts};
 use crate::support::memory::*;
 
-/// The disk that these tests stand on.
+/// The behaviour of the simulated disk that these tests rely on.
 #[test]
 fn data_of_a_failed_sync_is_readable_and_lost_unless_rewritten() {
     let path = Path::new(DATA).join("file");
@@ -49,7 +49,7 @@ fn data_of_a_failed_sync_is_readable_and_lost_unless_rewritten() {
     }
 }
 
-/// Starts the member from what it reads, has it acknowledge a PUT, and cuts the power.
+/// Starts the member, has it acknowledge a PUT, and cuts the power.
 fn check_power_cut_after_a_restart(disk: &MemVfs, what: &str) {
     let (mut member, _) = recover(disk, what);
     let term = member.status().term;
@@ -80,7 +80,7 @@ fn writes_after_a_failed_sync_and_restart_survive_a_power_cut() {
     }
 }
 
-/// The disk fails again at some operation of the next start, and works at the one after it.
+/// The disk fails again at some operation of the next start, and works at the one after that.
 #[test]
 fn writes_after_two_failed_syncs_survive_a_power_cut() {
     for first in 1.. {
@@ -90,7 +90,7 @@ fn writes_after_two_failed_syncs_survive_a_power_cut() {
         if !disk.fault_happened() {
             break;
         }
-        // All of a kind are alike, but for those that make or remove names.
+        // All operations of a kind are alike, except those on names.
         let is_directory = transcript.lines().join("\n").contains("FAULT sync directory");
         if !is_directory && first % 9 != 0 {
             continue;
@@ -110,7 +110,7 @@ fn writes_after_two_failed_syncs_survive_a_power_cut() {
     }
 }
 
-/// The disk of a follower fails while it installs a snapshot and appends what follows.
+/// A follower's disk fails while it installs a snapshot and appends the following entries.
 #[test]
 fn a_followers_entries_after_a_failed_sync_survive_a_power_cut() {
     for operation in 1.. {
@@ -149,7 +149,7 @@ fn a_followers_entries_after_a_failed_sync_survive_a_power_cut() {
     }
 }
 
-/// `--data-dir node/data`: what has to be synced last is the working directory.
+/// With `--data-dir node/data` the last directory to sync is the working directory.
 #[test]
 fn a_relative_data_directory_survives_a_power_cut() {
     let config = NodeConfig { data_dir: "node/data".into(), ..config(1, 1) };

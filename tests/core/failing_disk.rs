@@ -1,4 +1,4 @@
-//! A write or a sync that fails: the member stops, and nothing that depended on it gets out.
+//! A failed write or sync stops the member, and nothing that depended on it leaves it.
 
 use std::io::ErrorKind;
 
@@ -7,7 +7,8 @@ use crate::support::memory::*;
 
 const KINDS: [ErrorKind; 2] = [ErrorKind::Other, ErrorKind::StorageFull];
 
-/// Nothing is sent or answered by member `id` after its fault; files may be tidied up.
+/// Asserts that member `id` sent and answered nothing after its fault. It may remove temporary
+/// files.
 fn assert_silent_after_fault(transcript: &Transcript, id: u64, what: &str) {
     let lines = transcript.of(id);
     let fault = lines.iter().position(|line| line.contains("FAULT")).unwrap();
@@ -35,7 +36,7 @@ fn a_disk_failure_at_any_operation_stops_acknowledgements() {
     }
 }
 
-/// Of a write that fails, some bytes arrive; a rename that fails may have happened.
+/// Some bytes of a failed write arrive; a failed rename may have happened.
 #[test]
 fn a_disk_failure_within_an_operation_loses_no_write() {
     for bytes in [1, 16, 60, usize::MAX] {
@@ -59,7 +60,7 @@ fn a_disk_failure_within_an_operation_loses_no_write() {
     }
 }
 
-/// Whose disk fails while PUTs are made at the leader, member 1.
+/// Fails the disk of one member during PUTs at the leader, member 1.
 fn put_while_the_disk_fails_of(failing: u64) {
     for kind in KINDS {
         for operation in 1.. {
@@ -126,7 +127,7 @@ fn a_disk_failure_in_a_snapshot_install_stops_the_follower() {
     }
 }
 
-/// Its directories were made for it, in one that is not its own.
+/// Its directories were made for it, in one that it does not own.
 #[test]
 fn a_read_only_parent_directory_does_not_prevent_a_start() {
     let (disk, transcript) = (MemVfs::default(), Transcript::default());

@@ -49,7 +49,7 @@ fn a_difference_shows_the_lines_that_differ() {
     assert_eq!(shown, "  b\n  c\n  d\n- e\n+ x\n  f\n");
 }
 
-/// File, log, memory, messages, state machine: in this order.
+/// The order is: file, log, memory, messages, state machine.
 #[test]
 fn a_received_snapshot() {
     let mut network = lagging_follower();
@@ -62,7 +62,8 @@ fn a_received_snapshot() {
     check("received_snapshot", &network.transcript.of(3));
 }
 
-/// The followers may write while the leader does; the client is answered when two have it.
+/// The followers write in parallel with the leader; the client is answered when two members have
+/// the entry.
 #[test]
 fn a_committed_put_at_the_leader_of_three() {
     let mut network = Network::new(3, |_| {});

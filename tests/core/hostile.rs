@@ -1,4 +1,4 @@
-//! Messages that nobody would send, by the thousand: none of them stops a member.
+//! Thousands of messages that no correct member sends: none of them stops a member.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -13,7 +13,7 @@ use raftexample::raft_node::Input;
 use crate::support::memory::forging::*;
 use crate::support::memory::*;
 
-/// A number near what the victim knows, or anywhere.
+/// A number near what the victim knows, or any number.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0..14_u64, 1 => 0..2000_u64, 1 => any::<u64>(), 1 => (1_u64 << 61)..(1 << 62)]
 }
@@ -53,7 +53,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    /// Often one that is right in all but one thing: entries in a row, a term near ours.
+    /// Often correct in all fields except one: consecutive entries, a term near the victim's.
     fn any_message()(
         kind in 0..MessageType::values().len(),
         ids in (prop_oneof![8 => Just(1_u64), 1 => 0..5_u64], prop_oneof![9 => Just(2_u64), 1 => 0..5_u64]),
@@ -79,7 +79,7 @@ prop_compose! {
     }
 }
 
-/// `PROPTEST_CASES` asks for more.
+/// `PROPTEST_CASES` sets another number.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(800)
 }
@@ -87,7 +87,7 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
-    /// In each case some turns of some messages each, between requests of our own.
+    /// Each case has some turns with some messages, between the member's own requests.
     #[test]
     fn no_message_stops_a_member(
         leads in any::<bool>(),
@@ -110,7 +110,7 @@ proptest! {
             member.tick().unwrap();
             prop_assert!(member.status().commit >= commit);
         }
-        // Whatever it took is on disk, and it starts from it.
+        // Everything it accepted is on disk, and the member starts from it.
         let config = member.config.clone();
         let commit = member.status().commit;
         member.node.stop().unwrap();
@@ -120,7 +120,7 @@ proptest! {
     }
 }
 
-/// Each field that holds a number, or is treated as one.
+/// The fields that hold a number or are treated as one.
 const FIELDS: [&str; 7] =
     ["index", "log_term", "commit", "reject_hint", "commit_term", "priority", "request_snapshot"];
 const ENTRIES: [&str; 9] = [
@@ -134,10 +134,10 @@ const ENTRIES: [&str; 9] = [
     "a joint change",
     "the last index",
 ];
-/// Of the member that leads, where there is one; of another; of a stranger.
+/// The leader, if there is one, another member, and a stranger.
 const SENDERS: [u64; 3] = [1, 3, 9];
 
-/// One message of all the combinations, by its number.
+/// One message of all combinations, by its number.
 struct Combination {
     kind: MessageType,
     term: usize,
@@ -207,7 +207,7 @@ impl Combination {
             5 => message.priority = value(1) as i64,
             _ => message.request_snapshot = value(last.0),
         }
-        // A read's context, or what a vote by force has; each kind of message is met with both.
+        // The context of a read or of a forced vote; each kind of message gets both.
         message.context = match (self.kind, self.value % 3) {
             (_, 0) => Bytes::new(),
             (MessageType::MsgRequestVote | MessageType::MsgRequestPreVote, _) => {
@@ -259,10 +259,10 @@ fn request_id() -> Bytes {
     Bytes::copy_from_slice(&RequestId { member: 3, boot: 1003, counter: 77 }.to_bytes())
 }
 
-/// How many messages one victim gets: enough for one to prepare the ground for another.
+/// Messages for one victim: enough for one to prepare the ground for another.
 const MESSAGES_PER_VICTIM: usize = 12;
-/// Every so many combinations one is tried. It shares no factor with the numbers that they are made
-/// of, so the values of all fields meet; `RAFTEXAMPLE_EVERY=1` tries all.
+/// Only every n-th combination is tried. The stride shares no factor with the sizes of the
+/// dimensions, so all field values meet. `RAFTEXAMPLE_EVERY=1` tries all.
 const EVERY: usize = 11;
 
 fn committed(member: &Member) -> Vec<Entry> {
@@ -270,8 +270,8 @@ fn committed(member: &Member) -> Vec<Entry> {
     member.wal().entries.into_iter().filter(|entry| entry.index <= commit).collect()
 }
 
-/// Sends each of the combinations to members in `role`. None may panic one, take back what was
-/// committed, or make an index or a term fall.
+/// Sends the combinations to members in `role`. None may panic a member, revoke a committed entry,
+/// or decrease an index or a term.
 fn sweep(role: Role) {
     let image = role.image();
     let every = std::env::var("RAFTEXAMPLE_EVERY").map_or(EVERY, |every| every.parse().unwrap());
@@ -285,13 +285,14 @@ fn sweep(role: Role) {
             let message = combination.message(&member);
             let inbound =
                 from_peer(&member, combination.sender, 1000 + *number as u64, vec![message]);
-            // In one turn, so that what raft remembers of the message meets the tick before the disk.
+            // In one turn, so that raft's state after the message meets the tick before the disk
+            // does.
             let turn = catch_unwind(AssertUnwindSafe(|| {
                 member.turn([inbound, Input::Tick]).and_then(|()| member.tick())
             }));
             match turn {
                 Ok(Ok(())) => {}
-                // It was told so by an entry.
+                // An entry removed it.
                 Ok(Err(Error::Removed)) => break,
                 Ok(Err(error)) => panic!("{}: {error}", what()),
                 Err(panic) => {

@@ -1,4 +1,4 @@
-//! What a node holds is bounded: what waits, what is not committed, and what is not applied.
+//! A node's memory is bounded: waiting requests, uncommitted entries, and unapplied entries.
 
 use raftexample::channels::{Ack, ConfChangeRequest, MemberRequest, ReadRequest, responder};
 use raftexample::error::RequestError;
@@ -8,7 +8,7 @@ use crate::support::memory::forging::Role;
 use crate::support::memory::*;
 
 const MEBIBYTE: usize = 1 << 20;
-/// As large as a value gets, so that few are needed.
+/// The largest value, so that few are needed.
 const VALUE_BYTES: usize = 16 * MEBIBYTE;
 
 fn is_refused<T: Clone + std::fmt::Debug + Send + 'static>(
@@ -18,7 +18,7 @@ fn is_refused<T: Clone + std::fmt::Debug + Send + 'static>(
     matches!(answer.get(), Some(Err(RequestError::Unavailable(said))) if said.contains(why))
 }
 
-/// So many fit; the next is answered 503 at once, and those before it wait on.
+/// The next request is answered 503 at once, and those before it keep waiting.
 #[test]
 fn requests_that_wait_for_a_leader_are_bounded() {
     let mut member = Role::Silent.start(&Role::Silent.image());
@@ -52,7 +52,7 @@ fn requests_that_wait_for_a_leader_are_bounded() {
     assert!(is_refused(&mut change(), "too many changes"));
     assert!(changes.iter_mut().all(|change| change.get().is_none()));
 
-    // A client that gave up leaves its place.
+    // A client that gives up frees its place.
     writes.pop();
     member.tick().unwrap();
     let (input, mut answer) = member.propose(put("key", "value"), Ack::Committed);
@@ -68,7 +68,7 @@ fn log_bytes(member: &Member) -> usize {
     member.wal().entries.iter().map(|entry| entry.data.len()).sum()
 }
 
-/// A leader that nobody acknowledges: its log stops growing, and the writes wait for better times.
+/// A leader without acknowledgements stops growing its log, and writes wait.
 #[test]
 fn the_log_that_is_not_committed_is_bounded() {
     let mut network = Network::new(2, |_| {});
@@ -83,8 +83,8 @@ fn the_log_that_is_not_committed_is_bounded() {
     assert_eq!(network.member(2).state()["key"].0, value(6));
 }
 
-/// A state machine that does not keep up: its node takes no more entries until it has applied some,
-/// neither from clients nor from its leader.
+/// If the state machine lags, the node accepts no more entries from clients or its leader until it
+/// has applied some.
 #[test]
 fn the_entries_that_are_not_applied_are_bounded() {
     let mut network = Network::new(2, |_| {});
@@ -105,7 +105,7 @@ fn the_entries_that_are_not_applied_are_bounded() {
     assert_eq!(network.member(2).state()["key"].0, value(6));
 }
 
-/// A member that is restarted often would else keep more and more of it.
+/// Otherwise a member that is restarted often would keep more and more of it.
 #[test]
 fn the_log_since_the_last_snapshot_counts_across_restarts() {
     let value = "x".repeat(1 << 20);

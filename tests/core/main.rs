@@ -1,6 +1,6 @@
 //! The synchronous core of a node, driven without threads, clocks or disks.
 //!
-//! [`support::memory`] replaces its files, messages and clock. Each file here is one behaviour.
+//! [`support::memory`] replaces its files, messages and clock. Each file tests one behaviour.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

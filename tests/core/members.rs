@@ -1,4 +1,4 @@
-//! Changes of members at awkward moments: under a new leader, by a leader that is the one to go.
+//! Changes of members at awkward moments: under a new leader, or by a leader that removes itself.
 
 use std::collections::BTreeSet;
 
@@ -15,22 +15,22 @@ fn check(name: &str, lines: &[String]) {
     golden::check(&format!("members/{name}"), lines);
 }
 
-/// What `from` has sent to `to` so far; what it sent to others is lost.
+/// The messages from `from` to `to` so far; messages to others are lost.
 fn sent_to(network: &mut Network, from: u64, to: u64) -> Vec<Message> {
     let messages = network.member(from).take_messages();
     messages.into_iter().filter(|message| message.to == to).collect()
 }
 
-/// Brings `messages` from `from` to `to`, which takes `more` in the same turn.
+/// Delivers `messages` from `from` to `to`, with `more` in the same turn.
 fn bring(network: &mut Network, from: u64, to: u64, messages: Vec<Message>, more: Vec<Input>) {
     let inbound = network.member(from).batch(to, messages);
     network.turn(to, [Input::Inbound(inbound)].into_iter().chain(more));
 }
 
-/// Member 1 of `n` leads and proposes to remove member 2, which alone hears of it. Then member 1 is
-/// gone, or with two members only forgets that it leads. Member 2 wins with the vote of the last
-/// member, which has acknowledged all that member 2 has: these messages are returned. In the turn
-/// that takes them member 2 commits its own removal.
+/// Member 1 of `n` leads and proposes to remove member 2, which alone receives the entry. Then
+/// member 1 crashes, or with two members only stops leading. Member 2 wins with the vote of the
+/// last member, which has acknowledged everything that member 2 has: these messages are returned.
+/// In the turn that takes them, member 2 commits its own removal.
 fn about_to_commit_its_own_removal(n: u64) -> (Network, u64, Vec<Message>) {
     let mut network = Network::new(n, |_| {});
     assert!(network.put(1, "key", "before").is_ok());
@@ -73,7 +73,7 @@ fn about_to_commit_its_own_removal(n: u64) -> (Network, u64, Vec<Message>) {
     panic!("member 2 does not lead: {:?}", network.member(2).status());
 }
 
-/// The members that are left work on, without member 2.
+/// The remaining members work without member 2.
 fn check_that_the_others_work_on(network: &mut Network, removal: u64) {
     let ids: Vec<u64> = network.members.keys().copied().collect();
     network.tick_until("another leads", |network| {
@@ -97,7 +97,7 @@ fn check_that_the_others_work_on(network: &mut Network, removal: u64) {
 fn a_leader_that_removes_itself_leaves_once_the_others_know() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(3);
     network.transcript.start_scenario();
-    // Not synced when the removal is applied: they are in the same Ready.
+    // Not synced when the removal is applied, because they are in the same Ready.
     let (first, mut first_answer) = network.member(2).propose(put("k", "first"), Ack::Committed);
     bring(&mut network, 3, 2, acknowledgements, vec![first]);
     let status = network.member(2).status();
@@ -105,17 +105,17 @@ fn a_leader_that_removes_itself_leaves_once_the_others_know() {
     assert_eq!(status.leader, 2, "it leads on until the others know");
     let last = network.member(2).wal().last_index().unwrap();
     assert!(status.commit < last, "there is more to commit");
-    // Member 3 would confirm it together with what it learns of the removal.
+    // Member 3's confirmation would arrive together with its news of the removal.
     let mut early_read = network.member(2).read().unwrap();
 
-    // What was proposed before is committed afterwards.
+    // A write proposed before the removal is committed after it.
     network.deliver();
     assert_eq!(network.member(2).status().commit, last);
     assert!(first_answer.is_ok(), "{:?}", first_answer.get());
     assert!(!network.ended.contains_key(&2), "one of two others is no majority");
     assert!(early_read.get().is_none(), "{:?}", early_read.get());
 
-    // It takes nothing more, neither from its clients nor from other members'.
+    // The leader accepts nothing more, from clients or from other members.
     let mut answers = [network.put(2, "k", "second"), network.put(3, "k", "third")];
     let mut reads = [network.member(2).read().unwrap(), network.member(3).read().unwrap()];
     network.deliver();
@@ -133,12 +133,12 @@ fn a_leader_that_removes_itself_leaves_once_the_others_know() {
         network.deliver();
     }
     assert!(matches!(network.ended.get(&2), Some(Error::Removed)), "{:?}", network.ended);
-    // Member 3 needs member 1 to go on.
+    // Member 3 needs member 1 to continue.
     assert_eq!(network.member(3).status().members.removed.get(&2), Some(&removal));
     check("leader_of_three_removes_itself", &network.transcript.of(2));
 }
 
-/// The whole cluster after it: the one that died comes back and learns of the removal.
+/// The whole cluster after it: the crashed member restarts and learns of the removal.
 #[test]
 fn after_a_leader_committed_its_own_removal_the_others_go_on() {
     let mut network = Network::new(3, |_| {});
@@ -159,7 +159,7 @@ fn after_a_leader_committed_its_own_removal_the_others_go_on() {
     check_that_the_others_work_on(&mut network, removal);
 }
 
-/// raft would have one voter that is not the leader, and serve reads without asking it.
+/// raft would count one voter, not the leader, and serve reads without asking it.
 #[test]
 fn a_leader_of_two_that_removes_itself_serves_nothing() {
     let (mut network, removal, acknowledgements) = about_to_commit_its_own_removal(2);
@@ -170,7 +170,7 @@ fn a_leader_of_two_that_removes_itself_serves_nothing() {
     assert!(first_answer.get().is_none(), "member 1 does not have it");
     let last = network.member(2).wal().last_index().unwrap();
 
-    // What member 1 asks for before it knows.
+    // Requests of member 1 before it knows.
     let (forwarded, mut write) = network.member(1).propose(put("k", "second"), Ack::Committed);
     network.turn(1, [forwarded]);
     let mut forwarded_read = network.member(1).read().unwrap();
@@ -192,7 +192,7 @@ fn a_leader_of_two_that_removes_itself_serves_nothing() {
     assert!(own_read.get().is_none() && own_write.get().is_none());
     assert!(forwarded_read.get().is_none() && write.get().is_none());
 
-    // What was taken out above is lost: the next heartbeat finds out.
+    // The messages taken above are lost; the next heartbeat detects it.
     for _ in 0..4 {
         network.turn(2, [Input::Tick]);
         network.deliver();
@@ -202,7 +202,8 @@ fn a_leader_of_two_that_removes_itself_serves_nothing() {
     check_that_the_others_work_on(&mut network, removal);
 }
 
-/// The one that remains counts two members until it knows better: alone it is no majority of them.
+/// The remaining member counts two members until it learns of the removal, so alone it is no
+/// majority.
 #[test]
 fn a_leader_of_two_syncs_the_removal_before_the_other_leaves() {
     let mut network = Network::new(2, |_| {});
@@ -220,7 +221,7 @@ fn a_leader_of_two_syncs_the_removal_before_the_other_leaves() {
     assert!(network.put(1, "key", "after").is_ok());
 }
 
-/// What is in front of the removal is all that raft hands out of what is committed with it.
+/// raft hands out only the entries before the removal of those committed with it.
 #[test]
 fn a_removal_after_a_long_write_is_synced_before_announced() {
     let mut network = Network::new(2, |_| {});
@@ -269,7 +270,7 @@ fn a_member_removed_from_two_stays_until_the_other_knows() {
     }
 }
 
-/// Member 2 was just elected by member 3; member 1 lives and was not heard yet.
+/// Member 3 just elected member 2, which has not heard from member 1, although it runs.
 fn just_elected() -> Network {
     let mut network = Network::new(3, |_| {});
     network.cut.insert(1);
@@ -290,7 +291,7 @@ fn a_removal_after_an_election_waits_to_hear_the_others() {
     assert!(removal.is_ok(), "{:?}", removal.get());
     check("removal_after_an_election", &network.transcript.of(2));
 
-    // Without a sign of life the answer comes, and it is no.
+    // Without a response from member 1 the answer is a refusal.
     let mut network = just_elected();
     let mut removal = network.member(2).change(MemberRequest::Remove { id: 3 }).unwrap();
     for _ in 0..12 {
@@ -302,21 +303,21 @@ fn a_removal_after_an_election_waits_to_hear_the_others() {
         "{:?}",
         removal.get()
     );
-    // The dead one itself can be removed at once.
+    // The dead member itself can be removed at once.
     let mut network = just_elected();
     let mut removal = network.member(2).change(MemberRequest::Remove { id: 1 }).unwrap();
     network.deliver();
     assert!(removal.is_ok(), "{:?}", removal.get());
 }
 
-/// raft keeps the voters in a hash set: their order tells how large that ever was.
+/// raft keeps the voters in a hash set, whose order depends on its largest size so far.
 #[test]
 fn members_with_another_past_make_the_same_snapshot_files() {
     let mut network = Network::new(3, |config| {
         config.snapshot_count = 8;
         config.snapshot_catch_up_entries = 1;
     });
-    // Room for a fourth voter is made, and stays.
+    // The set grows for a fourth voter and keeps its size.
     for change in [MemberRequest::Add { id: 4, url: url(4) }, MemberRequest::Remove { id: 4 }] {
         let mut answer = network.member(1).change(change).unwrap();
         network.deliver();
@@ -330,7 +331,7 @@ fn members_with_another_past_make_the_same_snapshot_files() {
         }
         network.member(1).status().snapshot
     };
-    // Member 2 begins again with the three of its snapshot.
+    // Member 2 restarts with the three voters of its snapshot.
     let first = puts(&mut network);
     let again = NodeConfig { boot: 2002, ..network.member(2).config.clone() };
     let disk = network.crash(2, Survives::Nothing);
@@ -353,8 +354,8 @@ fn members_with_another_past_make_the_same_snapshot_files() {
     assert!(newest(network.member(1)) == newest(network.member(2)), "they differ");
 }
 
-/// Nobody whom its first list names is there to refuse it. Whoever takes it for a member speaks to
-/// it, and can.
+/// No member of its first list is left to refuse it. A member that takes it for a member speaks to
+/// it, and can refuse it.
 #[test]
 fn a_wiped_member_without_its_first_list_is_refused() {
     let mut network = Network::new(2, |_| {});
@@ -375,7 +376,7 @@ fn a_wiped_member_without_its_first_list_is_refused() {
     assert!(error.contains("under a new id"), "{error}");
 }
 
-/// Who speaks to it and cannot be reached gives its place to others that may be.
+/// A caller that cannot be reached gives its place to other callers.
 #[test]
 fn a_beginning_member_greets_more_callers_than_it_remembers() {
     let mut member =
@@ -397,7 +398,7 @@ fn a_beginning_member_greets_more_callers_than_it_remembers() {
     }
 }
 
-/// What the leader does by itself is in nobody's way.
+/// The leader's own promotions do not refuse a client's change.
 #[test]
 fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     let mut network = Network::new(3, |_| {});
@@ -430,8 +431,8 @@ fn a_change_that_finds_a_promotion_on_its_way_waits_for_it() {
     check("change_waits_for_a_promotion", &network.transcript.of(1));
 }
 
-/// Three members, and an entry of member 1's which says that `id` moved, that member 1 knows to be
-/// committed and that member 3, or the one that moves, has not heard of.
+/// Three members, and an entry of member 1 that moves `id`. Member 1 knows that it is committed.
+/// Member 3, or the moved member, has not received it.
 fn moving(id: u64) -> Network {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
@@ -445,7 +446,7 @@ fn moving(id: u64) -> Network {
     network
 }
 
-/// Starts `id` where it moved to. Member 1 is gone, and the two that are left have to find each other.
+/// Starts `id` at its new URL. Member 1 is gone, and the other two must find each other.
 fn check_that_it_is_found(mut network: Network, id: u64) {
     let there = NodeConfig { url: url(7), boot: 3000 + id, ..network.member(id).config.clone() };
     let disk = network.crash(id, Survives::Nothing);
@@ -473,7 +474,7 @@ fn a_moved_member_is_believed_by_one_that_does_not_know() {
     check_that_it_is_found(network, 2);
 }
 
-/// The one that has the entry cannot know yet that it is committed.
+/// The member that has the entry cannot know yet that it is committed.
 #[test]
 fn a_moved_member_that_does_not_know_is_heard_by_one_that_does() {
     let mut network = moving(3);
@@ -483,7 +484,7 @@ fn a_moved_member_that_does_not_know_is_heard_by_one_that_does() {
     check_that_it_is_found(network, 3);
 }
 
-/// Everybody would look for it in the wrong place, and nobody could put that right.
+/// The others would look for it at the wrong URL, and nobody could correct that.
 #[test]
 fn a_member_without_which_there_is_no_majority_is_not_moved() {
     let mut network = Network::new(2, |_| {});
@@ -499,7 +500,8 @@ fn a_member_without_which_there_is_no_majority_is_not_moved() {
     assert!(moved.is_ok(), "it has nobody to be found by: {:?}", moved.get());
 }
 
-/// That a learner answers a greeting says that we reach it, not that it reaches us.
+/// An answered greeting proves that the leader reaches the learner, not that the learner reaches
+/// the leader.
 #[test]
 fn a_learner_that_never_acknowledged_anything_is_not_promoted() {
     let mut network = Network::new(1, |_| {});
@@ -518,7 +520,7 @@ fn a_learner_that_never_acknowledged_anything_is_not_promoted() {
         .tick_until("it is promoted", |network| network.members[&1].status().learners.is_empty());
 }
 
-/// It would never ask for votes, and so never be told.
+/// A learner never asks for votes, so it would never be told.
 #[test]
 fn a_learner_that_missed_its_removal_is_told() {
     let mut network = Network::new(3, |_| {});
@@ -527,7 +529,7 @@ fn a_learner_that_missed_its_removal_is_told() {
     network.member(1).change(MemberRequest::Add { id: 4, url: url(4) }).unwrap();
     network.settle();
     network.start(&NodeConfig { join: true, ..config(4, 4) }, &MemVfs::default()).unwrap();
-    // It begins, as greetings arrive, and hears its leader, who hears nothing of it.
+    // It bootstraps, because greetings arrive, and hears the leader, which hears nothing from it.
     for _ in 0..7 {
         for id in 1..=4 {
             network.turn(id, [Input::Tick]);
@@ -539,7 +541,7 @@ fn a_learner_that_missed_its_removal_is_told() {
     let heartbeat = sent_to(&mut network, 1, 4);
     bring(&mut network, 1, 4, heartbeat, vec![]);
     assert_eq!(network.member(4).status().leader, 1);
-    // While it is away it is removed.
+    // It is removed while it is away.
     let mut away = network.members.remove(&4).unwrap();
     assert_eq!(network.member(1).status().learners, [4]);
     let mut removed = network.member(1).change(MemberRequest::Remove { id: 4 }).unwrap();
@@ -552,7 +554,7 @@ fn a_learner_that_missed_its_removal_is_told() {
     assert!(matches!(network.ended.get(&4), Some(Error::Removed)), "{:?}", network.ended);
 }
 
-/// What was sent to the one that is to lead was lost, and a third was elected.
+/// The message to the transfer's target was lost, and a third member was elected.
 #[test]
 fn a_transfer_that_elects_another_member_is_no_success() {
     let mut network = Network::new(3, |_| {});
@@ -571,8 +573,8 @@ fn a_transfer_that_elects_another_member_is_no_success() {
     check("leadership_went_to_another", &network.transcript.of(1));
 }
 
-/// raft does not ask for votes while it has a change of members to apply: told to before, it would not
-/// stand for election, and the leader would take no writes until it gave up.
+/// raft does not campaign while it has a change of members to apply. A target told too early would
+/// not stand for election, and the leader would take no writes until it gave up.
 #[test]
 fn a_transfer_waits_until_its_target_applied_the_last_change() {
     let mut network = Network::new(3, |_| {});
@@ -596,7 +598,7 @@ fn a_transfer_waits_until_its_target_applied_the_last_change() {
     check("transfer_after_a_change_is_applied", &network.transcript.lines());
 }
 
-/// A leader that is told to stop just then would end without handing over.
+/// Otherwise a leader that is told to stop at that moment would end without a transfer.
 #[test]
 fn a_transfer_waits_for_the_pending_change() {
     let mut network = Network::new(3, |_| {});

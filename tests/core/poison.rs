@@ -1,5 +1,5 @@
-//! Committed entries that no member can read. Stopping at one would stop every member, at each start,
-//! for ever: they are skipped, alike everywhere, however a member comes by them.
+//! Committed entries that no member can decode. Stopping at one would stop every member at each
+//! start for ever, so all members skip them alike, however they receive them.
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, EntryType, Message, MessageType};
@@ -8,7 +8,7 @@ use raftexample::raft_node::{Input, NodeConfig};
 
 use crate::support::memory::*;
 
-/// Each with what a member logs of it.
+/// Each entry, with the log line that a member writes for it.
 fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
     use ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
     use EntryType::{EntryConfChange, EntryConfChangeV2, EntryNormal};
@@ -28,7 +28,7 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
         (no_command, EntryNormal, vec![0]),
         (no_command, EntryNormal, cut[..cut.len() - 1].to_vec()),
         (no_command, EntryNormal, [put("key", "too long"), vec![0]].concat()),
-        // raft's own: an empty entry, silently.
+        // raft's own empty entry is skipped silently.
         ("", EntryNormal, vec![]),
         (unread, EntryConfChange, vec![0xff; 7]),
         (nothing, EntryConfChange, vec![]),
@@ -42,7 +42,7 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
         ("9 is no member", EntryConfChange, kind(2, AddNode, 9, url(9).as_bytes())),
         ("of kind 9", EntryConfChange, kind(9, AddNode, 9, url(9).as_bytes())),
         ("of kind 1", EntryConfChange, kind(1, RemoveNode, 2, b"")),
-        // DELETE of an id that is no member.
+        // DELETE of an id that is not a member.
         ("", EntryConfChange, change(RemoveNode, 77, b"")),
         ("", EntryConfChange, change(RemoveNode, 0, b"")),
         (joint, EntryConfChangeV2, vec![0xff; 9]),
@@ -50,8 +50,8 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
     ]
 }
 
-/// A cluster all of whose members applied the poison. Each took it from a leader of a later term, the
-/// member or stranger that `leader` says.
+/// A cluster whose members all applied the poison. Each received it from a leader of a later term:
+/// the member or stranger that `leader` returns.
 fn poisoned(leader: fn(u64) -> u64) -> Network {
     let mut network = Network::new(3, |config| {
         config.snapshot_count = 100;
@@ -136,7 +136,7 @@ fn an_unreadable_committed_entry_does_nothing_at_any_start() {
     }
 }
 
-/// A snapshot over the poison, the log behind it, and a member that knows neither.
+/// A snapshot taken after the poison, the log after it, and a member that has neither.
 #[test]
 fn an_unreadable_committed_entry_does_nothing_in_a_snapshot() {
     let mut network = poisoned(a_member);

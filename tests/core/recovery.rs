@@ -1,4 +1,4 @@
-//! Starting from a disk that is not as it was left.
+//! Starts from a disk that changed since the last run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ fn a_damaged_snapshot_is_set_aside_if_older_data_reach_as_far() {
     let broken = PathBuf::from(format!("{}.broken", newest.display()));
     assert!(disk.paths().contains(&broken), "{:?}", disk.paths());
 
-    // It works on: more snapshots, and the next start needs no fallback.
+    // It keeps working: it makes more snapshots, and the next start needs no fallback.
     member.tick_until_leader().unwrap();
     for number in 20..40 {
         assert!(member.put(&format!("key{}", number % 7), &number.to_string()).unwrap().is_ok());
@@ -76,7 +76,7 @@ fn a_missing_snapshot_is_made_up_for_alike() {
 #[test]
 fn two_damaged_snapshots_are_named_with_the_remedy() {
     let (disk, _) = two_snapshots();
-    // Without the log from the beginning on, the older snapshot is needed.
+    // Without the beginning of the log, the older snapshot is needed.
     let mut member =
         Member::start_with_segments(&single(), &disk, &Transcript::default(), Some(256)).unwrap();
     member.tick_until_leader().unwrap();
@@ -99,7 +99,7 @@ fn two_damaged_snapshots_are_named_with_the_remedy() {
     assert!(error.contains("DELETE it on another member"), "{error}");
 }
 
-/// etcd starts its store from the newest file, named by the log or not: in the future.
+/// etcd starts its store from the newest file even if the log does not name it.
 #[test]
 fn a_snapshot_that_the_log_does_not_name_is_removed() {
     let (disk, state) = two_snapshots();
@@ -110,7 +110,7 @@ fn a_snapshot_that_the_log_does_not_name_is_removed() {
     assert!(!disk.paths().contains(&orphan));
 }
 
-/// Nobody else could be elected meanwhile, so there is no election timeout to wait for.
+/// No other member can have been elected meanwhile, so it need not wait for an election timeout.
 #[test]
 fn a_member_alone_leads_from_its_first_tick() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
@@ -125,7 +125,7 @@ fn a_member_alone_leads_from_its_first_tick() {
     assert_eq!(member.state()["key"].0, "value");
 }
 
-/// As when its directory is a copy from a time when it was alone: the others have a leader.
+/// For example if its directory is a copy from a time when it was alone: the others have a leader.
 #[test]
 fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
@@ -139,8 +139,8 @@ fn a_member_alone_that_hears_a_leader_does_not_depose_it() {
     assert_eq!((member.status().leader, member.status().term), (2, term));
 }
 
-/// One that is elected by itself sends its first entries in the turn of its election. If it forgot that
-/// term, it would use it again, for other entries at the same places.
+/// A member that elects itself sends its first entries in the turn of its election. If it forgot
+/// that term, it would reuse it for other entries at the same indexes.
 #[test]
 fn a_leader_tells_a_learner_of_no_term_that_is_not_on_disk() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();
@@ -200,20 +200,20 @@ fn another_members_directory_or_another_list_is_refused() {
     assert!(error.to_string().contains("--cluster-id 0000000000000005"), "{error}");
 }
 
-/// etcd #22442: a tail that was overwritten, and a snapshot that came over it.
+/// etcd #22442: a tail that was overwritten, and a snapshot received after it.
 #[test]
 fn an_overwritten_tail_stays_overwritten_after_a_snapshot() {
     let mut network = Network::new(3, |config| {
         config.snapshot_count = 5;
         config.snapshot_catch_up_entries = 1;
     });
-    // Member 1 appends what nobody else gets.
+    // Member 1 appends entries that no other member receives.
     network.cut.insert(1);
     for number in 0..8 {
         network.put(1, "lost", &number.to_string());
     }
     let tail = network.member(1).wal().entries.last().unwrap().index;
-    // The others go on without it, past a snapshot.
+    // The others continue without it, beyond a snapshot.
     network.give_up_leader(&[2, 3]);
     network.elect(2);
     for number in 0..4 {
@@ -229,7 +229,7 @@ fn an_overwritten_tail_stays_overwritten_after_a_snapshot() {
     let state = network.member(2).state();
     assert!(!state.contains_key("lost"));
     assert_eq!(network.member(1).state(), state);
-    // From the disk alone, at each member, all at once.
+    // From the disk alone, all members at once.
     for id in [1, 2, 3] {
         let config = NodeConfig { boot: 3000 + id, ..network.member(id).config.clone() };
         let disk = network.crash(id, Survives::Nothing);
@@ -241,7 +241,7 @@ fn an_overwritten_tail_stays_overwritten_after_a_snapshot() {
     }
 }
 
-/// A leader that made a newer snapshot in the turn in which raft sends the older one.
+/// The leader makes a newer snapshot in the turn in which raft sends the older one.
 #[test]
 fn a_snapshot_is_sent_though_a_newer_one_was_made_meanwhile() {
     let mut network = Network::new(3, |config| {
@@ -260,8 +260,8 @@ fn a_snapshot_is_sent_though_a_newer_one_was_made_meanwhile() {
     let leader = network.member(1);
     assert_eq!(leader.held.len(), 1, "a snapshot is asked for and not made yet");
     let newer = leader.make_held_snapshots();
-    // The follower rejects a probe: raft sends the older snapshot. In the same turn the newer one is
-    // reported.
+    // The follower rejects a probe, so raft sends the older snapshot. The newer one is reported in
+    // the same turn.
     let status = leader.status();
     let mut response = Message { to: 1, from: 3, term: status.term, ..Message::default() };
     response.set_msg_type(MessageType::MsgHeartbeatResponse);
@@ -290,8 +290,8 @@ fn a_snapshot_is_sent_though_a_newer_one_was_made_meanwhile() {
     );
 }
 
-/// The commit index is written lazily, but never behind a snapshot that is named: a start that has to
-/// fall back to an older one must not take what the newer one held for undecided.
+/// The commit index is written lazily, but never behind a named snapshot: a start that falls back
+/// to an older snapshot must not treat the newer one's entries as undecided.
 #[test]
 fn the_log_names_no_snapshot_beyond_its_commit_index() {
     let mut member = Member::start(&single(), &MemVfs::default(), &Transcript::default()).unwrap();

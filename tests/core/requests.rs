@@ -1,4 +1,4 @@
-//! Requests: each is answered once, with the truth, and at once where the truth is "unknown".
+//! Requests: each is answered once and truthfully, and at once if the outcome is unknown.
 
 use std::collections::BTreeSet;
 
@@ -102,7 +102,7 @@ fn a_write_is_answered_with_its_index_and_term_on_any_member() {
     }
 }
 
-/// The contexts of the read rounds that a member has sent and nobody took.
+/// The contexts of the read rounds among a member's undelivered messages.
 fn contexts(member: &mut Member) -> Vec<Bytes> {
     let reads = member
         .take_messages()
@@ -127,7 +127,7 @@ fn a_lost_read_round_is_repeated_with_a_new_context() {
     let mut first = member.read().unwrap();
     let mut all = contexts(member);
     assert_eq!(all.len(), 1);
-    // A read that comes while a round is under way waits for the next.
+    // A read that arrives during a round waits for the next round.
     let mut second = member.read().unwrap();
     assert!(contexts(member).is_empty(), "reads share rounds");
     for _ in 0..6 {
@@ -139,7 +139,7 @@ fn a_lost_read_round_is_repeated_with_a_new_context() {
     assert_eq!(distinct.len(), all.len(), "no context is used twice");
     assert!(first.get().is_none() && second.get().is_none());
 
-    // The answer to the first round comes late: it serves the first read and not the second.
+    // The answer to the first round is late: it serves the first read, not the second.
     let (term, applied) = (member.status().term, member.status().applied);
     let late = read_answer(1, 2, term, applied, &all[0]);
     let inbound = network.member(1).batch(2, vec![late.clone(), late]);
@@ -170,7 +170,7 @@ fn a_read_is_not_served_before_its_index_is_applied() {
     check("read_waits_for_its_index", &network.transcript.of(2));
 }
 
-/// A context of another run, of another member, or of a round that was never begun.
+/// A context of another run, of another member, or of a round that never started.
 #[test]
 fn an_answer_to_another_runs_read_answers_nothing() {
     let mut network = Network::new(3, |_| {});
@@ -191,7 +191,7 @@ fn an_answer_to_another_runs_read_answers_nothing() {
     }
 }
 
-/// Whom a leader has asked whether it still leads, and the context of the question.
+/// The members that a leader asked to confirm its leadership, and the context of the question.
 fn questions(leader: &mut Member) -> (Vec<u64>, Bytes) {
     let mut messages = leader.take_messages();
     messages.retain(|message| {
@@ -202,7 +202,7 @@ fn questions(leader: &mut Member) -> (Vec<u64>, Bytes) {
     (messages.iter().map(|message| message.to).collect(), context)
 }
 
-/// Answers such a question.
+/// Confirms the leadership.
 fn confirm(network: &mut Network, from: u64, context: Bytes) {
     let term = network.member(1).status().term;
     let mut message = Message { from, to: 1, term, context, ..Message::default() };
@@ -211,8 +211,8 @@ fn confirm(network: &mut Network, from: u64, context: Bytes) {
     network.member(1).turn([Input::Inbound(inbound)]).unwrap();
 }
 
-/// A round costs each member that is asked, and more than a majority need not be. One that is asked
-/// alone and does not answer holds a read up until the next heartbeat.
+/// A round costs each member that is asked, and a majority is enough. If the only member asked does
+/// not answer, the read waits for the next heartbeat.
 #[test]
 fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     let mut network = Network::new(3, |_| {});
@@ -248,7 +248,7 @@ fn a_leader_asks_whom_it_needs_and_everybody_once_in_a_tick() {
     check("whom_a_leader_asks", &network.transcript.lines());
 }
 
-/// In the tick of its removal, too: nobody else would be asked.
+/// Also in the tick of its removal, when no other member would be asked.
 #[test]
 fn a_member_that_was_removed_confirms_no_reads() {
     let mut network = Network::new(3, |_| {});
@@ -260,7 +260,7 @@ fn a_member_that_was_removed_confirms_no_reads() {
     assert!(read.is_ok());
     network.transcript.start_scenario();
     let mut removal = network.member(1).change(MemberRequest::Remove { id: 3 }).unwrap();
-    // Member 3 hears nothing of it, and nobody finds that it cannot be reached.
+    // Member 3 does not learn of it, and no send to it fails.
     let mut messages = network.member(1).take_messages();
     messages.retain(|message| message.to == 2);
     let inbound = network.member(1).batch(2, messages);
@@ -275,7 +275,7 @@ fn a_member_that_was_removed_confirms_no_reads() {
     check("removed_member_confirms_no_read", &network.transcript.lines());
 }
 
-/// The leader of an older term must not serve a read after another leader took writes.
+/// The leader of an older term must not serve a read after another leader accepted writes.
 #[test]
 fn a_leader_that_was_replaced_serves_no_read() {
     let mut network = Network::new(3, |_| {});
@@ -300,8 +300,8 @@ fn a_leader_that_was_replaced_serves_no_read() {
     check("replaced_leader_serves_no_read", &network.transcript.of(1));
 }
 
-/// What could not leave was not proposed: it waits, for a leader that can be reached, and is not sent
-/// to the one that cannot over and over.
+/// A write that did not leave was not proposed: it waits for a reachable leader, and is not sent to
+/// the unreachable one again and again.
 #[test]
 fn a_write_that_never_left_waits_for_the_next_leader() {
     let mut network = Network::new(3, |_| {});

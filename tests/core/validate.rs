@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::support::memory::*;
 
-/// A stranger's header, right in everything.
+/// A stranger's header, correct in every field.
 fn stranger(member: &Member, id: u64) -> PeerHeader {
     PeerHeader {
         cluster_id: member.admission.cluster_id(),
@@ -34,7 +34,8 @@ fn stranger(member: &Member, id: u64) -> PeerHeader {
     }
 }
 
-/// What no message may change: term, leader, commit, applied, members; and the log on disk.
+/// Everything that an invalid message must not change: term, leader, commit, applied, members, and
+/// the log on disk.
 fn facts(member: &Member) -> String {
     let wal = member.wal();
     let last = wal.entries.last().map(|entry| (entry.index, entry.term));
@@ -65,8 +66,8 @@ fn request(data: &[u8]) -> Entry {
 
 type Forge = fn(&Member, Message) -> Message;
 
-/// Messages in the name of member 3, each with a change that makes it impossible.
-/// As a follower forwards it: raft's own term is not set, and the leader's stands beside it.
+/// Messages in the name of member 3, each made impossible by one change. In a proposal that a
+/// follower forwards, raft's own term is unset and the leader's stands beside it.
 fn proposed(mut message: Message) -> Message {
     (message.term, message.log_term) = (0, message.term);
     message
@@ -117,7 +118,7 @@ const FORGED: &[(&str, MessageType, Forge)] = {
     ]
 };
 
-/// A cluster where member 1 leads and has one more entry on its way.
+/// A cluster with member 1 as leader and one undelivered entry.
 fn cluster() -> Network {
     let mut network = Network::new(3, |_| {});
     assert!(network.put(1, "key", "value").is_ok());
@@ -143,7 +144,7 @@ fn a_forged_message_changes_nothing() {
     assert!(network.put(1, "key", "later").is_ok(), "the cluster lives");
 }
 
-/// An acknowledgement of what was never sent would commit what nobody has.
+/// An acknowledgement of entries that were never sent would commit entries that no member has.
 #[test]
 fn an_acknowledgement_beyond_the_log_is_dropped_at_the_leader() {
     let mut network = cluster();
@@ -155,8 +156,8 @@ fn an_acknowledgement_beyond_the_log_is_dropped_at_the_leader() {
     assert!(network.put(1, "key", "later").is_ok());
 }
 
-/// A reply that was never asked for, in the turn of the entries that it jumps ahead of (raft-rs:
-/// become_leader asserts that all entries are persisted).
+/// An unrequested reply, in the turn of the entries that it overtakes (raft-rs: become_leader
+/// asserts that all entries are persisted).
 #[test]
 fn votes_that_come_before_they_were_asked_for_elect_nobody() {
     let mut network = cluster();
@@ -173,7 +174,7 @@ fn votes_that_come_before_they_were_asked_for_elect_nobody() {
     assert_ne!(network.member(2).status().leader, 2);
 }
 
-/// A snapshot that leaves nobody but its receiver wins that one every vote, before it is on disk
+/// A snapshot whose only member is the receiver wins it every vote before the snapshot is on disk
 /// (raft-rs: become_leader asserts that all entries are persisted).
 #[test]
 fn leadership_transferred_in_a_snapshots_turn_is_not_taken() {
@@ -194,8 +195,8 @@ fn leadership_transferred_in_a_snapshots_turn_is_not_taken() {
     assert_eq!(member.status().leader, 3);
 }
 
-/// What a peer request cannot hold can never be sent on, and everything behind it would wait for
-/// ever.
+/// An entry that does not fit into a peer request can never be sent, and all later ones would wait
+/// for ever.
 #[test]
 fn a_proposal_that_no_append_can_hold_is_dropped() {
     let mut network = cluster();
@@ -205,7 +206,8 @@ fn a_proposal_that_no_append_can_hold_is_dropped() {
     let mut proposal = message(MessageType::MsgPropose, 3, leader);
     proposal.term = 0;
     proposal.entries = vec![request(b"")].into();
-    // It fills its own request to the last byte; the append of the same entry has more around it.
+    // It fills its own request to the last byte; an append of the same entry needs more bytes
+    // around it.
     let around = 4 + proposal.compute_size() as usize;
     let room = PEER_BODY_BYTES as usize - around;
     proposal.mut_entries()[0].data = vec![0; room - 16].into();
@@ -216,7 +218,7 @@ fn a_proposal_that_no_append_can_hold_is_dropped() {
     assert!(network.put(1, "key", "later").is_ok(), "the cluster lives");
 }
 
-/// Strangers may be the leader of a cluster that we are behind of, but not its followers.
+/// A stranger may lead a member that lags; it may not follow one.
 #[test]
 fn of_a_stranger_only_what_leaders_and_candidates_send_passes() {
     use MessageType::*;
@@ -248,7 +250,7 @@ fn of_a_stranger_only_what_leaders_and_candidates_send_passes() {
             member.turn([Input::Inbound(inbound)]).unwrap();
             assert_eq!(facts(member), before, "{kind:?} at member {to}");
         }
-        // A vote by force, which a member may ask for when leadership is handed over to it.
+        // A forced vote, which a member may request during a transfer of leadership.
         let mut forged = message(MsgRequestVote, 9, member);
         forged.term += 1;
         forged.context = b"CampaignTransfer".to_vec().into();
@@ -275,13 +277,13 @@ fn a_stranger_that_leads_is_followed_without_loss() {
     assert_eq!(state["key"].0, "value");
     assert_eq!(state["stranger"].0, "value");
 
-    // It rewrites what is committed: raft drops it.
+    // It rewrites committed entries, so raft drops it.
     let mut rewrite = message(MessageType::MsgAppend, 9, member);
     (rewrite.index, rewrite.log_term, rewrite.commit) = (0, 0, index);
     rewrite.entries = (1..=index).map(|i| entry(i, term, vec![])).collect::<Vec<_>>().into();
     member.turn([Input::Inbound(batch(header, 1, 2, vec![rewrite]))]).unwrap();
     assert_eq!(member.state(), state);
-    // Silent for an election timeout, it is forgotten.
+    // After an election timeout of silence it is forgotten.
     for _ in 0..12 {
         member.tick().unwrap();
     }
@@ -365,7 +367,7 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
     leader.turn([twice(100), twice(99)]).unwrap();
     assert_eq!(last(leader).0, index + 1, "appended once");
 
-    // The sender starts again; what was under way comes late.
+    // The sender restarts; messages of its earlier run arrive late.
     let again = |number| Input::Inbound(batch(header.clone(), 31, number, vec![proposal.clone()]));
     leader.turn([again(1)]).unwrap();
     assert_eq!(last(leader).0, index + 2, "its next run counts anew");
@@ -377,7 +379,7 @@ fn a_proposal_that_is_delivered_twice_is_applied_once() {
     assert_eq!(last(leader).0, index + 4, "the later run is not shut out by it");
 }
 
-/// The filter of batches does not outlive the process: a proposal names the term it was meant for.
+/// The filter of batches does not outlive the process; a proposal names the term it was meant for.
 #[test]
 fn a_proposal_repeated_after_a_reelection_is_applied_once() {
     let mut network = cluster();
@@ -414,7 +416,7 @@ fn snapshot_message(member: &Member, index: u64, change: impl FnOnce(&mut Snapsh
     forged
 }
 
-/// A snapshot of a later term and its file here, which holds `in_file`.
+/// A snapshot of a later term, with a local file that holds `in_file`.
 fn snapshot_message_of(
     member: &Member,
     index: u64,
@@ -435,7 +437,8 @@ fn snapshot_message_of(
     forged
 }
 
-/// Delivers a snapshot in the name of member 3: it is refused, has no effect, and leaves no file.
+/// Delivers a snapshot in the name of member 3. It must be refused, without effect and without a
+/// file left.
 fn check_that_a_snapshot_is_refused(to: u64, what: &str, forge: impl Fn(&Member) -> Message) {
     let mut network = cluster();
     let header = network.member(3).header(to);
@@ -465,7 +468,7 @@ fn check_that_a_snapshot_is_refused(to: u64, what: &str, forge: impl Fn(&Member)
     assert!(network.put(to, "key", "later").is_ok(), "{what} at member {to}: the cluster lives");
 }
 
-/// raft would replace the log by it: it asks only whether the index is committed already.
+/// raft would replace the log by it: raft checks only whether the index is committed already.
 #[test]
 fn a_snapshot_at_the_commit_index_with_another_term_is_refused() {
     for to in [1, 2] {
@@ -502,7 +505,7 @@ fn a_snapshot_that_contradicts_its_file_is_refused() {
     }
 }
 
-/// The log names the file that is there; another of the same name, however whole, is not that one.
+/// The log names the existing file. Another file of that name, however valid, is not that one.
 #[test]
 fn a_received_snapshot_does_not_replace_one_of_its_name() {
     let mut network = Network::new(3, |config| config.snapshot_count = 5);
@@ -531,7 +534,7 @@ fn a_received_snapshot_does_not_replace_one_of_its_name() {
     assert!(matches!(receiver.finish().unwrap(), Received::Refused(_)));
     assert!(member.disk.contents(&path) == bytes, "the file that the log names was replaced");
 
-    // The same file once more is welcome: a leader may not know that it arrived.
+    // The same file again is accepted: a leader may not know that it arrived.
     let length = bytes.len() as u64;
     let same = SnapshotFile { length, checksum: crc32c::crc32c(&bytes) };
     let mut receiver = member.snapshotter.receive(kept.index, kept.term, same).unwrap();
@@ -550,8 +553,8 @@ fn name(mark: SnapshotId) -> String {
     format!("{:016x}-{:016x}.snap", mark.term, mark.index)
 }
 
-/// A joiner that was counted as a member before any leader reached it is at term 0. raft refuses a
-/// pre-vote of a lower priority with its own term, and panics if that is 0.
+/// A joiner that counts as a member before a leader reached it is at term 0. raft refuses a
+/// pre-vote of lower priority with its own term, and panics if that term is 0.
 #[test]
 fn a_pre_vote_with_a_priority_does_not_stop_a_member_at_term_0() {
     let mut network = cluster();
@@ -605,7 +608,7 @@ fn a_change_forwarded_by_a_stranger_is_unavailable() {
             assert_eq!(facts(network.member(to)), before, "{why}");
         }
     }
-    // The same from a member is carried out.
+    // The same request from a member is carried out.
     let (responder, pending) = responder();
     let mut answer = Answer::new(pending);
     let header = network.member(3).header(1);
@@ -644,7 +647,7 @@ fn a_snapshot_with_impossible_members_is_dropped_and_removed() {
             assert_eq!(facts(member), before, "{what} at member {to}");
             member.tick().unwrap();
             let files = member.disk.paths();
-            // A file by another name than the message's is not known to have come with it.
+            // A file with another name than the message's is not known to belong to it.
             if !what.contains("term") {
                 assert!(
                     !files.iter().any(|path| path.extension().is_some_and(|e| e == "snap")),

@@ -1,4 +1,4 @@
-//! The configuration of a member, where a test has no reason for another.
+//! The configuration that members get unless a test needs another.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         snapshot_catch_up_entries: 10_000,
         tick: Duration::from_millis(100),
         election_ticks: 10,
-        // Without chance, so that a test repeats; lower ids first, so that no vote is split.
+        // No randomness, so that a test repeats. Lower ids time out first, so that no vote is
+        // split.
         randomized_election_ticks: 9 + id as usize..10 + id as usize,
         heartbeat_ticks: 1,
         request_timeout: Duration::from_secs(5),

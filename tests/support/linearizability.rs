@@ -1,46 +1,47 @@
-//! Is a key's history linearizable? Does each operation seem to take effect at one instant between
-//! its invocation and its completion, so that each read returns the last value written?
+//! Decides whether a key's history is linearizable: whether each operation can take effect at one
+//! instant between its invocation and its completion, so that every read returns the last written
+//! value.
 //!
-//! [`check`] decides it in O(n log n), because no value is written twice. Take, for each value, its
-//! write and the reads that returned it: its *cluster*. A register holds a value once, so a cluster
-//! stays together. Of a cluster, two times count: the `first_end` and the `last_start` among its
-//! operations. Cluster A must come before cluster B if an operation of A ended before one of B
-//! started: `A.first_end < B.last_start`.
+//! [`check`] decides it in O(n log n), because no value is written twice. A *cluster* is a value's
+//! write together with the reads that returned it. A register holds a value once, so a cluster
+//! stays together. Two times of a cluster matter: the `first_end` and the `last_start` among its
+//! operations. Cluster A must precede cluster B if an operation of A ended before one of B started:
+//! `A.first_end < B.last_start`.
 //!
-//! The history is linearizable if and only if each read ends no earlier than its write starts and no
-//! two clusters must each come before the other:
+//! The history is linearizable if and only if each read ends no earlier than its write starts and
+//! no two clusters must each precede the other:
 //!
-//! - Clusters in an order that keeps every "must come before", each with its write first and its
-//!   reads as they started, are a legal order. So only a cycle of clusters can forbid one.
-//! - A cycle always holds two clusters that forbid each other. Let M be its cluster with the greatest
-//!   `last_start`, and N the next one after M. N's `first_end` is less than the `last_start` of its
-//!   own successor, so less than M's: N must come before M too.
+//! - Clusters in an order that keeps every "must precede", each with its write first and its reads
+//!   in order of their start, form a legal order. So only a cycle of clusters can rule one out.
+//! - Every cycle contains two clusters that rule each other out. Let M be its cluster with the
+//!   greatest `last_start`, and N the next one after M. N's `first_end` is less than the
+//!   `last_start` of its own successor, so less than M's: N must precede M too.
 //!
-//! To find two such clusters fast, see each as a zone between its two times. A *forward* zone is one
-//! with `first_end < last_start`: the register held the value all that time. In a *backward* zone
-//! one instant is enough. Two clusters forbid each other if two forward zones overlap, or if a
+//! To find two such clusters fast, treat each as a zone between its two times. A *forward* zone has
+//! `first_end < last_start`: the register held the value all that time. A *backward* zone needs
+//! only one instant. Two clusters rule each other out if two forward zones overlap, or if a
 //! backward zone lies inside a forward one. (Gibbons and Korach, "Testing shared memories", 1997.)
 //!
-//! [`search`] tries the orders instead, and shares no line with [`check`]: a second opinion. (Wing
-//! and Gong, "Testing and verifying concurrent objects", 1993, with Lowe's memory of what was tried.)
+//! [`search`] tries the orders instead and shares no line with [`check`]: a second opinion. (Wing
+//! and Gong, "Testing and verifying concurrent objects", 1993, with Lowe's memory of what was
+//! tried.)
 //!
-//! What is not known is never held against a history:
+//! Unknown outcomes never count against a history:
 //!
-//! - A write of unknown outcome has no end: it may take effect at any time after its invocation. One
-//!   that nobody read may as well have failed.
+//! - A write of unknown outcome has no end: it may take effect at any time after its invocation. If
+//!   nobody read it, it may as well have failed.
 //! - Operations whose times touch are concurrent.
-//! - A read without an answer, and a write that certainly failed, are left out by the caller.
+//! - The caller leaves out reads without an answer and writes that certainly failed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Debug, Display, Formatter};
 use std::hash::Hash;
 
-/// What one client asked of the key and what it was told.
+/// One client's operation on the key, with its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation<V> {
-    /// Who asked: for the eye only, no rule depends on it.
+    /// The client that asked. Shown in messages only; no rule depends on it.
     pub client: u64,
-    /// What it did.
     pub action: Action<V>,
     /// When it was sent, on a clock that all clients share.
     pub invoked: u64,
@@ -133,14 +134,15 @@ fn find_conflict<V: Ord + Debug>(history: &[Operation<V>]) -> Option<Conflict<'_
     };
     let (mut forward, backward): (Vec<_>, Vec<_>) = zones.into_iter().partition(Zone::is_forward);
     forward.sort_by_key(|zone| zone.first_end);
-    // The first overlap in this order is one of neighbours: until then each zone ends last so far.
+    // In this order the first overlap is between neighbours: before it, each zone ends later than
+    // all earlier ones.
     for pair in forward.windows(2) {
         if pair[1].must_precede(&pair[0]) {
             return Some(Conflict::Cycle(pair[0].value, pair[1].value));
         }
     }
-    // The forward zones now lie one behind the other. So only the last of those that start before a
-    // backward zone can reach beyond its end.
+    // The forward zones are now disjoint. Only the last one that starts before a backward zone can
+    // reach beyond its end.
     for zone in backward {
         let behind = forward.partition_point(|other| other.must_precede(&zone));
         if let Some(around) = forward[..behind].last()
@@ -152,9 +154,10 @@ fn find_conflict<V: Ord + Debug>(history: &[Operation<V>]) -> Option<Conflict<'_
     None
 }
 
-/// The zone of each value, in the order of values: the same history gives the same conflict.
+/// The zone of each value, in the order of values, so that a history always gives the same
+/// conflict.
 ///
-/// A write of unknown outcome that nobody read ends never, so its zone is backward and inside no
+/// A write of unknown outcome that nobody read never ends, so its zone is backward and inside no
 /// other: it needs no special case.
 fn zones<V: Ord + Debug>(history: &[Operation<V>]) -> Result<Vec<Zone<'_, V>>, Conflict<'_, V>> {
     let initial =
@@ -183,11 +186,11 @@ fn zones<V: Ord + Debug>(history: &[Operation<V>]) -> Result<Vec<Zone<'_, V>>, C
     Ok(zones.into_values().collect())
 }
 
-/// A history that is not linearizable. Displays the few of its operations that show it.
+/// A history that is not linearizable. Displays the few operations that prove it.
 #[derive(Clone, Debug)]
 pub struct Violation<V> {
     reason: String,
-    /// Not linearizable by themselves, and without any read among them they would be. By time.
+    /// By time. Not linearizable by themselves; without any one of their reads they are.
     pub operations: Vec<Operation<V>>,
 }
 
@@ -217,7 +220,8 @@ impl<V: Clone + Ord + Debug> Violation<V> {
                 (reason, decisive.concat())
             }
         };
-        // Fewer reads never make a history worse; a write may be missed by a read of it.
+        // Removing a read never makes a history worse. A write may be missing if no read returned
+        // it.
         let mut next = 0;
         while next < operations.len() {
             let mut fewer = operations.clone();
@@ -263,8 +267,8 @@ impl<V: Debug> Display for Violation<V> {
     }
 }
 
-/// Whether the history is linearizable, found by trying orders: for small histories, as the time can
-/// grow exponentially with the operations that overlap.
+/// Decides linearizability by trying orders. For small histories only: the time can grow
+/// exponentially with the operations that overlap.
 pub fn search<V: Clone + Eq + Hash>(history: &[Operation<V>]) -> bool {
     let intervals: Vec<_> =
         history.iter().map(|operation| (operation.invoked, operation.completed)).collect();
@@ -276,8 +280,9 @@ pub fn search<V: Clone + Eq + Hash>(history: &[Operation<V>]) -> bool {
     })
 }
 
-/// The search, for any object. `apply` gives the state after the operation of this index, or `None`
-/// where it could not have had its answer. An operation without an end may also never be applied.
+/// The search, for any object. `apply` returns the state after the operation with this index, or
+/// `None` if the operation cannot have had its answer there. An operation without an end may also
+/// never be applied.
 pub fn search_orders<S: Clone + Eq + Hash>(
     intervals: &[(u64, Option<u64>)],
     initial: S,
@@ -285,8 +290,8 @@ pub fn search_orders<S: Clone + Eq + Hash>(
 ) -> bool {
     let mut by_start: Vec<usize> = (0..intervals.len()).collect();
     by_start.sort_by_key(|operation| intervals[*operation].0);
-    // Which operations were applied, and the state after them: how they were ordered has no
-    // influence on what can follow, so each such pair is tried once.
+    // The applied operations and the state after them. What can follow does not depend on their
+    // order, so each such pair is tried once.
     let mut tried = HashSet::new();
     let mut to_try = vec![(vec![false; intervals.len()], initial)];
     while let Some((applied, state)) = to_try.pop() {
@@ -294,7 +299,7 @@ pub fn search_orders<S: Clone + Eq + Hash>(
         let Some(first_end) = waiting().filter_map(|operation| intervals[operation].1).min() else {
             return true;
         };
-        // What started after another one ended cannot come before it.
+        // An operation that started after another one ended cannot precede it.
         for operation in waiting().take_while(|operation| intervals[*operation].0 <= first_end) {
             if let Some(state) = apply(&state, operation) {
                 let mut applied = applied.clone();

@@ -1,4 +1,4 @@
-//! What the test targets share. Each target uses a part of it.
+//! Support code for the test targets. Each target uses a part of it.
 
 #![allow(dead_code, unused_imports)]
 
@@ -6,7 +6,7 @@ pub mod config;
 pub mod linearizability;
 pub mod logs;
 pub mod memory;
-// The fuzz driver has no binary to start, and mounts nothing.
+// The fuzz driver is built without a binary to start.
 #[cfg(test)]
 pub mod mounts;
 #[cfg(test)]

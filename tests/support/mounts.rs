@@ -1,38 +1,39 @@
-//! File systems that a test makes for itself: small ones in memory, and disks that lose their power.
+//! File systems that tests make for themselves: small ones in memory, and disks whose power can be
+//! cut.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// The ioctl that stops an ext4 file system at once, with what is not yet on its disk lost.
+/// The ioctl that stops an ext4 file system at once and loses what is not on its disk yet.
 const EXT4_IOC_SHUTDOWN: u32 = 0x8004_587D;
 
 /// What becomes of the file system's journal when the power is cut.
 #[derive(Clone, Copy, Debug)]
 pub enum Journal {
-    /// What is in memory of it still reaches the disk: renames and lengths without their bytes.
+    /// The journal in memory still reaches the disk: renames and lengths, without the data.
     Written = 1,
-    /// It is lost as well.
+    /// The journal in memory is lost as well.
     Lost = 2,
 }
 
-/// A file system of its own, gone when dropped.
+/// A mounted file system, unmounted when dropped.
 pub struct Mount {
     dir: TempDir,
-    /// What is mounted, with which options, again after a power cut.
+    /// The arguments of `mount`, used again after a power cut.
     arguments: Vec<String>,
 }
 
 impl Mount {
-    /// A file system in memory of so many bytes (`2m`); `None` where mounting is not allowed.
+    /// A file system in memory of `size` (`2m`), or `None` if mounting is not allowed.
     pub fn in_memory(size: &str) -> Option<Self> {
         let dir = temporary_dir();
         let arguments = ["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"];
         Self { dir, arguments: arguments.map(str::to_owned).into() }.mounted()
     }
 
-    /// A disk with ext4 whose power can be cut; `None` where that cannot be made.
+    /// An ext4 disk whose power can be cut, or `None` if it cannot be made.
     pub fn disk() -> Option<Self> {
         let dir = temporary_dir();
         let image = dir.path().join("disk.img");
@@ -41,7 +42,7 @@ impl Mount {
         if !run("mkfs.ext4", &["-q", "-F", &image]) {
             return None;
         }
-        // The loop device goes when it is unmounted, also if this process is killed before.
+        // The loop device goes away with the unmount, even if this process is killed first.
         let arguments = ["-t", "ext4", "-o", "loop", &image];
         let disk = Self { dir, arguments: arguments.map(str::to_owned).into() }.mounted()?;
         let works = cut_power(&[], &[&disk], Journal::Lost);
@@ -66,14 +67,14 @@ impl Mount {
         self.dir.path().join("mounted")
     }
 
-    /// Takes all space but so many bytes, and at no moment more.
+    /// Takes all space except `room` bytes.
     pub fn fill_up(&self, room: u64) {
         let mut df = Command::new("df");
         df.args(["--block-size=1", "--output=avail"]).arg(self.path());
         let said = String::from_utf8(df.output().unwrap().stdout).unwrap();
         let free: u64 = said.lines().nth(1).unwrap().trim().parse().unwrap();
         let ballast = vec![1; free.saturating_sub(room) as usize];
-        // It does not all fit if more was written meanwhile.
+        // The write stops early if a member wrote meanwhile.
         let _ = std::fs::write(self.path().join("ballast"), ballast);
     }
 
@@ -82,18 +83,18 @@ impl Mount {
         std::fs::remove_file(self.path().join("ballast")).unwrap();
     }
 
-    /// Makes the one in memory larger or smaller.
+    /// Resizes a file system in memory.
     pub fn resize(&self, size: &str) {
         let (path, options) = (self.path(), format!("remount,size={size}"));
         assert!(run("mount", &["-o", &options, path.to_str().expect("a plain name")]));
     }
 
-    /// Mounts what is on the disk after a power cut. Nobody may use it any more.
+    /// Mounts what is on the disk after a power cut. No process may use it any more.
     pub fn restore_power(&self) {
         let path = self.path();
         assert!(run("umount", &[path.to_str().expect("a plain name")]), "{}", path.display());
         assert!(self.mount(), "{}", path.display());
-        // It is the old one still if another mount namespace has it.
+        // The mount is still the old one if another mount namespace holds it.
         let probe = path.join("probe");
         let is_new = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
         assert!(is_new.is_ok(), "{} is still without power: {is_new:?}", path.display());
@@ -110,23 +111,23 @@ impl Drop for Mount {
             eprintln!("what was in {} is kept in {}", path.display(), kept.display());
             self.dir.disable_cleanup(true);
         }
-        // Lazily, as a process that was not yet killed may still use it.
+        // Lazily, because a process that was not killed yet may still use it.
         run("umount", &["-l", &path.to_string_lossy()]);
     }
 }
 
-/// Cuts the power at once: processes end, and what is not synced to the disks is lost. False where
-/// nothing can do that here.
+/// Cuts the power: processes end, and data not synced to the disks is lost. Returns false if this
+/// machine does not allow it.
 ///
-/// The processes come first. A sync that is under way when the file system stops may be told that it
-/// succeeded; nobody may live to say so to others. (A loop of appends and syncs, in C, that was not
-/// killed first lost a record that was "synced" in 10 of 210 cuts; killed first, in 0 of 450.)
+/// The processes end first. A sync that is under way when the file system stops may report success,
+/// and no process may live to pass that on. (A loop of appends and syncs, in C, that was not killed
+/// first lost a "synced" record in 10 of 210 cuts; killed first, in 0 of 450.)
 pub fn cut_power(pids: &[u32], disks: &[&Mount], journal: Journal) -> bool {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let mut arguments = [EXT4_IOC_SHUTDOWN, journal as u32].map(|word| word.to_string()).to_vec();
     arguments.push(pids.join(" "));
     arguments.extend(disks.iter().map(|disk| disk.path().to_string_lossy().into_owned()));
-    // An ioctl takes unsafe code in Rust, so it is left to an interpreter, whichever is there.
+    // An ioctl needs unsafe code in Rust, so an interpreter does it.
     let perl = "my ($request, $journal, $pids, @paths) = @ARGV;
 my @disks = map { open(my $disk, '<', $_) or die; $disk } @paths;
 kill 'KILL', split(' ', $pids);
@@ -143,7 +144,7 @@ for disk in disks:
         words.extend(arguments.iter().map(String::as_str));
         run(interpreter, &words)
     };
-    // The second only where the first is not installed: no power is cut twice.
+    // Python only if Perl is not installed: the power must not be cut twice.
     let perl_is_there = run("perl", &["-e", "1"]);
     if perl_is_there { with("perl", "-e", perl) } else { with("python3", "-c", python) }
 }

@@ -1,4 +1,4 @@
-//! What the tests share: processes that end with the test, clusters of them, and a small client.
+//! Members as processes that end with the test, clusters of them, and a small HTTP client.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -19,22 +19,22 @@ use tempfile::TempDir;
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_raftexample");
-/// By then whatever a test waits for has happened, on a busy machine too.
+/// A deadline for everything that a test waits for. Long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the client waits for an answer: more than a member may take with default flags.
+/// How long the client waits for an answer: longer than a member may take with default flags.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Ticks that save time where time is not what a test is about: elections within half a second.
+/// Short ticks for tests that do not measure time: elections take less than half a second.
 pub const FAST: [&str; 2] = ["--tick", "20ms"];
 
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// It does not hold within `deadline`; `why` says what did not happen.
+/// If it does not hold within `deadline`; `why` says what did not happen.
 pub fn eventually(deadline: Duration, why: &str, mut condition: impl FnMut() -> bool) {
     eventually_some(deadline, why, || condition().then_some(()));
 }
 
-/// Waits until `find` finds something.
+/// Waits until `find` returns a value.
 pub fn eventually_some<T>(deadline: Duration, why: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -42,14 +42,14 @@ pub fn eventually_some<T>(deadline: Duration, why: &str, mut find: impl FnMut() 
             return found;
         }
         assert!(start.elapsed() < deadline, "not within {deadline:?}: {why}");
-        // Between two looks: the deadline above is what ends it.
+        // The interval between two looks; the deadline above ends the wait.
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Says on standard error that a test proves nothing here.
+/// Reports on standard error that a test was skipped.
 pub fn skip(why: &str) {
-    // Not eprintln: the test runner would swallow it.
+    // Not `eprintln`: the test runner would capture it.
     let _ = writeln!(io::stderr(), "\n*** SKIPPED: {why} ***");
 }
 
@@ -77,7 +77,7 @@ impl Site {
         self.dir.as_ref().expect("it is there until the end").path()
     }
 
-    /// A port that is free at this address, another one each time.
+    /// A free port at this address, a different one each time.
     pub fn port(&self) -> u16 {
         loop {
             let port = TcpListener::bind((self.address, 0)).unwrap().local_addr().unwrap().port();
@@ -95,12 +95,12 @@ impl Site {
         SocketAddr::new(IpAddr::V4(self.address), port)
     }
 
-    /// A place here for a member with this peer URL.
+    /// A place at this site for a member with this peer URL.
     pub fn place(&self, url: String) -> Place {
         Place { url, client: self.at(self.port()), launcher: Vec::new(), flags: Vec::new() }
     }
 
-    /// The flags of a member on its own, and where it serves.
+    /// The flags of a single member, and its client address.
     pub fn single(&self, more: &[&str]) -> (Vec<String>, SocketAddr) {
         let port = self.port();
         let mut flags = owned(&["--id", "1", "--cluster", &self.url()]);
@@ -109,7 +109,7 @@ impl Site {
         (flags, self.at(port))
     }
 
-    /// Starts the binary here; its standard error goes on in `NAME.log`.
+    /// Starts the binary; its standard error is appended to `NAME.log`.
     pub fn spawn(&self, name: &str, flags: &[String]) -> Process {
         let mut command = Command::new(BINARY);
         command.args(flags);
@@ -158,14 +158,14 @@ pub fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-/// What a command that ends by itself said.
+/// The result of a command that ends by itself.
 pub struct Ran {
     pub status: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs the binary in `dir` to its end.
+/// Runs the binary in `dir` until it ends.
 pub fn run(dir: &Path, flags: &[&str]) -> Ran {
     let mut command = Command::new(BINARY);
     command.current_dir(dir).args(flags).stdin(Stdio::null());
@@ -181,7 +181,7 @@ pub fn run(dir: &Path, flags: &[&str]) -> Ran {
     Ran { status, stdout, stderr }
 }
 
-/// All files in a directory and those below it.
+/// All files in a directory and its subdirectories.
 pub fn files_in(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -210,17 +210,17 @@ impl Process {
         if self.is_group { killpg(pid, signal) } else { kill(pid, signal) }.unwrap();
     }
 
-    /// Pauses it, and waits until it does nothing any more.
+    /// Pauses the process and waits until it is stopped.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
         eventually(PATIENCE, "the process is paused", || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-            // Behind the name, which is in parentheses and may hold anything.
+            // The state follows the name, which is in parentheses and may contain anything.
             stat.rsplit(") ").next().unwrap().starts_with('T')
         });
     }
 
-    /// Kills it as a power cut would stop it, and waits until it is gone.
+    /// Kills the process with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
         if self.exited().is_none() {
             self.signal(Signal::SIGKILL);
@@ -235,30 +235,30 @@ impl Process {
         self.status
     }
 
-    /// Waits for its end; returns the exit status.
+    /// Waits for the end of the process; returns the exit status.
     pub fn wait(&mut self, deadline: Duration) -> i32 {
         let status = eventually_some(deadline, "the process ends", || self.exited());
         status.code().unwrap_or_else(|| panic!("{status}:\n{}", self.stderr()))
     }
 
-    /// What it wrote to standard error since it was started.
+    /// Standard error since the start of the process.
     pub fn stderr(&self) -> String {
         let bytes = fs::read(&self.log).unwrap();
         String::from_utf8_lossy(&bytes[self.log_start as usize..]).into_owned()
     }
 
-    /// The lines that the program ends with.
+    /// The lines that the program prints when it ends.
     pub fn last_words(&self) -> Vec<String> {
         let stderr = self.stderr();
         stderr.lines().filter(|line| line.starts_with("raftexample: ")).map(str::to_owned).collect()
     }
 
-    /// Its resident memory in bytes.
+    /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         self.memory_bytes("VmRSS:")
     }
 
-    /// The most resident memory that it ever had, in bytes.
+    /// Peak resident memory in bytes.
     pub fn peak_resident_bytes(&self) -> u64 {
         self.memory_bytes("VmHWM:")
     }
@@ -282,7 +282,7 @@ impl Drop for Process {
     }
 }
 
-/// One answer.
+/// A response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -294,9 +294,9 @@ pub struct Answer {
 pub struct Client {
     address: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
-    /// How long it waits for the member, each time that it does.
+    /// The timeout of each connect, read and write.
     pub timeout: Duration,
-    /// A header line that each request has beside the usual ones, or nothing.
+    /// An additional header line for every request, or empty.
     header: &'static str,
 }
 
@@ -305,7 +305,7 @@ impl Client {
         Self { address, connection: None, timeout: ANSWER_TIMEOUT, header: "" }
     }
 
-    /// Asks for the member's own map, however old.
+    /// Asks for the member's own map, which may be stale.
     pub fn reading_locally(mut self) -> Self {
         self.header = "Raft-Read: local\r\n";
         self
@@ -314,8 +314,8 @@ impl Client {
     /// Sends a request and waits for its answer.
     ///
     /// # Errors
-    /// `UnexpectedEof` if the connection was closed before a byte of the answer, `InvalidData` if
-    /// the answer is not whole; else what the system says.
+    /// `UnexpectedEof` if the connection was closed before the first byte of the answer,
+    /// `InvalidData` if the answer is not whole; otherwise the system's error.
     pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Answer> {
         self.send(method, target, body)?;
         self.receive()
@@ -329,7 +329,7 @@ impl Client {
         self.request("GET", key, b"")
     }
 
-    /// Makes a connection if there is none. After an error nothing was sent.
+    /// Connects if there is no connection. After an error nothing was sent.
     pub fn connect(&mut self) -> io::Result<()> {
         if self.connection.is_none() {
             let stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
@@ -355,13 +355,13 @@ impl Client {
         connection.get_mut().write_all(&request).inspect_err(|_| self.connection = None)
     }
 
-    /// Sends a PUT and returns once the member reads its body, and so has the request.
+    /// Sends a PUT. Returns once the member has the head and reads the body.
     pub fn send_and_be_heard(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         self.begin_and_be_heard(key, value.len())?;
         self.connection.as_mut().expect("it was just made").get_mut().write_all(value)
     }
 
-    /// As [`send_and_be_heard`](Self::send_and_be_heard), but the body does not come.
+    /// Like [`send_and_be_heard`](Self::send_and_be_heard), without sending the body.
     pub fn begin_and_be_heard(&mut self, key: &str, length: usize) -> io::Result<()> {
         let stream = TcpStream::connect_timeout(&self.address, ANSWER_TIMEOUT)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -415,12 +415,12 @@ pub fn request(address: SocketAddr, method: &str, key: &str, body: &[u8]) -> io:
     Client::new(address).request(method, key, body)
 }
 
-/// Writes until it is acknowledged. Whoever uses it is the only writer of the key.
+/// Writes until the write is acknowledged. The caller must be the only writer of the key.
 pub fn put(address: SocketAddr, key: &str, value: &[u8]) {
     put_in_term(address, key, value);
 }
 
-/// As [`put`]; returns the term of the entry.
+/// Like [`put`]; returns the term of the entry.
 pub fn put_in_term(address: SocketAddr, key: &str, value: &[u8]) -> u64 {
     eventually_some(PATIENCE, &format!("PUT {key} at {address} is acknowledged"), || {
         let answer = request(address, "PUT", key, value).ok()?;
@@ -444,7 +444,7 @@ pub fn serves(address: SocketAddr) {
     get(address, "/is-it-there");
 }
 
-/// Asserts that each key, whose value is itself, is there.
+/// Asserts that each key is present. Each value equals its key.
 pub fn assert_holds(addresses: &[SocketAddr], keys: &[String]) {
     const READERS: usize = 8;
     for address in addresses {
@@ -467,12 +467,12 @@ pub fn assert_holds(addresses: &[SocketAddr], keys: &[String]) {
     }
 }
 
-/// Where a member listens, and how it is started.
+/// Where a member listens and how it is started.
 pub struct Place {
-    /// Where its peers find it.
+    /// Its peer URL.
     pub url: String,
     pub client: SocketAddr,
-    /// A command that becomes the one behind it, as `nice` does; empty if there is none.
+    /// A command that executes its arguments, as `nice` does, or empty.
     pub launcher: Vec<String>,
     /// Flags of this member alone.
     pub flags: Vec<String>,
@@ -480,9 +480,9 @@ pub struct Place {
 
 /// One member of a cluster, running or not.
 pub struct Member {
-    /// Its first flags, with which it is always started again.
+    /// The flags of its first start, used for every start.
     pub flags: Vec<String>,
-    /// What starts the binary, see [`Place`].
+    /// See [`Place`].
     launcher: Vec<String>,
     pub url: String,
     pub address: SocketAddr,
@@ -493,7 +493,7 @@ pub struct Member {
 pub struct Cluster {
     // Before the site: the processes end first.
     members: BTreeMap<u64, Member>,
-    /// Of all members that there ever were, by their ids.
+    /// The peer URL of every member that ever existed, by id.
     urls: Vec<String>,
     more: Vec<String>,
     pub site: Site,
@@ -507,7 +507,7 @@ impl Cluster {
         Self::start_at(site, places, more)
     }
 
-    /// As [`start`](Self::start), with a member at each place.
+    /// Like [`start`](Self::start), with a member at each place.
     pub fn start_at(site: Site, places: Vec<Place>, more: &[&str]) -> Self {
         let urls = places.iter().map(|place| place.url.clone()).collect();
         let mut cluster = Self { members: BTreeMap::new(), urls, more: owned(more), site };
@@ -530,7 +530,7 @@ impl Cluster {
         self.start_again(id);
     }
 
-    /// Adds member `id`, which is the next, through member `at`, and starts it with `--join`.
+    /// Adds member `id`, the next id, through member `at` and starts it with `--join`.
     pub fn join(&mut self, at: u64, id: u64) {
         let url = self.new_url(id);
         self.change(at, "POST", id, &url);
@@ -538,7 +538,7 @@ impl Cluster {
         serves(self.address(id));
     }
 
-    /// As [`join`](Self::join), at a place of its own.
+    /// Like [`join`](Self::join), at a place of its own.
     pub fn join_at(&mut self, at: u64, id: u64, place: Place) {
         self.urls.push(place.url.clone());
         self.change(at, "POST", id, &place.url);
@@ -546,27 +546,27 @@ impl Cluster {
         serves(self.address(id));
     }
 
-    /// Where member `id`, which is the next, will listen for its peers.
+    /// A peer URL for member `id`, the next id.
     pub fn new_url(&mut self, id: u64) -> String {
         assert_eq!(self.urls.len() as u64, id - 1, "the list has a URL for each id up to this one");
         self.urls.push(self.site.url());
         self.urls.last().expect("it was just added").clone()
     }
 
-    /// Starts a member that was added.
+    /// Starts a member that was added before.
     pub fn start_joiner(&mut self, id: u64) {
         let place = self.site.place(self.urls[id as usize - 1].clone());
         self.start_new(id, place, &["--join"]);
     }
 
-    /// Changes the members through member `at`, and waits until that is done.
+    /// Changes the members through member `at` and waits until the change is applied.
     pub fn change(&self, at: u64, method: &str, id: u64, url: &str) {
         let why = format!("{method} /{id} at member {at}");
         eventually(PATIENCE, &why, || {
             let answer = request(self.address(at), method, &format!("/{id}"), url.as_bytes());
             match answer {
                 Ok(Answer { status: 204, .. }) => true,
-                // What an earlier try did, if its answer was lost.
+                // An earlier attempt succeeded and its answer was lost.
                 Ok(Answer { status: 409, body, .. }) => {
                     String::from_utf8_lossy(&body).contains("is a member already")
                 }
@@ -575,7 +575,7 @@ impl Cluster {
         });
     }
 
-    /// Starts a member that was stopped, with its first flags.
+    /// Starts a stopped member with its first flags.
     pub fn start_again(&mut self, id: u64) {
         let Member { flags, launcher, .. } = &self.members[&id];
         let words: Vec<&str> = launcher.iter().map(String::as_str).chain([BINARY]).collect();
@@ -593,7 +593,7 @@ impl Cluster {
         self.process(id).kill();
     }
 
-    /// Stops a member as a person would, or goreman.
+    /// Stops a member with a signal, as a person or goreman does.
     pub fn stop(&mut self, id: u64, signal: Signal) {
         self.process(id).signal(signal);
         assert_eq!(self.process(id).wait(PATIENCE), 0, "member {id} ends in order");
@@ -631,7 +631,7 @@ impl Cluster {
         self.addresses().into_iter().for_each(serves);
     }
 
-    /// Who leads, by what the members that run logged last, and since which term.
+    /// The leader, according to the newest log lines of the running members, and its term.
     pub fn leader(&mut self) -> (u64, u64) {
         eventually_some(PATIENCE, "a member leads", || {
             let mut newest = (0, 0);
@@ -649,7 +649,7 @@ impl Cluster {
     }
 }
 
-/// True if the last that a log says of a leader is that there is none.
+/// True if the last log line about a leader says that there is none.
 pub fn has_no_leader(log: &str) -> bool {
     let last = log.lines().rev().find(|line| line.contains("raft.node: "));
     last.is_some_and(|line| line.contains("lost leader"))
@@ -667,7 +667,7 @@ pub fn leaders(log: &str) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// Copies a directory and what is below it.
+/// Copies a directory and its subdirectories.
 pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {

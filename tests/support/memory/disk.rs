@@ -13,29 +13,29 @@ use super::transcript::Transcript;
 use crate::support::config::DATA;
 use crate::support::random::Random;
 
-/// What a disk writes wholly or not at all.
+/// The unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// What of the unsynced data is still there after a crash.
+/// How much unsynced data survives a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survives {
-    /// Power cut: nothing that was not synced.
+    /// Power cut: only synced data.
     Nothing,
-    /// The process died and the machine did not: everything, though it is still not synced.
+    /// The process died and the machine did not: all data, still not synced.
     Everything,
-    /// Power cut: some sectors, some zeroed, some directory operations; by this seed.
+    /// Power cut: some sectors, some zeroed, and some directory operations, chosen by this seed.
     Some(u64),
 }
 
-/// What happens at one operation.
+/// What goes wrong at one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The process dies: this operation is the last, and returns no success.
+    /// The process dies at this operation, which returns an error.
     Crash,
-    /// It fails, and so does no later one. A sync that fails takes what it was to write for written:
-    /// it stays readable until the power goes, and no later sync writes it.
+    /// The operation fails and later ones succeed. A sync that fails marks its data as clean: the
+    /// data stays readable until the power is cut, and no later sync writes it.
     Fails(io::ErrorKind),
-    /// As `Fails`, but first it takes effect as far as it can: of a write, this many bytes.
+    /// Like `Fails`, but the operation takes effect first: a write with this many bytes.
     FailsAfter(io::ErrorKind, usize),
 }
 
@@ -43,7 +43,7 @@ pub enum Fault {
 struct Inode {
     live: Vec<u8>,
     durable: Vec<u8>,
-    /// The sectors that count as written and are not, by a sync that failed.
+    /// Sectors that a failed sync marked as clean without writing them.
     given_up: BTreeSet<usize>,
 }
 
@@ -71,13 +71,13 @@ impl Inode {
         self.given_up.extend(dirty.map(|(sector, _)| sector));
     }
 
-    /// Takes `bytes` for what the file holds, on disk too.
+    /// Sets the contents, on disk too.
     fn settle(&mut self, bytes: Vec<u8>) {
         *self = Self { live: bytes.clone(), durable: bytes, given_up: BTreeSet::new() };
     }
 }
 
-/// Makes a sector of `bytes` what it is in `source`: zeros behind its end.
+/// Copies a sector from `source`, with zeros beyond its end.
 fn copy_sector(bytes: &mut [u8], sector: usize, source: &[u8]) {
     for at in sector * SECTOR..((sector + 1) * SECTOR).min(bytes.len()) {
         bytes[at] = source.get(at).copied().unwrap_or(0);
@@ -133,27 +133,27 @@ struct Disk {
     inodes: Vec<Inode>,
     live: Tree,
     durable: Tree,
-    /// Not synced, in the order they were made.
+    /// Not synced yet, in order.
     pending: Vec<DirOperation>,
-    /// Counted as synced by a sync that failed, until something else changes in their directory,
-    /// which is written as a whole.
+    /// Marked as clean by a failed sync, until another change in their directory makes them dirty
+    /// again: a directory is written as a whole.
     given_up: Vec<DirOperation>,
-    /// The disk before each operation, if that is recorded.
+    /// The disk before each operation, if recorded.
     states: Option<Vec<Disk>>,
     locks: BTreeSet<PathBuf>,
     generation: u64,
     operations: u64,
     fault: Option<(u64, Fault)>,
-    /// How many bytes of the write under way arrive, if not all.
+    /// The bytes of the current write that arrive, if not all.
     part: Option<usize>,
-    /// True once the process died.
+    /// True after the process died.
     dead: bool,
     transcript: Option<(NodeId, Transcript)>,
 }
 
 /// A file system in memory that knows what was synced.
 ///
-/// Each run of a process has its own handle, so that what an earlier run left open has no effect.
+/// Each run of a process has its own handle, so files that an earlier run left open have no effect.
 #[derive(Clone)]
 pub struct MemVfs {
     disk: Arc<Mutex<Disk>>,
@@ -169,8 +169,7 @@ fn not_found(path: &Path) -> io::Error {
 }
 
 impl Disk {
-    /// Counts one operation and decides what becomes of it: whether it takes effect, and what it
-    /// returns.
+    /// Counts an operation; returns whether it takes effect, and its result.
     fn operate(&mut self, generation: u64, line: &str) -> (bool, io::Result<()>) {
         let dead = || Err(io::Error::other("the process is dead"));
         if self.dead || generation != self.generation {
@@ -200,7 +199,7 @@ impl Disk {
         }
     }
 
-    /// What is on the disk, synced or not.
+    /// Copies the contents, synced or not.
     fn copy(&self) -> Self {
         Self {
             inodes: self.inodes.clone(),
@@ -237,7 +236,7 @@ impl Disk {
 impl Default for MemVfs {
     fn default() -> Self {
         let mut disk = Disk::default();
-        // The last is the working directory, as the parent of a relative path has it.
+        // The empty path is the working directory: the parent of a relative path.
         for dir in ["/", DATA, ""] {
             disk.live.dirs.insert(dir.into());
             disk.durable.dirs.insert(dir.into());
@@ -251,7 +250,7 @@ impl MemVfs {
         self.disk.lock().unwrap().transcript = Some((id, transcript.clone()));
     }
 
-    /// Makes the `n`-th operation from now (the first is 1) go wrong.
+    /// Makes the `n`-th operation from now fail; the first is 1.
     pub fn inject(&self, n: u64, fault: Fault) {
         let mut disk = self.disk.lock().unwrap();
         disk.fault = Some((disk.operations + n, fault));
@@ -263,12 +262,12 @@ impl MemVfs {
         disk.fault.is_some_and(|(at, _)| disk.operations >= at)
     }
 
-    /// Keeps the disk as it is before each operation from now on.
+    /// Records the disk before each operation from now on.
     pub fn record_states(&self) {
         self.disk.lock().unwrap().states = Some(Vec::new());
     }
 
-    /// The disk before each operation since the recording began, and as it is now.
+    /// The disk before each operation since the recording started, and as it is now.
     pub fn states(&self) -> Vec<Self> {
         let disk = self.disk.lock().unwrap();
         let recorded = disk.states.iter().flatten().chain([&*disk]);
@@ -284,12 +283,12 @@ impl MemVfs {
         Self { disk: Arc::new(Mutex::new(disk)), generation: 0 }
     }
 
-    /// How many operations were carried out so far.
+    /// The number of operations so far.
     pub fn operations(&self) -> u64 {
         self.disk.lock().unwrap().operations
     }
 
-    /// Ends the run of the process; returns the disk as the next run finds it.
+    /// Ends the run of the process; returns the disk that the next run finds.
     pub fn crash(&self, survives: Survives) -> Self {
         let mut disk = self.disk.lock().unwrap();
         disk.generation += 1;
@@ -304,7 +303,7 @@ impl MemVfs {
             disk.given_up.clear();
             let pending = std::mem::take(&mut disk.pending);
             let kept = match survives {
-                // A journal keeps the order of what it writes.
+                // A journal keeps the order of its operations.
                 Survives::Some(_) => random.below(pending.len() as u64 + 1) as usize,
                 _ => 0,
             };
@@ -312,7 +311,7 @@ impl MemVfs {
             for operation in &pending[..kept] {
                 tree.apply(operation);
             }
-            // What lies in a directory that is gone is gone.
+            // A directory that is gone takes its contents along.
             let kept = tree.dirs.clone();
             tree.dirs.retain(|dir| dir.ancestors().all(|above| kept.contains(above)));
             let dirs = tree.dirs.clone();
@@ -329,7 +328,7 @@ impl MemVfs {
         Self { disk: self.disk.clone(), generation: disk.generation }
     }
 
-    /// A copy of the disk as it is now, everything on it synced.
+    /// A copy of the disk as it is now, with everything synced.
     pub fn image(&self) -> Self {
         let disk = self.disk.lock().unwrap();
         let mut copy = Disk { durable: disk.live.clone(), ..disk.copy() };
@@ -351,7 +350,7 @@ impl MemVfs {
         disk.inodes[disk.live.names[path]].live.clone()
     }
 
-    /// Changes a file behind everybody's back.
+    /// Changes a file, bypassing the member.
     pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.disk.lock().unwrap();
         let number = disk.live.names[path];
@@ -361,7 +360,7 @@ impl MemVfs {
         inode.settle(bytes);
     }
 
-    /// Puts a file there, synced.
+    /// Adds a synced file.
     pub fn put(&self, path: &Path, bytes: &[u8]) {
         let mut disk = self.disk.lock().unwrap();
         let mut inode = Inode::default();
@@ -376,7 +375,7 @@ impl MemVfs {
         disk.durable.names.insert(path.into(), number);
     }
 
-    /// Takes a file away, synced.
+    /// Removes a file, synced.
     pub fn take_away(&self, path: &Path) {
         let mut disk = self.disk.lock().unwrap();
         disk.live.names.remove(path);
@@ -384,8 +383,8 @@ impl MemVfs {
     }
 }
 
-/// A file after a power cut: each sector that was not synced is the old one, the new one, or zeros
-/// where there was none; the length is one that the file had or grew through.
+/// A file after a power cut. Each unsynced sector has its old contents, its new contents, or zeros
+/// if it is new; the length is one that the file had or grew through.
 fn torn(inode: &Inode, random: &mut Random) -> Vec<u8> {
     let Inode { live, durable, .. } = inode;
     if live == durable {
@@ -395,7 +394,7 @@ fn torn(inode: &Inode, random: &mut Random) -> Vec<u8> {
     let length = match random.below(4) {
         0 => durable.len(),
         1 => short + random.below((long - short) as u64 + 1) as usize,
-        // The length is written apart from the data, and mostly with or before it.
+        // The length is written separately, mostly together with the data or before it.
         _ => live.len(),
     };
     let mut bytes = vec![0; length];
@@ -481,7 +480,7 @@ impl Vfs for MemVfs {
             return Err(not_found(path));
         }
         let synced = disk.operate(self.generation, &format!("sync directory {}", short(path))).1;
-        // The process died before, or of this: nothing happens to what is not synced.
+        // A process that died before this operation, or at it, changes nothing.
         disk.check_alive(self.generation)?;
         let pending = std::mem::take(&mut disk.pending);
         for operation in pending {
@@ -523,12 +522,12 @@ impl Drop for LockGuard {
 struct MemFile {
     vfs: MemVfs,
     inode: usize,
-    /// Where it was opened.
+    /// Its path when it was opened.
     path: PathBuf,
 }
 
 impl MemFile {
-    /// What it is called now.
+    /// Its current path.
     fn path(&self) -> PathBuf {
         let disk = self.vfs.disk.lock().unwrap();
         let named = disk.live.names.iter().find(|(_, inode)| **inode == self.inode);
@@ -598,7 +597,7 @@ impl VfsFile for MemFile {
     }
 }
 
-/// Names the records of a frame of the write-ahead log; see the table in `wal/format.rs`.
+/// Names the records of a WAL frame; see the table in `wal/format.rs`.
 fn frame_records(path: &Path, frame: &[u8], offset: u64) -> String {
     let is_segment = path.extension().is_some_and(|extension| extension == "wal");
     if !is_segment || offset == 0 || frame.len() < 16 {

@@ -1,4 +1,4 @@
-//! What a forger needs: a member in each role, and a way to write to it in another's name.
+//! Members in each role, and messages forged in another member's name.
 
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::PeerHeader;
@@ -6,14 +6,14 @@ use raftexample::raft_node::Input;
 
 use super::*;
 
-/// What a member is when a forged message comes.
+/// The state of a member when a forged message arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// One of three, as all of those that follow: it leads.
+    /// It leads three members, as the next roles have.
     Leader,
     /// It follows member 1.
     Follower,
-    /// It was just started, and knows of no leader.
+    /// It was just started and knows no leader.
     Silent,
     PreCandidate,
     Candidate,
@@ -26,8 +26,7 @@ impl Role {
         self == Self::Alone
     }
 
-    /// The disk of member 2 of three, or of the only one, after a few writes; all of them are
-    /// applied.
+    /// The disk of member 2 of three, or of the only member, with a few applied writes.
     pub fn image(self) -> MemVfs {
         let (id, size) = if self.is_alone() { (1, 1) } else { (2, 3) };
         let mut network = Network::new(size, |_| {});
@@ -38,7 +37,7 @@ impl Role {
         network.crash(id, Survives::Everything).image()
     }
 
-    /// A member that has just come to be this, on a copy of `image`.
+    /// A member that just entered this role, on a copy of `image`.
     pub fn start(self, image: &MemVfs) -> Member {
         let config = if self.is_alone() { config(1, 1) } else { config(2, 3) };
         let mut member = Member::start(&config, &image.image(), &Transcript::default()).unwrap();
@@ -63,7 +62,7 @@ impl Role {
     }
 }
 
-/// Lets a member campaign until it asks for `wanted`.
+/// Makes a member campaign until it sends `wanted`.
 fn campaign(member: &mut Member, wanted: MessageType) {
     let mut asked = None;
     while asked.is_none() {
@@ -79,7 +78,7 @@ fn campaign(member: &mut Member, wanted: MessageType) {
     assert_eq!(asked.map(|asked| asked.get_msg_type()), Some(wanted));
 }
 
-/// What a member would send that has what `member` has.
+/// A message from a sender with the same log as `member`.
 pub fn forged(member: &Member, kind: MessageType, from: u64) -> Message {
     let wal = member.wal();
     let entry = wal.entries.last().map(|last| (last.index, last.term));
@@ -91,12 +90,12 @@ pub fn forged(member: &Member, kind: MessageType, from: u64) -> Message {
     message
 }
 
-/// The header of another member, or of a stranger, right in everything.
+/// A correct header of another member or of a stranger.
 pub fn header_of(member: &Member, id: u64) -> PeerHeader {
     PeerHeader { from: id, incarnation: 100 + id, url: url(id), ..member.header(member.id) }
 }
 
-/// A batch in the name of another, the `number`-th.
+/// Batch `number` in another member's name.
 pub fn from_peer(member: &Member, id: u64, number: u64, messages: Vec<Message>) -> Input {
     Input::Inbound(batch(header_of(member, id), 1, number, messages))
 }

@@ -57,7 +57,7 @@ impl<T: Clone> Request<T> {
     }
 }
 
-/// Gives the deadlines of responders a clock. It is never reached.
+/// A clock for the deadlines of responders, which are never reached.
 static CLOCK: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
 
@@ -77,14 +77,14 @@ impl<T: Clone + Debug + Send + 'static> Answer<T> {
         self.answer.as_ref()
     }
 
-    /// Has `transcript` record the request, which asks member `id` for `what`, and its answer.
+    /// Records the request, which asks member `id` for `what`, and its answer in `transcript`.
     fn recorded(self, transcript: &Transcript, id: NodeId, what: &str) -> Self {
         let request = self.request.clone();
         let describe = move || {
             Some(match request.lock().unwrap().poll()? {
                 Ok(answer) => format!("{answer:?}"),
                 Err(error) => {
-                    // The kind, without the text.
+                    // The variant without its text.
                     let debug = format!("{error:?}");
                     debug.split('(').next().unwrap_or_default().to_owned()
                 }
@@ -116,10 +116,10 @@ pub struct Member {
     pub sent: Arc<Mutex<Sent>>,
     pub logs: Arc<Mutex<Vec<String>>>,
     pub transcript: Transcript,
-    /// True while the snapshots that are asked for are left lying.
+    /// True while requested snapshots are held back.
     pub holds_snapshots: bool,
     pub held: Vec<SnapshotRequest>,
-    /// True while the state machine leaves the entries lying that it gets.
+    /// True while the state machine holds back committed entries.
     pub holds_entries: bool,
     held_entries: Vec<Commit>,
     tap: Arc<Mutex<CommitTap>>,
@@ -137,7 +137,7 @@ impl Member {
         Self::start_with_segments(config, disk, transcript, None)
     }
 
-    /// Starts a member whose segments get `segment_bytes` long.
+    /// Starts a member with segments of `segment_bytes`.
     pub fn start_with_segments(
         config: &NodeConfig,
         disk: &MemVfs,
@@ -208,7 +208,7 @@ impl Member {
         self.act()
     }
 
-    /// Lets the node act, then the state machine, then the node on what that reports.
+    /// Runs the node, then the state machine, then the node with the resulting reports.
     pub fn act(&mut self) -> Result<()> {
         loop {
             self.node.handle_ready()?;
@@ -252,7 +252,7 @@ impl Member {
         }
     }
 
-    /// Has the store make a snapshot; waits for its thread, so that everything has its order.
+    /// Makes a snapshot and waits for its thread, so that the order is fixed.
     fn make_snapshot(&mut self, request: SnapshotRequest) -> Result<()> {
         let SnapshotRequest { index, save } = request;
         let (done_tx, done_rx) = std::sync::mpsc::channel();
@@ -267,7 +267,7 @@ impl Member {
         Ok(())
     }
 
-    /// Makes the snapshots that were left lying, and leaves their reports to be handled.
+    /// Makes the snapshots held back; returns their reports.
     pub fn make_held_snapshots(&mut self) -> Vec<Input> {
         for request in std::mem::take(&mut self.held) {
             self.make_snapshot(request).unwrap();
@@ -275,7 +275,7 @@ impl Member {
         self.reports.lock().unwrap().drain(..).map(Input::Report).collect()
     }
 
-    /// Has the state machine apply what was left lying; it leaves nothing lying from now on.
+    /// Applies the entries held back, and holds back no more.
     pub fn apply_held_entries(&mut self) -> Result<()> {
         self.holds_entries = false;
         for commit in std::mem::take(&mut self.held_entries) {
@@ -284,7 +284,7 @@ impl Member {
         Ok(())
     }
 
-    /// Without what changes with time alone.
+    /// The status without the fields that change with time alone.
     pub fn status(&self) -> Status {
         Status { tick: Default::default(), ..self.status.borrow().clone() }
     }
@@ -305,14 +305,14 @@ impl Member {
         self.turn([input]).map(|()| answer)
     }
 
-    /// Begins a linearizable read and takes one turn.
+    /// Starts a linearizable read and takes one turn.
     pub fn read(&mut self) -> Result<Answer<()>> {
         let (responder, pending) = responder();
         let answer = Answer::new(pending).recorded(&self.transcript, self.id, "read");
         self.turn([Input::Read(ReadRequest { responder })]).map(|()| answer)
     }
 
-    /// Asks for a change of members and takes one turn.
+    /// Requests a change of members and takes one turn.
     pub fn change(&mut self, change: MemberRequest) -> Result<Answer<()>> {
         let (responder, pending) = responder();
         let what = format!("{change:?}");
@@ -333,12 +333,12 @@ impl Member {
         bytes_rx.recv().unwrap()
     }
 
-    /// What the store holds.
+    /// The contents of the store.
     pub fn state(&mut self) -> State {
         decode_state(&self.state_bytes())
     }
 
-    /// What the log on disk says.
+    /// The log on disk.
     pub fn wal(&self) -> Recovered {
         Wal::read(&self.disk, &wal_dir(Path::new(DATA), self.id)).unwrap()
     }
@@ -347,14 +347,14 @@ impl Member {
         self.logs.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
-    /// Ends the run; returns the disk as the next run finds it.
+    /// Ends the run; returns the disk that the next run finds.
     pub fn crash(self, survives: Survives) -> MemVfs {
         let disk = self.disk.clone();
         drop(self);
         disk.crash(survives)
     }
 
-    /// Ticks until it leads; for a member that is a majority by itself.
+    /// Ticks until the member leads. It must be a majority by itself.
     pub fn tick_until_leader(&mut self) -> Result<()> {
         for _ in 0..200 {
             if self.status().leader == self.id {
@@ -365,12 +365,12 @@ impl Member {
         panic!("member {} does not lead: {:?}", self.id, self.status());
     }
 
-    /// The messages that wait to be delivered, taken.
+    /// Takes the messages that wait for delivery.
     pub fn take_messages(&mut self) -> Vec<Message> {
         std::mem::take(&mut self.sent.lock().unwrap().messages)
     }
 
-    /// A batch for member `to`, as our transport would deliver it there.
+    /// A batch for member `to`, as the transport would deliver it.
     pub fn batch(&mut self, to: NodeId, messages: Vec<Message>) -> Inbound {
         let header = self.header(to);
         let number = self.numbers.entry(to).or_default();
@@ -388,7 +388,7 @@ pub fn batch(header: PeerHeader, boot: u64, number: u64, messages: Vec<Message>)
     Inbound::new(header, InboundBody::Messages { boot, number, messages, answer: None })
 }
 
-/// An encoded entry without a request's id.
+/// An entry without a request id.
 pub fn entry(index: u64, term: u64, data: Vec<u8>) -> Entry {
     Entry { index, term, data: data.into(), ..Entry::default() }
 }

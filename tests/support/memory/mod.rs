@@ -1,7 +1,7 @@
-//! Members in memory: a node's three seams without disks, sockets and clocks.
+//! Members in memory, without disks, sockets and clocks.
 //!
-//! [`MemVfs`] stands for the files, [`Network`] for the messages, ticks for the time. All of them write
-//! into one [`Transcript`], so a test can check what happened before what.
+//! [`MemVfs`] replaces the files, [`Network`] the messages, ticks the time. All of them write to
+//! one [`Transcript`], so a test can check the order of events.
 
 mod disk;
 pub mod forging;

@@ -1,4 +1,4 @@
-//! Several members and what lies between them.
+//! Several members and the network between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -18,22 +18,22 @@ use super::member::{Answer, Member};
 use super::transcript::Transcript;
 use crate::support::config::config;
 
-/// A member that needs more rounds than this to come to rest never will.
+/// Members that exchange messages for more rounds than this never come to rest.
 const ROUNDS_MAX: usize = 10_000;
 
-/// Several members and what lies between them.
+/// Several members and the network between them.
 #[derive(Default)]
 pub struct Network {
     pub members: BTreeMap<NodeId, Member>,
-    /// Members that nothing reaches and nothing leaves.
+    /// Members that are cut off in both directions.
     pub cut: BTreeSet<NodeId>,
     pub transcript: Transcript,
-    /// What ended a member.
+    /// The error that ended each member.
     pub ended: BTreeMap<NodeId, Error>,
 }
 
 impl Network {
-    /// `n` members at their first start, all begun, member 1 leading.
+    /// `n` members at their first start, bootstrapped, with member 1 as leader.
     pub fn new(n: u64, change: impl Fn(&mut NodeConfig)) -> Self {
         let mut network = Self::default();
         for id in 1..=n {
@@ -64,7 +64,7 @@ impl Network {
         self.members.remove(&id).unwrap().crash(survives)
     }
 
-    /// Lets these members give up the leader that they followed; nothing comes of it yet.
+    /// Makes these members give up their leader; their messages are dropped.
     pub fn give_up_leader(&mut self, ids: &[NodeId]) {
         for id in ids {
             for _ in 0..12 {
@@ -74,7 +74,7 @@ impl Network {
         }
     }
 
-    /// Lets only member `id` grow impatient until it leads.
+    /// Ticks member `id` alone until it leads.
     pub fn elect(&mut self, id: NodeId) {
         for _ in 0..300 {
             let leads = self.members[&id].status().leader == id;
@@ -88,7 +88,7 @@ impl Network {
         panic!("member {id} does not lead: {:?}", self.members[&id].status());
     }
 
-    /// A few heartbeats of the leader: everybody knows the commit index.
+    /// A few heartbeats, so that every member knows the commit index.
     pub fn settle(&mut self) {
         let leaders: Vec<NodeId> = self
             .members
@@ -104,7 +104,7 @@ impl Network {
         }
     }
 
-    /// Ticks every member `n` times, delivering until quiet after each.
+    /// Ticks every member `n` times and delivers all messages after each.
     pub fn tick(&mut self, n: usize) {
         for _ in 0..n {
             for id in self.members.keys().copied().collect::<Vec<_>>() {
@@ -125,14 +125,14 @@ impl Network {
         panic!("waited in vain until {what}: {states:#?}");
     }
 
-    /// A PUT at member `id` and everything that follows from it.
+    /// A PUT at member `id`, with everything that follows from it.
     pub fn put(&mut self, id: NodeId, key: &str, value: &str) -> Answer<Acknowledged> {
         let answer = self.member(id).put(key, value).unwrap();
         self.deliver();
         answer
     }
 
-    /// One turn of member `id`; if it ends, so be it.
+    /// One turn of member `id`, which may end it.
     pub fn turn(&mut self, id: NodeId, inputs: impl IntoIterator<Item = Input>) {
         let Some(member) = self.members.get_mut(&id) else { return };
         if let Err(error) = member.turn(inputs) {
@@ -142,7 +142,7 @@ impl Network {
         }
     }
 
-    /// Delivers until nothing is on its way.
+    /// Delivers until no message is left.
     pub fn deliver(&mut self) {
         for _ in 0..ROUNDS_MAX {
             if !self.deliver_round() {
@@ -152,8 +152,8 @@ impl Network {
         panic!("the members never come to rest");
     }
 
-    /// Delivers what has been sent so far, each batch in a turn of its own; false if there was
-    /// nothing.
+    /// Delivers the messages sent so far, each batch in its own turn. Returns false if there were
+    /// none.
     pub fn deliver_round(&mut self) -> bool {
         let mut was_any = false;
         for from in self.members.keys().copied().collect::<Vec<_>>() {

@@ -1,4 +1,4 @@
-//! What members send.
+//! The messages that members send.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use raftexample::transport::Outbox;
 
 use super::transcript::{Transcript, is_routine};
 
-/// What a node has sent and nobody has taken yet.
+/// Messages that wait for delivery.
 #[derive(Default)]
 pub struct Sent {
     pub messages: Vec<Message>,

@@ -1,11 +1,11 @@
-//! The store's own encodings, which are private to it.
+//! The private encodings of the store.
 
 use std::collections::BTreeMap;
 
 use raftexample::codec;
 use serde::{Deserialize, Serialize};
 
-/// The store's own command, which is private to it.
+/// The store's private command.
 #[derive(Serialize)]
 pub enum Command<'a> {
     Put {
@@ -16,7 +16,7 @@ pub enum Command<'a> {
     },
 }
 
-/// The store's own record in a snapshot, which is private to it.
+/// The store's private snapshot record.
 #[derive(Serialize, Deserialize)]
 pub struct StateRecord<'a> {
     #[serde(borrow, with = "serde_bytes")]
@@ -31,10 +31,10 @@ pub fn put(key: &str, value: &str) -> Vec<u8> {
     codec::encode(&Command::Put { key: key.as_bytes(), value: value.as_bytes() })
 }
 
-/// Keys to values; and the place of each last write.
+/// Each key's value, with the index and term of its last write.
 pub type State = BTreeMap<String, (String, u64, u64)>;
 
-/// What a snapshot's application bytes say.
+/// Decodes the application bytes of a snapshot.
 pub fn decode_state(bytes: &[u8]) -> State {
     let mut rest = bytes;
     let mut state = State::new();

@@ -1,4 +1,4 @@
-//! What happened at all members, in order.
+//! Events at all members, in order.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -13,12 +13,12 @@ use tokio::sync::mpsc;
 
 use crate::support::logs;
 
-/// What happened, in order; clones share it.
+/// Events in order; clones share them.
 #[derive(Clone, Default)]
 pub struct Transcript {
     lines: Arc<Mutex<Vec<String>>>,
-    /// What the members have put on commitC, taken off before each line is written: so each item is
-    /// written down in its place.
+    /// The items on commitC, taken before each line is written, so that each is recorded in its
+    /// place.
     pub taps: Arc<Mutex<BTreeMap<NodeId, Arc<Mutex<CommitTap>>>>>,
     scenario: Arc<Mutex<Option<Scenario>>>,
 }
@@ -28,18 +28,18 @@ pub struct CommitTap {
     pub queue: VecDeque<Commit>,
 }
 
-/// The requests of a scenario that have no answer yet.
+/// The requests of a scenario that are not answered yet.
 #[derive(Default)]
 struct Scenario {
     requests: u64,
     waiting: Vec<(String, Poll)>,
 }
 
-/// Returns a request's answer as text once there is one.
+/// Returns a request's answer as text once it arrived.
 pub type Poll = Box<dyn FnMut() -> Option<String> + Send>;
 
 impl Transcript {
-    /// Starts anew, and from now on records inputs and answers too.
+    /// Starts over; from now on inputs and answers are recorded too.
     pub fn start_scenario(&self) {
         *self.scenario.lock().unwrap() = Some(Scenario::default());
         self.clear();
@@ -55,7 +55,7 @@ impl Transcript {
         self.push(format!("{id} {line}"));
     }
 
-    /// Records an input of a scenario. Ticks in a row make one line.
+    /// Records an input of a scenario. Consecutive ticks make one line.
     pub fn note_input(&self, id: NodeId, input: &Input) {
         if !self.has_scenario() {
             return;
@@ -75,7 +75,7 @@ impl Transcript {
         lines.push(line);
     }
 
-    /// Records a request of a scenario, and its answer when `poll` returns it.
+    /// Records a request of a scenario, and its answer once `poll` returns it.
     pub fn note_request(&self, id: NodeId, what: &str, poll: Poll) {
         let mut scenario = self.scenario.lock().unwrap();
         let Some(Scenario { requests, waiting }) = &mut *scenario else { return };
@@ -93,7 +93,7 @@ impl Transcript {
         }
     }
 
-    /// Records the answers of a scenario that have come.
+    /// Records the answers of a scenario that arrived.
     pub fn note_answers(&self) {
         let mut scenario = self.scenario.lock().unwrap();
         let Some(Scenario { waiting, .. }) = &mut *scenario else { return };
@@ -143,14 +143,14 @@ impl Transcript {
     }
 }
 
-/// True for a heartbeat, or its answer, that asks nothing: a scenario leaves it out.
+/// True for a heartbeat or its response without a question. A scenario leaves them out.
 pub fn is_routine(message: &Message) -> bool {
     let kinds = [MessageType::MsgHeartbeat, MessageType::MsgHeartbeatResponse];
     kinds.contains(&message.get_msg_type()) && message.context.is_empty()
 }
 
-/// A line for an input of a scenario. None for a client's request, which
-/// [`Transcript::note_request`] records, and for what comes with every tick.
+/// The line for an input of a scenario. `None` for a client's request, which
+/// [`Transcript::note_request`] records, and for the routine of every tick.
 fn describe_input(input: &Input) -> Option<String> {
     let line = match input {
         Input::Propose(_) | Input::Read(_) | Input::ConfChange(_) => return None,
@@ -192,7 +192,8 @@ fn describe_input(input: &Input) -> Option<String> {
     Some(line)
 }
 
-/// The logger of member `id`: its own lines go to `logs`, those about snapshots to the transcript too.
+/// The logger of member `id`: its own lines go to `logs`, and those about snapshots to the
+/// transcript too.
 pub fn logger(id: NodeId, transcript: Transcript, logs: Arc<Mutex<Vec<String>>>) -> Logger {
     logs::logger(move |record| {
         if !record.module().starts_with("raftexample") || record.level() == Level::Trace {
