@@ -1,236 +1,188 @@
-//! How a new member gets going: it asks the others before it has any say.
+//! Bootstrap: what a new member finds out before it takes part.
 //!
 //! A member that lost its data directory looks like a new one, and would vote a second time. So a
-//! member whose write-ahead log holds nothing but its identity is *beginning*: it greets the others
-//! and answers their greetings, but takes no raft message. It begins when
+//! member whose log holds nothing but its identity bootstraps: it greets the other members and answers
+//! their greetings, but takes no raft message. It starts when all of these hold:
 //!
-//! * no answer knows its id under another incarnation, or as removed,
-//! * nobody answered that it goes by another first list, and
-//! * without `--join`: every other URL of the list has answered, or those that answered are
-//!   beginning too and are a majority together with it;
-//!   with `--join`: one that counts its id as a member has answered.
+//! * no answer knows its id under another incarnation, or as removed;
+//! * no answer comes from a member with another first list;
+//! * without `--join`: every other URL of the list has answered, or the answers come from members that
+//!   bootstrap too and, with this member, are a majority of the list;
+//! * with `--join`: a member that counts this id as a member has answered.
 //!
-//! Whoever sends it raft messages takes it for a member, and is greeted too: what the list names may
-//! all be gone by now. Such an answer can only refuse.
+//! A peer that sends raft messages takes this member for one of its own, and is greeted too, because
+//! all members that the list names may be gone. Its answer can only refuse.
 //!
-//! A first member that has written its first entries and seen no election since still counts as
-//! beginning. Otherwise the first of two that begin together would keep the other from it until the
-//! third is there.
+//! A first member that has written its first entries and seen no election still counts as
+//! bootstrapping. Otherwise the first of two members that start together would keep the other one
+//! waiting until the third is there.
 //!
-//! First members then write what the original's StartNode does: one entry for each member's addition,
-//! at term 1, committed, the same on all of them. One frame: a crash leaves all of it or nothing.
+//! First members then write what the original's StartNode writes: one addition for each of them, at
+//! term 1, committed, the same on all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::RawNode;
-use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
-use slog::{info, warn};
+use raft::eraftpb::{Entry, EntryType, HardState};
+use slog::{Logger, warn};
 
-use super::{Frame, Greeting, NodeConfig, PeerReport, RaftNode, raft_config};
+use super::{Greeting, NodeConfig, PeerReport};
 use crate::channels::{GreetingAnswer, PeerHeader, Refusal};
 use crate::error::{Error, Result};
 use crate::membership::{MemberChange, majority};
-use crate::storage::log::Log;
-use crate::storage::wal::Identity;
 
-/// Senders of raft messages that are greeted beside the list.
+/// Senders of raft messages that are greeted in addition to the list.
 const CALLERS_MAX: usize = 8;
 
-/// What a beginning member has found out.
-pub(super) struct Bootstrapping {
-    /// The last answer from each of the other URLs, with the answering member's header; or why there
-    /// is none.
+/// What a bootstrapping member has found out.
+pub(super) struct Bootstrap {
+    /// The last answer from each of the other URLs, with the sender's header; or why there is none.
     answers: BTreeMap<String, std::result::Result<(PeerHeader, GreetingAnswer), String>>,
-    /// Where those listen that sent us raft messages and are not in the list.
+    /// The URLs of peers that sent raft messages and are not in the list.
     callers: BTreeSet<String>,
     /// What was logged last, so that it is logged once.
     logged: String,
 }
 
-impl Bootstrapping {
-    pub(super) fn new(config: &NodeConfig) -> Self {
+/// How a bootstrap ends.
+pub(super) enum Start {
+    /// As a first member of a new cluster.
+    First,
+    /// As a new member of this cluster.
+    Join {
+        /// The cluster's id.
+        cluster_id: u64,
+    },
+}
+
+impl Bootstrap {
+    pub fn new(config: &NodeConfig) -> Self {
         let others = config.cluster.iter().filter(|url| **url != config.url);
         let answers = others.map(|url| (url.clone(), Err("no answer yet".into())));
         Self { answers: answers.collect(), callers: BTreeSet::new(), logged: String::new() }
     }
 
-    pub(super) fn urls(&self) -> Vec<String> {
+    /// The URLs to greet.
+    pub fn urls(&self) -> Vec<String> {
         self.answers.keys().chain(&self.callers).cloned().collect()
     }
 
     /// Notes where a sender of raft messages listens.
-    pub(super) fn was_called_from(&mut self, url: &str) {
+    pub fn note_caller(&mut self, url: &str) {
         if self.callers.len() < CALLERS_MAX && !self.answers.contains_key(url) {
             self.callers.insert(url.to_owned());
         }
     }
 
-    /// Why this member cannot begin yet, in one line; `None` if it can.
-    fn waits_for(&self, config: &NodeConfig) -> Option<String> {
+    /// Takes the outcome of a greeting. `known` is this member's cluster id, or 0.
+    ///
+    /// # Errors
+    /// If the cluster refuses this member for good.
+    pub fn take_report(&mut self, report: PeerReport, id: u64, known: u64) -> Result<()> {
+        match report {
+            PeerReport::Greeted { url, .. } if !self.answers.contains_key(&url) => {}
+            PeerReport::NotGreeted { url, .. } if !self.answers.contains_key(&url) => {
+                // It makes room for another caller, and may call again.
+                self.callers.remove(&url);
+            }
+            PeerReport::Greeted { url, header, answer } => {
+                let outcome = if known != 0 && header.cluster_id != known {
+                    let theirs = header.cluster_id;
+                    Err(format!("it belongs to cluster {theirs:016x}, we to {known:016x}"))
+                } else {
+                    Ok((header, answer))
+                };
+                self.answers.insert(url, outcome);
+            }
+            PeerReport::NotGreeted { url, why } => {
+                // An earlier answer still says what that member knew of us.
+                let answer = self.answers.entry(url).or_insert_with(|| Err(String::new()));
+                if let Err(old) = answer {
+                    *old = why;
+                }
+            }
+            PeerReport::Refused { header, .. } if known != 0 && header.cluster_id != known => {}
+            PeerReport::Refused { header, refusal } => match refusal {
+                Refusal::OtherIncarnation(why) => {
+                    let from = header.from;
+                    return Err(Error::Refused(format!("member {from} refuses this one: {why}")));
+                }
+                Refusal::Removed { index, .. } => {
+                    return Err(Error::Refused(format!(
+                        "member {id} was removed at index {index}; an id is never used again: add this member under a new one"
+                    )));
+                }
+                Refusal::Mismatch(_) | Refusal::NotReady(_) => {}
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// How this member may start, or in one line what it waits for.
+    pub fn outcome(&self, config: &NodeConfig) -> std::result::Result<Start, String> {
         let answered = || self.answers.values().flatten();
         let missing: Vec<String> = self
             .answers
             .iter()
             .filter_map(|(url, answer)| Some(format!("{url} ({})", answer.as_ref().err()?)))
             .collect();
+        let missing = missing.join(", ");
         if config.join {
-            if answered().any(|(_, answer)| answer.counts_as_member) {
-                return None;
-            }
-            return Some(format!(
-                "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; {} answered{}{}",
-                config.id,
-                config.id,
-                config.url,
-                answered().count(),
-                if missing.is_empty() { "" } else { ", but not " },
-                missing.join(", ")
-            ));
+            let mut counting = answered().filter(|(_, answer)| answer.counts_as_member);
+            return match counting.next() {
+                Some((header, _)) => Ok(Start::Join { cluster_id: header.cluster_id }),
+                None => Err(format!(
+                    "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; {} answered{}{}",
+                    config.id,
+                    config.id,
+                    config.url,
+                    answered().count(),
+                    if missing.is_empty() { "" } else { ", but not " },
+                    missing
+                )),
+            };
         }
-        let all_begin = answered().all(|(_, answer)| answer.beginning);
+        let all_bootstrap = answered().all(|(_, answer)| answer.beginning);
         let with_us = answered().count() + 1;
-        if missing.is_empty() || (all_begin && with_us >= majority(self.answers.len() + 1)) {
-            return None;
+        if missing.is_empty() || (all_bootstrap && with_us >= majority(self.answers.len() + 1)) {
+            return Ok(Start::First);
         }
-        Some(format!(
+        Err(format!(
             "waiting for {} before the first start; our --cluster is {}",
-            missing.join(", "),
+            missing,
             config.cluster.join(",")
         ))
     }
+
+    /// Logs what this member waits for, once for each reason.
+    pub fn log_wait(&mut self, why: String, logger: &Logger) {
+        if self.logged != why {
+            warn!(logger, "{}", why);
+            self.logged = why;
+        }
+    }
 }
 
-/// The list of first URLs that this member goes by: none if it joins.
+/// The first list of this member; empty if it joins.
 pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
     if config.join { Vec::new() } else { config.cluster.clone() }
 }
 
-impl RaftNode {
-    /// True while nothing has happened here that a vote or an entry of another member was part of.
-    pub(super) fn counts_as_beginning(&self) -> bool {
-        let first_members = self.config.cluster.len() as u64;
-        let is_untouched = !self.config.join
-            && !self.identity.is_restored()
-            && (self.hard_state.term, self.hard_state.vote) == (1, 0)
-            && self.raw_node.raft.raft_log.last_index() == first_members;
-        self.beginning.is_some() || is_untouched
-    }
+/// What this member tells the others about itself.
+pub(super) fn greeting(config: &NodeConfig) -> Greeting {
+    Greeting { first_urls: first_urls(config) }
+}
 
-    /// What we tell the others about us.
-    pub(super) fn greeting(&self) -> Greeting {
-        Greeting { first_urls: first_urls(&self.config) }
-    }
-
-    /// Takes in what a greeting brought while we are beginning.
-    pub(super) fn take_greeting_report(&mut self, report: PeerReport) -> Result<()> {
-        let Some(beginning) = &mut self.beginning else { return Ok(()) };
-        match report {
-            PeerReport::Greeted { url, .. } if !beginning.answers.contains_key(&url) => {}
-            // It makes room for another, and may call again.
-            PeerReport::NotGreeted { url, .. } if !beginning.answers.contains_key(&url) => {
-                beginning.callers.remove(&url);
-            }
-            PeerReport::Greeted { url, header, answer } => {
-                let known = self.identity.cluster_id;
-                let outcome = if known != 0 && header.cluster_id != known {
-                    Err(format!(
-                        "it belongs to cluster {:016x}, we to {known:016x}",
-                        header.cluster_id
-                    ))
-                } else {
-                    Ok((header, answer))
-                };
-                beginning.answers.insert(url, outcome);
-            }
-            PeerReport::NotGreeted { url, why } => {
-                // An answer that came earlier still says what that member knew of us.
-                let answer = beginning.answers.entry(url).or_insert_with(|| Err(String::new()));
-                if let Err(old) = answer {
-                    *old = why;
-                }
-            }
-            PeerReport::Refused { header, refusal } => {
-                return self.refused_to_begin(header, refusal);
-            }
-            _ => {}
-        }
-        self.try_to_begin()
-    }
-
-    fn refused_to_begin(&mut self, header: PeerHeader, refusal: Refusal) -> Result<()> {
-        let id = self.config.id;
-        let known = self.identity.cluster_id;
-        if known != 0 && header.cluster_id != known {
-            return Ok(());
-        }
-        match refusal {
-            Refusal::OtherIncarnation(why) => {
-                Err(Error::Refused(format!("member {} refuses this one: {why}", header.from)))
-            }
-            Refusal::Removed { index, .. } => Err(Error::Refused(format!(
-                "member {id} was removed at index {index}; an id is never used again: add this member under a new one"
-            ))),
-            Refusal::Mismatch(_) | Refusal::NotReady(_) => Ok(()),
-        }
-    }
-
-    /// Begins if nothing is in the way, and else logs what is.
-    pub(super) fn try_to_begin(&mut self) -> Result<()> {
-        let Some(beginning) = &mut self.beginning else { return Ok(()) };
-        if let Some(waits_for) = beginning.waits_for(&self.config) {
-            if beginning.logged != waits_for && self.ticks >= self.config.election_ticks as u64 {
-                warn!(self.logger, "{}", waits_for);
-                beginning.logged = waits_for;
-            }
-            return Ok(());
-        }
-        let beginning = self.beginning.take().expect("it was just looked at");
-        if self.config.join {
-            self.join(beginning)?
-        } else {
-            self.start_as_first_member()?
-        }
-        self.connect_members();
-        Ok(())
-    }
-
-    /// Writes the additions of the first members as the beginning of the log.
-    fn start_as_first_member(&mut self) -> Result<()> {
-        let additions = self.config.cluster.iter().enumerate().map(|(position, url)| {
-            let id = position as u64 + 1;
-            let mut entry = Entry { index: id, term: 1, ..Entry::default() };
-            entry.set_entry_type(EntryType::EntryConfChange);
-            entry.data = MemberChange::AddVoter { id, url: url.clone() }.encode().into();
-            entry
-        });
-        let entries: Vec<Entry> = additions.collect();
-        let commit = entries.len() as u64;
-        let hard_state = HardState { term: 1, vote: 0, commit, ..HardState::default() };
-        self.wal.save(&Frame {
-            entries: &entries,
-            hard_state: Some(&hard_state),
-            ..Frame::default()
-        })?;
-        info!(self.logger, "starting as one of {} first members", entries.len());
-        self.hard_state = hard_state.clone();
-        self.replay_until = Some(commit);
-        let log = Log::new((0, 0), entries, hard_state, ConfState::default(), None);
-        self.raw_node = RawNode::new(&raft_config(&self.config, 0), log, &self.logger)
-            .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))?;
-        Ok(())
-    }
-
-    /// Takes over the cluster's id from a member that counts us as one, and waits for the leader.
-    fn join(&mut self, beginning: Bootstrapping) -> Result<()> {
-        let (header, _) = beginning
-            .answers
-            .into_values()
-            .flatten()
-            .find(|(_, answer)| answer.counts_as_member)
-            .expect("one that counts us as a member has answered");
-        self.identity = Identity { cluster_id: header.cluster_id, ..self.identity.clone() };
-        self.wal.save(&Frame { identity: Some(&self.identity), ..Frame::default() })?;
-        info!(self.logger, "joining cluster {:016x}", header.cluster_id);
-        Ok(())
-    }
+/// The beginning of a new cluster's log: the additions of the first members, all committed.
+pub(super) fn first_entries(config: &NodeConfig) -> (Vec<Entry>, HardState) {
+    let additions = config.cluster.iter().enumerate().map(|(position, url)| {
+        let id = position as u64 + 1;
+        let mut entry = Entry { index: id, term: 1, ..Entry::default() };
+        entry.set_entry_type(EntryType::EntryConfChange);
+        entry.data = MemberChange::AddVoter { id, url: url.clone() }.encode().into();
+        entry
+    });
+    let entries: Vec<Entry> = additions.collect();
+    let commit = entries.len() as u64;
+    (entries, HardState { term: 1, vote: 0, commit, ..HardState::default() })
 }

@@ -1,349 +1,338 @@
-//! Changes of members: only the leader proposes them, one at a time, and answers when it is applied.
+//! Membership changes in flight: the leader proposes them, one at a time, and answers when they are
+//! applied.
 //!
-//! raft-rs turns a change that it does not like into an empty entry and says nothing, so everything
-//! that it could dislike is checked before, and the appended entry is read back. When it is applied,
-//! every member decides once more, on replicated state alone: what fails then is a no-op everywhere.
+//! raft-rs silently turns a change that it refuses into an empty entry. So the leader checks everything
+//! that raft could refuse before it proposes, and reads the appended entry back. When the entry is
+//! applied, every member checks again, on replicated state alone: a change that fails then is a no-op
+//! on all of them.
+//!
+//! # Two changes at once
+//! A change that arrives while another is pending is answered 409. Two kinds of request wait instead:
+//! those that arrive while the leader promotes a learner, and transfers of leadership.
+//!
+//! # The leader's own removal
+//! raft 0.7.0 panics when a leader that is not a member appends. So a leader first transfers leadership,
+//! and the new leader removes it.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use raft::ProgressState;
-use raft::eraftpb::{Entry, EntryType};
-use slog::{info, warn};
+use raft::eraftpb::{ConfState, Entry, EntryType};
+use raft::{ProgressState, RawNode, StateRole};
+use slog::{Logger, info, warn};
 
-use super::{
-    ConfChangeRequest, Leadership, Leaving, MemberRequest, NodeId, RaftNode, RequestError,
-    RequestId, Responder,
-};
-use crate::channels::{self, Pending};
-use crate::error::Error;
-use crate::membership::{MemberChange, Members, Verdict, majority};
+use super::applied::Applied;
+use super::clock::{Clock, Leadership};
+use super::peers::Peers;
+use super::writes::RequestIds;
+use super::{MemberRequest, NodeConfig, NodeId, Outbox, Responder};
+use crate::channels::{self, ConfChangeRequest, Pending, RequestId};
+use crate::error::RequestError;
+use crate::membership::{MemberChange, Members, Verdict};
+use crate::storage::log::Log;
 
-/// A learner that is so few entries behind follows.
+/// A learner that lacks at most this many entries has caught up.
 const PROMOTION_DISTANCE: u64 = 100;
-/// Changes that wait for a leader; the next is answered 503.
+/// Changes that wait for a leader; the next one is answered 503.
 const WAITING_CHANGES_MAX: usize = 64;
 
-/// The changes that were not answered yet.
+/// What deciding about a change takes of the node.
+pub(super) struct Context<'a> {
+    pub config: &'a NodeConfig,
+    pub logger: &'a Logger,
+    pub applied: &'a Applied,
+    pub peers: &'a Peers,
+    pub clock: &'a Clock,
+    /// True if this member takes part in raft, and was not removed.
+    pub is_running: bool,
+    pub raw_node: &'a mut RawNode<Log>,
+    pub ids: &'a mut RequestIds,
+    pub outbox: &'a mut dyn Outbox,
+}
+
+impl Context<'_> {
+    fn is_leader(&self) -> bool {
+        self.raw_node.raft.state == StateRole::Leader
+    }
+
+    /// True if member `id` was heard within an election timeout.
+    fn lives(&self, id: NodeId) -> bool {
+        let since = self.clock.ago(self.config.election_ticks);
+        id == self.config.id || self.peers.was_heard_since(id, since)
+    }
+
+    /// Checks that enough members live to carry a removal or a move out, or to undo it.
+    fn check_majority_lives(&self, request: &MemberRequest) -> Result<(), RequestError> {
+        let members = self.applied.members();
+        match request {
+            MemberRequest::Remove { id } => members.check_majority_lives(*id, |id| self.lives(id)),
+            MemberRequest::Move { id, .. } => members.check_move(*id, |id| self.lives(id)),
+            MemberRequest::Add { .. } | MemberRequest::Lead { .. } => Ok(()),
+        }
+    }
+}
+
+/// The changes that are not answered yet.
 #[derive(Default)]
 pub(super) struct Changes {
     queue: VecDeque<ConfChangeRequest>,
-    /// Proposed by us, and not applied. Nobody waits for what the leader does by itself.
+    /// Proposed here, and not applied. A promotion has no responder.
     pending: Option<(RequestId, Leadership, Option<Responder<()>>)>,
-    /// What waits until another leads: our own removal, or that somebody wanted just this; and the
-    /// tick until which it waits.
-    handover: Option<(ConfChangeRequest, u64)>,
-    /// The tick at which a promotion was tried last.
+    /// A request that waits until another member leads (this member's own removal, or a transfer),
+    /// and the tick of its deadline.
+    transfer: Option<(ConfChangeRequest, u64)>,
+    /// The tick of the last attempt to promote.
     promotion_tried: u64,
-    /// Our own removal, passed on. Its answer may come too late: applying it ends this member.
+    /// This member's own removal, forwarded. The leader's answer may come too late, because applying
+    /// the removal ends this member.
     own_removal: Option<(Responder<()>, Pending<()>)>,
 }
 
 impl Changes {
-    pub(super) fn push(&mut self, request: ConfChangeRequest) {
+    pub fn push(&mut self, request: ConfChangeRequest) {
         if self.queue.len() >= WAITING_CHANGES_MAX {
-            return request
-                .responder
-                .answer(Err(RequestError::unavailable("too many changes wait for a leader")));
+            let error = RequestError::unavailable("too many changes wait for a leader");
+            return request.responder.answer(Err(error));
         }
         self.queue.push_back(request);
     }
 
-    /// True if some are not proposed yet.
-    pub(super) fn are_waiting(&self) -> bool {
-        !self.queue.is_empty() || self.handover.is_some()
-    }
-
-    /// A change was applied, or does nothing.
-    pub(super) fn applied(&mut self, id: RequestId, answer: Result<(), RequestError>) {
-        if let Some((_, _, responder)) = self.pending.take_if(|(pending, _, _)| *pending == id)
-            && let Some(responder) = responder
-        {
-            responder.answer(answer);
-        }
-    }
-
-    pub(super) fn fail_all(&mut self, why: &str) {
-        if let Some((_, _, Some(responder))) = self.pending.take() {
-            responder.answer(Err(RequestError::unknown(why)));
-        }
-    }
-
-    pub(super) fn fail_other_than(&mut self, leadership: Leadership) {
-        let lost_one = self.pending.take_if(|(_, under, _)| *under != leadership);
-        if let Some((_, _, Some(responder))) = lost_one {
-            responder.answer(Err(RequestError::unknown("the leader changed")));
-        }
-    }
-
-    /// True while a learner's promotion is on its way: what a user wants waits for its end.
-    fn are_promoting(&self) -> bool {
-        self.pending.as_ref().is_some_and(|(_, _, responder)| responder.is_none())
-    }
-}
-
-impl RaftNode {
-    /// Deals with the changes that wait, as far as the state of raft allows.
-    pub(super) fn propose_changes(&mut self) {
-        self.finish_handover();
-        while let Some(request) = self.changes.queue.pop_front() {
+    /// Answers, forwards or proposes the waiting requests, as far as raft's state allows.
+    pub fn propose(&mut self, node: &mut Context<'_>) {
+        self.finish_transfer(node);
+        while let Some(request) = self.queue.pop_front() {
             if request.responder.is_closed() {
                 continue;
             }
-            if let Some(request) = self.deal_with_change(request) {
-                return self.changes.queue.push_front(request);
+            if let Some(request) = self.start(request, node) {
+                return self.queue.push_front(request);
             }
         }
-        self.promote_learner();
+        self.promote_learner(node);
     }
 
-    /// Has a learner that follows become a voter. A leader does so by itself, and the next one where it
-    /// did not come to it; what a user wants goes before. So a member that is slow, or was not started
-    /// yet, never counts towards the majority that everything waits for.
-    fn promote_learner(&mut self) {
-        let raft = &self.raw_node.raft;
-        if self.members.learners.is_empty()
-            || !self.is_leader()
-            || self.leaving.is_some()
+    fn is_pending(&self, node: &Context<'_>) -> bool {
+        self.pending.is_some() || self.transfer.is_some() || node.raw_node.raft.has_pending_conf()
+    }
+
+    /// Starts one request; returns it if it has to wait.
+    fn start(
+        &mut self,
+        request: ConfChangeRequest,
+        node: &mut Context<'_>,
+    ) -> Option<ConfChangeRequest> {
+        // A request that is invalid in every state is refused without a leader.
+        if let Err(error @ RequestError::Invalid(_)) = Members::default().decide(&request.change) {
+            request.responder.answer(Err(error));
+            return None;
+        }
+        let leader = node.raw_node.raft.leader_id;
+        if !node.is_running || leader == raft::INVALID_ID {
+            return Some(request);
+        }
+        if !node.is_leader() {
+            self.forward(leader, request, node);
+            return None;
+        }
+        // A new leader's log may hold changes that it has not applied, and raft drops a change until an
+        // entry of its own term is applied. A promotion is the leader's own doing: requests wait for it.
+        let is_promoting = self.pending.as_ref().is_some_and(|(_, _, it)| it.is_none());
+        if !node.raw_node.raft.apply_to_current_term() || is_promoting {
+            return Some(request);
+        }
+        // A transfer waits for the pending change; otherwise a stopping leader would be refused and the
+        // others would sit out an election timeout.
+        let is_transfer = matches!(request.change, MemberRequest::Lead { .. });
+        if is_transfer && self.is_pending(node) {
+            return Some(request);
+        }
+        // Members send to their leader alone. A new leader has to wait for an election timeout before
+        // silence means that a member is dead.
+        let is_new = node.clock.leads_for() < node.config.election_ticks as u64;
+        if is_new && node.check_majority_lives(&request.change).is_err() {
+            return Some(request);
+        }
+        let own = node.config.id;
+        match self.check(&request.change, node) {
+            Err(error) => request.responder.answer(Err(error)),
+            Ok(Verdict::Nothing) => request.responder.answer(Ok(())),
+            Ok(Verdict::Transfer(Some(id))) if id == own => request.responder.answer(Ok(())),
+            Ok(Verdict::Transfer(to)) => return self.start_transfer(request, to, node),
+            Ok(Verdict::Change(MemberChange::Remove { id })) if id == own => {
+                return self.start_transfer(request, None, node);
+            }
+            Ok(Verdict::Change(change)) => {
+                if request.responder.mark_proposed()
+                    && let Err((error, Some(responder))) =
+                        self.append(&change, Some(request.responder), node)
+                {
+                    responder.answer(Err(error));
+                }
+            }
+        }
+        None
+    }
+
+    fn check(&self, request: &MemberRequest, node: &Context<'_>) -> Result<Verdict, RequestError> {
+        let verdict = node.applied.members().decide(request)?;
+        if verdict == Verdict::Nothing {
+            return Ok(verdict);
+        }
+        if self.is_pending(node) {
+            return Err(RequestError::Conflict(
+                "another change of members is pending: wait for it, then try again".into(),
+            ));
+        }
+        node.check_majority_lives(request)?;
+        Ok(verdict)
+    }
+
+    /// Promotes a learner that has caught up. Leaders do so without a request, after those that wait.
+    /// A member that is slow, or was never started, therefore never counts towards the majority.
+    fn promote_learner(&mut self, node: &mut Context<'_>) {
+        let raft = &node.raw_node.raft;
+        let learners = &node.applied.members().learners;
+        if learners.is_empty()
+            || !node.is_running
+            || !node.is_leader()
             || raft.lead_transferee.is_some()
             || !raft.apply_to_current_term()
-            || self.is_pending()
-            || self.changes.promotion_tried == self.ticks
+            || self.is_pending(node)
+            || self.promotion_tried == node.clock.now()
         {
             return;
         }
         let last_index = raft.raft_log.last_index();
-        let follows = |id: &&NodeId| {
-            let progress = raft.prs().get(**id);
-            // It has acknowledged something to us: that we hear it does not say that it hears us.
-            self.lives(**id)
-                && progress.is_some_and(|peer| {
+        let has_caught_up = |id: &&NodeId| {
+            // `matched` counts only what was acknowledged to this leader: hearing the learner does not
+            // prove that it hears us.
+            node.lives(**id)
+                && raft.prs().get(**id).is_some_and(|peer| {
                     peer.state == ProgressState::Replicate
                         && peer.matched > 0
                         && peer.matched + PROMOTION_DISTANCE >= last_index
                 })
         };
-        if let Some(&id) = self.members.learners.iter().find(follows) {
-            // What raft does not take now is tried again at the next tick.
-            self.changes.promotion_tried = self.ticks;
-            if self.append_change(&MemberChange::Promote { id }, None).is_ok() {
-                info!(self.logger, "promoting learner {}", id);
+        if let Some(&id) = learners.iter().find(has_caught_up) {
+            // If raft refuses, the next tick tries again.
+            self.promotion_tried = node.clock.now();
+            if self.append(&MemberChange::Promote { id }, None, node).is_ok() {
+                info!(node.logger, "promoting learner {}", id);
             }
         }
     }
 
-    fn is_pending(&self) -> bool {
-        self.changes.pending.is_some()
-            || self.changes.handover.is_some()
-            || self.raw_node.raft.has_pending_conf()
-    }
-
-    /// Answers, passes on or proposes a change; gives it back if it has to wait for a leader.
-    fn deal_with_change(&mut self, request: ConfChangeRequest) -> Option<ConfChangeRequest> {
-        // What no state allows needs no leader to say so.
-        if let Err(error @ RequestError::Invalid(_)) = Members::default().decide(&request.change) {
-            request.responder.answer(Err(error));
-            return None;
-        }
-        let leader = self.raw_node.raft.leader_id;
-        if self.beginning.is_some() || self.leaving.is_some() || leader == raft::INVALID_ID {
-            return Some(request);
-        }
-        if !self.is_leader() {
-            self.forward(leader, request);
-            return None;
-        }
-        // A fresh leader's log may hold changes that it has not applied, and raft drops a change
-        // until it has applied an entry of its own term.
-        if !self.raw_node.raft.apply_to_current_term() || self.changes.are_promoting() {
-            return Some(request);
-        }
-        // Who wants another leader wants it after what is under way: a member that stops must not leave
-        // the others to an election timeout for that.
-        if matches!(request.change, MemberRequest::Lead { .. }) && self.is_pending() {
-            return Some(request);
-        }
-        // Members speak to their leader alone: until we have led for an election timeout, that one
-        // was not heard says nothing.
-        let leads_newly = self.ticks - self.leads_since < self.config.election_ticks as u64;
-        if leads_newly && self.check_majority_lives(&request.change).is_err() {
-            return Some(request);
-        }
-        match self.check_change(&request.change) {
-            Err(error) => request.responder.answer(Err(error)),
-            Ok(Verdict::Nothing) => request.responder.answer(Ok(())),
-            Ok(Verdict::Transfer(Some(id))) if id == self.config.id => {
-                request.responder.answer(Ok(()));
-            }
-            Ok(Verdict::Transfer(to)) => return self.hand_over(request, to),
-            Ok(Verdict::Change(MemberChange::Remove { id })) if id == self.config.id => {
-                return self.hand_over(request, None);
-            }
-            Ok(Verdict::Change(change)) => self.propose_change(&change, request.responder),
-        }
-        None
-    }
-
-    fn check_change(&self, change: &MemberRequest) -> Result<Verdict, RequestError> {
-        let verdict = self.members.decide(change)?;
-        if verdict == Verdict::Nothing {
-            return Ok(verdict);
-        }
-        if self.is_pending() {
-            return Err(RequestError::Conflict(
-                "another change of members is pending: wait for it, then try again".into(),
-            ));
-        }
-        self.check_majority_lives(change)?;
-        Ok(verdict)
-    }
-
-    fn check_majority_lives(&self, change: &MemberRequest) -> Result<(), RequestError> {
-        match change {
-            MemberRequest::Remove { id } => {
-                self.members.check_majority_lives(*id, |id| self.lives(id))
-            }
-            MemberRequest::Move { id, .. } => self.members.check_move(*id, |id| self.lives(id)),
-            _ => Ok(()),
-        }
-    }
-
-    fn lives(&self, id: NodeId) -> bool {
-        let patience = self.config.election_ticks as u64;
-        id == self.config.id || self.peers.was_heard_since(id, self.ticks.saturating_sub(patience))
-    }
-
-    fn propose_change(&mut self, change: &MemberChange, responder: Responder<()>) {
-        if responder.mark_proposed()
-            && let Err((error, Some(responder))) = self.append_change(change, Some(responder))
-        {
-            responder.answer(Err(error));
-        }
-    }
-
-    /// The moves in this member's log above the applied index.
-    pub(super) fn pending_moves(&self) -> Vec<(NodeId, String)> {
-        let changes = self.raw_node.store().conf_changes_after(self.applied_index);
-        let moves = changes.iter().filter_map(|entry| match MemberChange::decode(&entry.data) {
-            Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
-            _ => None,
-        });
-        moves.collect()
-    }
-
-    /// Has raft append a change; gives the responder back with the reason if it did not.
-    fn append_change(
+    /// Has raft append a change; returns the responder with the reason if it did not.
+    fn append(
         &mut self,
         change: &MemberChange,
         responder: Option<Responder<()>>,
+        node: &mut Context<'_>,
     ) -> Result<(), (RequestError, Option<Responder<()>>)> {
-        let id = self.next_request_id();
+        let id = node.ids.next();
         let context = id.to_bytes().to_vec();
-        let proposed = self.raw_node.propose_conf_change(context.clone(), change.to_conf_change());
-        let appended = self.raw_node.raft.raft_log.unstable_entries().last();
+        let proposed = node.raw_node.propose_conf_change(context.clone(), change.to_conf_change());
+        let appended = node.raw_node.raft.raft_log.unstable_entries().last();
         let is_appended = appended.is_some_and(|entry| {
             entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
         });
         if let Err(error) = proposed {
-            return Err((
-                RequestError::unavailable(format!("raft did not take it ({error})")),
-                responder,
-            ));
+            let error = RequestError::unavailable(format!("raft did not take it ({error})"));
+            return Err((error, responder));
         }
         if !is_appended {
-            let why = "raft put the change aside as another is pending: try again";
+            let why = "raft put the change aside because another is pending: try again";
             return Err((RequestError::Conflict(why.into()), responder));
         }
-        self.changes.pending = Some((id, self.leadership(), responder));
+        self.pending = Some((id, Leadership::of(node.raw_node), responder));
         Ok(())
     }
 
-    /// Hands a client's change to the leader. It was passed on before if it comes from a member: then
-    /// the leader changed under way, and the client has to ask again.
-    fn forward(&mut self, leader: NodeId, request: ConfChangeRequest) {
+    /// Forwards a client's request to the leader. If a member forwarded it here, the leader has changed
+    /// since, and the client has to ask again.
+    fn forward(&mut self, leader: NodeId, request: ConfChangeRequest, node: &mut Context<'_>) {
         let ConfChangeRequest { change, forwarded, responder } = request;
         if forwarded {
-            return responder
-                .answer(Err(RequestError::unavailable("this member does not lead any more")));
+            let error = RequestError::unavailable("this member does not lead any more");
+            return responder.answer(Err(error));
         }
         if !responder.mark_proposed() {
             return;
         }
-        if change != (MemberRequest::Remove { id: self.config.id }) {
-            return self.outbox.forward_change(leader, change, responder);
+        if change != (MemberRequest::Remove { id: node.config.id }) {
+            return node.outbox.forward_change(leader, change, responder);
         }
-        if self.changes.own_removal.is_some() {
+        if self.own_removal.is_some() {
             return responder.answer(Err(RequestError::Conflict(
                 "this member is being removed already: wait for it".into(),
             )));
         }
-        let (relayed, pending) = channels::responder();
-        self.changes.own_removal = Some((responder, pending));
-        self.outbox.forward_change(leader, change, relayed);
+        let (forwarded, pending) = channels::responder();
+        self.own_removal = Some((responder, pending));
+        node.outbox.forward_change(leader, change, forwarded);
     }
 
-    /// Hands the leader's answer to our own removal on.
-    pub(super) fn relay_own_removal(&mut self) {
-        if let Some((responder, mut pending)) = self.changes.own_removal.take() {
+    /// Passes the leader's answer to this member's own removal on to the client.
+    pub fn relay_own_removal(&mut self) {
+        if let Some((responder, mut pending)) = self.own_removal.take() {
             match pending.try_take() {
                 Some(answer) => responder.answer(answer),
-                None => self.changes.own_removal = Some((responder, pending)),
+                None => self.own_removal = Some((responder, pending)),
             }
         }
     }
 
-    /// Our own removal is applied: whoever asked for it here is told before this member ends.
-    pub(super) fn answer_own_removal(&mut self) {
-        if let Some((responder, _)) = self.changes.own_removal.take() {
+    /// Confirms this member's own removal to the client that asked for it here, before this member ends.
+    pub fn answer_own_removal(&mut self) {
+        if let Some((responder, _)) = self.own_removal.take() {
             responder.answer(Ok(()));
         }
     }
 
-    /// Hands leadership over to `wanted`; if that is `None`, to the voter that lives and has most of the
-    /// log. A leader does not propose its own removal, as it would lead on without being a member: it
-    /// hands over first, and the new leader removes it. Gives the request back if it has to wait.
-    fn hand_over(
+    /// Transfers leadership to `wanted`, or to the live voter with the longest log. Returns the request
+    /// if it has to wait.
+    fn start_transfer(
         &mut self,
         request: ConfChangeRequest,
         wanted: Option<NodeId>,
+        node: &mut Context<'_>,
     ) -> Option<ConfChangeRequest> {
-        let conflict = |why: String| Err(RequestError::Conflict(why));
-        let progress = self.raw_node.raft.prs();
-        let others = self.conf_state.voters.iter().filter(|id| **id != self.config.id);
-        let to = others
-            .filter(|id| wanted.is_none_or(|wanted| wanted == **id) && self.lives(**id))
-            .max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
+        let progress = node.raw_node.raft.prs();
+        let voters = &node.applied.conf_state().voters;
+        let candidates = voters.iter().filter(|id| {
+            **id != node.config.id && wanted.is_none_or(|it| it == **id) && node.lives(**id)
+        });
+        let to = candidates.max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
         let Some(&to) = to else {
-            request.responder.answer(match wanted {
-                None => conflict("no other voter lives to take over".into()),
-                Some(id) => {
-                    conflict(format!("member {id} cannot take over: it has no vote, or is dead"))
-                }
-            });
+            let why = match wanted {
+                None => "no other voter lives to take over".into(),
+                Some(id) => format!("member {id} cannot take over: it has no vote, or is dead"),
+            };
+            request.responder.answer(Err(RequestError::Conflict(why)));
             return None;
         };
-        // raft does not ask for votes while it has a change of members to apply, and says nothing. What
-        // it has told us is committed there it had applied when we heard of it.
-        let pending = self.raw_node.raft.pending_conf_index;
+        // A member does not campaign while it has a committed change to apply, and says nothing. It
+        // applied what we know to be committed there before it told us.
+        let pending = node.raw_node.raft.pending_conf_index;
         if progress.get(to).is_some_and(|peer| peer.committed_index < pending) {
             return Some(request);
         }
         if !request.responder.mark_proposed() {
             return None;
         }
-        info!(self.logger, "handing leadership over to {}", to);
-        self.raw_node.transfer_leader(to);
-        let until = self.ticks + self.config.election_ticks as u64;
-        self.changes.handover = Some((request, until));
+        info!(node.logger, "handing leadership over to {}", to);
+        node.raw_node.transfer_leader(to);
+        let until = node.clock.now() + node.config.election_ticks as u64;
+        self.transfer = Some((request, until));
         None
     }
 
-    fn finish_handover(&mut self) {
-        let Some((request, until)) = self.changes.handover.take() else { return };
-        let leader = self.raw_node.raft.leader_id;
+    fn finish_transfer(&mut self, node: &mut Context<'_>) {
+        let Some((request, until)) = self.transfer.take() else { return };
+        let leader = node.raw_node.raft.leader_id;
         if request.responder.is_closed() {
             return;
         }
-        if leader != raft::INVALID_ID && !self.is_leader() {
+        if leader != raft::INVALID_ID && !node.is_leader() {
             match request.change {
                 MemberRequest::Lead { to } if to.is_none_or(|to| to == leader) => {
                     request.responder.answer(Ok(()));
@@ -352,110 +341,125 @@ impl RaftNode {
                     let why = format!("member {leader} was elected instead: ask again");
                     request.responder.answer(Err(RequestError::Conflict(why)));
                 }
-                // Passed on once more than other requests: it found the leader the first time.
-                _ => self.forward(leader, ConfChangeRequest { forwarded: false, ..request }),
+                // Forwarded although a member may have forwarded it here: it did find the leader.
+                _ => self.forward(leader, ConfChangeRequest { forwarded: false, ..request }, node),
             }
-        } else if self.is_leader() && self.raw_node.raft.lead_transferee.is_none()
-            || self.ticks > until
+        } else if node.is_leader() && node.raw_node.raft.lead_transferee.is_none()
+            || node.clock.now() > until
         {
             let why = "leadership could not be handed over in time";
             request.responder.answer(Err(match request.change {
-                // It may still be.
+                // The transfer may still happen.
                 MemberRequest::Lead { .. } => RequestError::unknown(why),
                 _ => RequestError::unavailable(why),
             }));
         } else {
-            self.changes.handover = Some((request, until));
+            self.transfer = Some((request, until));
         }
     }
 
-    /// Applies one committed change of members, deciding again what the leader decided when it
-    /// proposed: the same everywhere, as the state decided on is.
-    pub(super) fn apply_conf_change(&mut self, entry: &Entry) {
-        let answer = self.try_apply_conf_change(entry);
-        if let Err(why) = &answer {
-            warn!(self.logger, "a committed change of members does nothing: {}", why;
+    /// Applies a committed change, which every member decides alike: the state it decides on is the
+    /// same. Returns the change if it had an effect.
+    pub fn apply(
+        &mut self,
+        entry: &Entry,
+        applied: &mut Applied,
+        raw_node: &mut RawNode<Log>,
+        own: NodeId,
+        logger: &Logger,
+    ) -> Option<MemberChange> {
+        let effect = effect_of(entry, applied, raw_node, own);
+        if let Err(why) = &effect {
+            warn!(logger, "a committed change of members does nothing: {}", why;
                 "index" => entry.index);
         }
-        if let Some(id) = RequestId::from_bytes(&entry.context) {
-            self.changes.applied(id, answer);
+        let answer = effect.as_ref().map(|_| ()).map_err(Clone::clone);
+        let (change, replaced) = effect.ok().flatten().unzip();
+        applied.advance(entry.index, entry.term, replaced);
+        match &change {
+            None => {}
+            Some(MemberChange::Move { id, url }) => info!(logger, "member {} moved to {}", id, url),
+            Some(_) => log_configuration(applied.conf_state(), own, logger),
+        }
+        let id = RequestId::from_bytes(&entry.context);
+        if let Some((_, _, Some(responder))) =
+            self.pending.take_if(|(pending, _, _)| Some(*pending) == id)
+        {
+            responder.answer(answer);
+        }
+        change
+    }
+
+    /// Answers the pending change with 504.
+    pub fn fail_all(&mut self, why: &str) {
+        if let Some((_, _, Some(responder))) = self.pending.take() {
+            responder.answer(Err(RequestError::unknown(why)));
         }
     }
 
-    fn try_apply_conf_change(&mut self, entry: &Entry) -> Result<(), RequestError> {
-        let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
-        let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
-        if !self.members.check(&change)? {
-            return Ok(());
+    /// Answers the pending change with 504 if it was proposed under another leader or term.
+    pub fn fail_other_than(&mut self, leadership: Leadership) {
+        if self.pending.as_ref().is_some_and(|(_, under, _)| *under != leadership) {
+            self.fail_all("the leader changed");
         }
-        if let MemberChange::Move { id, url } = &change {
-            // That is nothing to raft.
-            info!(self.logger, "member {} moved to {}", id, url);
-            self.members.apply(&change, entry.index);
-            self.connect_members();
-            return Ok(());
-        }
-        let is_own_removal = change == MemberChange::Remove { id: self.config.id };
-        if is_own_removal && self.is_leader() {
-            // raft 0.7.0 panics when a leader that is no member appends or commits, and lets one
-            // that leaves a single voter read without asking it. So raft goes on with the members
-            // as they were; any majority of these holds one of those that remain.
-            self.conf_state.voters.retain(|id| *id != self.config.id);
-        } else {
-            self.conf_state = self
-                .raw_node
-                .apply_conf_change(&conf_change)
-                .map_err(|error| RequestError::Conflict(error.to_string()))?;
-        }
-        self.members.apply(&change, entry.index);
-        let list = |ids: &[NodeId]| {
-            let ids: BTreeSet<NodeId> = ids.iter().copied().collect();
-            ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
-        };
-        let learners = match &self.conf_state.learners[..] {
-            [] => String::new(),
-            learners => format!(" learners=({})", list(learners)),
-        };
-        let voters = list(&self.conf_state.voters);
-        info!(
-            self.logger,
-            "{} switched to configuration voters=({}){}", self.config.id, voters, learners
-        );
-        match change {
-            MemberChange::Remove { id } if id == self.config.id => {
-                self.answer_own_removal();
-                let until_tick = self.ticks + self.config.election_ticks as u64;
-                self.leaving = Some(Leaving { removal: entry.index, until_tick });
-            }
-            _ => self.connect_members(),
-        }
-        Ok(())
     }
+}
 
-    /// Ends the process once we were removed and may go. Everything was sent and published before.
-    pub(super) fn check_leaving(&mut self) -> crate::error::Result<()> {
-        let Some(leaving) = &self.leaving else { return Ok(()) };
-        if !self.may_leave(leaving) {
-            return Ok(());
-        }
-        self.stop()?;
-        Err(Error::Removed)
-    }
+/// A change that has an effect, with the members and the ConfState after it.
+type Effect = (MemberChange, (Members, ConfState));
 
-    fn may_leave(&self, leaving: &Leaving) -> bool {
-        let raft = &self.raw_node.raft;
-        let others = self.members.voters().count();
-        if self.is_leader() {
-            let progress = raft.prs();
-            let knows = |id: &NodeId| {
-                progress.get(*id).is_some_and(|peer| peer.committed_index >= leaving.removal)
-            };
-            let knowing = self.members.voters().filter(knows).count();
-            return knowing >= majority(others) || (others > 1 && self.ticks >= leaving.until_tick);
-        }
-        // Whoever leads and has committed an entry of its own term has committed all before it.
-        let committed_term = raft.raft_log.term(raft.raft_log.committed);
-        let is_told = raft.leader_id != raft::INVALID_ID && committed_term == Ok(raft.term);
-        others > 1 || is_told
+/// What a committed change does: `None` if it changes nothing.
+fn effect_of(
+    entry: &Entry,
+    applied: &Applied,
+    raw_node: &mut RawNode<Log>,
+    own: NodeId,
+) -> Result<Option<Effect>, RequestError> {
+    let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
+    let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
+    if !applied.members().check(&change)? {
+        return Ok(None);
     }
+    let mut members = applied.members().clone();
+    members.apply(&change, entry.index);
+    let conf_state = match change {
+        // raft does not know URLs.
+        MemberChange::Move { .. } => applied.conf_state().clone(),
+        MemberChange::Remove { id } if id == own && raw_node.raft.state == StateRole::Leader => {
+            // raft 0.7.0 panics when a leader that is not a member appends or commits, and lets one that
+            // leaves a single voter read without asking it. So raft keeps the members as they were: any
+            // majority of these includes one of those that remain.
+            let mut conf_state = applied.conf_state().clone();
+            conf_state.voters.retain(|id| *id != own);
+            conf_state
+        }
+        _ => raw_node
+            .apply_conf_change(&conf_change)
+            .map_err(|error| RequestError::Conflict(error.to_string()))?,
+    };
+    Ok(Some((change, (members, conf_state))))
+}
+
+/// Logs the configuration in the original's words.
+fn log_configuration(conf_state: &ConfState, own: NodeId, logger: &Logger) {
+    let list = |ids: &[NodeId]| {
+        let ids: BTreeSet<NodeId> = ids.iter().copied().collect();
+        ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let learners = match &conf_state.learners[..] {
+        [] => String::new(),
+        learners => format!(" learners=({})", list(learners)),
+    };
+    let voters = list(&conf_state.voters);
+    info!(logger, "{} switched to configuration voters=({}){}", own, voters, learners);
+}
+
+/// The moves in the log above the applied index: each member's id and new URL.
+pub(super) fn pending_moves(log: &Log, applied: &Applied) -> Vec<(NodeId, String)> {
+    let changes = log.conf_changes_after(applied.index());
+    let moves = changes.iter().filter_map(|entry| match MemberChange::decode(&entry.data) {
+        Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
+        _ => None,
+    });
+    moves.collect()
 }

@@ -4,11 +4,21 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{
-    APPEND_BYTES_MAX, INFLIGHT_APPENDS_MAX, Index, NodeId, OUTSTANDING_BYTES_MAX,
-    UNCOMMITTED_BYTES_MAX,
-};
+use raft::RawNode;
+use slog::Logger;
+
+use super::commits::OUTSTANDING_BYTES_MAX;
+use super::{Index, NodeId};
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::storage::log::Log;
+
+/// raft refuses proposals while more log than this is uncommitted, in bytes.
+const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// The largest append message with more than one entry, in bytes; the original's figure.
+pub(super) const APPEND_BYTES_MAX: u64 = 1 << 20;
+/// Appends on their way to one member; the original's figure.
+const INFLIGHT_APPENDS_MAX: usize = 256;
 
 /// The default number of entries between two snapshots, as in the original.
 pub const SNAPSHOT_COUNT: u64 = 10_000;
@@ -86,7 +96,7 @@ impl Default for NodeConfig {
 }
 
 /// raft-rs's configuration. Every field is set, so no default of raft-rs is in use.
-pub(super) fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
+fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
     raft::Config {
         id: config.id,
         election_tick: config.election_ticks,
@@ -108,4 +118,15 @@ pub(super) fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
         max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
         max_committed_size_per_ready: OUTSTANDING_BYTES_MAX,
     }
+}
+
+/// Makes raft from a log; `applied` is the index that the state machine holds.
+pub(super) fn start_raft(
+    config: &NodeConfig,
+    applied: Index,
+    log: Log,
+    logger: &Logger,
+) -> Result<RawNode<Log>> {
+    RawNode::new(&raft_config(config, applied), log, logger)
+        .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))
 }

@@ -1,208 +1,137 @@
 //! The raft node: the twin of the original's raft.go.
 //!
-//! [`RaftNode`] is a state machine first and a task second. Everything between "an input arrived"
-//! and "these bytes must be written, these messages sent, these entries published" is plain
-//! synchronous code over three seams: files ([`Vfs`](crate::storage::Vfs)), outgoing messages
-//! ([`Outbox`]) and time ([`Input::Tick`]). [`serve`] is the task that feeds it.
+//! [`RaftNode`] is a state machine first and a task second. Everything between "an input arrived" and
+//! "write these bytes, send these messages, publish these entries" is synchronous code over three
+//! seams: files ([`Vfs`](crate::storage::Vfs)), outgoing messages ([`Outbox`]) and time
+//! ([`Input::Tick`]). [`serve`] is the task that feeds it. The same code runs under the simulation.
 //!
 //! # A turn
 //! ```text
 //! inputs ──▶ handle ──▶ (queues, raft) ──▶ handle_ready ──▶ files, messages, commitC
 //! ```
-//! A turn drains its share of the inputs before it looks at raft's `Ready`, so everything that
-//! arrived meanwhile is one frame of the write-ahead log and one fdatasync: group commit.
+//! A turn takes its share of the inputs before it looks at raft's `Ready`. Everything that arrived
+//! meanwhile is therefore one frame of the write-ahead log and one fdatasync: group commit.
 //!
 //! # The order of a Ready (raft-rs `src/lib.rs`, thesis 10.2.1)
-//! 1. A leader's messages: the followers may write while we do. Not if the Ready holds a new term or
-//!    vote: a leader that forgot its vote would use the term a second time. Nor if it commits a change
-//!    of members: a member that hears of its removal leaves, and a leader of two that forgot that it
-//!    was committed would need the one that left to find out.
+//! 1. Send a leader's messages: the followers write while this member does. [`journal`] has the table
+//!    of those that have to wait.
 //! 2. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
-//! 3. A follower's messages: each acknowledges what was just made durable.
+//! 3. Send the messages that waited: a follower acknowledges what was just made durable.
 //! 4. Publish the snapshot, then the committed entries, on commitC.
-//! 5. Advance. What becomes committed by our own write comes out here, and so does the commit index,
+//! 5. Advance. What this member's own write committed comes out here, and so does the commit index,
 //!    which goes into the next frame at the latest.
 //!
-//! # Where the rest is
-//! [`replay`] starts from the disk; [`bootstrap`] gets a new member going; [`peers`] is what arrives from
-//! the others, and [`validate`] what of it may be stepped; [`requests`] holds the writes and reads
-//! that wait; [`changes`] proposes and applies changes of members; [`snapshots`] makes and takes over
-//! snapshots; [`serve`] is the task.
+//! # Who owns what
+//! | state | owner |
+//! |---|---|
+//! | hard state, frames, what waits for the disk | [`journal`] |
+//! | members, ConfState and applied index | [`applied`] |
+//! | bootstrapping, running or leaving | [`lifecycle`], [`bootstrap`] |
+//! | snapshot files: kept, in the making, being sent, received | [`snapshots`] |
+//! | requests in flight | [`writes`], [`reads`], [`changes`] |
+//! | connected peers, who was heard, admission | [`peers`] |
+//! | commitC and its backlog | [`commits`] |
+//! | ticks, the leader | [`clock`] |
+//!
+//! [`RaftNode`] composes them: the loop is here, `inputs.rs` says what each input does, and `apply.rs`
+//! what is done with committed entries. [`validate`] decides which messages may be stepped, [`replay`]
+//! starts from the disk.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
-use raft::{RawNode, StateRole};
-use slog::{Logger, debug, error, info};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::{RawNode, Ready, StateRole};
+use slog::{Logger, debug};
 use tokio::sync::{mpsc, watch};
 
 use crate::channels::{
-    Acknowledged, Applied, Commit, CommittedEntry, ConfChangeRequest, Greeting, Index,
-    MemberRequest, NodeId, PeerReport, Proposal, ReadRequest, RequestId, Responder, SnapshotFile,
+    Commit, Greeting, Index, MemberRequest, NodeId, PeerReport, RequestId, Responder,
     SnapshotRestore, Term,
 };
-use crate::codec;
-use crate::error::{Error, RequestError, Result};
-use crate::membership::{Admission, Members, SnapshotData, SnapshotMembers};
+use crate::error::{Error, Result};
 use crate::storage::log::{Log, entry_bytes};
-use crate::storage::snapshotter::Snapshotter;
-use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
-use crate::transport::{Inbound, Outbox};
+use crate::transport::Outbox;
 
+pub mod applied;
+mod apply;
 pub mod bootstrap;
 pub mod changes;
+pub mod clock;
+pub mod commits;
 mod config;
+pub mod inputs;
+pub mod journal;
+pub mod lifecycle;
 pub mod peers;
+pub mod reads;
 pub mod replay;
-pub mod requests;
 pub mod serve;
 pub mod snapshots;
 pub mod state_machine;
 pub mod status;
 pub mod validate;
+pub mod writes;
 
-use bootstrap::Bootstrapping;
-use changes::Changes;
-use config::raft_config;
+use applied::Applied;
+use bootstrap::Bootstrap;
+use changes::{Changes, Context};
+use clock::{Clock, Leadership};
+use commits::Commits;
+use config::start_raft;
 pub use config::{NodeConfig, SNAPSHOT_COUNT};
+pub use inputs::Input;
+use journal::Journal;
+use lifecycle::Lifecycle;
 use peers::Peers;
+use reads::Reads;
 pub use replay::Replayed;
-use requests::{Confirmers, Proposals, Reads};
 pub use serve::{RaftNodeHandle, new_raft_node};
+use snapshots::Snapshots;
+use status::StatusBoard;
 pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus};
-
-/// A snapshot is due after this much log, however few entries that is.
-const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
-/// A snapshot larger than this is not followed by another before as much log has gathered.
-const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
-/// No more log than this is kept behind a snapshot for members that are a little behind.
-const CATCH_UP_BYTES: u64 = 64 << 20;
-/// Past this much committed but not yet applied, neither proposals nor appends are taken.
-const OUTSTANDING_BYTES_MAX: u64 = 64 << 20;
-/// raft refuses proposals past this much log that is not committed yet.
-const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
-/// The largest append message, if it holds more than one entry; the original's figure.
-const APPEND_BYTES_MAX: u64 = 1 << 20;
-/// Appends on their way to one member; the original's figure.
-const INFLIGHT_APPENDS_MAX: usize = 256;
-
-/// What a node is fed.
-pub enum Input {
-    /// From proposeC.
-    Propose(Proposal),
-    /// From readC.
-    Read(ReadRequest),
-    /// From confChangeC.
-    ConfChange(ConfChangeRequest),
-    /// From a peer.
-    Inbound(Inbound),
-    /// From our own senders and snapshot makers.
-    Report(PeerReport),
-    /// Time.
-    Tick,
-}
+use writes::{RequestIds, Writes};
 
 /// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
 pub type ReportFn = Arc<dyn Fn(PeerReport) + Send + Sync>;
 
-/// One member's raft node.
+/// One member's raft node: the composition of the owners.
 ///
 /// * `applied <= committed <= last`, and everything that was applied is in the write-ahead log.
-/// * `members`, `conf_state` and what was published on commitC are all as of `applied_index`.
 /// * Whatever is sent or answered depends only on what was synced before.
 pub struct RaftNode {
     config: NodeConfig,
     logger: Logger,
-
-    // The seams.
     outbox: Box<dyn Outbox>,
-    commit_tx: mpsc::UnboundedSender<Commit>,
-    report: ReportFn,
-    status_tx: watch::Sender<Status>,
-
-    // On disk. The lock is held as long as the files are open.
-    wal: Wal,
-    snapshotter: Snapshotter,
-    identity: Identity,
-    _lock: Box<dyn std::any::Any + Send>,
-
-    // Raft, and what the next frame has to hold of it.
     raw_node: RawNode<Log>,
-    hard_state: HardState,
-    hard_state_is_unsaved: bool,
-
-    // The replicated state that is raft's own, as of the applied index.
-    members: Members,
-    conf_state: ConfState,
-    applied_index: Index,
-    applied_term: Term,
-    /// What was known to be committed at the last stop; `None` once it is applied again.
-    replay_until: Option<Index>,
-
-    // Snapshots.
-    /// The ones kept, oldest first, two at most.
-    marks: Vec<SnapshotId>,
-    /// Asked of the state machine, with the members as of its index. Its file may be there already.
-    making: Option<(SnapshotId, SnapshotMembers)>,
-    sending: BTreeMap<NodeId, SnapshotId>,
-    /// Received in this turn: not to be purged before raft has seen them.
-    received: Vec<SnapshotId>,
-    bytes_since_snapshot: u64,
-    last_snapshot_bytes: u64,
-    outstanding_bytes: Arc<AtomicU64>,
-
-    // Others.
-    admission: Arc<Admission>,
+    journal: Journal,
+    applied: Applied,
+    lifecycle: Lifecycle,
+    snapshots: Snapshots,
     peers: Peers,
-    beginning: Option<Bootstrapping>,
-
-    // Requests.
-    proposals: Proposals,
+    writes: Writes,
     reads: Reads,
-    confirmers: Confirmers,
     changes: Changes,
-    request_counter: u64,
-
-    ticks: u64,
-    /// The last call to watch that was heard, and until which tick it counts.
-    watched: (u64, u64),
-    /// Made at a tick, to be published.
-    tick_status: Option<TickStatus>,
-    last_leadership: Leadership,
-    /// The tick at which we were elected, if we lead.
-    leads_since: u64,
-    leaving: Option<Leaving>,
+    commits: Commits,
+    status: StatusBoard,
+    clock: Clock,
+    ids: RequestIds,
 }
 
-/// Under whom a request was proposed. A change of it means that the request may be lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Leadership {
-    term: Term,
-    leader: NodeId,
-}
-
-/// We were removed. A leader stays until a majority of the others knows, so that they need no
-/// election timeout to find that out, and no longer than such a timeout.
-///
-/// If a single member remains there is no such limit, and who does not lead stays as well: until that
-/// one knows, it counts two members, and cannot be elected without us.
-struct Leaving {
-    removal: Index,
-    until_tick: u64,
-}
-
-fn holds_change(entries: &[Entry]) -> bool {
-    entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
+/// What a turn needs to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Turn {
+    /// Everything that the inputs made necessary is done.
+    Done,
+    /// The rest has to write: call [`RaftNode::handle_ready`] where blocking is allowed.
+    NeedsDisk,
 }
 
 impl RaftNode {
     /// Makes the node from what was replayed. It does nothing until it is fed.
     ///
     /// # Errors
-    /// If raft-rs refuses its configuration or what was replayed.
+    /// If raft-rs refuses its configuration or what was replayed, or the first write fails.
     pub fn new(
         config: NodeConfig,
         replayed: Replayed,
@@ -212,148 +141,119 @@ impl RaftNode {
         status_tx: watch::Sender<Status>,
         logger: Logger,
     ) -> Result<Self> {
-        let Replayed {
-            wal, snapshotter, identity, lock, admission, log, hard_state, marks, ..
-        } = replayed;
-        let SnapshotMembers { members, .. } = &replayed.snapshot_members;
-        let (members, conf_state) = (members.clone(), replayed.snapshot_members.conf_state());
-        let snapshot = replayed.snapshot;
-        let (applied_index, applied_term) =
-            snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
-        let bytes_since_snapshot = log.bytes_behind(applied_index);
-        let raw_node = RawNode::new(&raft_config(&config, applied_index), log, &logger)
-            .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))?;
-        let beginning = replayed.beginning.then(|| Bootstrapping::new(&config));
+        let Replayed { wal, snapshotter, identity, lock, admission, log, hard_state, .. } =
+            replayed;
+        let (snapshot, members) = (replayed.snapshot, replayed.snapshot_members);
+        let (index, term) = snapshot.as_ref().map_or((0, 0), |it| (it.index, it.term));
+        let snapshot_bytes = snapshot.as_ref().map_or(0, |it| it.file.length);
+        let snapshots = Snapshots::new(snapshotter, report, replayed.marks)
+            .with_sizes(log.bytes_behind(index), snapshot_bytes);
+        let commits = Commits::new(commit_tx, hard_state.commit);
+        let metrics = config.metrics.clone();
         let mut node = Self {
             outbox,
-            commit_tx,
-            report,
-            status_tx,
-            wal,
-            snapshotter,
-            identity,
-            _lock: lock,
-            raw_node,
-            replay_until: Some(hard_state.commit),
-            hard_state,
-            hard_state_is_unsaved: false,
-            members,
-            conf_state,
-            applied_index,
-            applied_term,
-            marks,
-            making: None,
-            sending: BTreeMap::new(),
-            received: Vec::new(),
-            bytes_since_snapshot,
-            last_snapshot_bytes: snapshot.as_ref().map_or(0, |snapshot| snapshot.file.length),
-            outstanding_bytes: Arc::default(),
-            admission,
-            peers: Peers::default(),
-            beginning,
-            proposals: Proposals::default(),
+            raw_node: start_raft(&config, index, log, &logger)?,
+            journal: Journal::new(wal, identity, hard_state, metrics, lock),
+            applied: Applied::new(index, term, members.members.clone(), members.conf_state()),
+            lifecycle: match replayed.beginning {
+                true => Lifecycle::Bootstrapping(Bootstrap::new(&config)),
+                false => Lifecycle::Running,
+            },
+            snapshots,
+            peers: Peers::new(admission),
+            writes: Writes::default(),
             reads: Reads::default(),
-            confirmers: Confirmers::default(),
             changes: Changes::default(),
-            request_counter: 0,
-            ticks: 0,
-            watched: (0, 0),
-            tick_status: None,
-            last_leadership: Leadership::default(),
-            leads_since: 0,
-            leaving: None,
+            commits,
+            status: StatusBoard::new(status_tx),
+            clock: Clock::default(),
+            ids: RequestIds::new(config.id, config.boot),
             config,
             logger,
         };
         if let Some(snapshot) = snapshot {
-            node.publish(Commit::Restore(SnapshotRestore {
-                index: snapshot.index,
-                term: snapshot.term,
-                reader: snapshot.reader,
-            }));
+            let reader = snapshot.reader;
+            node.commits.send(Commit::Restore(SnapshotRestore { index, term, reader }));
         }
         node.connect_members();
-        node.try_to_begin()?;
+        node.start_if_bootstrapped()?;
         Ok(node)
     }
 
-    /// Takes one input in. Nothing is written or answered with success before
-    /// [`handle_ready`](Self::handle_ready).
+    /// Does everything that the inputs so far have made necessary. Writes, and so blocks.
     ///
     /// # Errors
-    /// What stops the process.
-    pub fn handle(&mut self, input: Input) -> Result<()> {
-        match input {
-            Input::Propose(proposal) => self.proposals.push(proposal),
-            Input::Read(request) => self.reads.push(request.responder),
-            Input::ConfChange(request) => self.changes.push(request),
-            Input::Inbound(inbound) => self.receive(inbound)?,
-            Input::Report(report) => self.take_report(report)?,
-            Input::Tick => self.tick()?,
-        }
+    /// What stops the process: a failed write, or this member's removal.
+    pub fn handle_ready(&mut self) -> Result<()> {
+        let turn = self.turn(true)?;
+        assert_eq!(turn, Turn::Done, "a turn that may write needs nothing");
         Ok(())
     }
 
-    /// Does everything that the inputs so far have made necessary.
+    /// As [`handle_ready`](Self::handle_ready), up to the first write, which it leaves to that one.
     ///
     /// # Errors
-    /// What stops the process: a failed write, or our own removal.
-    pub fn handle_ready(&mut self) -> Result<()> {
+    /// As [`handle_ready`](Self::handle_ready).
+    pub fn handle_ready_without_disk(&mut self) -> Result<Turn> {
+        self.turn(false)
+    }
+
+    fn turn(&mut self, may_write: bool) -> Result<Turn> {
         loop {
-            self.propose_changes();
-            self.propose_waiting();
-            self.start_read_round();
+            self.start_requests();
             if !self.raw_node.has_ready() {
                 break;
             }
+            if !may_write && self.needs_disk() {
+                return Ok(Turn::NeedsDisk);
+            }
             let mut ready = self.raw_node.ready();
 
-            // 1. A leader's messages, unless they speak for what has to be on disk first.
-            let is_new_term_or_vote = ready.hs().is_some_and(|hs| {
-                hs.term != self.hard_state.term || hs.vote != self.hard_state.vote
-            });
+            // 1. A leader's messages, unless they depend on what is not on disk yet.
             let commits_change = self.may_commit_change(ready.committed_entries());
-            let mut after_sync = ready.take_messages();
-            if !is_new_term_or_vote && !commits_change {
-                self.process_messages(std::mem::take(&mut after_sync));
-            }
+            let messages = self.journal.release_early(&mut ready, commits_change);
+            self.send(messages);
 
             // 2. The disk.
-            self.persist(&ready, commits_change)?;
+            let messages = self.persist(&mut ready, commits_change)?;
 
             // 3. What waited for it.
-            self.process_messages(after_sync);
-            self.process_messages(ready.take_persisted_messages());
+            self.send(messages);
 
             // 4. The state machine.
             self.publish_snapshot(ready.snapshot())?;
             self.publish_entries(ready.take_committed_entries());
             let read_states = ready.take_read_states();
 
-            // 5. What our own write committed.
+            // 5. What this member's own write committed.
             let mut light_ready = self.raw_node.advance_append(ready);
             if let Some(commit) = light_ready.commit_index() {
-                self.hard_state.commit = commit;
-                self.hard_state_is_unsaved = true;
+                self.journal.note_commit(commit);
             }
             if self.may_commit_change(light_ready.committed_entries()) {
-                self.save_hard_state()?;
+                self.journal.flush()?;
             }
-            self.process_messages(light_ready.take_messages());
+            self.send(light_ready.take_messages());
             self.publish_entries(light_ready.take_committed_entries());
-            self.raw_node.advance_apply_to(self.applied_index);
-            self.take_read_states(read_states);
+            self.raw_node.advance_apply_to(self.applied.index());
+            self.reads.take_states(read_states, &self.config);
         }
-        if !std::mem::take(&mut self.received).is_empty() {
-            // What raft ignored is purged.
-            self.purge_snapshots()?;
+        self.snapshots.end_turn()?;
+        self.note_replayed();
+        for responders in self.reads.take_applied(self.applied.index()) {
+            self.commits.send(Commit::Reads(responders));
         }
-        self.publish_replayed();
-        self.publish_reads();
         self.note_leadership();
-        self.maybe_trigger_snapshot();
+        self.request_snapshot();
         self.publish_status();
-        self.check_leaving()
+        match self.may_end() {
+            true if may_write => {
+                self.stop()?;
+                Err(Error::Removed)
+            }
+            true => Ok(Turn::NeedsDisk),
+            false => Ok(Turn::Done),
+        }
     }
 
     /// Writes what only the next frame would have held. Dropping the node then closes commitC.
@@ -361,32 +261,25 @@ impl RaftNode {
     /// # Errors
     /// If the write fails.
     pub fn stop(&mut self) -> Result<()> {
-        self.save_hard_state()
+        self.journal.flush()
     }
 
-    /// True from when a snapshot is asked of the state machine until its file is reported.
+    /// True from the request for a snapshot to the state machine until its file is reported.
     pub fn is_making_snapshot(&self) -> bool {
-        self.making.is_some()
+        self.snapshots.is_making()
     }
 
-    /// True if the next [`handle_ready`](Self::handle_ready) may write. If not, it hardly ever does.
-    pub fn may_write(&self) -> bool {
-        let raft = &self.raw_node.raft;
-        let hard_state = raft.hard_state();
-        (hard_state.term, hard_state.vote) != (self.hard_state.term, self.hard_state.vote)
-            || self.has_unsaved_entries()
-            || raft.raft_log.committed > self.applied_index
-            || self.proposals.are_waiting()
-            || self.changes.are_waiting()
-            || self.leaving.is_some()
+    /// True while a ReadIndex round is on its way: reads that arrive now wait for the next one.
+    pub fn is_reading(&self) -> bool {
+        self.reads.is_reading(Leadership::of(&self.raw_node))
     }
 
-    /// True if the next [`handle_ready`](Self::handle_ready) has entries to write.
-    pub fn has_unsaved_entries(&self) -> bool {
-        !self.raw_node.raft.raft_log.unstable.entries.is_empty()
+    /// True if the next Ready has to be synced.
+    pub fn needs_sync(&self) -> bool {
+        self.journal.has_work(&self.raw_node.raft)
     }
 
-    /// True if we lead, and not all of our log is committed.
+    /// True if this member leads, and not all of its log is committed.
     pub fn awaits_acknowledgements(&self) -> bool {
         let log = &self.raw_node.raft.raft_log;
         self.is_leader() && log.committed < log.last_index()
@@ -397,332 +290,106 @@ impl RaftNode {
         &self.raw_node.raft
     }
 
-    /// True if a change of members is among these committed entries, or may be among those that the
-    /// leader has committed and raft has not handed out yet.
+    fn is_leader(&self) -> bool {
+        self.raw_node.raft.state == StateRole::Leader
+    }
+
+    /// True if the next Ready writes. It is true for some that do not: all that may commit a change.
+    fn needs_disk(&self) -> bool {
+        let committed = self.raw_node.raft.raft_log.committed;
+        let may_commit_change = committed > self.applied.index()
+            && (self.is_leader()
+                || !self.raw_node.store().conf_changes_after(self.applied.index()).is_empty());
+        self.journal.has_work(&self.raw_node.raft) || may_commit_change
+    }
+
+    /// True if these committed entries hold a change of members, or if the leader has committed more
+    /// entries than raft handed out, which may.
     fn may_commit_change(&self, entries: &[Entry]) -> bool {
         let committed = self.raw_node.raft.raft_log.committed;
         let is_part = entries.last().is_some_and(|last| last.index < committed);
         holds_change(entries) || (is_part && self.is_leader())
     }
 
-    fn leadership(&self) -> Leadership {
-        Leadership { term: self.raw_node.raft.term, leader: self.raw_node.raft.leader_id }
-    }
-
-    fn is_leader(&self) -> bool {
-        self.raw_node.raft.state == StateRole::Leader
-    }
-
-    fn next_request_id(&mut self) -> RequestId {
-        self.request_counter += 1;
-        RequestId { member: self.config.id, boot: self.config.boot, counter: self.request_counter }
-    }
-
-    fn tick(&mut self) -> Result<()> {
-        self.ticks += 1;
-        self.config.metrics.ticked();
-        self.confirmers.forget();
-        if self.beginning.is_none() {
-            self.raw_node.tick();
-            self.campaign_alone();
-        }
-        self.proposals.forget_closed();
-        self.reads.forget_closed();
-        self.relay_own_removal();
-        self.forget_strangers();
-        self.greet_others();
-        self.ask_others();
-        self.tick_status = Some(self.make_tick_status());
-        // A commit index that no frame took along since the last tick is written by itself, so that
-        // a restart of an idle member replays all that it knew.
-        self.save_hard_state()
-    }
-
-    /// Has a member elected that is alone in its cluster: there is nobody whose election it would have
-    /// to wait for. With a leader it waits all the same: one that is alone only by what an old copy of
-    /// its directory says must not stop the others.
-    fn campaign_alone(&mut self) {
-        let raft = &self.raw_node.raft;
-        let is_alone = self.conf_state.voters == [self.config.id]
-            && raft.prs().is_singleton()
-            && raft.promotable();
-        // It is elected on the spot, and raft asserts that a new leader's log is on disk.
-        let is_persisted = raft.raft_log.persisted == raft.raft_log.last_index();
-        if is_alone && is_persisted && raft.leader_id == raft::INVALID_ID {
-            // raft refuses while it has not applied a change of members that it knows to be committed.
-            let _ = self.raw_node.campaign();
-        }
-    }
-
-    fn save_hard_state(&mut self) -> Result<()> {
-        if !self.hard_state_is_unsaved {
-            return Ok(());
-        }
-        self.wal.save(&Frame { hard_state: Some(&self.hard_state), ..Frame::default() })?;
-        self.hard_state_is_unsaved = false;
-        Ok(())
-    }
-
-    /// Sends what raft wants sent. The outcome of a snapshot is reported to raft later, always.
-    fn process_messages(&mut self, messages: Vec<Message>) {
-        for mut message in messages {
-            if self.confirmers.spare(&message, &self.raw_node.raft) {
-                continue;
-            }
-            self.peers.count_sent(&message);
-            if message.get_msg_type() == MessageType::MsgPropose {
-                // raft sends it without a term. This is whose leader it is meant for: in another
-                // term the same member leads in another run, perhaps, which does not know any more
-                // that it took this one already.
-                message.log_term = self.raw_node.raft.term;
-            }
-            if message.get_msg_type() != MessageType::MsgSnapshot {
-                self.outbox.send(message);
-                continue;
-            }
-            let metadata = message.get_snapshot().get_metadata();
-            let mark = SnapshotId { index: metadata.index, term: metadata.term };
-            // Not the log's: a newer one may have been made since raft asked for it.
-            let data: SnapshotData =
-                codec::decode(&message.get_snapshot().data).expect("we encoded it");
-            let file = SnapshotFile { length: data.length, checksum: data.checksum };
-            self.sending.insert(message.to, mark);
-            self.outbox.send_snapshot(message, file);
-        }
-    }
-
-    /// Makes a Ready durable: one frame, one sync. A commit index alone waits for the next frame:
-    /// losing it loses nothing, unless it commits a change of members.
-    fn persist(&mut self, ready: &raft::Ready, commits_change: bool) -> Result<()> {
-        if let Some(hard_state) = ready.hs() {
-            self.hard_state = hard_state.clone();
-            self.hard_state_is_unsaved = true;
-        }
-        if !ready.must_sync() {
-            return if commits_change { self.save_hard_state() } else { Ok(()) };
-        }
-        let metadata = ready.snapshot().get_metadata();
-        let mark = (!ready.snapshot().is_empty())
-            .then_some(SnapshotId { index: metadata.index, term: metadata.term });
-        if let Some(mark) = mark {
-            assert!(
-                self.hard_state.commit >= mark.index,
-                "commit {} is behind the snapshot at {}",
-                self.hard_state.commit,
-                mark.index
-            );
-        }
-        let began = Instant::now();
-        self.wal.save(&Frame {
-            installed: mark,
-            entries: ready.entries(),
-            hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
-            ..Frame::default()
-        })?;
-        self.config.metrics.wal_fsync.observe(began.elapsed().as_secs_f64());
-        self.hard_state_is_unsaved = false;
-
-        let log = self.raw_node.mut_store();
-        if let Some(mark) = mark {
-            self.config.metrics.snapshots_installed.inc();
-            log.apply_snapshot(ready.snapshot().clone());
-            debug!(self.logger, "replaced the log by the snapshot at index {}", mark.index);
-        }
-        log.append(ready.entries());
-        // An append that replaces others may take back a change of members.
-        if self.admission.has_pending_moves() || holds_change(ready.entries()) {
-            self.update_admission();
-        }
-        self.bytes_since_snapshot += ready.entries().iter().map(entry_bytes).sum::<u64>();
-        Ok(())
-    }
-
-    /// The committed entries that were not published yet. raft-rs hands each out once; the check is
-    /// the original's.
-    fn entries_to_apply(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
-        let Some(first) = entries.first() else { return entries };
-        assert!(
-            first.index <= self.applied_index + 1,
-            "first index of committed entry[{}] should <= progress.appliedIndex[{}]+1",
-            first.index,
-            self.applied_index
-        );
-        let applied = (self.applied_index + 1 - first.index) as usize;
-        entries.drain(..applied.min(entries.len()));
-        entries
-    }
-
-    /// Publishes committed entries on commitC, and applies those that change the members here.
-    fn publish_entries(&mut self, entries: Vec<Entry>) {
-        let entries = self.entries_to_apply(entries);
-        let Some(last) = entries.last() else { return };
-        let last = (last.index, last.term);
-        let mut committed = Vec::with_capacity(entries.len());
-        let (mut bytes, mut own) = (0, 0);
-        let has_changes = holds_change(&entries);
-        for entry in entries {
-            match entry.get_entry_type() {
-                EntryType::EntryNormal => {
-                    let request_id = RequestId::from_bytes(&entry.context);
-                    // raft's own: a new leader's first entry, or a change that raft put aside.
-                    if request_id.is_none() && entry.data.is_empty() {
-                        continue;
-                    }
-                    bytes += entry_bytes(&entry);
-                    let responder = request_id.and_then(|id| self.proposals.take(id));
-                    own += u64::from(responder.is_some());
-                    committed.push(CommittedEntry {
-                        index: entry.index,
-                        term: entry.term,
-                        responder,
-                        data: entry.data,
-                    });
-                }
-                EntryType::EntryConfChange => self.apply_conf_change(&entry),
-                // Never proposed here, and validation refuses it from peers.
-                EntryType::EntryConfChangeV2 => {
-                    error!(self.logger, "skipping a joint change of members"; "index" => entry.index);
-                }
-            }
-        }
-        if !committed.is_empty() {
-            let applied = Applied::new(bytes, &self.outstanding_bytes);
-            self.publish(Commit::Entries { entries: committed, applied });
-        }
-        self.config.metrics.proposals_committed.inc_by(own);
-        (self.applied_index, self.applied_term) = last;
-        if has_changes {
-            self.update_admission();
-        }
-    }
-
-    fn publish(&self, commit: Commit) {
-        // A closed commitC means that the state machine stopped: the task that feeds us sees that
-        // by itself and stops us.
-        let _ = self.commit_tx.send(commit);
-    }
-
-    fn publish_replayed(&mut self) {
-        let is_replayed = self.replay_until.is_some_and(|until| self.applied_index >= until);
-        if is_replayed && self.beginning.is_none() {
-            self.replay_until = None;
-            self.publish(Commit::Replayed);
-        }
-    }
-
-    fn role(&self) -> Role {
-        let raft = &self.raw_node.raft;
-        match raft.state {
-            _ if self.beginning.is_some() => Role::Bootstrapping,
-            StateRole::Follower if self.conf_state.learners.contains(&self.config.id) => {
-                Role::Learner
-            }
-            StateRole::Follower => Role::Follower,
-            StateRole::PreCandidate => Role::PreCandidate,
-            StateRole::Candidate => Role::Candidate,
-            StateRole::Leader => Role::Leader,
-        }
-    }
-
-    /// The milliseconds that so many ticks take.
-    fn milliseconds(&self, ticks: u64) -> u64 {
-        ticks.saturating_mul(self.config.tick.as_millis() as u64)
-    }
-
-    fn make_tick_status(&self) -> TickStatus {
-        let metrics = &self.config.metrics;
-        TickStatus {
-            uptime_ms: metrics.uptime().as_millis() as u64,
-            version: env!("CARGO_PKG_VERSION").into(),
-            wal_bytes: self.wal.bytes(),
-            keys: metrics.keys.get() as u64,
-            store_bytes: metrics.store_bytes.get() as u64,
-            puts: metrics.puts.totals(),
-            gets: metrics.gets.totals(),
-            peers: self.peer_statuses(),
-        }
-    }
-
-    fn publish_status(&mut self) {
-        let raft = &self.raw_node.raft;
-        self.config.metrics.proposals_pending.set(self.proposals.count() as i64);
-        let status = Status {
-            id: self.config.id,
-            cluster_id: self.identity.cluster_id,
-            role: self.role(),
-            term: raft.term,
-            vote: raft.vote,
-            leader: raft.leader_id,
-            commit: raft.raft_log.committed,
-            applied: self.applied_index,
-            snapshot: self.snapshot_index(),
-            first: raft.raft_log.first_index(),
-            last: raft.raft_log.last_index(),
-            begun: self.beginning.is_none(),
-            members: Members::default(),
-            learners: self.conf_state.learners.clone(),
-            tick: TickStatus::default(),
-        };
-        self.status_tx.send_if_modified(|old| {
-            // These two are large, and seldom new.
-            let members = std::mem::take(&mut old.members);
-            let tick = std::mem::take(&mut old.tick);
-            let is_new = *old != status || members != self.members || self.tick_status.is_some();
-            *old = status;
-            old.members = if members == self.members { members } else { self.members.clone() };
-            old.tick = self.tick_status.take().unwrap_or(tick);
-            is_new
+    /// Hands the waiting requests to raft, as far as its state allows.
+    fn start_requests(&mut self) {
+        let is_running = matches!(self.lifecycle, Lifecycle::Running);
+        self.changes.propose(&mut Context {
+            config: &self.config,
+            logger: &self.logger,
+            applied: &self.applied,
+            peers: &self.peers,
+            clock: &self.clock,
+            is_running,
+            raw_node: &mut self.raw_node,
+            ids: &mut self.ids,
+            outbox: &mut *self.outbox,
         });
-    }
-
-    /// Brings the peers that are connected in line with the members, and lets the transport know who
-    /// may speak.
-    fn connect_members(&mut self) {
-        self.update_admission();
-        for (id, url) in self.admission.other_members() {
-            self.peers.add_member(id, &url);
-            self.outbox.add_peer(id, &url);
-        }
-        for id in self.peers.remove_members_not_in(&self.members) {
-            self.outbox.remove_peer(id);
-        }
-    }
-
-    fn update_admission(&self) {
-        self.admission.update(self.identity.cluster_id, &self.members, self.pending_moves());
-    }
-
-    /// Answers the requests that a change of leader or term leaves in doubt, and logs it in the words
-    /// of the original.
-    fn note_leadership(&mut self) {
-        let (old, new) = (self.last_leadership, self.leadership());
-        if old == new {
+        if !is_running {
             return;
         }
-        self.last_leadership = new;
-        self.peers.forget_heartbeats();
-        if new.leader == self.config.id {
-            self.leads_since = self.ticks;
+        let raft = &self.raw_node.raft;
+        let takes_writes = raft.leader_id != raft::INVALID_ID
+            // raft would drop them during a transfer of leadership.
+            && raft.lead_transferee.is_none()
+            && (self.is_leader() || !self.peers.is_out_of_reach(raft.leader_id))
+            && !self.commits.is_full();
+        if takes_writes {
+            self.writes.propose(&mut self.raw_node, &mut self.ids);
         }
-        if new.leader != old.leader && new.leader != raft::INVALID_ID {
-            self.config.metrics.leader_changes.inc();
-        }
-        let id = self.config.id;
-        match (old.leader, new.leader) {
-            (a, b) if a == b => {}
-            (0, to) => {
-                info!(self.logger, "raft.node: {} elected leader {} at term {}", id, to, new.term)
-            }
-            (from, 0) => {
-                info!(self.logger, "raft.node: {} lost leader {} at term {}", id, from, new.term)
-            }
-            (from, to) => info!(
-                self.logger,
-                "raft.node: {} changed leader from {} to {} at term {}", id, from, to, new.term
-            ),
-        }
-        let failed = self.proposals.fail_other_than(new);
-        self.config.metrics.proposals_failed.inc_by(failed);
-        self.changes.fail_other_than(new);
+        self.reads.start_round(&mut self.raw_node, &self.config, self.clock.now());
     }
+
+    /// Sends raft's messages. The outcome of a snapshot is always reported back later.
+    fn send(&mut self, messages: Vec<Message>) {
+        for mut message in messages {
+            if self.reads.spares(&message, &self.raw_node.raft) {
+                continue;
+            }
+            self.peers.note_sent(&message);
+            match message.get_msg_type() {
+                MessageType::MsgSnapshot => {
+                    let file = self.snapshots.start_sending(&message);
+                    self.outbox.send_snapshot(message, file);
+                    continue;
+                }
+                // raft sends it without a term. The receiver needs the term of the leader that it is
+                // meant for: in another term the same member may lead in another run, which does not
+                // know that it took this proposal already.
+                MessageType::MsgPropose => message.log_term = self.raw_node.raft.term,
+                _ => {}
+            }
+            self.outbox.send(message);
+        }
+    }
+
+    /// Writes a Ready; returns the messages that waited for that.
+    fn persist(&mut self, ready: &mut Ready, commits_change: bool) -> Result<Vec<Message>> {
+        let log = self.raw_node.mut_store();
+        let messages = self.journal.write_ready(ready, commits_change, log)?;
+        if !ready.snapshot().is_empty() {
+            let index = ready.snapshot().get_metadata().index;
+            debug!(self.logger, "replaced the log by the snapshot at index {}", index);
+        }
+        self.snapshots.note_log(ready.entries().iter().map(entry_bytes).sum());
+        // An append that replaces entries may take back a move.
+        if self.peers.admission().has_pending_moves() || holds_change(ready.entries()) {
+            self.update_admission();
+        }
+        Ok(messages)
+    }
+
+    fn may_end(&self) -> bool {
+        match &self.lifecycle {
+            Lifecycle::Bootstrapping(_) | Lifecycle::Running => false,
+            Lifecycle::Leaving(leaving) => {
+                let members = self.applied.members();
+                leaving.may_end(&self.raw_node.raft, members, self.clock.now())
+            }
+        }
+    }
+}
+
+fn holds_change(entries: &[Entry]) -> bool {
+    entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
 }

@@ -1,29 +1,29 @@
-//! Starting from the disk: the directories, the lock, the snapshot, the write-ahead log.
+//! The start from disk: directories, lock, snapshot, write-ahead log.
 //!
-//! The newest snapshot *that the write-ahead log names* is loaded first, then the log behind it. A
-//! snapshot file that the log does not name is an orphan of a crash and is removed; the original
-//! starts its store from it, in the future. A snapshot that is damaged is set aside if an older one
-//! and the log together hold the same state.
+//! The newest snapshot *that the write-ahead log names* is loaded first, then the log above it. A
+//! snapshot file that the log does not name is an orphan of a crash and is removed. (The original starts
+//! its store from it, ahead of its log.) A damaged snapshot is set aside if an older one and the log
+//! together hold the same state.
 
 use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft::eraftpb::{HardState, Snapshot as RaftSnapshot};
+use raft::eraftpb::HardState;
 use slog::{Logger, info, warn};
 
 use super::NodeConfig;
 use super::bootstrap::first_urls;
+use super::snapshots::raft_snapshot;
 use crate::channels::{Index, NodeId, Term};
-use crate::codec;
 use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
-use crate::membership::{Admission, Members, Own, SnapshotData, SnapshotMembers};
+use crate::membership::{Admission, Members, Own, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
 use crate::storage::snapshotter::{Snapshot, Snapshotter};
 use crate::storage::wal::{Identity, Recovered, SnapshotId, Wal};
 
-/// What a node is made of, as it was on disk.
+/// What a node starts from, as it was on disk.
 pub struct Replayed {
     pub(super) wal: Wal,
     pub(super) snapshotter: Snapshotter,
@@ -44,13 +44,13 @@ impl Replayed {
         self.admission.clone()
     }
 
-    /// The snapshots: shared with the transport.
+    /// The snapshot files, shared with the transport.
     pub fn snapshotter(&self) -> Snapshotter {
         self.snapshotter.clone()
     }
 
-    /// Sets how long a segment of the write-ahead log gets, and how many zeros are written ahead, in
-    /// bytes.
+    /// Sets the length of a segment of the write-ahead log, and how far it is filled with zeros ahead of
+    /// its frames, in bytes.
     #[must_use]
     pub fn with_segments(mut self, segment_bytes: u64, allocate_bytes: u64) -> Self {
         self.wal = self.wal.with_segment_bytes(segment_bytes).with_allocate_bytes(allocate_bytes);
@@ -58,7 +58,7 @@ impl Replayed {
     }
 }
 
-/// The file in the directory of the log that is there while a backup is restored into it.
+/// The file that marks a log directory while a backup is being restored into it.
 pub(crate) const RESTORING: &str = "restoring";
 
 /// The directory of member `id`'s write-ahead log.
@@ -71,18 +71,18 @@ pub fn snap_dir(data_dir: &Path, id: NodeId) -> PathBuf {
     data_dir.join(format!("raftexample-{id}-snap"))
 }
 
-/// The id of a cluster whose first list is `urls`: FNV-1a, so that it is the same in every build.
+/// The id of a cluster whose first list is `urls`: its FNV-1a hash, which is the same in every build.
 pub fn derived_cluster_id(urls: &[String]) -> u64 {
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    // 0 means "not known yet".
+    // 0 means "unknown".
     urls.join(",").bytes().fold(0xcbf2_9ce4_8422_2325, hash).max(1)
 }
 
-/// Opens the member's directories, made if they do not exist, and replays them.
+/// Opens the member's directories, creating them if needed, and replays them.
 ///
 /// # Errors
-/// [`Error::Refused`] if the directory is in use, or another member's or cluster's;
-/// [`Error::Corrupt`] if it is damaged beyond what a crash does; [`Error::Io`].
+/// [`Error::Refused`] if the directory is in use, or belongs to another member or cluster;
+/// [`Error::Corrupt`] if it is damaged in a way that no crash explains; [`Error::Io`].
 pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Result<Replayed> {
     let id = config.id;
     let wal_dir = wal_dir(&config.data_dir, id);
@@ -92,7 +92,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let names = vfs.list(&wal_dir).map_err(Error::io("list", &wal_dir))?;
     if names.iter().any(|name| name == RESTORING) {
         return Err(Error::Refused(format!(
-            "{} was not restored to its end: remove it and {}, and run `raftexample snapshot restore` again",
+            "{} is half restored: remove it and {}, and run `raftexample snapshot restore` again",
             wal_dir.display(),
             snap_dir(&config.data_dir, id).display()
         )));
@@ -143,7 +143,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     );
     let identity = recovered.identity.clone();
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
-    // Only now: a log that is refused may be short of the very segment that names them.
+    // Only now: a log that is refused may lack the segment that names these files.
     snapshotter.purge(&marks)?;
     Ok(Replayed {
         wal,
@@ -160,14 +160,14 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     })
 }
 
-/// Makes the entries of the data directory and of those above it durable: a power cut must not take
-/// one that was just made.
+/// Makes the directory entries of the data directory and of its parents durable, in case they were just
+/// created.
 pub(crate) fn sync_above(vfs: &dyn Vfs, data_dir: &Path) -> Result<()> {
     for above in data_dir.ancestors().skip(1) {
         // The last ancestor of a relative path is empty: the working directory.
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         let Err(error) = vfs.sync_dir(above) else { continue };
-        // It may not be ours to sync, or no disk's; then we did not make what it holds either.
+        // A directory that this process may not sync, or that is on no disk, was not changed by it.
         if !matches!(error.kind(), PermissionDenied | InvalidInput | Unsupported) {
             return Err(Error::io("sync directory", above)(error));
         }
@@ -175,7 +175,7 @@ pub(crate) fn sync_above(vfs: &dyn Vfs, data_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens the write-ahead log, made if this is the first start.
+/// Opens the write-ahead log; creates it at the first start.
 fn open_wal(
     config: &NodeConfig,
     vfs: Arc<dyn Vfs>,
@@ -184,7 +184,7 @@ fn open_wal(
     logger: &Logger,
 ) -> Result<(Wal, Recovered)> {
     if !Wal::exists(vfs.as_ref(), wal_dir)? {
-        // The log is made before the first snapshot: without it somebody removed it.
+        // The log is created before the first snapshot, so it was removed.
         if let Some(mark) = snapshotter.list()?.last() {
             return Err(Error::Refused(format!(
                 "{} holds no log, but there is a snapshot at index {}: move both directories away, or bring the log back; {REPLACE_MEMBER}",
@@ -198,7 +198,7 @@ fn open_wal(
     if let Some((path, offset)) = &recovered.cut {
         warn!(
             logger,
-            "cut a frame that a crash left unfinished off {} at offset {}",
+            "cut an unfinished frame, left by a crash, off {} at offset {}",
             path.display(),
             offset
         );
@@ -211,7 +211,7 @@ pub(crate) fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::An
     match vfs.lock(&path).map_err(Error::io("lock", &path))? {
         Some(lock) => Ok(lock),
         None => Err(Error::Refused(format!(
-            "{} is in use by another process: stop that one, or choose another --data-dir",
+            "{} is in use by another process: stop it, or choose another --data-dir",
             wal_dir.display()
         ))),
     }
@@ -221,14 +221,14 @@ fn new_identity(config: &NodeConfig) -> Identity {
     let derived = derived_cluster_id(&config.cluster);
     let (cluster_id, first_urls_hash) = match config.cluster_id {
         Some(cluster_id) => (cluster_id, 0),
-        // A joiner takes the id from the first member that counts it as one.
+        // A joining member takes the id from the first member that counts it as a member.
         None if config.join => (0, 0),
         None => (derived, derived),
     };
     Identity { cluster_id, member_id: config.id, incarnation: config.incarnation, first_urls_hash }
 }
 
-/// Checks that the directory is this member's of this cluster.
+/// Checks that the directory belongs to this member of this cluster.
 fn check_identity(config: &NodeConfig, identity: &Identity, wal_dir: &Path) -> Result<()> {
     let dir = wal_dir.display();
     if identity.member_id != config.id {
@@ -257,8 +257,8 @@ fn check_identity(config: &NodeConfig, identity: &Identity, wal_dir: &Path) -> R
     }
 }
 
-/// Loads the newest snapshot that the log names; the older one where that is damaged and the log
-/// reaches as far. Returns the marks of those that are kept, oldest first.
+/// Loads the newest snapshot that the log names, or the older one if the newest is damaged and the log
+/// reaches back far enough. Returns the ids of those that are kept, oldest first.
 fn load_snapshot(
     snapshotter: &Snapshotter,
     recovered: &Recovered,
@@ -268,21 +268,20 @@ fn load_snapshot(
     let on_disk = snapshotter.list()?;
     let mut marks = recovered.marks.clone();
     let Some(newest) = marks.pop() else { return Ok((None, Vec::new())) };
-    // Not simply the one before: that may have been set aside.
+    // The one before may have been set aside.
     let older = marks.into_iter().rfind(|mark| on_disk.contains(mark));
     let damage = match snapshotter.load(newest) {
         Ok(snapshot) => {
             info!(logger, "found snapshot at term {} and index {}", newest.term, newest.index);
             return Ok((Some(snapshot), older.into_iter().chain([newest]).collect()));
         }
-        // Another program wrote it: that is no damage, and setting it aside would not help that one.
+        // Another version wrote it. That is not damage, and the file has to stay for that version.
         Err(error @ Error::Corrupt { remedy: OTHER_VERSION, .. }) => return Err(error),
         Err(error @ Error::Corrupt { .. }) => error,
         Err(error @ Error::Io { .. }) => Error::Refused(format!("{error}; {REPLACE_MEMBER}")),
         Err(error) => return Err(error),
     };
-    // The log has to hold everything from the older snapshot, or from its very beginning, up to the
-    // damaged one.
+    // The log has to reach from the older snapshot, or from its beginning, up to the damaged one.
     let last_entry = recovered.entries.last().map(|entry| entry.index);
     if !is_replaceable(newest, older, recovered.base, last_entry) {
         return Err(damage);
@@ -303,8 +302,8 @@ fn load_snapshot(
     Ok((snapshot, older.into_iter().collect()))
 }
 
-/// True if the log holds all that the damaged snapshot `newest` does and the `older` one, or none,
-/// does not. `base` is the index in front of the log's first entry.
+/// True if the log holds all entries between the `older` snapshot (or index 0) and the damaged `newest`
+/// one. `base` is the index before the log's first entry.
 pub(crate) fn is_replaceable(
     newest: SnapshotId,
     older: Option<SnapshotId>,
@@ -327,7 +326,7 @@ fn read_members(
 /// Reads the members from the `meta` bytes of the snapshot at `path`.
 ///
 /// # Errors
-/// [`Error::Refused`] if there are none, or they are of another cluster than the log's.
+/// [`Error::Refused`] if they cannot be decoded, or belong to another cluster than the log.
 pub(crate) fn decode_members(
     path: &Path,
     meta: &[u8],
@@ -346,7 +345,7 @@ pub(crate) fn decode_members(
     Ok(members)
 }
 
-/// Puts snapshot and log together, and checks what raft-rs would panic on.
+/// Combines snapshot and log, and checks what raft-rs would panic on.
 fn build_log(
     recovered: Recovered,
     snapshot: Option<&Snapshot>,
@@ -358,9 +357,9 @@ fn build_log(
     let (snapshot_index, snapshot_term) =
         snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
     let base: Index = base.unwrap_or(snapshot_index);
-    let mark = SnapshotId { index: snapshot_index, term: snapshot_term };
+    let id = SnapshotId { index: snapshot_index, term: snapshot_term };
     let term_at = |index: Index| entries[(index - base - 1) as usize].term;
-    check_log(mark, base, last_entry, hard_state.commit, term_at)
+    check_log(id, base, last_entry, hard_state.commit, term_at)
         .map_err(|why| Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))?;
     let last_index = last_entry.unwrap_or(base);
     let compacted = if last_index < snapshot_index {
@@ -372,30 +371,18 @@ fn build_log(
     } else if base == 0 {
         (0, 0)
     } else {
-        // The entries in front of the snapshot still help members that are a little behind. The
-        // first of them is given up: its term is needed as the one in front of the log.
+        // The entries below the snapshot still serve members that lag a little. The first of them is
+        // given up: its term is needed as the one before the log.
         let first = entries.remove(0);
         (first.index, first.term)
     };
     hard_state.commit = hard_state.commit.max(snapshot_index);
-    let offered = snapshot.map(|snapshot| {
-        let mut offered = RaftSnapshot::default();
-        offered.mut_metadata().index = snapshot.index;
-        offered.mut_metadata().term = snapshot.term;
-        offered.mut_metadata().set_conf_state(members.conf_state());
-        let data = SnapshotData {
-            members: members.clone(),
-            length: snapshot.file.length,
-            checksum: snapshot.file.checksum,
-        };
-        offered.data = codec::encode(&data).into();
-        offered
-    });
+    let offered = snapshot.map(|it| raft_snapshot(id, members.clone(), it.file));
     Ok(Log::new(compacted, entries, hard_state, members.conf_state(), offered))
 }
 
-/// Checks that the log behind `base` fits its snapshot, and reaches as far as is committed. Without a
-/// snapshot its index and term are 0.
+/// Checks that the log above `base` fits its snapshot, and holds all that was committed. Without a
+/// snapshot, its index and term are 0.
 ///
 /// # Errors
 /// What does not fit.
@@ -409,15 +396,12 @@ pub(crate) fn check_log(
     let SnapshotId { index, term } = snapshot;
     if base > index {
         return Err(format!(
-            "the log begins behind index {base}, its snapshot ends at index {index}"
+            "the log begins after index {base}, but its snapshot ends at index {index}"
         ));
     }
     let last_index = last_entry.unwrap_or(base);
     if base < index && index <= last_index && term_at(index) != term {
-        return Err(format!(
-            "entry {index} is of term {}, its snapshot of term {term}",
-            term_at(index)
-        ));
+        return Err(format!("entry {index} has term {}, its snapshot term {term}", term_at(index)));
     }
     let last_index = last_index.max(index);
     if commit > last_index {

@@ -1,11 +1,10 @@
-//! The task that owns the node and feeds it, and the twin of the original's serveChannels and
-//! serveRaft.
+//! The task that owns the node and feeds it: the twin of the original's serveChannels and serveRaft.
 //!
-//! It waits on all channels at once, takes its share of what has arrived, then lets the node act on
-//! it. Nothing in here decides anything, but for where that happens: fdatasync blocks, so only reads
-//! and the heartbeats that confirm them are handled where the requests are served. With all else the
-//! node moves to a thread that may block, and stays there until a read comes: reads among themselves
-//! wake no other thread, and neither do writes.
+//! It waits on all channels at once, takes its share of what has arrived, then lets the node act on it.
+//! This module decides only where the node runs: fdatasync blocks, so async workers handle reads and
+//! the heartbeats that confirm them, and everything else moves the node to a thread that may block. A
+//! turn of reads says whether it [needs the disk](Turn::NeedsDisk). The node stays on the thread until
+//! the next read. So neither reads among themselves nor writes among themselves wake another thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::replay::{Replayed, replay_wal};
-use super::{Input, NodeConfig, RaftNode, Status};
+use super::{Input, NodeConfig, RaftNode, Status, Turn};
 use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
 use crate::membership::is_https;
@@ -28,22 +27,22 @@ use crate::ports::tls::Tls;
 use crate::storage::Vfs;
 use crate::transport::{Inbound, InboundBody, Transport, TransportConfig};
 
-/// A turn takes no more inputs than this, so that ticks and heartbeats are not kept waiting.
+/// The most inputs of a turn: ticks and heartbeats must not wait for long.
 const TURN_INPUTS_MAX: usize = 1024;
 /// A turn stops taking inputs after this many bytes, for the same reason: they are one write.
 const TURN_BYTES_MAX: usize = 4 << 20;
-/// A leader waits this part of the time that a write took for what it is to be acknowledged.
+/// A leader waits for acknowledgements up to this part of the time that its write took.
 const PATIENCE_PER_WRITE: u32 = 4;
-/// Requests of peers that wait for the node; one more is refused, and raft repeats what it needs.
+/// Requests of peers that wait for the node. One more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
-/// What is on its way to peers when the node stops may take this long to leave.
+/// How long messages to peers may take to leave when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A snapshot that is being made when the node stops may take this long to be finished.
+/// How long a snapshot that is being made may take when the node stops.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running node.
 pub struct RaftNodeHandle {
-    /// What the node knows, at any moment.
+    /// The node's status at any moment.
     pub status: watch::Receiver<Status>,
     /// errorC: the node's end.
     done_rx: oneshot::Receiver<Result<()>>,
@@ -52,7 +51,7 @@ pub struct RaftNodeHandle {
 }
 
 impl RaftNodeHandle {
-    /// Waits for the node's end: of itself when proposeC is closed, or by an error.
+    /// Waits for the node's end: because proposeC was closed, or by an error.
     ///
     /// # Errors
     /// What stopped the node.
@@ -74,8 +73,8 @@ impl RaftNodeHandle {
     }
 }
 
-/// Starts a node. It replays its directory, listens for its peers on `port`, a listener or one with
-/// TLS, and stops when all senders of `propose_rx` are gone.
+/// Starts a node. It replays its directory, listens for its peers on `port` (a listener, with or without
+/// TLS), and stops when all senders of `propose_rx` are gone.
 ///
 /// Returns commitC and a handle. Must be called within a tokio runtime.
 pub fn new_raft_node(
@@ -151,13 +150,13 @@ async fn run(
     result
 }
 
-/// Does `work` on a thread that may block.
+/// Runs `work` on a thread that may block.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shut down: nobody waits for us any more.
+            // The runtime is shut down: nothing waits for this task any more.
             Err(_) => std::future::pending().await,
         },
     }
@@ -220,7 +219,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// The next input that has arrived, from each queue in turn.
+    /// The next input that has arrived, taking turns among the queues.
     fn try_next(&mut self) -> Option<Input> {
         const QUEUES: usize = 5;
         (0..QUEUES).find_map(|_| {
@@ -236,8 +235,8 @@ impl Inputs {
     }
 }
 
-/// True if the input is a read, or one of the messages that carry reads and confirm them, from a
-/// member that is known. To take it in writes nothing.
+/// True for a read, and for the messages of a known member that carry reads and confirm them. Handling
+/// such an input writes nothing.
 fn is_read(input: &Input) -> bool {
     match input {
         Input::Read(_) => true,
@@ -258,7 +257,7 @@ fn is_read(input: &Input) -> bool {
     }
 }
 
-/// The node and what it is fed from: what moves between the task and the threads that may block.
+/// The node and its inputs: what moves between the task and the threads that may block.
 struct Serving {
     node: RaftNode,
     inputs: Inputs,
@@ -267,21 +266,30 @@ struct Serving {
     next_tick: Instant,
 }
 
+/// What a turn starts with.
+#[expect(clippy::large_enum_variant, reason = "one at a time, for one turn")]
+enum Start {
+    /// This input.
+    With(Input),
+    /// What the last turn left: it needs the disk, or a tick is due.
+    Rest,
+}
+
 /// Feeds the node until proposeC is closed or the state machine is gone.
 async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
     let mut result = Ok(serving.next_input().await);
     while let Ok(Some(first)) = result {
         if Instant::now() < serving.next_tick {
-            // Whoever is about to send something gets to do it, it comes along in this turn: all that
-            // can run now, and all that did not yet know that it could.
+            // Tasks that are ready to send get to do so, and what they send is part of this turn. The
+            // second yield is for those that the first one woke.
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
         }
         result = match serving.handle_reads(first) {
             Ok(None) => Ok(serving.next_input().await),
-            Ok(Some(input)) => {
+            Ok(Some(start)) => {
                 let turns = on_a_thread(move || {
-                    let result = serving.handle_all(input);
+                    let result = serving.handle_all(start);
                     (serving, result)
                 });
                 (serving, result) = turns.await;
@@ -294,7 +302,7 @@ async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>)
 }
 
 impl Serving {
-    /// Waits for an input; `None` if there will be none any more.
+    /// Waits for an input; `None` once there will be no more.
     async fn next_input(&mut self) -> Option<Input> {
         if self.is_over() {
             return None;
@@ -305,7 +313,8 @@ impl Serving {
             Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
             Some(inbound) = inputs.inbound_rx.recv() => Some(Input::Inbound(inbound)),
             Some(request) = inputs.conf_change_rx.recv() => Some(Input::ConfChange(request)),
-            // Reads that have to wait for the round under way do not wake us: its answer does.
+            // A read that has to wait for the round under way does not wake the node: the answer to
+            // that round does.
             Some(request) = inputs.read_rx.recv(), if !node.is_reading() => {
                 Some(Input::Read(request))
             }
@@ -315,18 +324,19 @@ impl Serving {
         }
     }
 
-    /// Looked at in each turn: peers may have something to say in all of them.
+    /// True once the node has to stop. Checked in each turn, because peers may send without a pause.
     fn is_over(&self) -> bool {
         let proposals = &self.inputs.propose_rx;
         proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
     }
 
-    /// A turn of reads. Returns the first input that is none; a tick, if something else is due.
-    fn handle_reads(&mut self, first: Input) -> Result<Option<Input>> {
+    /// A turn of reads, on an async worker. Returns what is left for a thread that may block: the first
+    /// input that is not a read, or what the reads led to.
+    fn handle_reads(&mut self, first: Input) -> Result<Option<Start>> {
         let (mut next, mut left) = (Some(first), TURN_INPUTS_MAX);
         while let Some(input) = next.take() {
             if !is_read(&input) {
-                return Ok(Some(input));
+                return Ok(Some(Start::With(input)));
             }
             self.node.handle(input)?;
             left -= 1;
@@ -334,67 +344,71 @@ impl Serving {
                 next = self.inputs.try_next();
             }
         }
-        if self.node.may_write() || Instant::now() >= self.next_tick {
-            return Ok(Some(Input::Tick));
+        let is_tick_due = Instant::now() >= self.next_tick;
+        if is_tick_due || self.node.handle_ready_without_disk()? == Turn::NeedsDisk {
+            return Ok(Some(Start::Rest));
         }
-        self.node.handle_ready()?;
         Ok(None)
     }
 
-    /// Turns of whatever arrives, until it is a read: that is returned. Blocks.
-    fn handle_all(&mut self, first: Input) -> Result<Option<Input>> {
+    /// Turns of all inputs, on a thread that may block, until the next input is a read: that one is
+    /// returned.
+    fn handle_all(&mut self, mut start: Start) -> Result<Option<Input>> {
         let runtime = Handle::current();
-        let mut next = Some(first);
-        while let Some(first) = next {
+        loop {
             // As in `serve_channels`.
             std::thread::yield_now();
             let began = Instant::now();
-            self.turn(first)?;
+            self.turn(start)?;
             let patience = began.elapsed() / PATIENCE_PER_WRITE;
-            let may_write = runtime.block_on(self.wait_for_acknowledgements(patience))?;
-            next = if may_write && !self.is_over() {
-                Some(Input::Tick)
+            let turn = runtime.block_on(self.wait_for_acknowledgements(patience))?;
+            start = if turn == Turn::NeedsDisk && !self.is_over() {
+                Start::Rest
             } else {
-                runtime.block_on(self.next_input())
+                match runtime.block_on(self.next_input()) {
+                    Some(input) if !is_read(&input) => Start::With(input),
+                    next => return Ok(next),
+                }
             };
-            if next.as_ref().is_some_and(is_read) {
-                break;
-            }
         }
-        Ok(next)
     }
 
-    /// Waits until what a leader has written is acknowledged, if that takes much less than to write:
-    /// an acknowledgement that comes right after the next write began is heard only at its end.
-    /// Returns true if there is something else to write.
-    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<bool> {
-        // The clock tells no shorter times.
+    /// Waits until what a leader has written is acknowledged, if that takes much less time than the
+    /// write did. An acknowledgement that arrives right after the next write began is taken in only at
+    /// the end of that write.
+    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<Turn> {
+        // The timer's resolution.
         if patience < Duration::from_millis(1) {
-            return Ok(false);
+            return Ok(Turn::Done);
         }
         let deadline = Instant::now() + patience;
         while self.node.awaits_acknowledgements() && Instant::now() < deadline {
             let next = tokio::time::timeout_at(deadline, self.inputs.inbound_rx.recv()).await;
             let Ok(Some(inbound)) = next else { break };
             self.node.handle(Input::Inbound(inbound))?;
-            if self.node.has_unsaved_entries() {
-                return Ok(true);
+            // The next turn takes all inputs that have arrived into the same frame.
+            if self.node.needs_sync() {
+                return Ok(Turn::NeedsDisk);
             }
             self.node.handle_ready()?;
         }
-        Ok(false)
+        Ok(Turn::Done)
     }
 
-    /// Takes a turn's share of what is queued behind `first`.
-    fn turn(&mut self, first: Input) -> Result<()> {
-        let (mut next, mut left, mut bytes) = (Some(first), TURN_INPUTS_MAX, 0);
+    /// Takes a turn's share of what is queued.
+    fn turn(&mut self, start: Start) -> Result<()> {
+        let (mut left, mut bytes) = (TURN_INPUTS_MAX, 0);
+        let mut next = match start {
+            Start::With(input) => Some(input),
+            Start::Rest => self.inputs.try_next(),
+        };
         while let Some(input) = next.take() {
             bytes += match &input {
                 Input::Propose(proposal) => proposal.data.len(),
                 Input::Inbound(inbound) => inbound.bytes(),
                 _ => 0,
             };
-            // If it is due, that is seen below.
+            // A tick that is due is handled below.
             if !matches!(input, Input::Tick) {
                 self.node.handle(input)?;
             }
@@ -403,8 +417,8 @@ impl Serving {
                 next = self.inputs.try_next();
             }
         }
-        // Inputs come before ticks, and ticks that were missed are skipped: a member that was paused
-        // hears what its leader sent meanwhile instead of waking up into an election.
+        // Inputs come before ticks, and missed ticks are skipped. A member that was paused takes in what
+        // its leader sent meanwhile, instead of starting an election.
         let now = Instant::now();
         if now >= self.next_tick {
             self.node.handle(Input::Tick)?;
@@ -416,8 +430,8 @@ impl Serving {
         self.node.handle_ready()
     }
 
-    /// Waits for the snapshot that is being made, if there is one: its maker is the last that uses
-    /// the directory, and the next process may want it.
+    /// Waits for the snapshot that is being made: its maker is the last user of the directory, and the
+    /// next process may need it.
     async fn finish_snapshot(&mut self) -> Result<()> {
         let finished = async {
             while self.node.is_making_snapshot() && !self.commit_tx.is_closed() {
@@ -426,7 +440,7 @@ impl Serving {
             }
             Ok(())
         };
-        // Whoever waits longer than that for a disk had better be told nothing than be kept.
+        // A disk that is slower than that does not hold up the end of the process.
         tokio::time::timeout(SNAPSHOT_TIMEOUT, finished).await.unwrap_or(Ok(()))
     }
 }
@@ -604,22 +618,31 @@ mod tests {
         assert_eq!(serving.inputs.read_rx.len(), BEHIND);
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
         let first = serving.inputs.try_next().expect("a read");
-        serving.turn(first).expect("handled");
+        serving.turn(Start::With(first)).expect("handled");
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
     }
 
-    /// fdatasync would keep everybody waiting whose requests the thread serves.
+    /// fdatasync would hold up all requests that the worker serves.
     #[tokio::test]
-    async fn a_turn_of_reads_leaves_to_a_thread_what_has_to_be_written() {
+    async fn a_turn_of_reads_leaves_writes_to_a_thread() {
         let (mut serving, ends) = serving(1);
         let (responder, _answer) = crate::channels::responder();
         let proposal = Proposal { data: b"data"[..].into(), ack: Ack::Committed, responder };
+        while !serving.node.raft().promotable() {
+            serving.node.handle_ready().expect("a node alone starts");
+        }
+        serving.node.handle(Input::Tick).expect("it leads");
+        serving.node.handle_ready().expect("its first entry is written");
         serving.node.handle(Input::Propose(proposal)).expect("taken");
         let (responder, _pending) = crate::channels::responder();
         assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
         let first = serving.inputs.try_next().expect("a read");
+        let last = serving.node.raft().raft_log.persisted;
         let left = serving.handle_reads(first).expect("handled");
-        assert!(matches!(left, Some(Input::Tick)), "the write waits for a turn on a thread");
-        assert!(serving.node.may_write());
+        assert!(matches!(left, Some(Start::Rest)), "the write waits for a turn on a thread");
+        assert!(serving.node.needs_sync());
+        assert_eq!(serving.node.raft().raft_log.persisted, last, "nothing was written");
+        serving.turn(Start::Rest).expect("handled");
+        assert!(serving.node.raft().raft_log.persisted > last);
     }
 }

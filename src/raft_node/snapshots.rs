@@ -1,181 +1,279 @@
-//! Snapshots: asked of the state machine, named in the write-ahead log, received from the leader.
+//! Snapshots: made by the state machine, named in the write-ahead log, sent, received, purged.
 //!
 //! ```text
 //! made here:  commitC ─▶ state machine ─▶ file ─▶ report ─▶ mark in the log ─▶ compaction, purge
 //! received:   file ─▶ MsgSnapshot ─▶ Ready ─▶ mark in the log ─▶ commitC ─▶ state machine
 //! ```
 //! Either way the file is durable before the log names it, and the log names it before anything that
-//! it makes superfluous is removed. A crash in between leaves an orphan file, which the next start
-//! removes.
+//! it replaces is removed. A crash in between leaves an orphan file, which the next start removes.
+//!
+//! # When one is made, and what goes
+//! The node asks for a snapshot after `--snapshot-count` entries or [`LOG_BYTES`] of log, and when raft
+//! needs one for a member that is too far behind. The state machine writes the file on a thread of its
+//! own. Afterwards the two newest snapshots stay, with the log from the older one on; a snapshot that
+//! is being sent stays until its transfer ends.
 
-use raft::eraftpb::Snapshot;
-use slog::info;
+use std::collections::BTreeMap;
 
-use super::{
-    CATCH_UP_BYTES, Commit, Frame, Index, NodeId, PeerReport, RaftNode, SMALL_SNAPSHOT_BYTES,
-    SNAPSHOT_COUNT, SNAPSHOT_LOG_BYTES, SnapshotId,
-};
-use crate::channels::{SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
+use raft::eraftpb::{Message, Snapshot};
+use slog::{Logger, info};
+
+use super::applied::Applied;
+use super::journal::Journal;
+use super::{Index, NodeConfig, NodeId, PeerReport, ReportFn, SNAPSHOT_COUNT};
+use crate::channels::{Refusal, SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::membership::{SnapshotData, SnapshotMembers};
+use crate::storage::log::Log;
 use crate::storage::snapshotter::Snapshotter;
+use crate::storage::wal::SnapshotId;
 
-impl RaftNode {
-    pub(super) fn snapshot_index(&self) -> Index {
-        self.marks.last().map_or(0, |mark| mark.index)
+/// This much log makes a snapshot due, however few entries it holds.
+const LOG_BYTES: u64 = 32 << 20;
+/// A larger snapshot is not made again before as much log has gathered.
+const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
+/// At most this much log is kept below a snapshot, for members that are a little behind.
+const CATCH_UP_BYTES: u64 = 64 << 20;
+
+/// The snapshots of a node, and which files have to stay.
+pub(super) struct Snapshots {
+    files: Snapshotter,
+    report: ReportFn,
+    /// Named by the write-ahead log, oldest first, two at most.
+    kept: Vec<SnapshotId>,
+    /// Requested from the state machine, with the members as of its index. Its file may exist already.
+    making: Option<(SnapshotId, SnapshotMembers)>,
+    /// The snapshot on its way to each member.
+    sending: BTreeMap<NodeId, SnapshotId>,
+    /// Received in this turn. raft has not decided about them yet.
+    received: Vec<SnapshotId>,
+    /// The log since the last snapshot, in bytes.
+    log_bytes: u64,
+    /// The length of the last snapshot, in bytes.
+    last_bytes: u64,
+}
+
+impl Snapshots {
+    pub fn new(files: Snapshotter, report: ReportFn, kept: Vec<SnapshotId>) -> Self {
+        Self {
+            files,
+            report,
+            kept,
+            making: None,
+            sending: BTreeMap::new(),
+            received: Vec::new(),
+            log_bytes: 0,
+            last_bytes: 0,
+        }
     }
 
-    /// Asks the state machine for a snapshot when enough log has gathered, or raft needs a fresh one.
-    pub(super) fn maybe_trigger_snapshot(&mut self) {
-        let entries = self.applied_index - self.snapshot_index();
-        if self.making.is_some() || entries == 0 || self.leaving.is_some() {
-            return;
+    /// Sets what there was at the start: the log above the snapshot, and the snapshot, in bytes.
+    #[must_use]
+    pub fn with_sizes(self, log_bytes: u64, last_bytes: u64) -> Self {
+        Self { log_bytes, last_bytes, ..self }
+    }
+
+    /// The newest snapshot's index, or 0.
+    pub fn newest(&self) -> Index {
+        self.kept.last().map_or(0, |id| id.index)
+    }
+
+    /// True from the request to the state machine until the file is reported.
+    pub fn is_making(&self) -> bool {
+        self.making.is_some()
+    }
+
+    /// Counts log that was written.
+    pub fn note_log(&mut self, bytes: u64) {
+        self.log_bytes += bytes;
+    }
+
+    /// Requests a snapshot if enough log has gathered, or raft needs one for another member.
+    pub fn request_if_due(
+        &mut self,
+        applied: &Applied,
+        cluster_id: u64,
+        log: &Log,
+        config: &NodeConfig,
+        logger: &Logger,
+    ) -> Option<SnapshotRequest> {
+        let entries = applied.index() - self.newest();
+        if self.making.is_some() || entries == 0 {
+            return None;
         }
-        // A large state is not written again for a little more log, which would take all of the disk,
-        // unless more snapshots are asked for than by default.
-        let is_worth_it = self.config.snapshot_count < SNAPSHOT_COUNT
-            || self.last_snapshot_bytes < SMALL_SNAPSHOT_BYTES
-            || self.bytes_since_snapshot > self.last_snapshot_bytes;
-        // Less for some members than for others, as large snapshots should not be made by all at once.
-        let log_bytes_max = SNAPSHOT_LOG_BYTES - self.config.id % 4 * (SNAPSHOT_LOG_BYTES / 8);
-        let is_due = entries > self.config.snapshot_count && is_worth_it
-            || self.bytes_since_snapshot > log_bytes_max
-            || self.raw_node.store().take_snapshot_wanted();
+        // Writing a large state for a little more log would take all of the disk's time. A count below
+        // the default is taken as a request to do so.
+        let is_worth_it = config.snapshot_count < SNAPSHOT_COUNT
+            || self.last_bytes < SMALL_SNAPSHOT_BYTES
+            || self.log_bytes > self.last_bytes;
+        // The limit differs from member to member, so that they do not all write at the same time.
+        let log_bytes_max = LOG_BYTES - config.id % 4 * (LOG_BYTES / 8);
+        let is_due = entries > config.snapshot_count && is_worth_it
+            || self.log_bytes > log_bytes_max
+            || log.take_snapshot_wanted();
         if !is_due {
-            return;
+            return None;
         }
         info!(
-            self.logger,
+            logger,
             "start snapshot [applied index: {} | last snapshot index: {}]",
-            self.applied_index,
-            self.snapshot_index()
+            applied.index(),
+            self.newest()
         );
-        let members = SnapshotMembers {
-            cluster_id: self.identity.cluster_id,
-            // Sorted, as raft's own order differs from member to member.
-            voters: sorted(&self.conf_state.voters),
-            learners: sorted(&self.conf_state.learners),
-            members: self.members.clone(),
-        };
+        let id = SnapshotId { index: applied.index(), term: applied.term() };
+        let members = applied.snapshot_members(cluster_id);
         let meta = codec::encode(&members);
-        let mark = SnapshotId { index: self.applied_index, term: self.applied_term };
-        self.making = Some((mark, members));
-        self.bytes_since_snapshot = 0;
-        let (snapshotter, report) = (self.snapshotter.clone(), self.report.clone());
+        self.making = Some((id, members));
+        self.log_bytes = 0;
+        let (files, report) = (self.files.clone(), self.report.clone());
         let save = Box::new(move |body: SnapshotBody<'_>| {
-            report(PeerReport::SnapshotMade(save_snap(&snapshotter, mark, &meta, body)));
+            report(PeerReport::SnapshotMade(save_snap(&files, id, &meta, body)));
         });
-        self.publish(Commit::Snapshot(SnapshotRequest { index: mark.index, save }));
+        Some(SnapshotRequest { index: id.index, save })
     }
 
-    /// Names a snapshot that was made in the write-ahead log, offers it to raft, and drops what it
-    /// makes superfluous. In this order: the log never names a file that is not there.
-    pub(super) fn finish_snapshot(&mut self, file: SnapshotFile) -> Result<()> {
-        let (mark, members) = self.making.take().expect("one snapshot is made at a time");
-        if mark.index <= self.snapshot_index() {
-            // A snapshot that was received meanwhile is newer: the file is an orphan.
-            return self.purge_snapshots();
+    /// Takes over a snapshot whose file is complete: names it in the journal, offers it to raft, and
+    /// drops what it replaces. In this order, the journal never names a file that does not exist.
+    pub fn made(
+        &mut self,
+        file: SnapshotFile,
+        journal: &mut Journal,
+        log: &mut Log,
+        config: &NodeConfig,
+        logger: &Logger,
+    ) -> Result<()> {
+        let (id, members) = self.making.take().expect("one snapshot is made at a time");
+        if id.index <= self.newest() {
+            // A snapshot received meanwhile is newer, so this file is an orphan.
+            return self.purge();
         }
-        self.wal.save(&Frame {
-            made: Some(mark),
-            hard_state: self.hard_state_is_unsaved.then_some(&self.hard_state),
-            ..Frame::default()
-        })?;
-        self.hard_state_is_unsaved = false;
+        journal.mark_snapshot(id)?;
 
-        let mut snapshot = Snapshot::default();
-        snapshot.mut_metadata().index = mark.index;
-        snapshot.mut_metadata().term = mark.term;
-        snapshot.mut_metadata().set_conf_state(members.conf_state());
-        let SnapshotFile { length, checksum } = file;
-        self.last_snapshot_bytes = length;
-        snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
-        self.config.metrics.snapshots_made.inc();
-        let log = self.raw_node.mut_store();
+        self.last_bytes = file.length;
+        let snapshot = raft_snapshot(id, members, file);
+        config.metrics.snapshots_made.inc();
         log.set_snapshot(snapshot);
-        let keep = self.config.snapshot_catch_up_entries;
-        if let Some(index) = log.compact(mark.index, keep, CATCH_UP_BYTES) {
-            info!(self.logger, "compacted log at index {}", index);
+        if let Some(index) = log.compact(id.index, config.snapshot_catch_up_entries, CATCH_UP_BYTES)
+        {
+            info!(logger, "compacted log at index {}", index);
         }
-        self.keep_snapshot(mark)
+        self.keep(id, journal)
     }
 
-    /// Keeps `mark` and the snapshot before it, and the write-ahead log from the older one on.
-    fn keep_snapshot(&mut self, mark: SnapshotId) -> Result<()> {
-        self.marks.push(mark);
-        if self.marks.len() > 2 {
-            self.marks.remove(0);
+    /// Decides whether the snapshot of `message`, whose file has arrived, may be stepped. Returns the
+    /// file's length. The file stays until the end of this turn, when raft has decided about it.
+    pub fn receive(
+        &mut self,
+        message: &Message,
+        cluster_id: u64,
+        raft_log: &raft::RaftLog<Log>,
+    ) -> Result<std::result::Result<u64, Refusal>> {
+        let metadata = message.get_snapshot().get_metadata();
+        let id = SnapshotId { index: metadata.index, term: metadata.term };
+        let refuse = |why: &str| {
+            Ok(Err(Refusal::NotReady(format!("the snapshot at index {}: {why}", id.index))))
+        };
+        if !self.files.list()?.contains(&id) {
+            return refuse("its file was purged before it was read");
         }
-        self.purge_snapshots()?;
-        if self.marks.len() == 2 {
-            self.wal.purge(self.marks[0].index)?;
+        if id.index == raft_log.committed && !raft_log.match_term(id.index, id.term) {
+            return refuse("another entry is committed at this index");
         }
-        Ok(())
+        let (meta, _) = self.files.open_received(id)?;
+        let data = codec::decode::<SnapshotData>(&message.get_snapshot().data);
+        let data = data.ok().filter(|data| {
+            data.members.cluster_id == cluster_id
+                && SnapshotMembers::decode(&meta).is_ok_and(|held| held == data.members)
+        });
+        let Some(data) = data else {
+            return refuse("its file names other members than its message");
+        };
+        self.received.push(id);
+        Ok(Ok(data.length))
     }
 
-    /// Removes every snapshot that is neither kept, nor on its way to a peer, nor new.
-    pub(super) fn purge_snapshots(&self) -> Result<()> {
-        let mut keep = self.marks.clone();
-        keep.extend(self.sending.values());
-        keep.extend(&self.received);
-        keep.extend(self.making.iter().map(|(mark, _)| *mark));
-        self.snapshotter.purge(&keep)
-    }
-
-    /// Hands a received snapshot to the state machine, and takes the members from it.
-    pub(super) fn publish_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if snapshot.is_empty() {
-            return Ok(());
-        }
-        let metadata = snapshot.get_metadata();
-        let mark = SnapshotId { index: metadata.index, term: metadata.term };
-        info!(self.logger, "publishing snapshot at index {}", mark.index);
-        assert!(
-            mark.index > self.applied_index,
-            "snapshot index [{}] should > progress.appliedIndex [{}]",
-            mark.index,
-            self.applied_index
-        );
+    /// Opens a received snapshot, which raft accepted and the journal names, for the state machine.
+    pub fn install(
+        &mut self,
+        id: SnapshotId,
+        snapshot: &Snapshot,
+    ) -> Result<(SnapshotRestore, SnapshotMembers)> {
         let data: SnapshotData =
             codec::decode(&snapshot.data).expect("a snapshot is validated before it is stepped");
-        let (_, reader) = self.snapshotter.open_received(mark)?;
-        self.publish(Commit::Restore(SnapshotRestore {
-            index: mark.index,
-            term: mark.term,
-            reader,
-        }));
-        self.conf_state = metadata.get_conf_state().clone();
-        self.members = data.members.members;
-        self.bytes_since_snapshot = 0;
-        self.last_snapshot_bytes = data.length;
-        (self.applied_index, self.applied_term) = (mark.index, mark.term);
-        // What was proposed here may be in the snapshot, or lost: nobody can tell.
-        let failed = self.proposals.fail_all("a snapshot replaced the log");
-        self.config.metrics.proposals_failed.inc_by(failed);
-        self.changes.fail_all("a snapshot replaced the log");
-        self.connect_members();
-        self.keep_snapshot(mark)?;
-        info!(self.logger, "finished publishing snapshot at index {}", mark.index);
+        let (_, reader) = self.files.open_received(id)?;
+        self.log_bytes = 0;
+        self.last_bytes = data.length;
+        Ok((SnapshotRestore { index: id.index, term: id.term, reader }, data.members))
+    }
+
+    /// Notes that `message` takes a snapshot along; returns the file to send.
+    pub fn start_sending(&mut self, message: &Message) -> SnapshotFile {
+        let metadata = message.get_snapshot().get_metadata();
+        // From the message, not from the log: a newer one may have been made since raft asked for it.
+        let data: SnapshotData =
+            codec::decode(&message.get_snapshot().data).expect("this member encoded it");
+        self.sending.insert(message.to, SnapshotId { index: metadata.index, term: metadata.term });
+        SnapshotFile { length: data.length, checksum: data.checksum }
+    }
+
+    /// Notes that the transfer to a member has ended.
+    pub fn sent(&mut self, to: NodeId) {
+        self.sending.remove(&to);
+    }
+
+    /// Ends a turn: files that raft did not accept are removed.
+    pub fn end_turn(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.received).is_empty() { Ok(()) } else { self.purge() }
+    }
+
+    /// Removes the snapshots that are neither kept, nor being made or sent, nor just received.
+    pub fn purge(&self) -> Result<()> {
+        let mut keep = self.kept.clone();
+        keep.extend(self.sending.values());
+        keep.extend(&self.received);
+        keep.extend(self.making.iter().map(|(id, _)| *id));
+        self.files.purge(&keep)
+    }
+
+    /// Keeps `id`, which the journal names, and the snapshot before it, with the log from the older
+    /// one on.
+    pub fn keep(&mut self, id: SnapshotId, journal: &mut Journal) -> Result<()> {
+        self.kept.push(id);
+        if self.kept.len() > 2 {
+            self.kept.remove(0);
+        }
+        self.purge()?;
+        if self.kept.len() == 2 {
+            journal.purge(self.kept[0].index)?;
+        }
         Ok(())
     }
 }
 
-fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
-    let mut ids = ids.to_vec();
-    ids.sort_unstable();
-    ids
+/// A snapshot in raft's form. Its data is everything but the state, which is a file.
+pub(super) fn raft_snapshot(
+    id: SnapshotId,
+    members: SnapshotMembers,
+    file: SnapshotFile,
+) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.mut_metadata().index = id.index;
+    snapshot.mut_metadata().term = id.term;
+    snapshot.mut_metadata().set_conf_state(members.conf_state());
+    let SnapshotFile { length, checksum } = file;
+    snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
+    snapshot
 }
 
-/// Writes a snapshot's file. The write-ahead log names it only afterwards: so a file that the log
-/// does not name is possible, but not the other way round.
+/// Writes a snapshot's file. The journal names it only afterwards.
 fn save_snap(
-    snapshotter: &Snapshotter,
-    mark: SnapshotId,
+    files: &Snapshotter,
+    id: SnapshotId,
     meta: &[u8],
     body: SnapshotBody<'_>,
 ) -> Result<SnapshotFile> {
-    let mut writer = snapshotter.create(mark.index, mark.term, meta)?;
+    let mut writer = files.create(id.index, id.term, meta)?;
     let written = body(&mut writer);
     written.map_err(Error::io("write to", writer.path()))?;
     writer.finish()

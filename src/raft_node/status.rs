@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use raft::StateRole;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+use super::RaftNode;
+use super::lifecycle::Lifecycle;
 use crate::channels::{Index, NodeId, Term};
 use crate::membership::Members;
 
@@ -136,4 +140,91 @@ pub enum SendState {
     Replicate,
     /// Not before the snapshot has arrived that is on its way.
     Snapshot,
+}
+
+/// The node's end of the status channel.
+pub(super) struct StatusBoard {
+    tx: watch::Sender<Status>,
+    /// Made at a tick, to be published with the next status.
+    tick: Option<TickStatus>,
+}
+
+impl StatusBoard {
+    pub fn new(tx: watch::Sender<Status>) -> Self {
+        Self { tx, tick: None }
+    }
+
+    pub fn set_tick(&mut self, tick: TickStatus) {
+        self.tick = Some(tick);
+    }
+
+    /// Publishes `status`, whose members and tick part are left empty: these two are large and rarely
+    /// change. Receivers are woken only if something changed.
+    pub fn publish(&mut self, status: Status, members: &Members) {
+        self.tx.send_if_modified(|old| {
+            let old_members = std::mem::take(&mut old.members);
+            let tick = std::mem::take(&mut old.tick);
+            let is_new = *old != status || old_members != *members || self.tick.is_some();
+            *old = status;
+            old.members = if old_members == *members { old_members } else { members.clone() };
+            old.tick = self.tick.take().unwrap_or(tick);
+            is_new
+        });
+    }
+}
+
+impl RaftNode {
+    /// Makes the part of the status that is made once in a tick.
+    pub(super) fn refresh_status(&mut self) {
+        let metrics = &self.config.metrics;
+        let tick_ms = self.config.tick.as_millis() as u64;
+        let now = self.clock.now();
+        let age_ms = |tick: u64| (now - tick).saturating_mul(tick_ms);
+        self.status.set_tick(TickStatus {
+            uptime_ms: metrics.uptime().as_millis() as u64,
+            version: env!("CARGO_PKG_VERSION").into(),
+            wal_bytes: self.journal.bytes(),
+            keys: metrics.keys.get() as u64,
+            store_bytes: metrics.store_bytes.get() as u64,
+            puts: metrics.puts.totals(),
+            gets: metrics.gets.totals(),
+            peers: self.peers.statuses(&self.raw_node, age_ms),
+        });
+    }
+
+    pub(super) fn publish_status(&mut self) {
+        let raft = &self.raw_node.raft;
+        self.config.metrics.proposals_pending.set(self.writes.count() as i64);
+        let role = self.role();
+        let status = Status {
+            id: self.config.id,
+            cluster_id: self.journal.cluster_id(),
+            role,
+            term: raft.term,
+            vote: raft.vote,
+            leader: raft.leader_id,
+            commit: raft.raft_log.committed,
+            applied: self.applied.index(),
+            snapshot: self.snapshots.newest(),
+            first: raft.raft_log.first_index(),
+            last: raft.raft_log.last_index(),
+            begun: role != Role::Bootstrapping,
+            members: Members::default(),
+            learners: self.applied.conf_state().learners.clone(),
+            tick: TickStatus::default(),
+        };
+        self.status.publish(status, self.applied.members());
+    }
+
+    fn role(&self) -> Role {
+        let is_learner = self.applied.conf_state().learners.contains(&self.config.id);
+        match (&self.lifecycle, self.raw_node.raft.state) {
+            (Lifecycle::Bootstrapping(_), _) => Role::Bootstrapping,
+            (_, StateRole::Follower) if is_learner => Role::Learner,
+            (_, StateRole::Follower) => Role::Follower,
+            (_, StateRole::PreCandidate) => Role::PreCandidate,
+            (_, StateRole::Candidate) => Role::Candidate,
+            (_, StateRole::Leader) => Role::Leader,
+        }
+    }
 }

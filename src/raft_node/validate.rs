@@ -1,11 +1,11 @@
-//! Validation: which messages may be stepped into raft.
+//! Validation: which messages may reach `RawNode::step`.
 //!
-//! raft-rs trusts its peers. A message that no member would send can panic it, and one from another
-//! time or another cluster can poison its term. Every rule here stands for one of these: see the
-//! table of what well-formed hostile messages do in the tests.
+//! raft-rs trusts its peers. A message that no member would send can make it panic, and one from another
+//! time or another cluster can poison its term. Every rule here prevents one of these; the tests have a
+//! table of what well-formed hostile messages do.
 //!
-//! A sender that this member has not heard of is not refused as such: this member may be the one
-//! that is behind, and the sender its leader. But only what a leader or a candidate sends passes.
+//! An unknown sender is not refused as such: this member may lag, and the sender may be its leader. But
+//! only messages of leaders and candidates are accepted from it.
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
@@ -15,17 +15,17 @@ use crate::codec;
 use crate::membership::SnapshotData;
 use crate::transport::PEER_BODY_BYTES;
 
-/// No index or term is ever that high: arithmetic on those that pass cannot overflow.
+/// No index or term is ever this high. Arithmetic on valid ones cannot overflow.
 pub(crate) const HIGHEST: u64 = 1 << 62;
-/// How far a term may be ahead of ours. Anything further would poison it for ever.
+/// How far a term may be ahead of this member's. A higher one would poison it for good.
 const TERM_LEAP_MAX: u64 = 1 << 32;
-/// The largest entry that may be proposed here, in bytes: an append of it alone, whatever its numbers,
-/// is a body that peers take.
+/// The largest entry that may be proposed here, in bytes: an append with this entry alone fits into the
+/// largest request body that peers take.
 const ENTRY_BYTES_MAX: u64 = PEER_BODY_BYTES - 1024;
-/// What raft puts into the context of a vote that it asks for when leadership is handed over.
+/// The context of a vote request that a transfer of leadership causes.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// What a message is held against.
+/// What a message is validated against.
 pub struct View {
     /// This member.
     pub id: NodeId,
@@ -33,38 +33,38 @@ pub struct View {
     pub term: Term,
     /// The leader it follows; 0 if none.
     pub leader: NodeId,
-    /// True if that is itself.
+    /// True if this member leads.
     pub is_leader: bool,
-    /// The end of its log.
+    /// The last index of its log.
     pub last_index: Index,
     /// True if all of the log is on disk.
     pub is_persisted: bool,
-    /// True if this member was removed and only stays to tell the others.
+    /// True if this member was removed and stays only until the others know.
     pub is_leaving: bool,
     /// True if the sender is a member in the state applied here.
     pub sender_is_member: bool,
-    /// True if the message is a snapshot's and its file was received.
+    /// True if the message carries a snapshot whose file was received.
     pub has_file: bool,
 }
 
 /// Why a message is dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invalid {
-    /// The leader believes that this member has entries which it does not have: it lost its data.
+    /// The leader counts on entries that this member does not have: its data is lost.
     CommitBeyondLog {
         /// What the leader says is committed here.
         commit: Index,
-        /// The end of our log.
+        /// The last index of this member's log.
         last_index: Index,
     },
-    /// No member sends this.
+    /// No member sends such a message.
     Other(&'static str),
 }
 
-/// Decides whether `message`, which came in a request of member `sender`, may be stepped.
+/// Decides whether `message`, from a request of member `sender`, may be stepped.
 ///
 /// # Errors
-/// Why not: then nothing of it may have an effect.
+/// Why it may not. The message then has no effect.
 pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), Invalid> {
     use MessageType::*;
     let require = |holds: bool, why| if holds { Ok(()) } else { Err(Invalid::Other(why)) };
@@ -121,21 +121,21 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
                 || (view.sender_is_member && message.context == CAMPAIGN_TRANSFER),
             "it forces a vote without being a member",
         ),
-        // Votes are asked for when everything is on disk: raft asserts that it is when it wins. A
-        // leader has won already.
+        // raft asserts that the whole log is on disk when it wins an election, and requests votes only
+        // then. A leader has won already.
         MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
             require(view.is_leader || view.is_persisted, "it answers what was not asked yet")
         }
-        // A member that needs no vote but its own wins at once, and the same holds for it.
+        // A member that needs only its own vote wins at once, so the same holds here.
         MsgTimeoutNow => require(
             message.term == view.term && message.from == view.leader && view.is_persisted,
-            "only the leader hands leadership over, and only to one that has everything on disk",
+            "only the leader transfers leadership, and only to a member whose log is on disk",
         ),
         MsgSnapshot => {
             require(view.has_file, "a snapshot comes with its file")?;
             validate_snapshot(message, view)
         }
-        // Local to one node, or never sent between ours.
+        // Local to one node, or never sent by this program.
         MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgTransferLeader => {
             Err(Invalid::Other("it is of a type that is not sent"))
         }
@@ -150,7 +150,7 @@ fn validate_proposal(message: &Message) -> Result<(), Invalid> {
     if message.entries.is_empty() || !message.entries.iter().all(is_request) {
         return Err(Invalid::Other("it proposes something that is no client's request"));
     }
-    // It would be appended, and never reach another member, nor would anything behind it.
+    // It would be appended, but neither it nor any later entry could reach another member.
     if message.entries.iter().any(|entry| u64::from(entry.compute_size()) > ENTRY_BYTES_MAX) {
         return Err(Invalid::Other("it proposes an entry that no append can hold"));
     }
@@ -159,7 +159,7 @@ fn validate_proposal(message: &Message) -> Result<(), Invalid> {
 
 fn validate_append(message: &Message) -> Result<(), Invalid> {
     let (mut index, mut term) = (message.index, message.log_term);
-    // raft takes term 0 for a match with whatever lies beyond the log.
+    // raft takes term 0 as a match with any index beyond its log.
     if (index == 0) != (term == 0) || term > message.term {
         return Err(Invalid::Other("it names no possible term for the entry before its own"));
     }
@@ -197,7 +197,7 @@ fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
     require(is_same, "its snapshot names other members than its ConfState")
 }
 
-/// True for a ConfState that raft can restore: not joint, no id twice, none 0, at least one voter.
+/// True for a ConfState that raft can restore: not joint, at least one voter, no id twice, no id 0.
 fn is_simple(conf_state: &ConfState) -> bool {
     let mut ids: Vec<NodeId> =
         conf_state.voters.iter().chain(&conf_state.learners).copied().collect();

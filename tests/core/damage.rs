@@ -309,7 +309,7 @@ fn a_missing_segment_is_refused_or_not_needed() {
             }
             Err(error) => {
                 let error = error.to_string();
-                assert!(error.contains("the log begins behind index"), "without {count}: {error}");
+                assert!(error.contains("the log begins after index"), "without {count}: {error}");
                 assert!(error.contains("DELETE it on another member"), "{error}");
                 refused += 1;
             }

@@ -262,5 +262,5 @@ fn a_half_restored_member_does_not_start_empty() {
     fs::write(dir.join("restoring"), "").unwrap();
     let mut member = site.spawn("member", &flags);
     assert_eq!(member.wait(PATIENCE), 1, "{}", member.stderr());
-    assert!(member.stderr().contains("was not restored to its end"), "{}", member.stderr());
+    assert!(member.stderr().contains("is half restored"), "{}", member.stderr());
 }

@@ -19,7 +19,7 @@ pub struct Patch {
 pub const PATCHES: [Patch; 8] = [
     Patch {
         name: "entries are applied before they are committed",
-        file: "src/raft_node.rs",
+        file: "src/raft_node/mod.rs",
         text: "self.publish_entries(ready.take_committed_entries());",
         becomes: "let mut early = ready.take_committed_entries();\n\
                   early.extend(ready.entries().iter().cloned());\n\
@@ -28,7 +28,7 @@ pub const PATCHES: [Patch; 8] = [
     },
     Patch {
         name: "a snapshot is made without its ConfState",
-        file: "src/raft_node/snapshots.rs",
+        file: "src/raft_node/applied.rs",
         text: "voters: sorted(&self.conf_state.voters),",
         becomes: "voters: Vec::new(),",
         seeds: 50,
@@ -55,21 +55,21 @@ pub const PATCHES: [Patch; 8] = [
     },
     Patch {
         name: "the commit index of a LightReady is not persisted",
-        file: "src/raft_node.rs",
-        text: "self.hard_state.commit = commit;\n                self.hard_state_is_unsaved = true;",
+        file: "src/raft_node/mod.rs",
+        text: "self.journal.note_commit(commit);",
         becomes: "let _ = commit;",
         seeds: 1_000,
     },
     Patch {
         name: "a read takes the index that an earlier run asked for",
-        file: "src/raft_node/requests.rs",
-        text: "|| id.boot != self.config.boot",
-        becomes: "",
+        file: "src/raft_node/reads.rs",
+        text: "(id.member, id.boot) != (config.id, config.boot)",
+        becomes: "id.member != config.id",
         seeds: 8_000,
     },
     Patch {
         name: "a change of members is committed in memory only",
-        file: "src/raft_node.rs",
+        file: "src/raft_node/mod.rs",
         text: "entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)",
         becomes: "entries.len() == usize::MAX",
         seeds: 10_000,
