@@ -1,11 +1,11 @@
-//! Which module may import which: the arrows of the picture at the top of the crate.
+//! The allowed imports between modules: the arrows of the picture in the crate's documentation.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Each module of the library, and what of the crate it may name.
+/// Each module of the library and the modules that it may import.
 const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ports::admin",
@@ -72,7 +72,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Names of other crates that a module must not mention.
+/// Crates that a module must not name.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("storage", &["tokio", "axum", "reqwest", "hyper", "hyper_util"]),
     ("kvstore", &["raft", "raft_proto", "axum", "hyper", "reqwest"]),
@@ -86,17 +86,17 @@ const CORE: &[&str] = &["raft_node", "membership", "storage"];
 /// The parts of them that connect a node to the outside.
 const EDGES: &[&[&str]] = &[&["raft_node", "serve"], &["raft_node", "state_machine"]];
 
-/// Modules whose children have arrows of their own.
+/// Folders whose modules are listed one by one.
 const FOLDERS: &[&str] = &["commands", "ports"];
 
-/// A source file without its comments and without its unit tests.
+/// A source file without comments and unit tests.
 fn code(source: &str) -> String {
     let without_tests = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let lines = without_tests.lines().map(|line| line.split("//").next().unwrap());
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The modules that the code names with `crate::`, groups included.
+/// The modules that the code imports with `crate::`, groups included.
 fn imports(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (place, _) in code.match_indices("crate::") {
@@ -110,7 +110,7 @@ fn imports(code: &str) -> BTreeSet<String> {
     found
 }
 
-/// The paths in `text`, a path or a group of paths in braces, to two levels.
+/// The paths in `text`: a path, or a group of paths in braces, two levels deep.
 fn paths(text: &str) -> Vec<Vec<String>> {
     let Some(group) = text.strip_prefix('{') else {
         let name = identifier(text);
@@ -136,7 +136,7 @@ fn paths(text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The module in [`ALLOWED`] that a path belongs to.
+/// The module in [`ALLOWED`] that contains a path.
 fn module_of(path: &[String]) -> String {
     match path {
         [folder, module, ..] if FOLDERS.contains(&&folder[..]) && is_module(module) => {
@@ -155,7 +155,7 @@ fn identifier(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// True if the code names another crate by path or import.
+/// True if the code names another crate in a path or import.
 fn mentions(code: &str, name: &str) -> bool {
     code.match_indices(name).any(|(place, _)| {
         let before = code[..place].chars().next_back().unwrap_or(' ');
@@ -165,7 +165,7 @@ fn mentions(code: &str, name: &str) -> bool {
     })
 }
 
-/// What is wrong in a file of `module`.
+/// The violations in a file of `module`.
 fn violations(module: &str, code: &str) -> Vec<String> {
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
     let Some(allowed) = allowed.get(module) else {
@@ -238,7 +238,7 @@ fn the_modules_import_along_the_arrows() {
         let module = &module_of(&path);
         let stem = file.file_stem().unwrap().to_str().unwrap();
         assert_ne!(stem, "raft", "a module of this name hides the crate");
-        // Unit tests in files of their own; the two roots, which name everything.
+        // Unit tests in files of their own, and the two crate roots, which import everything.
         let is_test =
             stem == "tests" || stem == "failing" || inside.iter().any(|part| part == "tests");
         if is_test || ["lib", "main"].contains(&&module[..]) {
@@ -254,7 +254,7 @@ fn the_modules_import_along_the_arrows() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Modules can be laid in an order in which each imports earlier ones only.
+/// The modules have an order in which each imports only earlier ones.
 #[test]
 fn the_arrows_make_no_cycle() {
     let mut laid: BTreeSet<&str> = BTreeSet::new();
@@ -270,7 +270,7 @@ fn the_arrows_make_no_cycle() {
     }
 }
 
-/// The test sees what it is there to see.
+/// The test finds violations.
 #[test]
 fn an_import_against_the_arrows_is_found() {
     let bad = "use crate::channels::Index;\nuse crate::{codec, raft_node::{RaftNode, Input}};\nfn f() { crate::httpapi::serve(); }";

@@ -1,4 +1,4 @@
-//! Each example runs to its end by itself and says what it promises to.
+//! Each example runs to its end and prints what it promises.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,14 +12,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-// The examples' own tests are not run: with `test = true` there would be no program to run here.
+// With `test = true` cargo would build the example's tests instead of the program that this test
+// runs.
 #[path = "../examples/bench/http.rs"]
 mod http;
 
-/// By then whatever a test waits for has happened, on a busy machine too.
+/// A deadline for everything that a test waits for. Long, because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `cargo test` builds the examples beside the tests: `target/<profile>/examples`.
+/// `cargo test` builds the examples next to the tests: `target/<profile>/examples`.
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().unwrap().parent().unwrap();
@@ -55,7 +56,7 @@ fn counter_is_another_state_machine_that_counts_each_entry_once() {
     assert!(text.contains("after a restart: 5050"), "{text}");
 }
 
-/// The load generator's own server, and where it listens.
+/// The load generator's own server and its address.
 struct Bare(Child, String);
 
 impl Bare {
@@ -117,7 +118,7 @@ fn bench_counts_what_fails() {
     assert!(!bench(&[&nobody, "--fill"]).status.success());
 }
 
-/// The runner of Procfiles, in a directory of its own.
+/// The Procfile runner, in its own directory.
 struct Runner {
     child: Child,
     lines: mpsc::Receiver<String>,
@@ -145,7 +146,7 @@ impl Runner {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Waits for a line that begins like this, and takes it; returns what follows in it.
+    /// Waits for a line that starts with `start` and takes it; returns the rest of the line.
     fn expect(&mut self, start: &str) -> String {
         loop {
             if let Some(place) = self.unread.iter().position(|line| line.starts_with(start)) {
@@ -158,7 +159,7 @@ impl Runner {
         }
     }
 
-    /// Waits until it has ended by itself; returns the lines that nobody took.
+    /// Waits until the runner ends by itself; returns the lines not taken.
     fn wait(mut self) -> Vec<String> {
         // The pipe closes with the last process that holds it.
         let deadline = Instant::now() + PATIENCE;
@@ -175,13 +176,13 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // As an orderly end leaves no process of it behind.
+            // An orderly end leaves no process behind.
             let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         }
     }
 }
 
-/// Whether a process runs. A zombie does not: in a container, nobody may reap orphans.
+/// True if a process runs. A zombie does not: in a container nobody may reap orphans.
 fn is_alive(pid: &str) -> bool {
     let state = Command::new("ps").args(["-o", "stat=", "-p", pid]).output().unwrap().stdout;
     state.first().is_some_and(|state| *state != b'Z')
@@ -203,7 +204,7 @@ fn procfile_puts_the_name_before_what_a_process_writes() {
         vec![runner.expect("one | "), runner.expect("one | "), runner.expect("one | ")];
     of_one.sort();
     assert_eq!(of_one, ["err", "no newline", "out"]);
-    // Stopped before, it could leave half a line.
+    // If it were stopped earlier, it could leave half a line.
     runner.expect("procfile | two ended");
     runner.type_line("quit");
     for line in runner.wait() {
@@ -251,7 +252,8 @@ fn procfile_leaves_the_others_when_one_process_ends() {
     assert_gone(&second);
 }
 
-/// The end of its input stops nothing; each way to end it stops all, and what a shell left running.
+/// The end of its input stops nothing. Each way to end it stops all processes, including those a
+/// shell left running.
 #[test]
 fn procfile_leaves_no_process_behind() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -322,7 +324,7 @@ fn procfile_says_in_one_line_which_commands_there_are() {
 /// README's walk: losing a member.
 #[test]
 fn procfile_runs_a_cluster_that_survives_losing_a_member() {
-    // All six are reserved before the first is free again.
+    // All six are reserved before the first is released.
     let reserved: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<_> =
         reserved.iter().map(|listener| listener.local_addr().unwrap()).collect();
@@ -356,7 +358,7 @@ fn procfile_runs_a_cluster_that_survives_losing_a_member() {
     assert_eq!(ended, 3, "{lines:#?}");
 }
 
-/// One request for a key, repeated while the member does not listen yet or has no leader.
+/// One request for a key, repeated while the member does not listen or has no leader.
 fn request(address: SocketAddr, method: &str, body: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     let length = body.len();
@@ -374,7 +376,7 @@ fn request(address: SocketAddr, method: &str, body: &str) -> String {
             Some((head, body)) if head.starts_with("HTTP/1.1 20") => return body.to_owned(),
             _ => assert!(Instant::now() < deadline, "{method} {address}: {asked:?} {answer}"),
         }
-        // Between two attempts: the deadline above is what ends it.
+        // The interval between two attempts; the deadline above ends them.
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,9 +1,9 @@
-//! The live page in a real browser: headless Chromium, told what to do over its DevTools protocol.
+//! The live page in a real browser: headless Chromium, controlled over its DevTools protocol.
 //!
-//! It is `chromium`, `chromium-browser` or `google-chrome`, or what the variable `CHROMIUM` names; where
-//! there is none the tests say that they skip. `UPDATE_SCREENSHOTS=1 cargo test --test page schemes` also
-//! makes README's pictures anew, which takes two minutes; look at them, and make them small (pngquant,
-//! optipng), before keeping them.
+//! The browser is `chromium`, `chromium-browser` or `google-chrome`, or the one that the variable
+//! `CHROMIUM` names; without one the tests report that they skip. `UPDATE_SCREENSHOTS=1 cargo test
+//! --test page schemes` also remakes README's pictures, which takes two minutes; review them, and
+//! shrink them (pngquant, optipng), before keeping them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,18 +27,18 @@ use support::processes::{
 };
 use tempfile::TempDir;
 
-/// The issue's bound: a dead member is shown as dead within it.
+/// A dead member must be shown as dead within this time.
 const DEAD_WITHIN: Duration = Duration::from_secs(2);
 
-/// Browsers are large, and what one test does must not slow what another measures.
+/// Browsers are large: a test must not slow what another one measures.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The name of a Chromium that starts here.
+/// The name of a Chromium that starts on this machine.
 fn chromium() -> Option<String> {
     let named = std::env::var("CHROMIUM").ok();
     let usual = ["chromium", "chromium-browser", "google-chrome"].map(str::to_owned);
     let found = named.into_iter().chain(usual).find(|name| {
-        // One that only says how to install it fails.
+        // A stub that only says how to install it fails.
         let version = Command::new(name).arg("--version").stderr(Stdio::null()).output();
         version.is_ok_and(|output| output.status.success())
     });
@@ -55,9 +55,9 @@ struct Browser {
     messages: Receiver<Value>,
     session: Option<String>,
     calls: u64,
-    /// What the page's console has of errors, and exceptions.
+    /// Errors and exceptions in the page's console.
     problems: Vec<String>,
-    /// What the page asked; each question is answered with yes.
+    /// The page's questions, each answered with yes.
     asked: Vec<String>,
     _profile: TempDir,
 }
@@ -65,11 +65,11 @@ struct Browser {
 impl Browser {
     fn start(program: &str) -> Self {
         let profile = TempDir::with_prefix("raftexample-page-").unwrap();
-        // The protocol comes over descriptors 3 and 4, which only a shell can give it.
+        // The protocol uses descriptors 3 and 4, which only a shell can set up.
         let script = r#"exec "$@" 3<&0 4>&1 </dev/null >/dev/null"#;
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", program, "--headless=new", "--remote-debugging-pipe"]);
-        // Only our own page is loaded; a sandbox needs rights that root and containers lack.
+        // Only our own page is loaded. A sandbox needs rights that root and containers lack.
         command.args([
             "--no-sandbox",
             "--disable-gpu",
@@ -123,7 +123,7 @@ impl Browser {
         self.calls
     }
 
-    /// Calls a method of the protocol, and takes what comes until its answer.
+    /// Calls a method of the protocol and handles events until its answer.
     fn call(&mut self, method: &str, params: Value) -> Value {
         let call = self.send(method, params);
         let deadline = Instant::now() + PATIENCE;
@@ -151,7 +151,7 @@ impl Browser {
                 .contains(&params["entry"]["level"].as_str().unwrap_or_default()),
             Some("Page.javascriptDialogOpening") => {
                 self.asked.push(params["message"].to_string());
-                // The call that led to it is answered only when this is.
+                // The call that opened the dialog is answered only after this one.
                 self.send("Page.handleJavaScriptDialog", json!({ "accept": true }));
                 false
             }
@@ -182,7 +182,7 @@ impl Browser {
         });
     }
 
-    /// What the circle says a member is.
+    /// The role that a member's circle shows.
     fn role(&mut self, id: u64) -> String {
         self.text(&format!(".node[data-id='{id}'] .role"))
     }
@@ -215,7 +215,7 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event("keyUp"));
     }
 
-    /// Presses Tab until this has the focus.
+    /// Presses Tab until the element has the focus.
     fn tab_to(&mut self, selector: &str) {
         let expression = format!("document.activeElement.matches({})", json!(selector));
         for _ in 0..50 {
@@ -227,14 +227,14 @@ impl Browser {
         panic!("Tab does not reach {selector}");
     }
 
-    /// Types into a field that Tab leads to.
+    /// Types into a field reached with Tab.
     fn type_into(&mut self, selector: &str, text: &str) {
         self.tab_to(selector);
         self.value("document.activeElement.select()");
         self.call("Input.insertText", json!({ "text": text }));
     }
 
-    /// Chooses from a list that Tab leads to, with the arrow keys.
+    /// Chooses from a list reached with Tab, with the arrow keys.
     fn choose(&mut self, selector: &str, value: &str) {
         self.tab_to(selector);
         for _ in 0..10 {
@@ -254,7 +254,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // With all of its processes; those that have gone by themselves are no fault.
+        // With all its processes; some may have ended by themselves.
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let _ = self.child.wait();
         if thread::panicking() {
@@ -286,7 +286,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Three members, and the page of none of them yet; `None` where there is no browser.
+    /// Three members without an open page, or `None` without a browser.
     fn start(more: &[&str]) -> Option<Self> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let program = chromium()?;
@@ -331,7 +331,7 @@ fn the_page_loads_without_errors_and_shows_the_leader() {
     let before = scene.browser.value(mark);
     scene.cluster.put(1, "/moves", "the marks");
     eventually(PATIENCE, "the mark moves", || scene.browser.value(mark) != before);
-    // Heartbeats go on, so dots do.
+    // Heartbeats continue, so dots do too.
     eventually(PATIENCE, "messages are seen", || {
         scene.browser.value("document.querySelectorAll('#dots path').length") != 0
     });
@@ -347,14 +347,14 @@ fn a_put_made_with_the_keyboard_is_there_and_is_shown() {
     browser.type_into("#put [name=value]", "<b>a value</b>");
     browser.press("Enter");
     browser.shows("#put output", "204a key/with \u{fc}&?#% = <b>a value</b>entry ");
-    // Escaped, but for the slash.
+    // Escaped, except for the slash.
     let target = "/a%20key/with%20%C3%BC%26%3F%23%25";
     assert_eq!(scene.cluster.get(3, target).as_deref(), Some("<b>a value</b>"));
     let browser = &mut scene.browser;
     browser.type_into("#get [name=key]", "/a key/with \u{fc}&?#%");
     browser.press("Enter");
     browser.shows("#get output", "200<b>a value</b>entry ");
-    // They are seen in one step of the lines, whose last values stand beside them.
+    // They appear in one step of the charts, whose last values are beside them.
     let least = "Math.min(...['throughput', 'latency'].map(chart => Math.max(...[...document.querySelectorAll(`#${chart} .series b`)].map(b => parseFloat(b.textContent) || 0))))";
     eventually(PATIENCE, "the requests are in both lines", || {
         browser.value(least).as_f64().is_some_and(|least| least > 0.0)
@@ -371,7 +371,7 @@ fn a_put_made_with_the_keyboard_is_there_and_is_shown() {
 
 #[test]
 fn a_killed_leader_is_shown_as_dead_within_two_seconds() {
-    // With default flags, which people have.
+    // With the default flags, which users have.
     let Some(mut scene) = Scene::start(&[]) else { return };
     let (leader, _) = scene.cluster.leader();
     let watched = leader % 3 + 1;
@@ -452,7 +452,7 @@ fn the_keyboard_transfers_leadership_and_changes_members() {
     assert!(scene.browser.asked[0].contains("Remove member 4"), "{:?}", scene.browser.asked);
     scene.assert_without_problems();
 
-    // What a member refuses is shown as it says it.
+    // A member's refusal is shown in its own words.
     scene.browser.type_into("#add [name=id]", "4");
     scene.browser.type_into("#add [name=url]", &url);
     scene.browser.press("Enter");
@@ -514,7 +514,7 @@ fn both_colour_schemes_and_a_narrow_window_render() {
     scene.assert_without_problems();
 }
 
-/// What README's pictures show: load, a change of leaders, a member that died and came back.
+/// The scene of README's pictures: load, a change of leaders, a member that died and returned.
 fn pose(scene: &mut Scene) {
     for (writer, address) in scene.cluster.addresses().into_iter().cycle().take(9).enumerate() {
         // It ends with the process: the pictures need it until they are made.
@@ -527,14 +527,14 @@ fn pose(scene: &mut Scene) {
                 for _ in 0..1 + turn / 300 % 3 {
                     let _ = client.get(&key);
                 }
-                // The rate goes up and down, as a curve should.
+                // The rate rises and falls, for a visible curve.
                 let wave = (turn as f64 / 400.0 + writer as f64).sin() + 1.4;
                 thread::sleep(Duration::from_secs_f64(wave * 0.008));
             }
         });
     }
     let (leader, _) = scene.cluster.leader();
-    // Neither the leader nor the one whose page this is.
+    // Neither the leader nor the member of this page.
     let dead = (2..=3).find(|id| *id != leader).unwrap();
     thread::sleep(Duration::from_secs(60));
     scene.cluster.kill(dead);

@@ -1,5 +1,5 @@
-//! A cluster in one process: each member has its own ports, directory and log lines, and is started
-//! and stopped as the program starts and stops itself.
+//! A cluster in one process. Each member has its own ports, directory and log lines, and starts and
+//! stops as in the program.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,28 +35,28 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::support::config::config;
 use crate::support::logs;
 
-/// A quarter of the default, so that elections are quick.
+/// A quarter of the default, for fast elections.
 pub const TICK: Duration = Duration::from_millis(25);
 /// The default.
 pub const ELECTION_TICKS: usize = 10;
-/// How long a member follows a silent leader at least.
+/// The shortest time after which a member gives up a silent leader.
 pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(25 * ELECTION_TICKS as u64);
-/// What everything has to happen within that happens at all. Long, for the machine may be busy.
+/// A deadline for everything that a test waits for. Long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// How much later than its deadline an answer may arrive, for the same reason.
+/// How late an answer may arrive after its deadline, for the same reason.
 pub const SLACK: Duration = Duration::from_secs(2);
 
-/// Waits until `holds`, and panics with `why` if it does not within `patience`.
+/// Waits until `holds` returns true. Panics with `why` after `patience`.
 pub async fn eventually(patience: Duration, why: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !holds().await {
         assert!(Instant::now() < deadline, "not within {patience:?}: {why}");
-        // Between two looks: the deadline above is what ends it.
+        // The interval between two looks; the deadline above ends the wait.
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Waits for `future`, and panics with `why` if it does not end within [`PATIENCE`].
+/// Waits for `future`. Panics with `why` after [`PATIENCE`].
 pub async fn within<T>(why: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {why}"))
 }
@@ -67,7 +67,7 @@ pub struct Options {
     pub snapshot_count: u64,
     pub snapshot_catch_up_entries: u64,
     pub request_timeout: Duration,
-    /// True if every peer URL is a proxy's, so that [`Cluster::isolate`] works.
+    /// True to put a proxy in front of every peer port, as [`Cluster::isolate`] needs.
     pub proxied: bool,
 }
 
@@ -83,13 +83,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// A snapshot after every `snapshot_count` entries, and next to nothing kept behind it.
+    /// A snapshot after every `snapshot_count` entries, with one entry kept before it.
     pub fn snapshots(snapshot_count: u64) -> Self {
         Self { snapshot_count, snapshot_catch_up_entries: 1, ..Self::default() }
     }
 }
 
-/// The members, by the name that the test gives them: their ids, except for impostors.
+/// The members, by the name that the test gives them: the id, except for impostors.
 pub struct Cluster {
     options: Options,
     dir: TempDir,
@@ -100,7 +100,7 @@ pub struct Cluster {
 
 /// One member, running or not.
 pub struct Member {
-    /// What it is started with next.
+    /// The configuration of its next start.
     pub config: NodeConfig,
     peer_port: Port,
     next_port: Option<Port>,
@@ -120,7 +120,7 @@ struct Running {
     node: RaftNodeHandle,
 }
 
-/// A node without a state machine: the test holds its channels, as the original's tests do.
+/// A node without a state machine: the test owns its channels, as the original's tests do.
 pub struct Raw {
     pub propose_tx: mpsc::Sender<Proposal>,
     pub read_tx: mpsc::Sender<ReadRequest>,
@@ -132,12 +132,12 @@ pub struct Raw {
 }
 
 impl Cluster {
-    /// `n` first members, not started yet.
+    /// `n` first members, not started.
     pub fn new(n: NodeId) -> Self {
         Self::with(n, Options::default())
     }
 
-    /// `n` first members that are started with `options`.
+    /// `n` first members with `options`, not started.
     pub fn with(n: NodeId, options: Options) -> Self {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(no_tls())
@@ -159,7 +159,7 @@ impl Cluster {
         cluster
     }
 
-    /// `n` members that run and follow a leader.
+    /// `n` running members that follow a leader.
     pub async fn started(n: NodeId, options: Options) -> Self {
         let mut cluster = Self::with(n, options);
         cluster.start_all().await;
@@ -193,21 +193,21 @@ impl Cluster {
         self.members.insert(id, member);
     }
 
-    /// A member that will join: not added and not started yet. Its `--cluster` lists all members.
+    /// A member that will join, neither added nor started. Its `--cluster` lists all members.
     pub fn joiner(&mut self, id: NodeId) {
         self.insert(id, true);
         let urls = self.members.values().map(|member| member.config.url.clone()).collect();
         self.config(id).cluster = urls;
     }
 
-    /// Adds member `id` through member `through`, and starts it.
+    /// Adds member `id` through member `through` and starts it.
     pub async fn join(&mut self, id: NodeId, through: NodeId) {
         self.joiner(id);
         self.client(through).add(id, &self.url(id)).await.expect(204);
         self.start(id).await;
     }
 
-    /// Another peer URL for a member, for [`relocate`](Self::relocate).
+    /// Reserves another peer URL for [`relocate`](Self::relocate).
     pub fn reserve(&mut self, id: NodeId) -> String {
         let port = Port::new();
         let url = format!("http://{}", port.address);
@@ -215,7 +215,7 @@ impl Cluster {
         url
     }
 
-    /// Gives a member that does not run the reserved peer URL: its flags name it from now on.
+    /// Gives a stopped member the reserved peer URL: its flags name it from now on.
     pub fn relocate(&mut self, id: NodeId) {
         let member = self.members.get_mut(&id).unwrap();
         assert!(member.running.is_none(), "member {id} runs");
@@ -223,7 +223,7 @@ impl Cluster {
         member.config.url = format!("http://{}", member.peer_port.address);
     }
 
-    /// A member that claims to be `of`, with ports of its own.
+    /// A member that claims to be `of`, with its own ports.
     pub fn impostor(&mut self, name: NodeId, of: NodeId) {
         self.insert(name, false);
         let url = self.url(name);
@@ -240,12 +240,12 @@ impl Cluster {
         running.unwrap_or_else(|| panic!("member {id} does not run"))
     }
 
-    /// What a member is started with next.
+    /// The configuration of the next start of a member.
     pub fn config(&mut self, id: NodeId) -> &mut NodeConfig {
         &mut self.members.get_mut(&id).unwrap().config
     }
 
-    /// Asks member `through` for a change, as the admin listener does.
+    /// Requests a change through member `through`, as the admin port does.
     pub async fn change(
         &self,
         through: NodeId,
@@ -257,7 +257,7 @@ impl Cluster {
         pending.wait_until(Instant::now() + self.options.request_timeout).await
     }
 
-    /// Waits until every member that runs counts exactly these as members without a vote.
+    /// Waits until every running member has exactly these learners.
     pub async fn has_learners(&self, learners: &[NodeId]) {
         let counts = async || {
             self.ids().into_iter().all(|id| self.status(id).members.learners.iter().eq(learners))
@@ -276,7 +276,7 @@ impl Cluster {
         running.map(|(id, _)| *id).collect()
     }
 
-    /// Starts a node and gives its channels to the test.
+    /// Starts a node and returns its channels.
     pub fn open(&mut self, id: NodeId) -> Raw {
         let member = self.members.get_mut(&id).unwrap();
         let config = &mut member.config;
@@ -345,7 +345,7 @@ impl Cluster {
         }
     }
 
-    /// Stops a member in order: as SIGTERM does. Everything that it started has ended.
+    /// Stops a member like SIGTERM; all its tasks have ended afterwards.
     pub async fn stop(&mut self, id: NodeId) {
         if let Err(error) = self.take(id).end(id, true).await {
             panic!("member {id} ended with an error: {error}");
@@ -367,15 +367,15 @@ impl Cluster {
         }
     }
 
-    /// Stops a member between two writes to its disk, as kill -9 does.
+    /// Stops a member between two disk writes, like kill -9.
     pub async fn crash(&mut self, id: NodeId) {
         let running = self.take(id);
         running.power.off.store(true, Ordering::SeqCst);
-        // If nothing was left to write, it ends in order.
+        // Without pending writes it ends in order.
         let _ = running.end(id, true).await;
     }
 
-    /// Waits until a member has ended by itself; returns why.
+    /// Waits until a member ends by itself; returns its error.
     pub async fn end(&mut self, id: NodeId) -> Error {
         let end = self.take(id).end(id, false).await;
         end.expect_err("a member that ends by itself says why")
@@ -391,7 +391,7 @@ impl Cluster {
         self.start(id).await;
     }
 
-    /// Loses a stopped member's disk.
+    /// Deletes a stopped member's directories.
     pub fn wipe(&mut self, id: NodeId) {
         let member = self.member(id);
         assert!(member.running.is_none(), "member {id} runs");
@@ -400,32 +400,32 @@ impl Cluster {
         }
     }
 
-    /// Where all members have their directories.
+    /// The data directory of all members.
     pub fn data_dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The directory of a member's write-ahead log.
+    /// A member's WAL directory.
     pub fn wal_dir(&self, id: NodeId) -> PathBuf {
         wal_dir(self.dir.path(), id)
     }
 
-    /// What a member knows now.
+    /// A member's current status.
     pub fn status(&self, id: NodeId) -> Status {
         self.running(id).status.borrow().clone()
     }
 
-    /// A member's store, for keys that no URL can hold.
+    /// A member's store, for keys that a URL cannot express.
     pub fn store(&self, id: NodeId) -> KvStore {
         self.running(id).store.clone()
     }
 
-    /// True if a member has logged a line that holds `text`, in any of its runs.
+    /// True if a member logged a line with `text`, in any run.
     pub fn has_logged(&self, id: NodeId, text: &str) -> bool {
         self.count_logged(id, text) > 0
     }
 
-    /// How many of a member's lines hold `text`.
+    /// The number of a member's log lines with `text`.
     pub fn count_logged(&self, id: NodeId, text: &str) -> usize {
         let lines = self.member(id).lines.lock().unwrap();
         lines.iter().filter(|line| line.contains(text)).count()
@@ -437,12 +437,12 @@ impl Cluster {
         eventually(PATIENCE, &why, async || self.has_logged(id, text)).await;
     }
 
-    /// Waits until all running members follow the same leader; returns it.
+    /// Waits until all running members follow one leader; returns it.
     pub async fn leader(&self) -> NodeId {
         self.leader_of(&self.ids()).await
     }
 
-    /// Waits until `ids` follow the same leader, one of them; returns it.
+    /// Waits until the members `ids` follow one leader among them; returns it.
     pub async fn leader_of(&self, ids: &[NodeId]) -> NodeId {
         let mut leader = 0;
         eventually(PATIENCE, &format!("{ids:?} have a leader"), async || {
@@ -460,13 +460,13 @@ impl Cluster {
         leader
     }
 
-    /// A running member that does not lead now.
+    /// A running member that does not lead.
     pub async fn follower(&self) -> NodeId {
         let leader = self.leader().await;
         self.ids().into_iter().find(|id| *id != leader).expect("there are followers")
     }
 
-    /// Waits until `ids` have applied what any of them knows to be committed.
+    /// Waits until `ids` have applied everything that one of them knows to be committed.
     pub async fn caught_up(&self, ids: &[NodeId]) {
         let commit = ids.iter().map(|id| self.status(*id).commit).max().unwrap();
         let why = format!("{ids:?} apply index {commit}");
@@ -474,7 +474,7 @@ impl Cluster {
         eventually(PATIENCE, &why, behind).await;
     }
 
-    /// Waits until a member counts exactly `ids` as members.
+    /// Waits until a member has exactly the members `ids`.
     pub async fn has_members(&self, id: NodeId, ids: &[NodeId]) {
         let why = format!("member {id} counts {ids:?} as members");
         let counts = async || self.status(id).members.urls.keys().eq(ids);
@@ -487,7 +487,7 @@ impl Cluster {
         Client { http: self.http.clone(), base }
     }
 
-    /// Writes through member `id`, again until it is acknowledged.
+    /// Writes through member `id` until the write is acknowledged.
     pub async fn write(&self, id: NodeId, key: &str, value: &str) {
         let client = self.client(id);
         eventually(PATIENCE, &format!("member {id} takes PUT {key}"), async || {
@@ -503,7 +503,7 @@ impl Cluster {
         }
     }
 
-    /// Checks that member `id` holds what [`fill`](Self::fill) wrote, once it has caught up.
+    /// Checks that member `id` catches up with what [`fill`](Self::fill) wrote.
     pub async fn is_filled(&self, id: NodeId, prefix: &str, range: std::ops::Range<u64>) {
         for i in range {
             let key = format!("/{prefix}{i}");
@@ -511,7 +511,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until member `id` itself has `value` at `key`.
+    /// Waits until member `id`'s own map has `value` at `key`.
     pub async fn holds(&self, id: NodeId, key: &str, value: &str) {
         let store = self.store(id);
         eventually(PATIENCE, &format!("member {id} has {value:?} at {key}"), async || {
@@ -529,15 +529,14 @@ impl Cluster {
         });
     }
 
-    /// Heals everything that was cut.
+    /// Reconnects all members.
     pub fn heal(&self) {
         self.network.cut.send_modify(BTreeSet::clear);
     }
 }
 
 impl Running {
-    /// Ends a member, or waits until it ended by itself. Whatever the reason, everything that it
-    /// started has ended afterwards.
+    /// Ends a member, or waits until it ends by itself. Afterwards all its tasks have ended.
     async fn end(self, id: NodeId, stop: bool) -> Result<()> {
         let Self { store, stop_tx, server, store_done, node, .. } = self;
         let node = node.join();
@@ -572,7 +571,7 @@ impl Raw {
         within("the next item of commitC", self.commit_rx.recv()).await.expect("the node runs")
     }
 
-    /// The next entries of commitC; what else there is, is passed over.
+    /// The next entries of commitC; other items are dropped.
     pub async fn next_entries(&mut self) -> Vec<CommittedEntry> {
         loop {
             if let Commit::Entries { entries, .. } = self.next().await {
@@ -581,7 +580,7 @@ impl Raw {
         }
     }
 
-    /// Closes proposeC, drains commitC, and waits for the node's end.
+    /// Closes proposeC, drains commitC, and waits until the node ends.
     pub async fn close(self) -> Result<()> {
         let Self { propose_tx, mut commit_rx, node, .. } = self;
         drop(propose_tx);
@@ -590,14 +589,14 @@ impl Raw {
     }
 }
 
-/// What a member's own map has, however old.
+/// The value in a member's own map, which may be stale.
 pub async fn lookup_local(store: &KvStore, key: &[u8]) -> Option<Bytes> {
     let deadline = Instant::now() + PATIENCE;
     let value = store.lookup(key, Consistency::Local, deadline).await.expect("it was replayed");
     value.map(KeyValue::into_value)
 }
 
-/// Writes bytes that no URL can hold.
+/// Writes a key that a URL cannot express.
 pub async fn propose(
     store: &KvStore,
     key: &[u8],
@@ -608,17 +607,17 @@ pub async fn propose(
         .await
 }
 
-/// Speaks to one member's client port. Nothing is sent twice.
+/// A client of one member's client port. It never repeats a request.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     base: String,
 }
 
-/// What a client was answered.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
-    /// 0 if the member did not answer at all.
+    /// 0 if the member did not answer.
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -676,7 +675,7 @@ impl Client {
     }
 }
 
-/// A port that stays ours while nobody listens on it: a socket is bound to it all the time.
+/// A port that stays reserved while no member listens: a socket stays bound to it.
 struct Port {
     address: SocketAddr,
     _reservation: TcpSocket,
@@ -700,15 +699,15 @@ fn bind(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-/// The links between members that are cut: each from a sender to a receiver. A cut link is silent;
-/// it refuses nothing.
+/// Links that are cut, each from a sender to a receiver. A cut link delivers nothing and refuses
+/// nothing.
 #[derive(Default)]
 struct Network {
     cut: watch::Sender<BTreeSet<(NodeId, NodeId)>>,
 }
 
 impl Network {
-    /// Puts a proxy in front of member `to`, which listens at `target`; returns the proxy's address.
+    /// Starts a proxy for member `to`, which listens at `target`; returns the proxy's address.
     fn proxy(&self, to: NodeId, target: SocketAddr) -> SocketAddr {
         let listener = Port::new().listen();
         let address = listener.local_addr().unwrap();
@@ -722,8 +721,8 @@ impl Network {
     }
 }
 
-/// Carries one connection. Its sender is named in the head of its first request, and is the only one
-/// that uses it.
+/// Forwards one connection. The head of its first request names the sender, the connection's only
+/// user.
 async fn carry(
     mut stream: TcpStream,
     to: NodeId,
@@ -755,7 +754,7 @@ async fn carry(
     Ok(())
 }
 
-/// A disk that can be switched off: from then on nothing reaches it any more.
+/// A disk that can be switched off: afterwards every write fails.
 #[derive(Clone, Default)]
 struct Power {
     off: Arc<AtomicBool>,
@@ -835,7 +834,7 @@ impl VfsFile for PoweredFile {
     }
 }
 
-/// Keeps a member's lines for the test, and prints them if `RAFTEXAMPLE_TEST_LOG` is set.
+/// Keeps a member's lines for the test. Prints them if `RAFTEXAMPLE_TEST_LOG` is set.
 pub fn logger(id: NodeId, lines: Arc<Mutex<Vec<String>>>) -> Logger {
     let print = std::env::var_os("RAFTEXAMPLE_TEST_LOG").is_some();
     logs::logger(move |record| {

@@ -23,12 +23,12 @@ use raftexample::storage::wal::Wal;
 
 use crate::harness::*;
 
-/// A sender that nobody has heard of.
+/// A sender that is not a member.
 const STRANGER: NodeId = 99;
-/// Where a forged snapshot would take a member to.
+/// The index of a forged snapshot.
 const SNAPSHOT_INDEX: u64 = 1000;
 
-/// What a request says of its sender and its receiver.
+/// The sender and receiver in a request's headers.
 #[derive(Clone, Debug)]
 struct Sender {
     cluster_id: u64,
@@ -39,7 +39,7 @@ struct Sender {
     boot: u64,
 }
 
-/// Sends what no member would send.
+/// Sends messages that no correct member sends.
 struct Forger {
     http: reqwest::Client,
     cluster_id: u64,
@@ -58,7 +58,7 @@ impl Forger {
         Self { http, cluster_id, boot: getrandom::u64().unwrap(), number: 0 }
     }
 
-    /// A member's name, right in everything.
+    /// A member's identity, correct in every field.
     fn member(&self, cluster: &mut Cluster, id: NodeId) -> Sender {
         let config = cluster.config(id);
         Sender {
@@ -71,7 +71,7 @@ impl Forger {
         }
     }
 
-    /// Somebody who knows the cluster, and whom no member knows. Nobody listens at that port.
+    /// A sender that knows the cluster and is not a member. No process listens at its port.
     fn stranger(&self) -> Sender {
         Sender {
             cluster_id: self.cluster_id,
@@ -83,7 +83,7 @@ impl Forger {
         }
     }
 
-    /// Posts `body`; returns the status of the answer.
+    /// Posts `body`; returns the response's status.
     async fn post(
         &mut self,
         url: &str,
@@ -111,7 +111,7 @@ impl Forger {
         request.body(body).send().await.expect("the peer port answers").status().as_u16()
     }
 
-    /// Sends a message, and its snapshot's file if there is one.
+    /// Sends a message, with its file if it is a snapshot.
     async fn send(&mut self, url: &str, sender: &Sender, forged: &Forged) -> u16 {
         let encoded = forged.message.write_to_bytes().unwrap();
         let mut body = (encoded.len() as u32).to_le_bytes().to_vec();
@@ -127,7 +127,7 @@ impl Forger {
         self.post(url, sender, "/raft/snapshot", body, &headers).await
     }
 
-    /// Greets a member; its node answers itself, so it has taken all that came before.
+    /// Greets a member. The node itself answers, after all earlier messages.
     async fn greet(&mut self, url: &str, sender: &Sender) {
         eventually(PATIENCE, "a greeting is answered", async || {
             let greeting = codec::encode(&Greeting { first_urls: Vec::new() });
@@ -137,13 +137,13 @@ impl Forger {
     }
 }
 
-/// A message, and the file that comes with it if it is a snapshot's.
+/// A message, with its file if it is a snapshot.
 struct Forged {
     message: Message,
     file: Option<(SnapshotFile, Vec<u8>)>,
 }
 
-/// What the forger knows of the member that it writes to.
+/// The forger's knowledge of the receiver.
 #[derive(Clone)]
 struct Known {
     id: NodeId,
@@ -167,7 +167,7 @@ fn known(cluster: &Cluster, id: NodeId, cluster_id: u64) -> Known {
     }
 }
 
-/// Everything that a message that is stopped may not change, in one line.
+/// Everything that a refused message must not change, in one line.
 fn facts(cluster: &Cluster, id: NodeId) -> String {
     let wal = Wal::read(&DiskVfs, &cluster.wal_dir(id)).unwrap();
     let entries = codec::encode(&wal.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>());
@@ -205,8 +205,7 @@ fn addition(id: NodeId) -> Vec<u8> {
     change.write_to_bytes().unwrap()
 }
 
-/// An append behind the end of the log, in a later term, so that only what `change` does to it is
-/// wrong.
+/// An append after the end of the log, in a later term; only `change` makes it wrong.
 fn append(known: &Known, from: NodeId, entries: impl FnOnce(u64, u64) -> Vec<Entry>) -> Message {
     let mut message = message(MessageType::MsgAppend, known, from);
     message.term += 1;
@@ -215,7 +214,7 @@ fn append(known: &Known, from: NodeId, entries: impl FnOnce(u64, u64) -> Vec<Ent
     message
 }
 
-/// A snapshot of a later term with its file; `change` is done to the message alone.
+/// A snapshot of a later term with its file; `change` applies to the message alone.
 fn snapshot(
     known: &Known,
     from: NodeId,
@@ -290,7 +289,7 @@ const STOPPED: &[(&str, Forge)] = {
     ]
 };
 
-/// The rows that are stopped because the sender is no member here.
+/// Refused because the sender is not a member.
 #[rustfmt::skip]
 const STOPPED_FROM_A_STRANGER: &[(&str, Forge)] = {
     use MessageType::*;
@@ -305,8 +304,8 @@ const STOPPED_FROM_A_STRANGER: &[(&str, Forge)] = {
     ]
 };
 
-/// A cluster that does not change leaders however busy the machine is, with one member of four
-/// removed and one of the other three stopped: the forger speaks in their names.
+/// A cluster that keeps its leader even on a busy machine. One of four members is removed and one
+/// of the other three is stopped: the forger speaks in their names.
 struct Calm {
     cluster: Cluster,
     forger: Forger,
@@ -336,7 +335,7 @@ impl Calm {
         Self { cluster, forger, leader, follower, stopped, removed }
     }
 
-    /// Waits until nothing is left to commit, apply or write at a member; returns its facts.
+    /// Waits until a member has nothing left to commit, apply or write; returns its facts.
     async fn settled(&self, id: NodeId) -> String {
         eventually(PATIENCE, "all of the log is committed, and that is on disk", async || {
             let wal = Wal::read(&DiskVfs, &self.cluster.wal_dir(id)).unwrap();
@@ -347,8 +346,8 @@ impl Calm {
         facts(&self.cluster, id)
     }
 
-    /// Waits until a member has dealt with all that it was sent: a linearizable read takes a round of
-    /// messages, which begins no earlier than the turn that took the greeting.
+    /// Waits until a member has handled all its messages: a linearizable read needs a round of
+    /// messages, which starts no earlier than the turn that took the greeting.
     async fn until_dealt_with(&mut self, to: NodeId) {
         let stopped = self.forger.member(&mut self.cluster, self.stopped);
         self.forger.greet(&self.cluster.url(to), &stopped).await;
@@ -359,7 +358,7 @@ impl Calm {
         .await;
     }
 
-    /// Sends a row to both members that run; nothing of it may have an effect.
+    /// Sends a row to both running members. It must have no effect.
     async fn is_stopped(&mut self, sender: &Sender, what: &str, forge: Forge, status: u16) {
         for to in [self.leader, self.follower] {
             let what =
@@ -369,7 +368,7 @@ impl Calm {
             let dropped = self.cluster.count_logged(to, "dropping a message");
             let known = known(&self.cluster, to, self.forger.cluster_id);
             let forged = forge(&known, sender.from);
-            // The one mistake of a sender may be that it writes to another.
+            // The sender's only mistake may be a wrong receiver.
             let sender =
                 Sender { to: if sender.to == 0 { to } else { sender.to }, ..sender.clone() };
             let answered = self.forger.send(&url, &sender, &forged).await;
@@ -385,7 +384,7 @@ impl Calm {
         }
     }
 
-    /// The next write is the next entry of the same term, and all that was written is still there.
+    /// The next write is the next entry of the same term, and all earlier writes are still there.
     async fn serves(&self) {
         for id in [self.leader, self.follower] {
             let before = self.cluster.status(self.leader);
@@ -415,7 +414,7 @@ async fn an_invalid_message_of_any_sender_changes_nothing() {
         assert_eq!(calm.cluster.count_logged(id, "but our log ends at"), 1, "member {id}");
     }
     calm.serves().await;
-    // The member in whose name all that was sent is still one.
+    // The member in whose name everything was sent is still a member.
     let Calm { mut cluster, leader, stopped, .. } = calm;
     cluster.start(stopped).await;
     cluster.client(stopped).put("/again", "value").await.expect(204);
@@ -423,7 +422,7 @@ async fn an_invalid_message_of_any_sender_changes_nothing() {
     cluster.stop_all().await;
 }
 
-/// What would pass from a member, and what would not, from senders that may not speak at all.
+/// Messages that a member may send and may not send, from senders that are not admitted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_that_may_not_speak_changes_nothing_whatever_it_says() {
     let mut calm = Calm::start().await;
@@ -476,7 +475,7 @@ async fn a_sender_that_may_not_speak_changes_nothing_whatever_it_says() {
         for (what, forge) in right.iter().chain(STOPPED) {
             calm.is_stopped(sender, &format!("{what} of {who}"), *forge, *status).await;
         }
-        // Nor may they greet, nor pass a change of members on.
+        // They may neither greet nor forward a change of members.
         let url = calm.cluster.url(own);
         let sender = Sender { to: if sender.to == 0 { own } else { sender.to }, ..sender.clone() };
         let change = codec::encode(&MemberRequest::Remove { id: others });
@@ -492,14 +491,14 @@ async fn a_sender_that_may_not_speak_changes_nothing_whatever_it_says() {
     calm.cluster.stop_all().await;
 }
 
-/// A message to each member that it names, given the leader.
+/// A message to each of the members that the function returns, given the leader.
 type Through = (&'static str, fn(NodeId) -> Vec<NodeId>, Forge);
 
 const ALL: fn(NodeId) -> Vec<NodeId> = |_| vec![1, 2, 3];
 const LEADER: fn(NodeId) -> Vec<NodeId> = |leader| vec![leader];
 const FOLLOWER: fn(NodeId) -> Vec<NodeId> = |leader| vec![leader % 3 + 1];
 
-/// What has to pass, as the sender may be the leader of a cluster that the receiver is behind of.
+/// Must be accepted: the sender may lead a cluster that the receiver lags behind.
 #[rustfmt::skip]
 const LET_THROUGH: &[Through] = {
     use EntryType::{EntryConfChange, EntryConfChangeV2, EntryNormal};
@@ -526,14 +525,14 @@ async fn a_valid_message_of_a_stranger_loses_no_committed_entry() {
         let leader = cluster.leader().await;
         cluster.write(leader, &format!("/key-{number}"), what).await;
         cluster.caught_up(&[1, 2, 3]).await;
-        // What a leader of all of them would know: the same for each, so that none is told that
-        // something else is committed.
+        // A leader of all of them would know this. It is the same for each receiver, so that none
+        // is told another commit index.
         let leading = known(&cluster, leader, forger.cluster_id);
         for to in receivers(leader) {
             let before = cluster.status(to);
             let forged = forge(&Known { id: to, ..leading.clone() }, STRANGER);
             let (url, sender) = (cluster.url(to), Sender { to, ..stranger.clone() });
-            // A busy member answers 503; it does no harm to tell it twice.
+            // A busy member answers 503; sending it again does no harm.
             let is_vote = what.contains("vote");
             eventually(PATIENCE, &format!("{what} reaches member {to}"), async || {
                 let is_taken = forger.send(&url, &sender, &forged).await == 204;
@@ -555,7 +554,7 @@ async fn a_valid_message_of_a_stranger_loses_no_committed_entry() {
     cluster.leader().await;
     cluster.caught_up(&[1, 2, 3]).await;
     cluster.stop_all().await;
-    // They agree on everything that is committed anywhere.
+    // They agree on everything that is committed at any member.
     let logs = [1, 2, 3].map(|id| Wal::read(&DiskVfs, &cluster.wal_dir(id)).unwrap());
     let commit = logs.iter().map(|log| log.hard_state.commit).min().unwrap() as usize;
     for log in &logs {

@@ -1,4 +1,4 @@
-//! What a client is answered, with a majority and without.
+//! Responses to clients, with a majority and without.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn test_put_and_get_key_value() {
     cluster.stop_all().await;
 }
 
-/// The key is the request target as it was sent.
+/// The key is the raw request target.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_differ_in_slash_query_or_escape_are_different_keys() {
     let mut cluster = Cluster::started(1, Options::default()).await;
@@ -34,7 +34,7 @@ async fn keys_that_differ_in_slash_query_or_escape_are_different_keys() {
 
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Each kind of request to `id`, all at once; checks that all end within their deadline.
+/// Sends each kind of request to `id` at once and checks that all end within their deadline.
 async fn each_kind(cluster: &Cluster, id: u64, key: &str) -> Vec<(&'static str, Answer)> {
     let client = cluster.client(id);
     let begun = Instant::now();
@@ -67,7 +67,7 @@ async fn without_a_leader_a_member_answers_503_in_time() {
     cluster.stop_all().await;
 }
 
-/// The leader proposed, and cannot know what becomes of it: a 503 would say that nothing happened.
+/// The leader proposed and cannot know the outcome: a 503 would claim that nothing happened.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_without_a_majority_answers_504_in_time() {
     let options = Options { request_timeout: REQUEST_TIMEOUT, ..Options::default() };

@@ -1,4 +1,4 @@
-//! New members have no vote until they follow; members that move; who leads.
+//! Learners, members that move, and transfers of leadership.
 
 use raftexample::channels::{MemberRequest, NodeId};
 use raftexample::error::RequestError;
@@ -6,10 +6,10 @@ use raftexample::raft_node::Role;
 
 use crate::harness::{Cluster, ELECTION_TIMEOUT, Options, PATIENCE, eventually};
 
-/// Where nobody listens.
+/// URLs where no process listens.
 const NOBODY: [&str; 3] = ["http://127.0.0.1:9", "http://127.0.0.1:10", "http://127.0.0.1:11"];
 
-/// Counted as voters, they would have made a majority that is not there.
+/// As voters they would raise the majority beyond the members that run.
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_are_added_and_not_started_cost_no_majority() {
     for n in [1, 3] {
@@ -19,7 +19,7 @@ async fn members_that_are_added_and_not_started_cost_no_majority() {
             cluster.write(1, "/k", &format!("{id}")).await;
         }
         cluster.has_learners(&[n + 1, n + 2, n + 3]).await;
-        // With one of three gone there is a majority of the voters, and so a leader.
+        // With one of three stopped, the voters still have a majority and elect a leader.
         if n == 3 {
             let leader = cluster.leader().await;
             cluster.stop(leader).await;
@@ -27,7 +27,7 @@ async fn members_that_are_added_and_not_started_cost_no_majority() {
         let left = cluster.ids();
         cluster.leader_of(&left).await;
         cluster.write(left[0], "/k", "v").await;
-        // Nor are they needed to be removed.
+        // They are not needed for their own removal either.
         for id in n + 1..=n + 3 {
             cluster.client(left[0]).remove(id).await.expect(204);
         }
@@ -46,7 +46,7 @@ async fn a_member_gets_its_vote_once_it_follows() {
     cluster.has_learners(&[]).await;
     assert!(cluster.has_logged(1, "switched to configuration voters=(1) learners=(2)"));
     cluster.until_logged(2, "switched to configuration voters=(1 2)").await;
-    // It has one: without it there is no majority any more, with it either may lead.
+    // It has a vote: with one other member stopped, it is needed for a majority and may lead.
     cluster.change(2, MemberRequest::Lead { to: Some(2) }).await.expect("it can lead");
     let leads = async || cluster.status(2).role == Role::Leader;
     eventually(PATIENCE, "it leads", leads).await;
@@ -54,7 +54,7 @@ async fn a_member_gets_its_vote_once_it_follows() {
     cluster.stop_all().await;
 }
 
-/// The leader that would have promoted it is gone before it is there.
+/// The leader that would have promoted it is gone before it starts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_promotes_what_the_one_before_added() {
     let mut cluster = Cluster::started(3, Options::default()).await;
@@ -70,7 +70,7 @@ async fn a_new_leader_promotes_what_the_one_before_added() {
     cluster.stop_all().await;
 }
 
-/// A promotion that is on its way is none of the user's business.
+/// A client's change does not collide with the leader's own promotion.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_users_change_is_never_refused_for_a_promotion() {
     let mut cluster = Cluster::started(1, Options::default()).await;
@@ -91,7 +91,7 @@ async fn leadership_is_transferred_only_to_a_living_voter() {
     else {
         unreachable!()
     };
-    // Whoever is asked.
+    // The request may go to any member.
     cluster.change(other, MemberRequest::Lead { to: Some(follower) }).await.expect("it can lead");
     eventually(PATIENCE, "all follow it", async || {
         (1..=3).all(|id| cluster.status(id).leader == follower)
@@ -112,7 +112,7 @@ async fn leadership_is_transferred_only_to_a_living_voter() {
     }
     let dead = (1..=3).find(|id| *id != leader).unwrap();
     cluster.stop(dead).await;
-    // It was heard until now; only time ends that.
+    // The leader heard from it recently; only time changes that.
     tokio::time::sleep(2 * ELECTION_TIMEOUT).await;
     let answer = cluster.change(leader, MemberRequest::Lead { to: Some(dead) }).await;
     assert!(matches!(answer, Err(RequestError::Conflict(_))), "{answer:?}");
@@ -138,14 +138,14 @@ async fn a_moved_member_is_found_and_a_copy_at_its_old_url_refused() {
         (1..=3).all(|id| cluster.status(id).members.urls[&moving] == url)
     })
     .await;
-    // It can lead, and it is still known after a restart of the others.
+    // It can lead, and the others still know its URL after a restart.
     cluster.change(moving, MemberRequest::Lead { to: Some(moving) }).await.expect("it can lead");
     for id in &others {
         cluster.restart(*id).await;
     }
     cluster.write(others[0], "/k", "v2").await;
     cluster.holds(moving, "/k", "v2").await;
-    // Elsewhere, where it was or where a copy of its directory is started, it is told to go there.
+    // A copy started at the old URL or elsewhere is told where the member belongs.
     cluster.stop(moving).await;
     cluster.reserve(moving);
     cluster.relocate(moving);

@@ -6,10 +6,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::harness::{Cluster, ELECTION_TIMEOUT, Options, PATIENCE, eventually, within};
 
-/// Where nobody listens.
+/// A URL where no process listens.
 const NOBODY: &str = "http://127.0.0.1:9";
 
-/// Through the bare channels, as in the original: a write on the new member arrives at an old one.
+/// Through the bare channels, as in the original: a write on the new member reaches an old one.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_add_new_node() {
     let mut cluster = Cluster::new(3);
@@ -72,7 +72,7 @@ async fn of_two_changes_at_once_none_is_lost() {
     for id in 1..=3 {
         cluster.has_members(id, &expected).await;
     }
-    // The one that was put off is taken when it is asked for again.
+    // The refused change succeeds when it is requested again.
     for id in [4, 5] {
         if !expected.contains(&id) {
             client_1.add(id, &cluster.url(id)).await.expect(204);
@@ -160,8 +160,8 @@ async fn a_removal_that_would_lose_the_majority_names_the_dead_member() {
     let dead = cluster.follower().await;
     let living = (1..=3).find(|id| *id != leader && *id != dead).unwrap();
     cluster.stop(dead).await;
-    // The dead member was heard until now, and "lately" is an election timeout. Only time ends it, and
-    // to ask before would remove the living one.
+    // The dead member was heard within the last election timeout. Only time changes that; a removal
+    // before would remove the living member.
     sleep(2 * ELECTION_TIMEOUT).await;
     let answer = cluster.client(leader).remove(living).await.expect(409);
     let remedy = format!("remove member {dead} first");
@@ -207,7 +207,7 @@ async fn what_cannot_be_a_change_is_refused_and_the_cluster_lives() {
     for id in 1..=3 {
         cluster.has_members(id, &[1, 2, 3]).await;
     }
-    // All of it is in the past: the same members start again, too.
+    // All of this is in the log: the same members start again from it.
     cluster.stop_all().await;
     cluster.start_all().await;
     cluster.leader().await;
@@ -215,7 +215,7 @@ async fn what_cannot_be_a_change_is_refused_and_the_cluster_lives() {
     cluster.stop_all().await;
 }
 
-/// An id is used once, and its old directory knows it.
+/// An id is used once, and its old directory records that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_id_is_gone_for_good() {
     let mut cluster = Cluster::started(3, Options::default()).await;
@@ -231,7 +231,7 @@ async fn a_removed_id_is_gone_for_good() {
     }
     cluster.start(removed).await;
     assert!(matches!(cluster.end(removed).await, Error::Removed));
-    // Nor does it come back without its directory.
+    // It does not come back without its directory either.
     cluster.wipe(removed);
     cluster.start(removed).await;
     let end = cluster.end(removed).await;
@@ -241,7 +241,7 @@ async fn a_removed_id_is_gone_for_good() {
     cluster.stop_all().await;
 }
 
-/// It was down when it was removed: the others tell it.
+/// It was down during its removal: the others tell it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_missed_its_removal_is_told_when_it_comes_back() {
     let mut cluster = Cluster::started(3, Options::default()).await;
@@ -276,7 +276,7 @@ async fn a_wiped_joiner_is_welcome_under_a_new_id_only() {
     cluster.stop_all().await;
 }
 
-/// A joiner may be started before it is added: it waits and says so.
+/// A joiner may start before it is added: it waits and logs the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_joiner_waits_until_it_is_added() {
     let mut cluster = Cluster::started(1, Options::default()).await;
@@ -291,7 +291,7 @@ async fn a_joiner_waits_until_it_is_added() {
     cluster.stop_all().await;
 }
 
-/// A greeting binds no id: only a member's directory is known by its incarnation.
+/// A greeting binds no incarnation; only a member's directory does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_joiner_wiped_before_it_was_added_is_welcome() {
     let mut cluster = Cluster::started(1, Options::default()).await;

@@ -1,4 +1,4 @@
-//! Proposals through the bare channels, as the original tests them, and under load.
+//! Proposals through the bare channels, as in the original's tests, and under load.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use crate::harness::{Cluster, Options, SLACK, eventually, within};
 
 const FEEDBACKS: usize = 100;
 
-/// Feeds every commit back as a proposal: blocking on a proposal does not block raft.
+/// Proposes every commit again: a blocked proposal does not block raft.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_propose_on_commit() {
     let mut cluster = Cluster::new(3);
@@ -32,7 +32,7 @@ async fn test_propose_on_commit() {
                     }
                 }
             }
-            // The others still need our vote.
+            // The others still need this member's vote.
             within("all members fed back enough", done.wait()).await;
             raw.close().await
         });
@@ -42,14 +42,14 @@ async fn test_propose_on_commit() {
     }
 }
 
-/// The node stops although it has not replayed anything yet.
+/// The node stops before it replayed anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_close_proposer_before_replay() {
     let mut cluster = Cluster::new(1);
     cluster.open(1).close().await.expect("the node ends in order");
 }
 
-/// The node stops while commits are on their way to the state machine.
+/// The node stops while entries are queued on commitC.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_close_proposer_inflight() {
     let mut cluster = Cluster::new(1);
@@ -60,8 +60,8 @@ async fn test_close_proposer_inflight() {
     raw.close().await.expect("the node ends in order");
 }
 
-/// Writers that go on until they are told to stop; each checks that it is answered in time, and
-/// returns the keys that were acknowledged.
+/// Writers that run until they are stopped. Each checks that it is answered in time and returns the
+/// acknowledged keys.
 struct Load {
     writers: JoinSet<Vec<String>>,
     stopped: Arc<AtomicBool>,
@@ -133,7 +133,7 @@ async fn every_writer_is_answered_in_time_when_the_leader_stops() {
     cluster.stop_all().await;
 }
 
-/// Ports, directories and locks are free at once, and nothing that was acknowledged is lost.
+/// Ports, directories and locks are free at once, and no acknowledged write is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_stopped_under_load_starts_again_in_place() {
     let options = impatient();
@@ -152,7 +152,7 @@ async fn a_cluster_stopped_under_load_starts_again_in_place() {
     cluster.stop_all().await;
 }
 
-/// As above, but the disks stop first: what was acknowledged is on them.
+/// Like above, with the disks stopped first: they hold the acknowledged writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_a_crash_of_all_members() {
     let options = impatient();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, Options, PATIENCE, eventually};
 
-/// A read anywhere sees a write that was acknowledged elsewhere just before.
+/// A read sees a write that another member acknowledged before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_on_another_member_sees_the_latest_write() {
     let mut cluster = Cluster::started(3, Options::default()).await;
@@ -59,7 +59,7 @@ async fn a_leader_that_is_cut_off_answers_no_linearizable_read() {
     cluster.stop_all().await;
 }
 
-/// Nor does it disturb the others when it comes back: it asks before it raises the term.
+/// It does not disturb the others when it returns: PreVote asks before it raises the term.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_cut_off_comes_back_without_an_election() {
     let options = Options {
@@ -72,7 +72,7 @@ async fn a_follower_that_was_cut_off_comes_back_without_an_election() {
     let lonely = cluster.follower().await;
     let term = cluster.status(leader).term;
     cluster.isolate(lonely);
-    // It was on its way to the leader, for all that this member can know.
+    // For all this member knows, the write was on its way to the leader.
     cluster.client(lonely).put("/lost", "v").await.expect(504);
     eventually(PATIENCE, "it finds out that it is alone", async || {
         cluster.status(lonely).leader == 0

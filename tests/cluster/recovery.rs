@@ -1,4 +1,4 @@
-//! Restarts: what was acknowledged is there, whatever the way back.
+//! Restarts keep acknowledged writes.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::harness::{Cluster, Options, PATIENCE, eventually};
 
-/// etcd #9262 and its family: the snapshot first, then the log behind it.
+/// etcd #9262 and related: restore the snapshot first, then apply the log after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_before_and_behind_a_snapshot_survive_a_crash() {
     let mut cluster = Cluster::started(1, Options::snapshots(10)).await;
@@ -20,7 +20,7 @@ async fn writes_before_and_behind_a_snapshot_survive_a_crash() {
     cluster.stop_all().await;
 }
 
-/// Members that were added later are known from the snapshots: the flags never named them.
+/// Members added later are known from the snapshots, because the flags never named them.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_flags_suffice_to_reach_members_added_and_compacted() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
@@ -36,7 +36,7 @@ async fn first_flags_suffice_to_reach_members_added_and_compacted() {
     for id in 1..=4 {
         cluster.has_members(id, &[1, 2, 3, 4]).await;
     }
-    // Three of four are a majority only together: each of them is reached.
+    // Three of four are a majority only together, so each of them must be reachable.
     for down in 1..=3 {
         cluster.stop(down).await;
         cluster.leader().await;
@@ -52,7 +52,7 @@ async fn first_flags_suffice_to_reach_members_added_and_compacted() {
     cluster.stop_all().await;
 }
 
-/// raft#174: as little as possible is kept, so that every start and every join needs a snapshot.
+/// raft#174: a minimal log, so that every start and every join needs a snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn members_restart_and_join_with_a_snapshot_after_every_entry() {
     let mut cluster = Cluster::started(3, Options::snapshots(1)).await;
@@ -82,7 +82,8 @@ async fn members_restart_and_join_with_a_snapshot_after_every_entry() {
     cluster.stop_all().await;
 }
 
-/// etcd #22442: what a new leader overwrites stays overwritten, also after a snapshot and a restart.
+/// etcd #22442: entries overwritten by a new leader stay overwritten, also after a snapshot and a
+/// restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overwritten_tail_does_not_come_back() {
     let options =
@@ -93,7 +94,7 @@ async fn an_overwritten_tail_does_not_come_back() {
     let others: Vec<_> = (1..=3).filter(|id| *id != old).collect();
     cluster.isolate(old);
     let client = cluster.client(old);
-    // Each is written to the old leader's own log, and nowhere else.
+    // Each write reaches the old leader's own log and no other.
     let lost = tokio::join!(
         client.put("/k", "lost"),
         client.put("/lost1", "lost"),
@@ -127,7 +128,7 @@ async fn an_overwritten_tail_does_not_come_back() {
     cluster.stop_all().await;
 }
 
-/// A local read waits until the log is replayed as far as it was known to be committed.
+/// A local read waits until the log is replayed to its last known commit index.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_local_read_is_older_after_a_restart() {
     let mut cluster = Cluster::started(3, Options::default()).await;
@@ -151,7 +152,7 @@ async fn members_that_crash_one_after_the_other_lose_nothing() {
         let prefix = format!("round{round}-");
         let leader = cluster.leader().await;
         cluster.fill(leader, &prefix, 0..10).await;
-        // Now and then it is the leader.
+        // Sometimes it is the leader.
         let down = round % 3 + 1;
         cluster.crash(down).await;
         let next = cluster.leader().await;

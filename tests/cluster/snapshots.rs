@@ -1,4 +1,4 @@
-//! Snapshots: when they are made, what they hold, and members that need one.
+//! Snapshots: when they are made, what they contain, and members that need one.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,13 +16,13 @@ use crate::harness::{
     Cluster, Options, PATIENCE, Raw, eventually, logger, lookup_local, propose, within,
 };
 
-/// The snapshot at an index is asked for behind the entries up to it, and in front of all others; it
-/// is made when the state machine gets there and not before.
+/// The snapshot at an index is requested after the entries up to it and before all others. It is
+/// made when the state machine reaches that index.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_snapshot() {
     let mut cluster = Cluster::with(1, Options::snapshots(4));
     let mut raw = cluster.open(1);
-    // Nobody proposes for a client that gave up, so the pending halves are kept.
+    // A request whose pending half is dropped is not proposed, so the pending halves are kept.
     let mut pending = Vec::new();
     for i in 0..40 {
         pending.push(raw.propose(format!("foo {i}")).await);
@@ -57,7 +57,7 @@ async fn test_snapshot() {
     raw.close().await.expect("the node ends in order");
 }
 
-/// While the state machine has not made the snapshot that was asked for, there is none.
+/// A requested snapshot does not exist until the state machine has made it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_compacted_before_the_snapshot_is_made() {
     let mut cluster = Cluster::with(1, Options::snapshots(4));
@@ -169,8 +169,8 @@ async fn test_kvstore_snapshot() {
     assert_eq!(restored.snapshot(5).await, bytes);
 }
 
-/// A snapshot that is older than a member would not count it as one, and it would ignore it. So what
-/// the new member gets is fresh, and its ConfState holds it.
+/// A member ignores a snapshot that does not count it as a member. So the new member receives a
+/// fresh snapshot, whose ConfState contains it.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_process_messages() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
@@ -224,7 +224,7 @@ async fn members_join_after_compaction_under_two_leaders() {
     cluster.stop_all().await;
 }
 
-/// It knows member 4 from the snapshot alone, and that has to be enough to lead it.
+/// It knows member 4 from the snapshot alone, which must be enough to lead it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_learned_of_a_member_by_snapshot_can_lead_it() {
     let mut cluster = Cluster::started(3, Options::snapshots(5)).await;
@@ -252,7 +252,7 @@ async fn a_follower_that_learned_of_a_member_by_snapshot_can_lead_it() {
         cluster.restart(leader).await;
     }
     cluster.until_logged(late, "peer 4 became active").await;
-    // Without one of the old members, member 4 is needed.
+    // With one old member stopped, member 4 is needed for a majority.
     let other: NodeId = (1..=3).find(|id| *id != late).unwrap();
     cluster.stop(other).await;
     cluster.leader().await;
@@ -261,7 +261,7 @@ async fn a_follower_that_learned_of_a_member_by_snapshot_can_lead_it() {
     cluster.stop_all().await;
 }
 
-/// 50 MiB go to a new member while writes go on: heartbeats do not wait behind them.
+/// A new member receives 50 MiB while writes continue: heartbeats do not queue after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_snapshot_under_load_changes_no_leader() {
     const VALUES: usize = 50;
@@ -294,7 +294,7 @@ async fn a_large_snapshot_under_load_changes_no_leader() {
     cluster.stop_all().await;
 }
 
-/// Every byte survives, whichever way it takes: log, snapshot, restart.
+/// Every byte survives in the log, in snapshots and after a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn any_bytes_are_the_same_on_all_members_however_they_got_there() {
     let mut cluster = Cluster::started(3, Options::snapshots(10)).await;

@@ -1,11 +1,11 @@
-//! First starts, and members that may not start.
+//! First starts, and members that must not start.
 
 use raftexample::error::Error;
 use tokio::time::sleep;
 
 use crate::harness::{Cluster, ELECTION_TIMEOUT, Options};
 
-/// Checks that a member was refused for a reason that holds all of `texts`.
+/// Checks that a member was refused for a reason that contains all of `texts`.
 #[track_caller]
 fn assert_refused(end: &Error, texts: &[&str]) {
     let Error::Refused(why) = end else { panic!("not refused, but: {end}") };
@@ -14,7 +14,8 @@ fn assert_refused(end: &Error, texts: &[&str]) {
     }
 }
 
-/// The first waits for a while if `is_alone`; the third comes when the others lead already if `is_late`.
+/// The first member waits for a while if `is_alone`; the third joins a running majority if
+/// `is_late`.
 async fn start_in_order([first, second, third]: [u64; 3], is_alone: bool, is_late: bool) {
     let mut cluster = Cluster::new(3);
     cluster.start(first).await;
@@ -50,7 +51,7 @@ async fn three_members_start_in_any_order_and_at_any_time() {
     );
 }
 
-/// It cannot know whether the one that is down has voted for it.
+/// It cannot know whether the member that is down has voted for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_member_that_comes_late_waits_for_one_that_is_down() {
     let mut cluster = Cluster::new(3);
@@ -100,7 +101,8 @@ async fn a_wiped_member_is_refused_while_the_leader_is_down() {
     wiped_member_is_refused(false).await;
 }
 
-/// Two of three members with different lists; with the same `--cluster-id` if `cluster_id` is given.
+/// Two of three members with different lists, and with the same `--cluster-id` if `cluster_id` is
+/// given.
 async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
     let mut cluster = Cluster::new(2);
     for id in 1..=2 {
@@ -118,7 +120,7 @@ async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
             cluster.until_logged(id, list).await;
         }
     }
-    // Nothing may happen, which only time can show: both were told long enough ago to have begun.
+    // Nothing may happen, which only time can show: both had time to bootstrap.
     sleep(3 * ELECTION_TIMEOUT).await;
     for id in 1..=2 {
         assert!(!cluster.status(id).begun, "member {id} has begun");

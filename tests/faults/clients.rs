@@ -1,8 +1,7 @@
-//! Clients that write and read through all members while faults happen, and remember what they were
-//! told.
+//! Clients that write and read through all members while faults happen, and record the answers.
 //!
-//! Each is sequential: it knows the outcome of one request, or knows that it never will, before it
-//! sends the next. No value is written twice, so that a read says which write it saw.
+//! Each is sequential: it knows the outcome of a request, or knows that it never will, before it
+//! sends the next. No value is written twice, so a read identifies the write that it saw.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,15 +15,15 @@ use crate::support::linearizability::{Action, Operation};
 use crate::support::processes::{Answer, Client, PATIENCE, eventually};
 use crate::support::random::Random;
 
-/// How long a client waits for an answer before it gives the request up.
+/// How long a client waits for an answer.
 const TIMEOUT_MS: std::ops::Range<u64> = 200..1000;
 
-/// How much the clients do.
+/// The size of the load.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub clients: usize,
     pub keys: usize,
-    /// Between two requests of a client: the rate of the load.
+    /// A client's pause between two requests: the rate of the load.
     pub pause: Duration,
 }
 
@@ -34,7 +33,7 @@ impl Default for Load {
     }
 }
 
-/// What all clients of one round share.
+/// State shared by the clients of one round.
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicUsize,
@@ -51,7 +50,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Starts clients on keys that nobody used before: `name` is in their names.
+    /// Starts clients on new keys, whose names contain `name`.
     pub fn start(
         name: &str,
         members: &[SocketAddr],
@@ -81,17 +80,17 @@ impl Clients {
         Self { shared, threads }
     }
 
-    /// Tells the clients whom they may ask from now on: members come and go.
+    /// Sets the members that the clients use from now on.
     pub fn set_members(&self, members: &[SocketAddr]) {
         *self.shared.members.write().unwrap() = members.to_vec();
     }
 
-    /// The writes acknowledged so far.
+    /// The number of acknowledged writes so far.
     pub fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more writes are acknowledged.
+    /// Waits for this many more acknowledged writes.
     pub fn wait_for(&self, more: usize) {
         let before = self.acknowledged();
         eventually(PATIENCE, &format!("{more} more writes are acknowledged"), || {
@@ -99,7 +98,7 @@ impl Clients {
         });
     }
 
-    /// Stops the clients; returns what all of them saw.
+    /// Stops the clients; returns their history.
     pub fn stop(mut self) -> History {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut history = History::new(&self.shared.keys);
@@ -110,13 +109,13 @@ impl Clients {
     }
 }
 
-/// When a test fails the clients end before the members do: afterwards their addresses may be
-/// somebody else's.
+/// If a test fails, the clients end before the members do: later another process may have their
+/// addresses.
 impl Drop for Clients {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // The test has a reason to fail already.
+            // The test has failed already.
             let _ = thread.join();
         }
     }
@@ -127,7 +126,7 @@ struct Recorder {
     number: u64,
     shared: Arc<Shared>,
     random: Random,
-    /// One for each member, kept open as a real client would.
+    /// One per member, kept open like a real client's.
     connections: BTreeMap<SocketAddr, Client>,
     history: History,
 }
@@ -145,7 +144,7 @@ impl Recorder {
             } else {
                 self.read(key);
             }
-            // The rate of the load, not a wait for anything.
+            // The rate of the load, not a wait.
             thread::sleep(shared.pause);
         }
         self.history
@@ -158,13 +157,13 @@ impl Recorder {
                 self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
                 Some(self.shared.clock.now())
             }
-            // Certainly not carried out. It has no place in the history: whoever reads this value
-            // has read one that nobody wrote.
+            // Certainly not carried out, so it is not in the history: a read of this value would be
+            // a read of a value never written.
             Some(503) => {
                 self.history.refused += 1;
                 return;
             }
-            // Unknown for ever: the connection was lost after sending, or nothing came in time.
+            // Unknown for ever: the connection was lost after sending, or no answer came in time.
             None | Some(504) => None,
             Some(status) => panic!("PUT {key} is answered {status}"),
         };
@@ -182,8 +181,8 @@ impl Recorder {
         self.record(key, Action::Read(value), invoked, Some(self.shared.clock.now()));
     }
 
-    /// Asks a random member. `None` if nothing was sent; else when that was, and the answer if
-    /// there was one.
+    /// Sends to a random member. Returns `None` if nothing was sent, else the time and the answer,
+    /// if any.
     fn request(&mut self, method: &str, key: &str, body: &[u8]) -> Option<(u64, Option<Answer>)> {
         let address = *self.random.choose(&self.shared.members.read().unwrap());
         let client = self.connections.entry(address).or_insert_with(|| Client::new(address));

@@ -1,6 +1,5 @@
 //! Clocks that jump, run fast and go back. Members measure time with the monotonic clock, which by
-//! its contract does nothing of that; if it does all the same, a member may stop serving, but must
-//! not say anything that is not so.
+//! contract does none of that. If it does, a member may stop serving, but must not answer wrongly.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,35 +10,35 @@ use std::time::Duration;
 use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::{Cluster, Site, owned, serves, skip};
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 30;
-/// What a clock does, counted from the true time.
+/// Changes of a clock, relative to the true time.
 const JUMPS: &[&str] = &["+1h", "-1h", "+30d", "-30d", "+0 x2", "+0 x0.5"];
 const TRUE_TIME: &str = "+0";
 
-/// Which clocks are not true.
+/// The clocks that are wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clocks {
-    /// The one that people look at.
+    /// The wall clock.
     Wall,
-    /// That one, and the one that only goes forward.
+    /// The wall clock and the monotonic clock.
     All,
 }
 
-/// The library that tells a process another time, from where distributions put it.
+/// The library that changes a process's time, where distributions install it.
 fn library() -> Option<PathBuf> {
     let libraries = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let dirs =
         libraries.map(|entry| entry.path().join("faketime")).chain(["/usr/lib/faketime".into()]);
     let found = dirs.map(|dir| dir.join("libfaketimeMT.so.1")).find(|path| path.exists())?;
-    // Tried on a program that only asks for the time: it is the first day of all.
+    // Tried with `date`: the time must be the first day.
     let mut command = Command::new("date");
     command.arg("+%Y").env("LD_PRELOAD", &found).env("FAKETIME", "@1970-01-01 00:00:00");
     let output = command.output().ok()?;
     (output.stdout == b"1970\n").then_some(found)
 }
 
-/// A command that starts another with a clock that follows what is in `file`.
+/// A command that starts another with a clock that follows `file`.
 fn launcher(library: &Path, file: &Path, clocks: Clocks) -> Vec<String> {
     let monotonic = if clocks == Clocks::All { "0" } else { "1" };
     owned(&[
@@ -51,14 +50,14 @@ fn launcher(library: &Path, file: &Path, clocks: Clocks) -> Vec<String> {
     ])
 }
 
-/// Makes the clock of the leader jump, then that of a follower, several times each, under load.
+/// Makes the clock of the leader jump, then a follower's, several times each, under load.
 fn jump(kind: &str, clocks: Clocks, rounds: usize) {
     let Some(library) = library() else {
         return skip("no clock jumps: libfaketime is not installed, or does not work here");
     };
     let site = Site::new();
     let file = |id: u64| site.dir().join(format!("clock-{id}"));
-    // At once, so that nobody reads half of it.
+    // Atomically, so that a reader never sees half of it.
     let set = |path: &Path, time: &str| {
         let new = path.with_extension("new");
         fs::write(&new, format!("{time}\n")).unwrap();
@@ -92,7 +91,7 @@ fn jump(kind: &str, clocks: Clocks, rounds: usize) {
         clients.wait_for(WRITES);
         set(file, TRUE_TIME);
         if clocks == Clocks::All {
-            // Its monotonic clock went back, and what it waits for may be a month away.
+            // Its monotonic clock went back, and its timers may end in a month.
             run.cluster.kill(victim);
             run.cluster.start_again(victim);
         }
@@ -113,7 +112,7 @@ fn jumps_of_the_monotonic_clock_lose_nothing() {
     jump("clock jump, monotonic clock too", Clocks::All, 2);
 }
 
-/// A monotonic clock counts from nowhere in particular: from a moment ago, or for thirty years.
+/// A monotonic clock has no defined origin: it may count from a moment ago or for thirty years.
 #[test]
 fn members_with_shifted_monotonic_clocks_lose_nothing() {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();

@@ -1,4 +1,4 @@
-//! What stopped members have on disk and in their logs, side by side.
+//! Compares the disks and logs of stopped members.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +20,8 @@ use raftexample::storage::wal::{Recovered, Wal};
 use crate::support::logs;
 use crate::support::processes::{files_in, leaders};
 
-/// Asserts what holds between the members in `dir`, none of which runs: those in `ids`, which were
-/// up to date when they stopped, and those that were removed or given up before.
+/// Asserts what holds between the stopped members in `dir`: those in `ids`, which were up to date
+/// when they stopped, and those removed or given up before.
 pub fn compare(dir: &Path, ids: &[u64]) {
     let members: Vec<Stopped> =
         member_ids(dir).into_iter().map(|id| Stopped::read(dir, id)).collect();
@@ -32,7 +32,7 @@ pub fn compare(dir: &Path, ids: &[u64]) {
     assert_logs(dir);
 }
 
-/// The members that have a directory.
+/// The members with a directory.
 fn member_ids(dir: &Path) -> Vec<u64> {
     let names = fs::read_dir(dir).unwrap().flatten();
     let mut ids: Vec<u64> = names
@@ -42,11 +42,11 @@ fn member_ids(dir: &Path) -> Vec<u64> {
     ids
 }
 
-/// A member as its directories have it.
+/// A member, as found in its directories.
 struct Stopped {
     id: u64,
     recovered: Recovered,
-    /// What it knows to be committed.
+    /// Its last known commit index.
     commit: u64,
     /// The application bytes of each snapshot, by index and term.
     snapshots: BTreeMap<(u64, u64), Vec<u8>>,
@@ -63,7 +63,7 @@ impl Stopped {
             snapshotter.load(*mark).unwrap().reader.read_to_end(&mut bytes).unwrap();
             snapshots.insert((mark.index, mark.term), bytes);
         }
-        // Raft's own state is not written again for a snapshot that it already covers.
+        // raft's hard state is not written again for a snapshot that it covers already.
         let newest = snapshots.keys().last().map_or(0, |(index, _)| *index);
         let commit = recovered.hard_state.commit.max(newest);
         let last = recovered.last_index().unwrap_or(0).max(newest);
@@ -71,8 +71,8 @@ impl Stopped {
         Self { id, recovered, commit, snapshots }
     }
 
-    /// The state after the entry at `index`, made from the oldest snapshot that there is and the
-    /// log behind it; `None` if this member does not know it.
+    /// The state after the entry at `index`, from the oldest snapshot and the log after it, or
+    /// `None` if this member does not know it.
     fn state_at(&self, index: u64) -> Option<Vec<u8>> {
         let start = self.recovered.base.unwrap_or(0);
         let base = self.snapshots.iter().find(|((at, _), _)| start <= *at && *at <= index);
@@ -91,7 +91,7 @@ impl Stopped {
         }
         let entries = self.recovered.entries.iter();
         let entries = entries.filter(|entry| applied < entry.index && entry.index <= index);
-        // Raft's own entries are empty; no command is.
+        // raft's own entries are empty; commands are not.
         let commands = entries.filter(|entry| {
             entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty()
         });
@@ -116,8 +116,8 @@ impl Stopped {
     }
 }
 
-/// Committed entries never change: whatever two members both hold and know to be committed is the
-/// same.
+/// Committed entries never change: two members agree on every entry that both have and know to be
+/// committed.
 fn assert_same_log(one: &Stopped, other: &Stopped) {
     let commit = one.commit.min(other.commit);
     let by_index: BTreeMap<u64, _> =
@@ -133,8 +133,8 @@ fn assert_same_log(one: &Stopped, other: &Stopped) {
     }
 }
 
-/// The same index gives the same bytes: at the last index that all of `ids` know, and at that of
-/// each snapshot, which is also compared with what the log says.
+/// The same index gives the same bytes: at the last index that all of `ids` know, and at each
+/// snapshot, which must also match the log.
 fn assert_same_states(members: &[Stopped], ids: &[u64]) {
     let up_to_date = || members.iter().filter(|member| ids.contains(&member.id));
     let last = up_to_date().map(|member| member.commit).min().expect("there are members");
@@ -169,7 +169,7 @@ fn assert_same_states(members: &[Stopped], ids: &[u64]) {
     }
 }
 
-/// No term has two leaders, and nobody panicked, in any log since the first start.
+/// No log names two leaders of a term, and no member panicked.
 fn assert_logs(dir: &Path) {
     let mut leader_of = BTreeMap::new();
     for path in files_in(dir) {

@@ -1,5 +1,5 @@
-//! Disks that are full, that fail and that are slow: the member stops, or waits, and the others go
-//! on. What it acknowledged, or helped to acknowledge, is there when it is started again.
+//! Full, failing and slow disks: the member stops or waits, and the others continue. Everything
+//! that it acknowledged, or helped to acknowledge, is there when it starts again.
 
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
@@ -11,14 +11,14 @@ use crate::support::processes::{
     Client, Cluster, PATIENCE, Place, Process, Signal, Site, eventually, owned, serves, skip,
 };
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 30;
 
-/// Places for members that have their data on these disks.
+/// Places for members with their data on these disks.
 pub fn places_on(site: &Site, disks: &[Mount]) -> Vec<Place> {
     let place_on = |(id, disk): (u64, &Mount)| {
         let data_dir = disk.path();
-        // What is compared in the end lies in one directory.
+        // The final comparison reads one directory.
         for name in [format!("raftexample-{id}"), format!("raftexample-{id}-snap")] {
             symlink(data_dir.join(&name), site.dir().join(&name)).unwrap();
         }
@@ -28,7 +28,7 @@ pub fn places_on(site: &Site, disks: &[Mount]) -> Vec<Place> {
     (1..).zip(disks).map(place_on).collect()
 }
 
-/// It ended with status 1 and one line that names a file of its own and the reason.
+/// Asserts an end with status 1 and one line that names the member's file and the reason.
 fn stopped_because(member: &mut Process, why: &str) {
     assert_eq!(member.wait(PATIENCE), 1, "{}", member.stderr());
     let words = member.last_words();
@@ -36,10 +36,10 @@ fn stopped_because(member: &mut Process, why: &str) {
     assert!(words[0].contains(why), "{words:?}");
 }
 
-/// Fills the disk of the leader or of a follower under load, frees it, and starts the member again.
+/// Fills the disk of the leader or of a follower under load, frees it, and restarts the member.
 ///
-/// With snapshots that are larger than the room that is left, it is one of those that finds the
-/// disk full; else it is the log.
+/// If snapshots are larger than the remaining room, a snapshot finds the disk full; otherwise the
+/// log does.
 fn fill(kind: &str, rounds: usize, at_snapshots: bool) {
     let disks: Option<Vec<Mount>> = (0..3).map(|_| Mount::in_memory("8m")).collect();
     let Some(disks) = disks else {
@@ -47,12 +47,12 @@ fn fill(kind: &str, rounds: usize, at_snapshots: bool) {
     };
     let site = Site::new();
     let places = places_on(&site, &disks);
-    // More entries than the rounds write: then there is nothing but the log.
+    // More entries than the rounds write, so that there is only the log.
     let never = ["--snapshot-count", "10000000"];
     let flags = [&FAST[..], if at_snapshots { &SMALL } else { &never }].concat();
     let mut run = Run::with(kind, Cluster::start_at(site, places, &flags));
     if at_snapshots {
-        // As much as a snapshot then has in it.
+        // The size of a snapshot's contents.
         (0..16).for_each(|key| run.cluster.put(1, &format!("/large-{key}"), &"x".repeat(64 << 10)));
     }
     let room = if at_snapshots { 512 << 10 } else { 4096 };
@@ -80,14 +80,14 @@ fn fill(kind: &str, rounds: usize, at_snapshots: bool) {
     run.finish();
 }
 
-/// What strace does to system calls of one member.
+/// Tampering with the system calls of one member by strace.
 struct Tampering {
-    // Dropped, it lets go of the member, which goes on undisturbed.
+    // When dropped, it detaches from the member, which continues.
     strace: Process,
 }
 
 impl Tampering {
-    /// Takes hold of a running member, so that it can be chosen by what it does at the moment.
+    /// Attaches to a running member, which can so be chosen by its current role.
     fn start(run: &mut Run, id: u64, call: &str, injection: &str) -> Self {
         let pid = run.cluster.process(id).pid().to_string();
         let mut strace = Command::new("strace");
@@ -106,7 +106,7 @@ impl Tampering {
     }
 }
 
-/// False, said loudly, if processes cannot be tampered with here.
+/// Returns false, with a report, if this machine does not allow tracing.
 fn can_tamper() -> bool {
     let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
     let (pid, begun) = (sleep.id().to_string(), Instant::now());
@@ -134,7 +134,7 @@ fn can_tamper() -> bool {
     works
 }
 
-/// Lets a system call of a member fail, or kills it there, at a random one of the next.
+/// Makes one of a member's next system calls fail, or kills it there.
 fn fail(kind: &str, rounds: usize, faults: &[(&str, &str, Option<&str>)]) {
     if !can_tamper() {
         return;
@@ -206,7 +206,7 @@ fn a_kill_exactly_at_a_sync_loses_nothing() {
     fail("kill -9 at the n-th sync", 2, KILLS);
 }
 
-/// The time of one write in the middle of many at a member.
+/// The median latency of a write at a member.
 fn median_latency(run: &Run, at: u64) -> Duration {
     let mut client = Client::new(run.cluster.address(at));
     let mut took: Vec<Duration> = (0..7)

@@ -1,4 +1,4 @@
-//! What the clients of one round saw, and what of it must not be.
+//! The clients' observations in one round, and the checks on them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use crate::support::linearizability::{Action, Operation, check};
 
-/// The client that reads everything once more at the end of a round.
+/// The client that reads every key at the end of a round.
 pub const LAST_READER: u64 = u64::MAX;
 
-/// Time for all histories of a run: monotonic, in nanoseconds.
+/// The clock for all histories of a run: monotonic, in nanoseconds.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
@@ -26,11 +26,11 @@ impl Clock {
     }
 }
 
-/// The operations on each key. A write without a time of completion has an unknown outcome: it may
-/// have been carried out at any time, or never.
+/// The operations on each key. A write without completion has an unknown outcome: it may take
+/// effect at any time, or never.
 pub struct History {
     operations: BTreeMap<String, Vec<Operation<String>>>,
-    /// Writes that certainly were not carried out, and are not among the operations.
+    /// Writes certainly not carried out, which are not among the operations.
     pub refused: usize,
 }
 
@@ -61,8 +61,8 @@ impl History {
         operations.filter(|operation| is_acknowledged_write(operation)).count()
     }
 
-    /// The acknowledged writes to `key` that are gone if it holds `value` now, while nobody writes:
-    /// those that began after the write of `value` had been acknowledged.
+    /// The acknowledged writes to `key` that are lost if it holds `value` now, without pending
+    /// writes: those that started after the write of `value` was acknowledged.
     pub fn lost(&self, key: &str, value: Option<&str>) -> Vec<&Operation<String>> {
         let operations = &self.operations[key];
         let is_of_value = |operation: &&Operation<String>| match &operation.action {
@@ -71,9 +71,9 @@ impl History {
         };
         let written = match (value, operations.iter().find(is_of_value)) {
             (None, _) => 0,
-            // An unknown outcome may be the last of all.
+            // A write of unknown outcome may be the last.
             (Some(_), Some(write)) => write.completed.unwrap_or(u64::MAX),
-            // That nobody wrote it is for the check of linearizability to say.
+            // The linearizability check reports a value never written.
             (Some(_), None) => u64::MAX,
         };
         let is_lost = |operation: &&Operation<String>| {
@@ -82,7 +82,7 @@ impl History {
         operations.iter().filter(is_lost).collect()
     }
 
-    /// The keys whose histories are not linearizable, each with the reason.
+    /// The keys whose histories are not linearizable, with the reasons.
     pub fn not_linearizable(&self) -> Vec<String> {
         let violation = |(key, operations): (&String, &Vec<Operation<String>>)| {
             check(operations).err().map(|violation| format!("{key}: {violation}"))
@@ -90,7 +90,7 @@ impl History {
         self.operations.iter().filter_map(violation).collect()
     }
 
-    /// Adds the operations to a file, one in a line.
+    /// Appends the operations to a file, one per line.
     pub fn save(&self, path: &Path) {
         let mut lines = String::new();
         for (key, operations) in &self.operations {

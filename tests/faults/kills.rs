@@ -1,4 +1,4 @@
-//! kill -9: of one member, of the leader, of all at once. What was on the disk is all that is left.
+//! kill -9: of one member, of the leader, of all at once. Only the data on disk remains.
 
 use std::thread;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::Cluster;
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 50;
 
-/// How often, and how long a member stays away at most.
+/// The number of kills, and the longest absence of a member.
 struct Plan {
     rounds: usize,
     away_max: Duration,
@@ -23,7 +23,7 @@ const fn long(rounds: usize) -> Plan {
     Plan { rounds, away_max: Duration::from_secs(3) }
 }
 
-/// Kills whom `victims` names under load, and starts them again after a while, round after round.
+/// Kills the members that `victims` returns under load and restarts them, round after round.
 fn kill(kind: &str, plan: &Plan, mut victims: impl FnMut(&mut Run) -> Vec<u64>) {
     let mut run = Run::start(kind, 3, &[&FAST[..], &SMALL].concat());
     for _ in 0..rounds(plan.rounds) {
@@ -34,7 +34,7 @@ fn kill(kind: &str, plan: &Plan, mut victims: impl FnMut(&mut Run) -> Vec<u64>) 
         for id in victims(&mut run) {
             run.cluster.kill(id);
         }
-        // How long they are away is part of the fault.
+        // The length of the absence is part of the fault.
         thread::sleep(run.random.time(plan.away_max));
         start_killed(&mut run.cluster);
         clients.wait_for(WRITES);

@@ -1,21 +1,20 @@
-//! Faults on real processes under load: what must hold, and how often it did.
+//! Faults on real processes under load: the promises hold, and how often each fault was made.
 //!
-//! Each test starts its own members, lets clients write and read through all of them, and makes one
-//! kind of fault. [`clients`] record what they asked and what they were told; [`history`] checks that
-//! nothing acknowledged is lost and that each key's history is linearizable; [`compare`] opens the
-//! directories of the stopped members and compares what is in them; [`runner`] puts this together
-//! and prints one line per kind of fault.
+//! Each test starts its own members, runs clients on all of them, and makes one kind of fault.
+//! [`clients`] record requests and answers. [`history`] checks that no acknowledged write is lost and
+//! that each key's history is linearizable. [`compare`] compares the directories of the stopped
+//! members. [`runner`] combines these and prints one line per kind of fault.
 //!
-//! Each kind has a short round and a long one, which is ignored:
+//! Each kind has a short round and a long one, which is ignored by default:
 //! ```text
-//! cargo test --test faults -- --nocapture                          the short ones, with their figures
-//! cargo test --test faults -- --nocapture --ignored                the long ones, one after another:
-//!                             --test-threads 1                     load decides how long elections take
-//! FAULTS_ROUNDS=500 FAULTS_SEED=7 cargo test --test faults -- …    other numbers of rounds, other seeds
+//! cargo test --test faults -- --nocapture                          the short rounds, with their counts
+//! cargo test --test faults -- --nocapture --ignored \
+//!     --test-threads 1                                             the long rounds, one at a time, because
+//!                                                                  load lengthens elections
+//! FAULTS_ROUNDS=500 FAULTS_SEED=7 cargo test --test faults -- …    another number of rounds, another seed
 //! ```
-//! A test that fails prints its seed and the command that repeats it, and keeps the data directories,
-//! the logs and `history.jsonl`. The seed decides what is done to whom; it cannot decide what the
-//! scheduler does meanwhile.
+//! A failing test prints its seed and the command that repeats it, and keeps the data directories, the
+//! logs and `history.jsonl`. The seed selects the faults and their victims, not the scheduling.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Members that come and go under load while others are killed.
+//! Members join and leave under load while others are killed.
 
 use std::thread;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::{Answer, PATIENCE, eventually, request};
 
 const MEMBERS_MAX: usize = 5;
-/// Acknowledged after each change.
+/// Writes acknowledged after each change.
 const WRITES: usize = 30;
-/// When a change is asked for and when a member is killed, relative to each other.
+/// The largest offset between a change's request and a kill.
 const OVERLAP: Duration = Duration::from_millis(60);
 
-/// One member at first; then each round adds one or removes one, between one and five of them, and
-/// kills another half of the time.
+/// Starts with one member. Each round adds or removes one, between one and five, and kills another
+/// half of the time.
 fn change_members(default_rounds: usize) {
     let flags = [&FAST[..], &SMALL].concat();
     let mut run = Run::start("members added and removed, with kills", 1, &flags);
@@ -25,7 +25,7 @@ fn change_members(default_rounds: usize) {
         run.assert_alive();
         let size = run.cluster.ids().len();
         let grows = size == 1 || size < MEMBERS_MAX && run.random.below(2) == 0;
-        // Up to three at first: with one or two members there is little that could go wrong.
+        // Grow to three at first: with one or two members little can go wrong.
         if grows || round < 2 {
             add(&mut run, &clients, next_id);
             next_id += 1;
@@ -43,8 +43,8 @@ fn add(run: &mut Run, clients: &Clients, id: u64) {
     let url = run.cluster.new_url(id);
     let others = run.cluster.ids();
     ask(run, "POST", id, &url);
-    // Before anybody confirms it: a member that was alone and counts two now needs the second one to
-    // say anything.
+    // It starts before the change is confirmed: a single member that now counts two needs the
+    // second one to answer.
     run.cluster.start_joiner(id);
     confirm(run, &others, "POST", id, &url);
     clients.set_members(&run.cluster.addresses());
@@ -57,14 +57,14 @@ fn remove(run: &mut Run, clients: &Clients) {
         _ => *run.random.choose(&ids),
     };
     run.inject();
-    // Half of the time it is away while it is removed, and hears of it from the others: where these
-    // are a majority without it.
+    // Half of the time the member is down during its removal and learns of it from the others, if
+    // they are a majority.
     let is_away = ids.len() > 2 && run.random.below(2) == 0;
     if is_away {
         run.cluster.kill(id);
     }
     ask(run, "DELETE", id, "");
-    // The one that is removed may have ended by now.
+    // The removed member may have ended already.
     let others: Vec<u64> = ids.into_iter().filter(|other| *other != id).collect();
     confirm(run, &others, "DELETE", id, "");
     if is_away {
@@ -77,14 +77,14 @@ fn remove(run: &mut Run, clients: &Clients) {
         assert!(stderr.contains("I've been removed from the cluster!"), "{stderr}");
     };
     told(run);
-    // What it has on disk does not bring it back.
+    // Its data does not bring it back.
     run.cluster.start_again(id);
     told(run);
     run.cluster.forget(id);
     clients.set_members(&run.cluster.addresses());
 }
 
-/// Asks for a change, and kills a member just before, during or after it, half of the time.
+/// Requests a change. Half of the time it also kills a member just before, during or after it.
 fn ask(run: &mut Run, method: &str, id: u64, url: &str) {
     let target = format!("/{id}");
     let ids = run.cluster.ids();
@@ -95,9 +95,9 @@ fn ask(run: &mut Run, method: &str, id: u64, url: &str) {
     let (asks_after, dies_after) = (run.random.time(OVERLAP), run.random.time(OVERLAP));
     thread::scope(|scope| {
         scope.spawn(|| {
-            // What overlaps with what is the fault; so for the kill.
+            // The overlap is the fault; likewise for the kill.
             thread::sleep(asks_after);
-            // The answer may be lost with the member: to confirm it is another step.
+            // The answer may be lost with the member; `confirm` checks the outcome.
             let _ = request(at, method, &target, url.as_bytes());
         });
         if let Some(victim) = victim {
@@ -108,7 +108,7 @@ fn ask(run: &mut Run, method: &str, id: u64, url: &str) {
     });
 }
 
-/// Asks one after another for the same change, until one knows it as done.
+/// Repeats the request at one member after another until one reports it done.
 fn confirm(run: &Run, members: &[u64], method: &str, id: u64, url: &str) {
     let target = format!("/{id}");
     let mut turn = members.iter().cycle();

@@ -1,5 +1,5 @@
-//! A network of its own for each member: a network namespace, a cable to one bridge, and rules that
-//! drop what must not arrive. The test itself sits at the bridge and reaches all members.
+//! Each member's own network: a network namespace, a cable to one bridge, and rules that drop
+//! packets. The test is at the bridge and reaches all members.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -9,27 +9,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::support::processes::{owned, skip};
 
-/// What makes the names of a network its own. The kernel takes 15 bytes.
+/// The prefix of a network's names. The kernel allows 15 bytes.
 const PREFIX: &str = "rfx";
 
-/// What drops packets: nftables, or the older iptables.
+/// The packet filter: nftables, or the older iptables.
 #[derive(Clone, Copy, Debug)]
 enum Filter {
     Nft,
     Iptables,
 }
 
-/// Members' namespaces and the bridge between them, gone when dropped.
+/// The members' namespaces and their bridge, removed when dropped.
 pub struct Network {
     name: String,
-    /// The first address of 16: the members count from it, the test has the last but one.
+    /// The first of 16 addresses: the members count from it, the test has the last but one.
     base: u32,
     size: u64,
     filter: Filter,
 }
 
 impl Network {
-    /// Namespaces for members 1 to `size`; `None`, said loudly, where they cannot be made.
+    /// Namespaces for members 1 to `size`, or `None`, with a report, if they cannot be made.
     pub fn new(size: u64) -> Option<Self> {
         static NETWORKS: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
@@ -37,7 +37,7 @@ impl Network {
         let name = format!("{PREFIX}{:x}n{number:x}", std::process::id());
         let base = free_base(std::process::id().wrapping_mul(61).wrapping_add(number));
         let mut network = Self { name, base, size, filter: Filter::Nft };
-        // A run that was killed may have had this process id.
+        // A killed run may have had this process id.
         let built = network.build().or_else(|_| {
             network.remove();
             network.build()
@@ -67,7 +67,8 @@ impl Network {
             run(&["ip", "-n", &namespace, "link", "set", "lo", "up"])?;
         }
         self.filter = self.working_filter()?;
-        // Some machines filter what passes a bridge. A port that nobody listens on refuses at once.
+        // Some machines filter packets that cross a bridge. A port without a listener refuses at
+        // once.
         let knock = format!("exec 3<>/dev/tcp/{}/9", self.address(self.size));
         let knock = run(&self.inside(1, &["timeout", "2", "bash", "-c", &knock]));
         match knock {
@@ -103,11 +104,11 @@ impl Network {
         Ipv4Addr::from(self.base + id as u32)
     }
 
-    /// What starts a command in member `id`'s namespace: it ends by becoming that command, so the
-    /// process that is started is the member itself.
+    /// A command that executes its arguments in member `id`'s namespace, so that the started
+    /// process is the member itself.
     ///
-    /// Not `ip netns exec`: that makes a mount namespace as well, where all that is mounted stays
-    /// mounted, the disks of other tests, too.
+    /// Not `ip netns exec`: that also makes a mount namespace, where everything mounted stays
+    /// mounted, including the disks of other tests.
     pub fn launcher(&self, id: u64) -> Vec<String> {
         owned(&["nsenter", &format!("--net=/run/netns/{}", self.namespace(id))])
     }
@@ -132,26 +133,26 @@ impl Network {
         done.unwrap_or_else(|why| panic!("a rule in the namespace of member {id}: {why}"));
     }
 
-    /// From now on `to` hears nothing from `from`.
+    /// Drops packets from `from` to `to`.
     pub fn cut_one_way(&self, from: u64, to: u64) {
         let from = self.address(from);
         self.rule(to, &format!("in ip saddr {from} drop"), &format!("-A INPUT -s {from} -j DROP"));
     }
 
-    /// From now on the two do not hear each other.
+    /// Drops packets between two members.
     pub fn cut(&self, one: u64, other: u64) {
         self.cut_one_way(one, other);
         self.cut_one_way(other, one);
     }
 
-    /// From now on nobody on one side hears anybody on the other.
+    /// Drops packets between the two sides.
     pub fn split(&self, one_side: &[u64], other_side: &[u64]) {
         for one in one_side {
             other_side.iter().for_each(|other| self.cut(*one, *other));
         }
     }
 
-    /// From now on each packet that member `id` sends to `to` resets its connection.
+    /// Resets the connection of each packet from member `id` to `to`.
     pub fn reset(&self, id: u64, to: u64) {
         let to = self.address(to);
         self.rule(
@@ -161,8 +162,7 @@ impl Network {
         );
     }
 
-    /// From now on so many of 100 packets that another member sends are lost, at random, on their
-    /// way to member `id`.
+    /// Drops `percent` of the packets from other members to member `id`, at random.
     pub fn lose(&self, id: u64, percent: u32) {
         for other in (1..=self.size).filter(|other| *other != id) {
             let from = self.address(other);
@@ -177,8 +177,8 @@ impl Network {
         }
     }
 
-    /// Member `id` sends no more than so many kilobits a second; what is more waits, up to `delay`.
-    /// False where the kernel has no such queue.
+    /// Limits member `id` to `kilobits` per second; excess packets wait up to `delay_ms`. Returns
+    /// false if the kernel lacks such a queue.
     pub fn slow_down(&self, id: u64, kilobits: u32, delay_ms: u32) -> bool {
         let (rate, latency) = (format!("{kilobits}kbit"), format!("{delay_ms}ms"));
         let queue = ["tbf", "rate", &rate, "burst", "16kbit", "latency", &latency];
@@ -187,14 +187,14 @@ impl Network {
         run(&[&place[..], &queue].concat()).is_ok()
     }
 
-    /// Member `id` sends as fast as it can again.
+    /// Lifts the limit.
     pub fn speed_up(&self, id: u64) {
         let namespace = self.namespace(id);
         let done = run(&["tc", "-n", &namespace, "qdisc", "del", "dev", "eth0", "root"]);
         done.unwrap_or_else(|why| panic!("the network of member {id}: {why}"));
     }
 
-    /// All hear each other again.
+    /// Removes all rules.
     pub fn heal(&self) {
         for id in 1..=self.size {
             let healed = match self.filter {
@@ -212,13 +212,13 @@ impl Drop for Network {
     }
 }
 
-/// Removes a namespace and the link of that name, whichever are there.
+/// Removes a namespace and the link of that name, if they exist.
 fn remove(name: &str) {
     let _ = run(&["ip", "netns", "del", name]);
     let _ = run(&["ip", "link", "del", name]);
 }
 
-/// Removes what a run left behind that was killed.
+/// Removes what a killed run left behind.
 fn remove_leftovers() {
     let names_in = |dir: &str| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -235,8 +235,7 @@ fn remove_leftovers() {
     }
 }
 
-/// The first of 16 addresses that this machine does not use, in the range that is set aside for
-/// measuring networks (198.18.0.0/15).
+/// The first of 16 unused addresses in the range reserved for benchmarks (198.18.0.0/15).
 fn free_base(start: u32) -> u32 {
     const FIRST: u32 = u32::from_be_bytes([198, 18, 0, 0]);
     const GROUPS: u32 = 1 << 13;
@@ -248,7 +247,7 @@ fn free_base(start: u32) -> u32 {
     (0..GROUPS).map(group).find(is_free).expect("no machine uses all of them")
 }
 
-/// Runs a command; else what it said.
+/// Runs a command; returns its output if it fails.
 fn run(command: &[impl AsRef<str>]) -> Result<(), String> {
     let words: Vec<&str> = command.iter().map(AsRef::as_ref).collect();
     let output = Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output();

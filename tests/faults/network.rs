@@ -1,5 +1,5 @@
 //! Networks that are cut in every shape, heal, lose packets and reset connections. Each member has
-//! a namespace of its own; the clients reach all of them all the time.
+//! its own namespace; the clients reach all of them all the time.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,38 +11,38 @@ use crate::namespaces::Network;
 use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, SMALL, rounds};
 use crate::support::processes::{Client, Cluster, Place, Site, serves, skip};
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 20;
-/// Many clients, as most of them wait for a member that is cut off.
+/// Many clients, because most of them wait for a member that is cut off.
 const LOAD: Load = Load { clients: 24, keys: 5, pause: Duration::from_millis(10) };
-/// A majority that lost its leader has elected another by then, and acknowledged writes: some
-/// elections fail on a busy machine.
+/// By then a majority without a leader has elected one and acknowledged writes. Some elections fail
+/// on a busy machine.
 const RESUMED: Duration = FAST_ELECTION_TIMEOUT.saturating_mul(25);
-/// Healed, all members serve again by then. TCP by itself would wait about as long again as the
-/// network was cut.
+/// By then all members serve again after healing. TCP alone would wait about as long as the network
+/// was cut.
 const CONVERGED: Duration = FAST_ELECTION_TIMEOUT.saturating_mul(25);
-/// How far terms may rise while the network is cut: by the elections that there have to be, and not
-/// by those that a member without a majority calls for, one per election timeout.
+/// The largest rise of the terms while the network is cut: by the necessary elections, not by one
+/// per election timeout of a member without a majority.
 const TERMS_MAX: u64 = 3;
 
-/// A run whose members are on a network of their own.
+/// A run whose members have their own network.
 struct Cabled {
     // Before the network: the processes end first.
     run: Run,
     network: Network,
 }
 
-/// Whom a cut leaves.
+/// The members on each side of a cut.
 struct Sides {
-    /// Who cannot commit anything now.
+    /// Members that cannot commit.
     without_majority: Vec<u64>,
-    /// Who all can, once they have elected a leader.
+    /// Members that can all commit after electing a leader.
     with_majority: Vec<u64>,
 }
 
 impl Sides {
-    /// Everybody still hears a majority, or somebody who does. Who can commit is whoever hears the
-    /// leader; the clients find out.
+    /// Every member still hears a majority, or a member that does. Only members that hear the
+    /// leader can commit; the clients find out which.
     const OVERLAPPING: Self = Self { without_majority: Vec::new(), with_majority: Vec::new() };
 }
 
@@ -60,8 +60,8 @@ impl Cabled {
         Some(Self { run: Run::with(kind, cluster), network })
     }
 
-    /// Cuts the network as `cut` says for the leader at that time, for so long at least, under load;
-    /// asserts what holds meanwhile and after healing.
+    /// Cuts the network with `cut` for the current leader, for at least `lasts`, under load.
+    /// Asserts what holds meanwhile and after healing.
     fn cut(&mut self, shape: &str, lasts: Duration, cut: impl FnOnce(&Network, u64, u64) -> Sides) {
         let Self { run, network } = self;
         let clients = run.load_with(LOAD);
@@ -82,7 +82,7 @@ impl Cabled {
             sides.with_majority.iter().for_each(|id| serves(run.cluster.address(*id)));
             clients.wait_for(WRITES);
             let resumed = begun.elapsed();
-            // How long it is cut is part of the fault.
+            // The length of the cut is part of the fault.
             thread::sleep(lasts.saturating_sub(begun.elapsed()));
             resumed
         });
@@ -106,7 +106,7 @@ impl Cabled {
     }
 }
 
-/// Tells other threads that it is over, also when a test fails.
+/// Sets the flag for other threads, also when a test fails.
 struct SetWhenDropped<'a>(&'a AtomicBool);
 
 impl Drop for SetWhenDropped<'_> {
@@ -115,19 +115,19 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-/// The newest term, by what the members log.
+/// The newest term in the members' logs.
 fn term(run: &mut Run) -> u64 {
     run.cluster.leader().1
 }
 
-/// Asserts that a member acknowledges nothing and answers no linearizable read until it is over.
+/// Asserts that a member acknowledges nothing and answers no linearizable read until `is_over`.
 fn serves_nobody(address: SocketAddr, is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
         for method in ["PUT", "GET"] {
             let mut client = Client::new(address);
             client.timeout = FAST_ELECTION_TIMEOUT;
             let answer = client.request(method, "/cut-off", b"nobody hears it");
-            // One that came when it was over may have been helped by that.
+            // An answer after the end may owe to the end.
             if let (Ok(answer), false) = (answer, is_over.load(Ordering::Relaxed)) {
                 let status = answer.status;
                 assert!([503, 504].contains(&status), "{method} at {address}: {status}");
@@ -136,14 +136,14 @@ fn serves_nobody(address: SocketAddr, is_over: &AtomicBool) {
     }
 }
 
-/// `alone` is cut off from all others, in the directions that `how` cuts.
+/// Cuts `alone` off from all others, in the directions that `how` cuts.
 fn alone(alone: u64, size: u64, mut how: impl FnMut(u64, u64)) -> Sides {
     let with_majority: Vec<u64> = (1..=size).filter(|id| *id != alone).collect();
     with_majority.iter().for_each(|other| how(alone, *other));
     Sides { without_majority: vec![alone], with_majority }
 }
 
-/// The shapes of a cut between three members, one after another.
+/// All cuts between three members, one after another.
 fn cut_three(kind: &str, rounds: usize, lasts: Duration) {
     let Some(mut cabled) = Cabled::start(kind, 3) else { return };
     for _ in 0..rounds {
@@ -166,7 +166,7 @@ fn cut_three(kind: &str, rounds: usize, lasts: Duration) {
     cabled.finish();
 }
 
-/// What is sent in one direction is lost.
+/// Cuts one direction.
 fn cut_one_way(kind: &str, rounds: usize, lasts: Duration) {
     let Some(mut cabled) = Cabled::start(kind, 3) else { return };
     for _ in 0..rounds {
@@ -186,7 +186,7 @@ fn cut_one_way(kind: &str, rounds: usize, lasts: Duration) {
     cabled.finish();
 }
 
-/// The shapes of a cut between five members.
+/// All cuts between five members.
 fn cut_five(kind: &str, rounds: usize, lasts: Duration) {
     let Some(mut cabled) = Cabled::start(kind, 5) else { return };
     for _ in 0..rounds {
@@ -223,7 +223,7 @@ fn cut_five(kind: &str, rounds: usize, lasts: Duration) {
     cabled.finish();
 }
 
-/// Connections are reset, at random and all the time, in the middle of whatever they carry.
+/// Resets connections at random all the time, in the middle of their data.
 fn reset(kind: &str, pulses: usize) {
     let Some(Cabled { mut run, network }) = Cabled::start(kind, 3) else { return };
     let clients = run.load_with(LOAD);
@@ -233,7 +233,7 @@ fn reset(kind: &str, pulses: usize) {
         let to = (from + run.random.below(2)) % 3 + 1;
         run.inject();
         network.reset(from, to);
-        // How long connections are reset, and then are not, is part of the fault.
+        // The lengths of the resets and of the pauses are part of the fault.
         thread::sleep(run.random.time(pulse));
         network.heal();
         thread::sleep(run.random.time(pulse));
@@ -248,7 +248,7 @@ fn reset(kind: &str, pulses: usize) {
     run.finish();
 }
 
-/// Packets are lost at random, so many of 100 in each round.
+/// Loses packets at random: a percentage in each round.
 fn lossy(kind: &str, percents: &[u32], lasts: Duration) {
     let Some(Cabled { mut run, network }) = Cabled::start(kind, 3) else { return };
     for percent in percents {
@@ -258,7 +258,7 @@ fn lossy(kind: &str, percents: &[u32], lasts: Duration) {
         let (before, acknowledged, begun) =
             (term(&mut run), clients.acknowledged(), Instant::now());
         (1..=3).for_each(|id| network.lose(id, *percent));
-        // How long packets are lost is part of the fault.
+        // The length of the loss is part of the fault.
         thread::sleep(lasts);
         let acknowledged = clients.acknowledged() - acknowledged;
         network.heal();
@@ -277,7 +277,7 @@ fn lossy(kind: &str, percents: &[u32], lasts: Duration) {
     run.finish();
 }
 
-/// One member after the other can send little, and that late.
+/// Slows one member after another: little bandwidth, long delay.
 fn slow(kind: &str, lasts: Duration) {
     let Some(Cabled { mut run, network }) = Cabled::start(kind, 3) else { return };
     for id in 1..=3 {
@@ -287,7 +287,7 @@ fn slow(kind: &str, lasts: Duration) {
         if !network.slow_down(id, 256, 200) {
             return skip("no link is slow: the kernel has no tbf queue, or there is no tc");
         }
-        // How long the link is slow is part of the fault.
+        // The time of the slow link is part of the fault.
         thread::sleep(lasts);
         network.speed_up(id);
         clients.wait_for(WRITES);
@@ -296,9 +296,9 @@ fn slow(kind: &str, lasts: Duration) {
     run.finish();
 }
 
-/// Four election timeouts and more.
+/// More than four election timeouts.
 const SHORT: Duration = Duration::from_secs(1);
-/// So long that a connection which waits for TCP to try again waits for long, too.
+/// So long that a connection that waits for TCP's retransmission waits long, too.
 const LONG: Duration = Duration::from_secs(20);
 
 #[test]

@@ -1,18 +1,18 @@
-//! Members that are paused and go on as if nothing had happened: SIGSTOP, SIGCONT.
+//! Members that are paused and continue without noticing: SIGSTOP, SIGCONT.
 //!
-//! etcd #20418: a leader that was paused while another was elected wakes up, believes that it still
-//! leads, and answers. Clients whose requests wait in its sockets would see old values; the history
-//! would not be linearizable.
+//! etcd #20418: a leader is paused while another is elected, wakes up, believes that it still
+//! leads, and answers. Clients whose requests wait in its sockets would see old values, and the
+//! history would not be linearizable.
 
 use std::thread;
 
 use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, rounds};
 use crate::support::processes::Signal;
 
-/// Acknowledged before, between and after.
+/// Writes acknowledged before, during and after the pause.
 const WRITES: usize = 50;
-/// How long a pause is, in election timeouts: too short for an election, long enough for one, and
-/// so long that everybody has given the member up.
+/// Lengths of a pause in election timeouts: too short for an election, long enough for one, and
+/// long enough for all others to give the member up.
 const ELECTION_TIMEOUTS: [u32; 3] = [1, 3, 20];
 
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ fn pause(kind: &str, who: Who, default_rounds: usize) {
             };
             run.inject();
             run.cluster.process(paused).pause();
-            // How long it is paused is the fault itself.
+            // The length of the pause is the fault.
             thread::sleep(timeouts * FAST_ELECTION_TIMEOUT);
             run.cluster.process(paused).signal(Signal::SIGCONT);
             clients.wait_for(WRITES);

@@ -1,5 +1,4 @@
-//! Power cuts: each member has a disk of its own, and what was not synced to it when the power
-//! goes is lost, files, names and lengths alike.
+//! Power cuts: each member has its own disk, which loses unsynced data, names and lengths.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -15,7 +14,7 @@ use crate::support::processes::{
     Client, Cluster, PATIENCE, Site, eventually, eventually_some, get, owned, serves, skip,
 };
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 50;
 
 fn disks() -> Option<Vec<Mount>> {
@@ -26,7 +25,7 @@ fn disks() -> Option<Vec<Mount>> {
     disks
 }
 
-/// Starts three members on disks of their own, by `launcher`.
+/// Starts three members on their own disks with `launcher`.
 fn start(disks: &[Mount], launcher: &[&str]) -> Cluster {
     let site = Site::new();
     let mut places = places_on(&site, disks);
@@ -34,12 +33,12 @@ fn start(disks: &[Mount], launcher: &[&str]) -> Cluster {
     Cluster::start_at(site, places, &[&FAST[..], &SMALL].concat())
 }
 
-/// Cuts the power of some members and their disks at once; then it is back.
+/// Cuts the power of some members and their disks at once, then restores it.
 fn cut(cluster: &mut Cluster, disks: &[Mount], victims: &[u64], journal: Journal) {
     let theirs: Vec<&Mount> = victims.iter().map(|id| &disks[*id as usize - 1]).collect();
     let pids: Vec<u32> = victims.iter().map(|id| cluster.process(*id).pid()).collect();
     assert!(cut_power(&pids, &theirs, journal));
-    // They are killed; this waits until they are gone.
+    // They are killed; wait until they are gone.
     victims.iter().for_each(|id| cluster.kill(*id));
     theirs.iter().for_each(|disk| disk.restore_power());
 }
@@ -74,11 +73,11 @@ fn cut_in_turn(kind: &str, rounds: usize) {
     run.finish();
 }
 
-/// The proof that the others prove something. Where the file system's journal was written, files are
-/// there and empty, and the members refuse them: that is noticed, but the writes are lost as well.
+/// The proof that the other tests prove something. If the journal was written, files exist and are
+/// empty, and members refuse them: detected, but the writes are lost as well.
 #[test]
 fn without_fdatasync_a_power_cut_loses_acknowledged_writes() {
-    // The call is not made, and the member is told that it was.
+    // The system call is not made, and the member is told that it succeeded.
     let strace = ["strace", "-D", "-f", "--seccomp-bpf", "-o", "/dev/null"];
     let calls = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:retval=0"];
     let launcher = [&strace[..], &calls].concat();
@@ -122,7 +121,7 @@ fn a_hundred_power_cuts_under_load_lose_nothing() {
     cut_in_turn("power cut", rounds(100));
 }
 
-/// Clients that write keys of their own until they are told to stop.
+/// Clients that write new keys until they are stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
@@ -130,7 +129,7 @@ struct Load {
 }
 
 impl Load {
-    /// Each client writes to one member until that fails, then to the next, each time a new key.
+    /// Each client writes to one member until that fails, then to the next, always a new key.
     fn start(name: &str, members: &[SocketAddr], clients: usize, pause: Duration) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let client = |number: usize| {
@@ -150,13 +149,13 @@ impl Load {
                             acknowledged.push(key);
                             count.fetch_add(1, Ordering::Relaxed);
                         }
-                        // Whether this one was carried out is not known, and not counted.
+                        // The outcome is unknown, so it does not count.
                         _ => {
                             member += 1;
                             client = Client::new(members[member % members.len()]);
                         }
                     }
-                    // The rate of the load, not a wait for anything.
+                    // The rate of the load, not a wait.
                     thread::sleep(pause);
                 }
                 acknowledged
@@ -166,14 +165,14 @@ impl Load {
         Self { stop, acknowledged: count, clients }
     }
 
-    /// Waits until so many more writes are acknowledged.
+    /// Waits for this many more acknowledged writes.
     fn wait_for(&self, more: usize) {
         let count = || self.acknowledged.load(Ordering::Relaxed);
         let before = count();
         eventually(PATIENCE, "clients write", || count() >= before + more);
     }
 
-    /// Stops the clients; returns the keys that were acknowledged.
+    /// Stops the clients; returns the acknowledged keys.
     fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()

@@ -1,4 +1,4 @@
-//! How long writes stop when the leader dies (P4).
+//! How long writes are interrupted when the leader dies (P4).
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +10,12 @@ use crate::support::processes::{Client, Cluster, PATIENCE, serves};
 use crate::support::random::Random;
 
 const KILLS: usize = 100;
-/// With default flags: ten ticks of 100 ms.
+/// Default flags: ten ticks of 100 ms.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// What the members have between two kills, at most: the kill meets any moment between two
-/// heartbeats.
+/// The longest pause between two kills, so that kills meet any moment between two heartbeats.
 const CALM: Duration = Duration::from_millis(500);
 
-/// Default flags, an otherwise idle machine, and a majority that stays connected.
+/// Default flags, an otherwise idle machine, and a connected majority.
 #[test]
 #[ignore = "long: 100 kills of the leader; needs a machine that does nothing else"]
 fn writes_resume_within_two_election_timeouts_of_a_leader_kill() {
@@ -59,7 +58,7 @@ fn writes_resume_within_two_election_timeouts_of_a_leader_kill() {
     assert!(100 * within(2) >= 95 * took.len(), "{took:?}");
 }
 
-/// Writes at each of `members` until one of them acknowledges; returns when that was.
+/// Writes at each of `members` until one acknowledges; returns the time.
 fn first_acknowledged(members: &[SocketAddr], kill: usize) -> Instant {
     let is_done = AtomicBool::new(false);
     let begun = Instant::now();

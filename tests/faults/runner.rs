@@ -1,4 +1,4 @@
-//! One test's run: members, rounds of load and faults, and the proof that nothing was lost.
+//! The run of a test: members, rounds of load and faults, and the final checks.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use crate::support::linearizability::{Action, Operation};
 use crate::support::processes::{Client, Cluster, PATIENCE, Signal, eventually_some, get};
 use crate::support::random::Random;
 
-/// Election timeouts as short as a busy machine allows: time is not what these tests are about.
+/// Election timeouts as short as a busy machine allows, for tests that do not measure time.
 pub const FAST: [&str; 2] = crate::support::processes::FAST;
 /// The shortest election timeout with [`FAST`]: ten ticks.
 pub const FAST_ELECTION_TIMEOUT: Duration = Duration::from_millis(200);
-/// Snapshots and compactions under way all the time.
+/// Constant snapshots and compactions.
 pub const SMALL: [&str; 4] = ["--snapshot-count", "200", "--snapshot-catch-up-entries", "50"];
 
-/// The rounds of a test: `FAULTS_ROUNDS`, or else its own number.
+/// The number of rounds: `FAULTS_ROUNDS`, or the test's own number.
 pub fn rounds(default: usize) -> usize {
     from_environment("FAULTS_ROUNDS").map_or(default, |rounds| rounds as usize)
 }
 
-/// The seed of a test: `FAULTS_SEED`, or else always the same.
+/// The seed: `FAULTS_SEED`, or 1.
 pub fn seed() -> u64 {
     from_environment("FAULTS_SEED").unwrap_or(1)
 }
@@ -32,7 +32,7 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-/// What was done and what came of it. Prints itself when it goes, also when the test fails.
+/// Counters of a run. Prints itself when dropped, also if the test fails.
 pub struct Tally {
     kind: String,
     pub injected: usize,
@@ -61,12 +61,12 @@ impl fmt::Display for Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        // With one test thread the line has begun with the test's name.
+        // With one test thread the line starts with the test's name.
         println!("\n{self}");
     }
 }
 
-/// What must not have happened, a line for each.
+/// Violations, one line each.
 pub struct Verdict {
     pub lost: Vec<String>,
     pub not_linearizable: Vec<String>,
@@ -83,19 +83,19 @@ pub struct Run {
 }
 
 impl Run {
-    /// Starts members 1 to `size`. The kind of fault is what the line at the end calls it.
+    /// Starts members 1 to `size`. `kind` names the fault in the final line.
     pub fn start(kind: &str, size: u64, flags: &[&str]) -> Self {
         Self::with(kind, Cluster::start(size, flags))
     }
 
-    /// A run of members that run already.
+    /// A run of members that already run.
     pub fn with(kind: &str, cluster: Cluster) -> Self {
         let seed = seed();
         let (random, tally) = (Random::new(seed), Tally::new(kind));
         Self { cluster, random, tally, clock: Clock::start(), seed, loads: 0 }
     }
 
-    /// Starts clients on all members, with keys of their own.
+    /// Starts clients of all members, with their own keys.
     pub fn load(&mut self) -> Clients {
         self.load_with(Load::default())
     }
@@ -120,7 +120,7 @@ impl Run {
         }
     }
 
-    /// A member that leads, and one that does not.
+    /// The leader and a follower.
     pub fn leader_and_follower(&mut self) -> (u64, u64) {
         let (leader, _) = self.cluster.leader();
         (leader, self.other_than(leader))
@@ -131,14 +131,15 @@ impl Run {
         *self.random.choose(&ids.collect::<Vec<_>>())
     }
 
-    /// Stops the clients and checks what they saw. No fault lasts any more and all members run.
+    /// Stops the clients and checks their history. No fault may be active, and all members must
+    /// run.
     pub fn check(&mut self, clients: Clients) {
         let Verdict { lost, not_linearizable } = self.judge(clients);
         assert!(lost.is_empty(), "acknowledged writes are lost:\n{}", lost.join("\n"));
         assert!(not_linearizable.is_empty(), "not linearizable:\n{}", not_linearizable.join("\n"));
     }
 
-    /// As [`check`](Self::check), for a test that expects a bad verdict.
+    /// Like [`check`](Self::check), for a test that expects violations.
     pub fn judge(&mut self, clients: Clients) -> Verdict {
         self.assert_alive();
         let mut history = clients.stop();
@@ -152,8 +153,8 @@ impl Run {
         Verdict { lost, not_linearizable }
     }
 
-    /// Reads each key at each member, as current as can be and then the member's own map, which
-    /// is as current after the first. Returns the acknowledged writes that are lost.
+    /// Reads each key at each member, linearizably and then from the member's own map, which is
+    /// current after the first read. Returns the acknowledged writes that are lost.
     fn read_all(&mut self, history: &mut History) -> Vec<String> {
         let mut lost = Vec::new();
         for id in self.cluster.ids() {
@@ -188,7 +189,7 @@ impl Run {
         lost
     }
 
-    /// Stops all members in order and compares what they have on disk.
+    /// Stops all members in order and compares their disks.
     pub fn finish(mut self) {
         self.assert_alive();
         let ids = self.cluster.ids();
@@ -209,7 +210,7 @@ impl Drop for Run {
             return;
         }
         let thread = std::thread::current();
-        // With one test thread this is the runner's own, which has no test's name.
+        // With one test thread this is the runner's thread, without a test's name.
         let test = thread.name().filter(|name| name.contains("::")).unwrap_or("THIS TEST");
         let rounds = std::env::var("FAULTS_ROUNDS");
         let rounds = rounds.map_or(String::new(), |rounds| format!("FAULTS_ROUNDS={rounds} "));

@@ -1,4 +1,4 @@
-//! Little processor time and little memory: a member gets slow, not wrong.
+//! Little processor time and little memory make a member slow, not wrong.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,18 @@ use std::time::Duration;
 use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::{Process, skip};
 
-/// Acknowledged between two faults.
+/// Writes acknowledged between two faults.
 const WRITES: usize = 30;
-/// The kernel's files that limit a group of processes, in both versions of cgroups.
+/// The files that limit a group of processes, in both versions of cgroups.
 struct Resource {
     name: &'static str,
-    /// The file of the first version and what is written to it.
+    /// The file of version 1 and its contents.
     first: (&'static str, &'static str),
-    /// The same of the second.
+    /// The file of version 2 and its contents.
     second: (&'static str, &'static str),
 }
 
-/// A tenth of one processor.
+/// A tenth of a processor.
 const PROCESSOR: Resource = Resource {
     name: "cpu",
     first: ("cpu.cfs_quota_us", "10000"),
@@ -32,14 +32,14 @@ const MEMORY: Resource = Resource {
     second: ("memory.max", "100M"),
 };
 
-/// A group of processes that has little of something; gone when dropped, when it has to be empty.
+/// A group of processes with a limit, removed when dropped. It must be empty then.
 struct Limited {
     group: PathBuf,
     root: PathBuf,
 }
 
 impl Limited {
-    /// `None` where groups cannot be made.
+    /// `None` if groups cannot be made.
     fn new(resource: &Resource) -> Option<Self> {
         static GROUPS: AtomicU32 = AtomicU32::new(0);
         let number = GROUPS.fetch_add(1, Ordering::Relaxed);
@@ -65,7 +65,7 @@ impl Limited {
 
 impl Drop for Limited {
     fn drop(&mut self) {
-        // A group goes only when it is empty.
+        // Only an empty group can be removed.
         for process in
             fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default().lines()
         {
@@ -75,7 +75,7 @@ impl Drop for Limited {
     }
 }
 
-/// Gives the leader little of a resource under load, then a follower.
+/// Limits the leader under load, then a follower.
 fn starve(kind: &str, resource: &Resource, rounds: usize) {
     let mut run = Run::start(kind, 3, &[&FAST[..], &SMALL].concat());
     for round in 0..rounds {
@@ -89,7 +89,7 @@ fn starve(kind: &str, resource: &Resource, rounds: usize) {
             return skip(&format!("{kind}: no group of processes can be made with a limit"));
         };
         run.inject();
-        // How long it lasts is part of the fault.
+        // The length of the limit is part of the fault.
         thread::sleep(Duration::from_secs(1));
         clients.wait_for(WRITES);
         drop(limited);

@@ -1,4 +1,4 @@
-//! Members told to stop under load, once, twice, one of them, all of them.
+//! Members stopped under load: once, twice, one of them, all of them.
 
 use std::thread;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::{Client, PATIENCE, Signal, eventually};
 
-/// Acknowledged before and after.
+/// Writes acknowledged before and after.
 const WRITES: usize = 50;
-/// Requests that a member has begun to read when it is told to stop.
+/// Requests that a member has started to read when it is told to stop.
 const IN_FLIGHT: usize = 8;
-/// The default --request-timeout, and what connections may take to close after it.
+/// The default --request-timeout, plus the time to close connections.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
 /// A second signal ends a member at once.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Stops whom `victims` names under load, then starts them again.
+/// Stops the members that `victims` returns under load, then restarts them.
 fn stop(kind: &str, default_rounds: usize, victims: impl Fn(&mut Run) -> Vec<u64>) {
     let mut run = Run::start(kind, 3, &[&FAST[..], &SMALL].concat());
     for round in 0..rounds(default_rounds) {
@@ -60,7 +60,7 @@ fn stop_all(default_rounds: usize) {
     stop("SIGTERM or SIGINT of all members at once", default_rounds, |run| run.cluster.ids());
 }
 
-/// The second signal comes while the member still waits for a request to end.
+/// The second signal arrives while the member waits for a request to end.
 fn stop_twice(default_rounds: usize) {
     let mut run = Run::start("SIGTERM twice", 3, &[&FAST[..], &SMALL].concat());
     for _ in 0..rounds(default_rounds) {
@@ -77,7 +77,7 @@ fn stop_twice(default_rounds: usize) {
         eventually(PATIENCE, "it is stopping", || {
             member.stderr().contains("received SIGTERM, stopping")
         });
-        // Between the two it answers, saves, closes: any moment is as good.
+        // In between it answers, saves and closes: any moment will do.
         thread::sleep(run.random.time(Duration::from_millis(50)));
         let member = run.cluster.process(id);
         assert!(member.exited().is_none(), "a request still waits");

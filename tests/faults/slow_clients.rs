@@ -1,4 +1,4 @@
-//! Clients that hold what they can for as long as they can, while others go about their work.
+//! Clients that hold resources as long as they can, while others work.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::clients::Clients;
 use crate::runner::{FAST, Run, SMALL, rounds};
 
-/// 500 in all.
+/// Of 500 in all.
 const IDLE: usize = 200;
 const SLOW_HEADS: usize = 150;
 const SLOW_BODIES: usize = 130;
@@ -18,26 +18,26 @@ const ENDLESS_BODIES: usize = 4;
 
 const FLAGS: [&str; 4] = ["--max-value-bytes", "1048576", "--request-timeout", "1s"];
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time that a member gives a head, or the next request.
+/// A member's deadline for a head, and for the next request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// What closing may take on a busy machine after the deadline.
+/// How late a connection may close on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
-/// What a slow client sends goes out one byte at a time, with this between them.
+/// The pause between two bytes of a slow client.
 const DRIP: Duration = Duration::from_millis(100);
-/// Resident memory may grow by this much: a few read buffers for each connection, the endless bodies
-/// up to where they are refused, and what the allocator keeps.
+/// The allowed growth of resident memory: a few read buffers per connection, the endless bodies up
+/// to their refusal, and what the allocator keeps.
 const FLAT_BYTES: u64 = 32 << 20;
-/// The longest time without a write of others.
+/// The longest interruption of other clients' writes.
 const STALL_MAX: Duration = Duration::from_secs(2);
 const WRITES: usize = 100;
 
 const SLOW_BODY: &str = "PUT /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n";
 
-/// Connections of one kind, with how long a member has to bear them.
+/// Connections of one kind, with a member's deadline for them.
 struct Slow {
     what: &'static str,
     connections: Vec<TcpStream>,
-    /// Sent on and on, one byte of it at a time.
+    /// Sent repeatedly, one byte at a time.
     drip: &'static [u8],
     deadline: Duration,
 }
@@ -60,14 +60,14 @@ impl Slow {
         Self { what, connections: (0..count).map(open).collect(), drip, deadline }
     }
 
-    /// Sends the next byte on each connection, and forgets those that the member has closed: none
-    /// before its deadline, all of them behind it.
+    /// Sends the next byte on each connection and drops those that the member closed: none may
+    /// close before its deadline, and all must afterwards.
     fn go_on(&mut self, turn: usize, begun: Instant) {
         let Self { what, connections, drip, deadline } = self;
         let before = connections.len();
         connections.retain_mut(|connection| {
             if !drip.is_empty() {
-                // Whether it is closed is what the reading says.
+                // Reading detects a closed connection.
                 let _ = connection.write(&[drip[turn % drip.len()]]);
             }
             is_open(connection)
@@ -78,7 +78,7 @@ impl Slow {
     }
 }
 
-/// Reads and forgets what a member sent; false if that has ended.
+/// Reads and drops a member's bytes; returns false at their end.
 fn is_open(connection: &mut TcpStream) -> bool {
     let mut answer = [0; 4096];
     loop {
@@ -90,8 +90,8 @@ fn is_open(connection: &mut TcpStream) -> bool {
     }
 }
 
-/// Opens all of them at `address`, and holds them for `patience` at least and until those are closed
-/// whose deadline it covers. `clients` go on all the time. Returns how many there were.
+/// Opens all connections at `address`. Holds them for at least `patience`, and until those with a
+/// deadline in it are closed. `clients` continue all the time. Returns the number of connections.
 fn bear(address: SocketAddr, clients: &Clients, patience: Duration) -> usize {
     let begun = Instant::now();
     let open = |what, count, first: &str, drip, deadline| {
@@ -115,7 +115,7 @@ fn bear(address: SocketAddr, clients: &Clients, patience: Duration) -> usize {
             if begun.elapsed() > patience && !slow.iter().any(is_awaited) {
                 break;
             }
-            // The rate of what drips.
+            // The rate of the dripping.
             thread::sleep(DRIP);
             slow.iter_mut().for_each(|kind| kind.go_on(turn, begun));
             if clients.acknowledged() > acknowledged {
@@ -127,8 +127,8 @@ fn bear(address: SocketAddr, clients: &Clients, patience: Duration) -> usize {
     count + ENDLESS_BODIES
 }
 
-/// Sends chunks until the member has had enough. What comes after it refused the body it reads for a
-/// moment and forgets: so this is a bound on time, and the memory is another.
+/// Sends chunks until the member refuses. It reads and drops the body for a moment after that, so
+/// this bounds the time, not the memory.
 fn send_endless_body(address: SocketAddr) {
     let mut connection = TcpStream::connect(address).unwrap();
     connection

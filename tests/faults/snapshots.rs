@@ -1,5 +1,5 @@
-//! A member so far behind that only a snapshot brings it back, and the sender or the receiver killed
-//! while it is on its way.
+//! A member so far behind that it needs a snapshot, and its sender or receiver killed during the
+//! transfer.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,15 @@ use crate::runner::{FAST, Run, rounds};
 use crate::support::processes::{PATIENCE, Signal, eventually, files_in, put, serves};
 
 const SMALL: [&str; 4] = ["--snapshot-count", "100", "--snapshot-catch-up-entries", "10"];
-/// Written while a member is away: whoever leads then has dropped what it misses.
+/// Entries written while a member is away: every leader drops what it misses.
 const BEHIND: usize = 250;
 const WRITES: usize = 30;
-/// What makes a snapshot large enough to meet it half way.
+/// Values that make a snapshot large enough to be met half way.
 const LARGE_VALUES: usize = 24;
 const LARGE_VALUE_BYTES: usize = 1 << 20;
-/// What a member says when it has a snapshot from another.
+/// The log line of a member that installed a received snapshot.
 const INSTALLED: &str = "finished publishing snapshot at index";
-/// To meet a snapshot half way may fail a few times.
+/// Attempts to meet a snapshot half way.
 const TRIES_MAX: usize = 10;
 
 fn start(kind: &str) -> Run {
@@ -31,7 +31,8 @@ fn start(kind: &str) -> Run {
     run
 }
 
-/// Writes what member `away` misses. The first of it is returned: it is in a snapshot alone then.
+/// Writes entries that member `away` misses. Returns the first one, which afterwards is only in a
+/// snapshot.
 fn leave_behind(run: &mut Run, clients: &Clients, away: u64) -> String {
     let (at, value) = (run.other_than(away), run.random.next().to_string());
     run.cluster.put(at, "/while-away", &value);
@@ -62,7 +63,7 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
             Who::Sender => {
                 run.cluster.kill(sender);
                 run.cluster.process(receiver).signal(Signal::SIGCONT);
-                // The other two have to manage, for a while that is part of the fault.
+                // The other two must manage; how long is part of the fault.
                 thread::sleep(run.random.time(Duration::from_millis(500)));
                 run.cluster.start_again(sender);
             }
@@ -71,7 +72,7 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
                 run.cluster.start_again(receiver);
             }
         }
-        // By another snapshot; or by the log, from a leader that was restarted and so has all of it.
+        // By another snapshot, or by the log of a leader that restarted and has all of it.
         assert_eq!(run.cluster.get(receiver, "/while-away"), Some(missed));
         clients.wait_for(WRITES);
         run.check(clients);
@@ -79,8 +80,8 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
     run.finish();
 }
 
-/// Pauses `receiver` while it holds a part of a snapshot's file; returns who sends it. `None` if it
-/// was there before it was seen: then it goes on.
+/// Pauses `receiver` while it has a part of a snapshot's file; returns the sender. Returns `None`,
+/// with the receiver running, if the transfer was over first.
 fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
     let dir = run.cluster.site.dir().join(format!("raftexample-{receiver}-snap"));
     let begun = Instant::now();
@@ -89,7 +90,7 @@ fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
             return None;
         }
         assert!(begun.elapsed() < PATIENCE, "no snapshot reaches member {receiver}");
-        // Short, because a snapshot does not take long.
+        // Short, because a transfer does not take long.
         thread::sleep(Duration::from_millis(1));
     }
     run.cluster.process(receiver).pause();
@@ -100,8 +101,8 @@ fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
     sender
 }
 
-/// Who sends the snapshot of which `receiver` has a part in `dir`: not one that it makes itself, and
-/// not all of it.
+/// The sender of a snapshot that `receiver` has a part of in `dir`. The receiver's own snapshots
+/// and complete ones do not count.
 fn half_way(run: &mut Run, receiver: u64, dir: &Path) -> Option<u64> {
     let (name, bytes) = part_of_snapshot(dir)?;
     run.cluster.ids().into_iter().filter(|id| *id != receiver).find(|id| {
@@ -112,7 +113,7 @@ fn half_way(run: &mut Run, receiver: u64, dir: &Path) -> Option<u64> {
     })
 }
 
-/// Index and length of the last snapshot that a member's log says it sends to `receiver`.
+/// The index and length of the last snapshot sent to `receiver`, according to a member's log.
 fn sent_last(stderr: &str, receiver: u64) -> Option<(u64, u64)> {
     let (before, after) = stderr.rsplit_once(&format!(" to peer {receiver}: "))?;
     let index = before.rsplit("sending snapshot at index ").next()?.parse().ok()?;
@@ -120,7 +121,7 @@ fn sent_last(stderr: &str, receiver: u64) -> Option<(u64, u64)> {
     Some((index, length))
 }
 
-/// The newest snapshot's file that is being written: its name and the bytes that it has.
+/// The name and current length of the newest snapshot file that is being written.
 fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
     let parts = files_in(dir).into_iter().filter_map(|path| {
         let name = path.file_name()?.to_str()?.to_owned();
@@ -130,8 +131,8 @@ fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
     parts.max()
 }
 
-/// Waits until a member has installed so many snapshots since it was started; then it has what it
-/// had missed.
+/// Waits until a member has installed `count` snapshots since its start and has the entries that it
+/// missed.
 fn installed(run: &mut Run, id: u64, count: usize, missed: &str) {
     let member = run.cluster.process(id);
     eventually(PATIENCE, &format!("member {id} installs snapshot {count}"), || {
@@ -140,7 +141,7 @@ fn installed(run: &mut Run, id: u64, count: usize, missed: &str) {
     assert_eq!(run.cluster.get(id, "/while-away").as_deref(), Some(missed), "at member {id}");
 }
 
-/// etcd #18055: a second snapshot right behind the first one, to a member that was not restarted.
+/// etcd #18055: a second snapshot right after the first, to a member that was not restarted.
 fn two_in_a_row(default_rounds: usize) {
     let mut run = start("two snapshots in a row");
     for _ in 0..rounds(default_rounds) {
@@ -149,7 +150,7 @@ fn two_in_a_row(default_rounds: usize) {
         run.cluster.kill(receiver);
         run.cluster.start_again(receiver);
         serves(run.cluster.address(receiver));
-        // Those that wait for the paused one write nothing.
+        // Clients that wait for the paused member write nothing.
         let ids = run.cluster.ids().into_iter().filter(|id| *id != receiver);
         clients.set_members(&ids.map(|id| run.cluster.address(id)).collect::<Vec<_>>());
         for count in 1..=2 {
@@ -160,7 +161,7 @@ fn two_in_a_row(default_rounds: usize) {
             installed(&mut run, receiver, count, &missed);
         }
         clients.set_members(&run.cluster.addresses());
-        // What it has on disk now is as good as what it has in memory.
+        // Its disk must equal its memory.
         run.cluster.kill(receiver);
         run.cluster.start_again(receiver);
         clients.wait_for(WRITES);

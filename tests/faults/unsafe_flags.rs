@@ -1,19 +1,20 @@
-//! The proof bites: with the flags that give the original's weaker promises, it finds them broken.
+//! The checks detect broken promises: with the flags for the original's weaker promises they find
+//! violations.
 
 use std::time::Duration;
 
 use crate::clients::Load;
 use crate::runner::{FAST, Run};
 
-/// The race that breaks a promise is lost in each of these sooner or later, mostly in the first.
+/// Each round may break the promise; mostly the first one does.
 const ROUNDS: usize = 20;
 const WRITES: usize = 100;
 
-/// Kills the leader under load until the verdict is bad.
+/// Kills the leader under load until there is a violation.
 fn breaks(kind: &str, flags: &[&str]) {
     let mut run = Run::start(kind, 3, &[&FAST[..], flags].concat());
     for _ in 0..ROUNDS {
-        // Fewer keys and no pauses: more operations that concern each other.
+        // Few keys and no pauses: more operations on the same key.
         let clients = run.load_with(Load { keys: 2, pause: Duration::ZERO, ..Load::default() });
         clients.wait_for(WRITES);
         let (leader, _) = run.cluster.leader();

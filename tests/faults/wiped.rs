@@ -1,15 +1,15 @@
-//! A member that lost its directory and comes back under its old id: it could vote a second time.
+//! A member that lost its directory and returns under its old id could vote twice.
 
 use std::fs;
 
 use crate::runner::{FAST, Run, SMALL, rounds};
 use crate::support::processes::PATIENCE;
 
-/// Acknowledged between two steps.
+/// Writes acknowledged between two steps.
 const WRITES: usize = 30;
 
-/// Three members; one loses its directory, is refused with the leader up or down, and is replaced
-/// under a new id, all under load.
+/// Three members: one loses its directory, is refused with the leader up or down, and is replaced
+/// under a new id, under load.
 fn wipe(default_rounds: usize, more: &[&str]) {
     let flags = [&FAST[..], &SMALL, more].concat();
     let mut run = Run::start("directory wiped, same id", 3, &flags);
@@ -19,7 +19,7 @@ fn wipe(default_rounds: usize, more: &[&str]) {
         clients.wait_for(WRITES);
         run.assert_alive();
         let (leader, follower) = run.leader_and_follower();
-        // The leader itself loses its directory now and then: it voted for itself.
+        // Sometimes the leader loses its directory: it voted for itself.
         let wiped = if run.random.below(3) == 0 { leader } else { follower };
         run.inject();
         run.cluster.kill(wiped);
@@ -27,14 +27,14 @@ fn wipe(default_rounds: usize, more: &[&str]) {
             let dir = run.cluster.site.dir().join(format!("raftexample-{wiped}{suffix}"));
             fs::remove_dir_all(dir).unwrap();
         }
-        // Writes go on, so somebody else leads.
+        // Writes continue, so another member leads.
         clients.wait_for(WRITES);
         let down = with_leader_down.then(|| run.cluster.leader().0);
         if let Some(leader) = down {
             run.cluster.kill(leader);
         }
         run.cluster.start_again(wiped);
-        // Whoever is up refuses it. After a few rounds that is nobody of its first list.
+        // The running members refuse it. After a few rounds none of them is on its first list.
         let refused = run.cluster.process(wiped);
         assert_eq!(refused.wait(PATIENCE), 1, "{}", refused.stderr());
         assert!(!refused.stderr().contains("raft.node:"), "it took part:\n{}", refused.stderr());

@@ -1,13 +1,12 @@
-//! One of the fuzz targets under libFuzzer, which looks for inputs that reach new code.
+//! Runs one of the fuzz targets under libFuzzer, which searches for inputs that reach new code.
 //!
 //! ```text
 //! cd tests/fuzz
 //! FUZZ=wal_segment cargo run --release -- -max_total_time=60
 //! ```
-//! needs nothing but the stable compiler and a C++ compiler. What follows the two dashes is libFuzzer's:
-//! a directory to keep inputs in, `-max_total_time` in seconds, a file whose input failed. Without
-//! `FUZZ` the targets are listed. Arithmetic is checked for overflow, and a panic ends the run and
-//! leaves the input.
+//! needs the stable compiler and a C++ compiler. The arguments after the two dashes are libFuzzer's: a
+//! directory for inputs, `-max_total_time` in seconds, or a file with a failing input. Without `FUZZ`
+//! it lists the targets. Arithmetic is checked for overflow. A panic ends the run and keeps the input.
 
 #![no_main]
 

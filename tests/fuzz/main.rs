@@ -1,7 +1,7 @@
-//! Whatever comes in on any way is refused or taken, and panics nobody.
+//! Every input at every entrance is accepted or refused, and never causes a panic.
 //!
-//! Here each target of [`targets`] runs as a property test, on random bytes. A coverage-guided fuzzer
-//! runs the same functions for as long as one likes: `driver.rs` says how.
+//! Each target of [`targets`] runs as a property test on random bytes. A coverage-guided fuzzer
+//! runs the same functions for as long as needed; see `driver.rs`.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,7 +12,8 @@ mod targets;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// Bytes that are choices: small ones more often than not, as most of them are taken modulo little.
+/// Bytes that are choices. Small ones are more frequent, because most are taken modulo a small
+/// number.
 fn choices() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![3 => 0..16_u8, 1 => any::<u8>()];
     prop_oneof![
@@ -21,13 +22,13 @@ fn choices() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Runs a target; `PROPTEST_CASES` asks for more. The input that fails is printed.
+/// Runs a target. `PROPTEST_CASES` sets the number of cases. A failing input is printed.
 fn run(name: &str) {
     let (_, target) = targets::TARGETS.iter().find(|(known, _)| *known == name).unwrap();
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     let config = ProptestConfig {
         failure_persistence: None,
-        // The target is found wanting by its panic, which proptest catches.
+        // A target reports a failure by a panic, which proptest catches.
         ..ProptestConfig::with_cases(cases.unwrap_or(500))
     };
     let outcome = TestRunner::new(config).run(&choices(), |data| {

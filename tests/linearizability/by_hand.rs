@@ -1,4 +1,4 @@
-//! Small histories, each with one thing to say.
+//! Small histories, each for one rule.
 
 use crate::support::linearizability::{Operation, check};
 use crate::{is_linearizable, read, unknown_write, write};
@@ -92,7 +92,7 @@ fn a_write_that_someone_has_seen_stays_seen_before_its_answer() {
 
 #[test]
 fn a_write_takes_effect_between_two_reads_of_another_value() {
-    // Inside the time for which 1 is held there is no room for 2; at its edge there is.
+    // While 1 is held there is no room for 2; at its edge there is.
     let held = [write(1, 0, 10), read(1, 20, 30)];
     assert!(!is_linearizable(&[&held[..], &[write(2, 11, 19)]].concat()));
     assert!(is_linearizable(&[&held[..], &[write(2, 10, 19)]].concat()));
@@ -137,7 +137,7 @@ fn operations_whose_times_touch_are_concurrent() {
     assert!(!is_linearizable(&[write(1, 0, 5), read(None, 6, 7)]));
     assert!(is_linearizable(&[read(1, 0, 5), write(1, 5, 6)]));
     assert!(!is_linearizable(&[read(1, 0, 4), write(1, 5, 6)]));
-    // Two values, each held up to the time from which the other is.
+    // Two values, each held until the other starts.
     assert!(is_linearizable(&[write(1, 0, 2), read(1, 5, 6), write(2, 3, 5), read(2, 6, 7)]));
     assert!(!is_linearizable(&[write(1, 0, 2), read(1, 5, 6), write(2, 3, 4), read(2, 6, 7)]));
     // All at one instant.

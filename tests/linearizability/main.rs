@@ -1,5 +1,5 @@
-//! The checker that the tests under faults rely on: it finds each kind of fault, holds nothing
-//! against a correct register, and two other checkers agree with it.
+//! The checker that the fault tests rely on. It detects each kind of fault, accepts every history
+//! of a correct register, and agrees with two other checkers.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -29,7 +29,7 @@ fn is_linearizable(history: &[Operation<u32>]) -> bool {
     let verdict = check(history);
     assert_eq!(verdict.is_ok(), search(history), "check: {verdict:?}");
     assert_eq!(verdict.is_ok(), second_opinion::todc_search(history), "check: {verdict:?}");
-    // What a violation shows is one by itself.
+    // A violation's operations are a violation by themselves.
     if let Err(violation) = &verdict {
         assert!(!search(&violation.operations), "{violation}");
         assert!(violation.operations.len() <= 6, "{violation}");

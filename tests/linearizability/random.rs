@@ -1,7 +1,7 @@
-//! Random histories, those of a real register, and those of a register with one fault.
+//! Random histories, histories of a real register, and histories of a register with one fault.
 //!
-//! They are the same in each run; `PROPTEST_CASES` asks for more of them, and `PROPTEST_RNG_SEED` for
-//! others. A failure prints the seed and the smallest history that shows it.
+//! They are the same in each run. `PROPTEST_CASES` sets their number, and `PROPTEST_RNG_SEED`
+//! selects others. A failure prints the seed and the smallest failing history.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use proptest::test_runner::{RngSeed, TestRunner};
 use crate::support::linearizability::{Action, Operation, check, search};
 use crate::{is_linearizable, read, unknown_write, write};
 
-/// Runs the test on so many random values, the same in each run, and prints the smallest that fails.
+/// Runs the test on `cases` random values, the same in each run. Prints the smallest failure.
 fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value))
 where
     S::Value: Debug,
@@ -38,7 +38,7 @@ where
     }
 }
 
-/// Counts the verdicts of a test: it says little where nearly all are the same.
+/// Counts a test's verdicts: with nearly equal verdicts it would prove little.
 #[derive(Default)]
 struct Verdicts {
     linearizable: Cell<u32>,
@@ -59,7 +59,7 @@ impl Verdicts {
     }
 }
 
-/// Up to eight operations that overlap much, each read of any value.
+/// Up to eight strongly overlapping operations, with reads of any value.
 fn any_history() -> impl Strategy<Value = Vec<Operation<u32>>> {
     let operation = (0..12_u64, 0..7_u64, 0..9_u32, 0..5_u32);
     vec(operation, 0..9).prop_map(|operations| {
@@ -85,13 +85,13 @@ fn three_checkers_agree_on_random_histories() {
     verdicts.assert_mixed("random histories");
 }
 
-/// What one client of a real register does next.
+/// The next step of a client of a real register.
 #[derive(Clone, Debug)]
 struct Step {
     client: u64,
-    /// From the end of its last operation to the start of this one.
+    /// From the end of the client's last operation to the start of this one.
     pause: u64,
-    /// From the start to the instant at which it takes effect, and from there to the end.
+    /// From the start to the effect, and from there to the end.
     before: u64,
     after: u64,
     kind: Kind,
@@ -101,7 +101,7 @@ struct Step {
 enum Kind {
     Read,
     Write,
-    /// Takes effect so much later than a known one, or never.
+    /// Takes effect this much later than a known write would, or never.
     UnknownWrite(Option<u64>),
 }
 
@@ -121,7 +121,7 @@ fn any_step(clients: u64) -> impl Strategy<Value = Step> {
     })
 }
 
-/// The history of a real register under these steps. `dropped`: the step whose write it loses.
+/// The history of a real register for these steps. It loses the write of step `dropped`.
 fn register(steps: &[Step], dropped: Option<usize>) -> Vec<Operation<u32>> {
     let mut clocks: HashMap<u64, u64> = HashMap::new();
     let mut history = Vec::new();
@@ -142,7 +142,7 @@ fn register(steps: &[Step], dropped: Option<usize>) -> Vec<Operation<u32>> {
         history.push(Operation { client: step.client, action, invoked, completed });
         effects.extend(effect.filter(|_| dropped != Some(index)).map(|effect| (effect, index)));
     }
-    // Those at the same instant are concurrent, so any order among them is right.
+    // Effects at the same instant are concurrent, so any order is legal.
     effects.sort_unstable();
     let mut state = None;
     for (_, index) in effects {
@@ -161,7 +161,7 @@ fn histories_of_a_real_register_pass() {
     });
 }
 
-/// The `index`th of the places in the history where `wanted` holds.
+/// The `index`-th place in the history where `wanted` holds.
 fn place(
     history: &[Operation<u32>],
     index: Index,
@@ -175,7 +175,7 @@ fn is_write(operation: &Operation<u32>) -> bool {
     matches!(operation.action, Action::Write(_))
 }
 
-/// Applies a fault to real histories and compares the verdicts on what comes out.
+/// Applies a fault to real histories and compares the verdicts.
 fn mutate(
     name: &str,
     mutation: impl Fn(&[Step], Vec<Operation<u32>>, Index, Index) -> Option<Vec<Operation<u32>>>,
@@ -224,7 +224,7 @@ fn swapped_writes_are_judged_as_the_search_does() {
 fn two_hundred_thousand_operations_take_less_than_a_second() {
     let steps = vec(any_step(64), 200_000).new_tree(&mut TestRunner::deterministic()).unwrap();
     let mut history = register(&steps.current(), None);
-    // The first of ten that is fast enough: others use this machine too.
+    // The first of ten attempts that is fast enough: other processes use this machine too.
     let mut times = (0..10).map(|_| {
         let start = Instant::now();
         check(&history).unwrap();

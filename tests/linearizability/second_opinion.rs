@@ -1,5 +1,5 @@
-//! Another checker, `todc-utils`, and the runs of Jepsen against etcd (2014) that ship with it. They are
-//! read from where cargo keeps that crate.
+//! Another checker, `todc-utils`, and the Jepsen runs against etcd (2014) that ship with it. They
+//! are read from cargo's copy of that crate.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -28,24 +28,24 @@ impl Specification for Register {
     }
 }
 
-/// The verdict of `todc-utils`. It knows no unknown outcome: such a write is answered after all else,
-/// where it bends nothing.
+/// The verdict of `todc-utils`. It has no unknown outcomes: such a write is answered after
+/// everything else, where it changes nothing.
 pub fn todc_search(history: &[Operation<u32>]) -> bool {
     let mut events = Vec::new();
     for (process, operation) in history.iter().enumerate() {
         let end = operation.completed.map_or((1, 0), |end| (0, end));
-        // At one time calls come first: those whose times touch are concurrent.
+        // At the same time calls come first: operations whose times touch are concurrent.
         events.push(((0, operation.invoked), 0, process, Event::Call(operation.action.clone())));
         events.push((end, 1, process, Event::Response(operation.action.clone())));
     }
     events.sort_by_key(|(time, kind, process, _)| (*time, *kind, *process));
     let events: Vec<_> =
         events.into_iter().map(|(_, _, process, event)| (process, event)).collect();
-    // It takes no empty history.
+    // It accepts no empty history.
     events.is_empty() || WGLChecker::<Register>::is_linearizable(History::from_actions(events))
 }
 
-/// What a client of a recorded run did. Few values, written again and again: nothing for `check`.
+/// A client's operation in a recorded run. Values repeat, so `check` cannot judge it.
 enum Recorded {
     Read(Option<u32>),
     Write(u32),
@@ -53,7 +53,7 @@ enum Recorded {
 }
 
 impl Recorded {
-    /// The key after this; the outer `None`: it could not have had its answer there.
+    /// The key after this operation; the outer `None` if it could not have had its answer.
     fn apply(&self, state: Option<u32>) -> Option<Option<u32>> {
         match *self {
             Self::Read(value) => (value == state).then_some(state),
@@ -65,8 +65,8 @@ impl Recorded {
     }
 }
 
-/// The operations of a recorded run, with their times: the numbers of their lines. Each line is
-/// `INFO jepsen.util - <process> :<status> :<function> <values>`, split by white space.
+/// The operations of a recorded run, with line numbers as times. Each line is `INFO jepsen.util -
+/// <process> :<status> :<function> <values>`, separated by white space.
 fn parse(log: &str) -> (Vec<(u64, Option<u64>)>, Vec<Recorded>) {
     let number = |word: &str| -> Option<u32> { word.trim_matches(['[', ']']).parse().ok() };
     let mut intervals = Vec::new();
@@ -78,7 +78,7 @@ fn parse(log: &str) -> (Vec<(u64, Option<u64>)>, Vec<Recorded>) {
         else {
             continue;
         };
-        // The one without a number is the nemesis.
+        // The process without a number is the nemesis.
         let Ok(process) = process.parse() else { continue };
         if *status == ":invoke" {
             open.insert(process, operations.len());
@@ -97,7 +97,7 @@ fn parse(log: &str) -> (Vec<(u64, Option<u64>)>, Vec<Recorded>) {
         }
         let index = open.remove(&process).unwrap();
         match (*status, &mut operations[index]) {
-            // Outcome unknown, or no answer: no end.
+            // Unknown outcome or no answer: no end.
             (":info", _) | (":fail", Recorded::Read(_)) => continue,
             (":ok", Recorded::Read(value)) => *value = number(values[0]),
             (":fail", Recorded::CompareAndSwap { swapped, .. }) => *swapped = false,
@@ -109,7 +109,7 @@ fn parse(log: &str) -> (Vec<(u64, Option<u64>)>, Vec<Recorded>) {
     (intervals, operations)
 }
 
-/// Where cargo keeps the sources of `todc-utils`: no other way leads from a crate to its files.
+/// Cargo's copy of the sources of `todc-utils`: no other way leads from a crate to its files.
 fn todc_utils_directory() -> PathBuf {
     let cargo = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO"))
@@ -120,7 +120,7 @@ fn todc_utils_directory() -> PathBuf {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    // Without the host's name it would want the crates of all other platforms too.
+    // Without the host's name it would require the crates of all other platforms too.
     let version = cargo(&["--version", "--verbose"]);
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let metadata = cargo(&[

@@ -1,4 +1,4 @@
-//! The admin listener: each of its endpoints, asked at real members, and whom it refuses.
+//! The admin port of real members: each endpoint, and the requests it refuses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use crate::support::processes::{
     owned, put, request, run, serves, skip,
 };
 
-/// Members that have an admin listener each.
+/// Starts members with an admin port each.
 pub fn start(size: u64, more: &[&str]) -> Cluster {
     let site = Site::new();
     let place = |_| {
@@ -27,13 +27,13 @@ pub fn start(size: u64, more: &[&str]) -> Cluster {
     Cluster::start_at(site, places, &[&FAST[..], more].concat())
 }
 
-/// Where member `id` has its admin listener.
+/// The admin address of member `id`.
 pub fn admin(cluster: &Cluster, id: u64) -> SocketAddr {
     let flags = &cluster.member(id).flags;
     flags[flags.iter().position(|flag| flag == "--admin").unwrap() + 1].parse().unwrap()
 }
 
-/// A member on its own with an admin listener, once it serves: where it serves, and where that is.
+/// A single serving member with an admin port; returns its client and admin addresses.
 fn single(site: &Site, more: &[&str]) -> (Process, SocketAddr, SocketAddr) {
     let admin = site.at(site.port());
     let named = admin.to_string();
@@ -55,7 +55,7 @@ pub fn json(address: SocketAddr, target: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
-/// The id of the leader that every member follows.
+/// The leader that every member follows.
 pub fn leader(cluster: &Cluster) -> u64 {
     eventually_some(PATIENCE, "all follow one leader", || {
         let ids = cluster.ids().into_iter();
@@ -65,7 +65,7 @@ pub fn leader(cluster: &Cluster) -> u64 {
     })
 }
 
-/// What is counted, by name and labels; of a histogram, how often.
+/// Metrics by name and labels; for a histogram, its count.
 fn counts(address: SocketAddr) -> BTreeMap<String, f64> {
     let answer = request(address, "GET", "/metrics", b"").unwrap();
     let kind = &answer.headers["content-type"];
@@ -90,7 +90,7 @@ fn counts(address: SocketAddr) -> BTreeMap<String, f64> {
     scrape.samples.into_iter().map(count).collect()
 }
 
-/// Sends a request with these header lines, and reads until the connection is closed.
+/// Sends a request with these header lines and reads until the connection closes.
 fn raw(address: SocketAddr, line: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -101,7 +101,7 @@ fn raw(address: SocketAddr, line: &str, headers: &str) -> String {
     answer
 }
 
-/// The status and the whole body, which may come in chunks, of a GET.
+/// The status and body of a GET, chunked or not.
 fn download(address: SocketAddr, target: &str) -> (u16, Vec<u8>) {
     let mut stream = BufReader::new(TcpStream::connect(address).unwrap());
     stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
@@ -200,7 +200,7 @@ fn status_tells_of_a_member_and_members_of_all() {
         assert_eq!(status["commit"], status["applied"]);
         assert_eq!(status["cluster_id"].as_str().unwrap().len(), 16);
         assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
-        // Three members and ten keys are 13 entries; a leader begins with one of its own.
+        // Three members and ten keys make 13 entries, and a leader starts with one of its own.
         let at_least = |name: &str, least: f64| {
             assert!(status[name].as_f64().unwrap() >= least, "{name}: {status}");
         };
@@ -339,7 +339,7 @@ fn metrics_parse_and_count_what_happens() {
         assert!(counts(at)[&format!("raftexample_{name}{{}}")] > 0.0, "{name}");
     }
 
-    // One that falls behind is sent a snapshot; meanwhile nothing reaches it.
+    // A member that lags receives a snapshot; no message reaches it meanwhile.
     cluster.kill(other);
     for number in 0..40 {
         cluster.put(first, &format!("/more-{number}"), "value");
@@ -351,7 +351,7 @@ fn metrics_parse_and_count_what_happens() {
     let there = admin(&cluster, other);
     eventually(PATIENCE, "it is installed", || counts(there)[installed] >= 1.0);
 
-    // What no majority takes is not known to have happened.
+    // Without a majority the outcome is unknown.
     cluster.ids().into_iter().filter(|id| *id != first).for_each(|id| cluster.kill(id));
     let answer = request(cluster.address(first), "PUT", "/lost", b"value").unwrap();
     assert_eq!(answer.status, 504, "{answer:?}");
@@ -452,7 +452,7 @@ fn members_are_added_moved_and_removed_or_refused() {
     }
     assert_eq!(json(at, "/members").as_array().unwrap().len(), 3, "nothing changed");
 
-    // The leader has done it then; this member hears of it a little later.
+    // The leader has applied it; this member learns of it a little later.
     let becomes = |wanted: Option<(&str, &str)>| {
         eventually(PATIENCE, &format!("member 4 is {wanted:?}"), || {
             let members = json(at, "/members");
@@ -473,7 +473,7 @@ fn members_are_added_moved_and_removed_or_refused() {
     assert_eq!(json(at, "/status")["removed"], serde_json::json!([4]));
 }
 
-/// Bodies have the deadline of all requests.
+/// Bodies have the deadline of every request.
 #[test]
 fn a_body_that_does_not_come_is_not_waited_for() {
     let site = Site::new();
@@ -499,7 +499,7 @@ fn a_snapshot_is_sound_and_only_one_is_read_at_a_time() {
         assert_eq!(shown.status, 0, "{}{}", shown.stdout, shown.stderr);
         assert!(shown.stdout.contains(" /k: 1 bytes, "), "{}", shown.stdout);
     }
-    // More than the sockets between them take.
+    // More than the socket buffers hold.
     for number in 0..4 {
         put(address, &format!("/large-{number}"), &vec![b'x'; LARGE]);
     }
@@ -566,7 +566,7 @@ fn foreign_hosts_and_origins_are_refused_and_counted() {
     for origin in origins {
         assert_eq!(answered(&format!("{own}Origin: {origin}\r\n")), 403, "{origin}");
     }
-    // What a browser sends for a page elsewhere that has it fetch something, without an Origin.
+    // The headers of a cross-site fetch by a browser, which has no Origin.
     for (site, mode, expected) in [
         ("cross-site", "no-cors", 403),
         ("same-site", "no-cors", 403),

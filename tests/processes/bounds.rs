@@ -1,4 +1,4 @@
-//! What a member holds depends on what is stored, not on how much was ever written.
+//! A member's memory and disk depend on what is stored, not on how much was ever written.
 
 use std::fs;
 use std::io::Write as _;
@@ -60,7 +60,7 @@ fn memory_and_disk_do_not_grow_with_the_number_of_writes() {
     });
     let first = site.dir().join("raftexample-1").join(format!("{:016x}.wal", 1));
     assert!(!first.exists(), "the first segment is still there");
-    // All of it is still there, also after a restart.
+    // All data is still there, also after a restart.
     member.kill();
     let begun = Instant::now();
     let _member = site.spawn("member", &flags);
@@ -75,9 +75,8 @@ fn names(site: &Site, dir: &str) -> usize {
     files_in(&site.dir().join(dir)).len()
 }
 
-/// More clients than descriptors: those that are served stay served, the others are once there is
-/// room, and the log and the snapshots have the descriptors that they need. Clients never stop a
-/// member.
+/// With more clients than descriptors, connected clients stay served, others are served once there
+/// is room, and the log and snapshots have the descriptors they need. Clients never stop a member.
 #[test]
 fn clients_leave_the_member_descriptors_for_its_files() {
     let site = Site::new();
@@ -88,7 +87,7 @@ fn clients_leave_the_member_descriptors_for_its_files() {
     serves(address);
     let mut served = Client::new(address);
     assert_eq!(served.put("/k", b"before").unwrap(), 204);
-    // Once the backlog is full, too, connecting would wait until a served one times out.
+    // With a full backlog, connecting would wait until a served client times out.
     let soon = Duration::from_millis(200);
     let idle: Vec<TcpStream> =
         (0..300).map_while(|_| TcpStream::connect_timeout(&address, soon).ok()).collect();
@@ -114,18 +113,18 @@ fn a_member_allowed_too_few_files_does_not_start() {
     assert!(words.len() == 1 && words[0].contains("ulimit -n"), "{}", member.stderr());
 }
 
-/// The processor time that a process has used.
+/// The processor time used by a process.
 fn processor_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The second field is the name in brackets; of what follows it, the 12th and 13th.
+    // Fields 12 and 13 after the name, which is in parentheses.
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
-    // Linux reports hundredths of a second to programs, whatever it counts by itself.
+    // Linux reports hundredths of a second.
     Duration::from_millis(10 * ticks.sum::<u64>())
 }
 
-/// Descriptors can still run out: the system as a whole may have none left, and a limit may be
-/// lowered. Then accepting waits; it does not spin.
+/// Descriptors can still run out: the system may have none left, or a limit may be lowered. Then
+/// accepting waits; it does not spin.
 #[test]
 fn a_member_without_descriptors_backs_off_and_recovers() {
     let site = Site::new();
@@ -146,11 +145,11 @@ fn a_member_without_descriptors_backs_off_and_recovers() {
     eventually(PATIENCE, "it runs out of descriptors", || {
         member.stderr().contains("cannot accept connections")
     });
-    // Long enough that a loop without a pause would use up most of it.
+    // Long enough that a loop without a pause would use most of it.
     let (begun, before) = (Instant::now(), processor_time(member.pid()));
     while begun.elapsed() < Duration::from_secs(1) {
         assert_eq!(served.put("/k", b"meanwhile").unwrap(), 204);
-        // The rate of the load, not a wait for anything.
+        // The rate of the load, not a wait.
         std::thread::sleep(Duration::from_millis(20));
     }
     let used = processor_time(member.pid()) - before;
@@ -162,7 +161,7 @@ fn a_member_without_descriptors_backs_off_and_recovers() {
     assert!(said <= 3, "it is logged {said} times");
 }
 
-/// Clients that hold a connection for as long as they may, and send next to nothing on it.
+/// Clients that hold a connection as long as possible and send almost nothing.
 struct SlowClients {
     stop: Arc<AtomicBool>,
     sent_bytes: Arc<AtomicU64>,
@@ -170,14 +169,15 @@ struct SlowClients {
 }
 
 impl SlowClients {
-    /// `count` of them at `address`: one half never ends a request's head, the other never a body.
+    /// Starts `count` clients at `address`: one half never ends a request's head, the other never a
+    /// body.
     fn start(address: SocketAddr, count: usize, body: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
             let mut streams: Vec<TcpStream> = Vec::new();
             for number in 0..count {
-                // What is not accepted waits in the backlog, and counts as slow as well.
+                // A connection that is not accepted waits in the backlog, which is slow as well.
                 let Ok(mut stream) = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT) else {
                     continue;
                 };
@@ -191,14 +191,14 @@ impl SlowClients {
                 for stream in &mut streams {
                     let _ = stream.write(b"x");
                 }
-                // Their pace: one byte in a while, each.
+                // Their pace: one byte each.
                 thread::sleep(Duration::from_millis(200));
             }
         });
         Self { stop, sent_bytes: Arc::default(), threads: vec![thread] }
     }
 
-    /// One more, who sends as fast as it can and never ends; refused, it comes again.
+    /// Adds a client that sends an endless body as fast as possible, and repeats it when refused.
     fn and_an_endless_body(mut self, address: SocketAddr, head: &'static str) -> Self {
         let (stopped, sent_bytes) = (self.stop.clone(), self.sent_bytes.clone());
         self.threads.push(thread::spawn(move || {
@@ -218,7 +218,7 @@ impl SlowClients {
         self
     }
 
-    /// Returns how many bytes of endless bodies were sent.
+    /// Returns the bytes of endless bodies that were sent.
     fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -226,10 +226,9 @@ impl SlowClients {
     }
 }
 
-/// 500 clients at each port, and an endless body at each. Together they announce 8 GB and send as fast
-/// as they can; what they make a member hold is a read buffer of 64 KiB at most for each connection
-/// that it takes (756 of these: the peer port takes 256), and one value of 16 MiB, in a buffer that
-/// doubles as it grows.
+/// 500 clients and one endless body at each port. Together they announce 8 GB and send as fast as
+/// they can. The member holds a read buffer of at most 64 KiB for each accepted connection (756
+/// here: the peer port accepts 256), and one value of 16 MiB in a buffer that doubles as it grows.
 #[test]
 fn memory_stays_flat_under_500_slow_clients_at_each_port() {
     const HELD_BYTES: u64 = 96 << 20;
@@ -268,7 +267,7 @@ fn memory_stays_flat_under_500_slow_clients_at_each_port() {
     let begun = Instant::now();
     let mut most = 0;
     while begun.elapsed() < DURATION {
-        // Clients that were not there before are served, here and elsewhere.
+        // New clients are served, here and at other members.
         for at in [address, cluster.address(other)] {
             write(at, 10);
             assert_eq!(get(at, "/key-9").as_deref(), Some(&b"value"[..]));

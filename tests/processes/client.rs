@@ -1,4 +1,4 @@
-//! The commands that ask running members: what they print, what they refuse, how they end.
+//! The client commands: their output, refusals and exit statuses.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,18 +28,18 @@ fn at(endpoint: &str, command: &[&str]) -> Ran {
     run(Path::new("."), &[command, &["--endpoint", endpoint]].concat())
 }
 
-/// Runs it at the admin listener of member `id`.
+/// Runs a command at the admin port of member `id`.
 fn by(cluster: &Cluster, id: u64, command: &[&str]) -> Ran {
     at(&url(admin(cluster, id)), command)
 }
 
-/// It did it, said this and nothing else.
+/// Asserts success with this output and nothing else.
 fn assert_done(ran: &Ran, said: &str) {
     assert_eq!((ran.status, &*ran.stderr), (0, ""), "{}", ran.stdout);
     assert_eq!(ran.stdout, said);
 }
 
-/// It did not, and said so in one line, with each of these parts.
+/// Asserts failure with one line that contains these parts.
 fn assert_failed(ran: &Ran, status: i32, parts: &[&str]) {
     assert_eq!((ran.status, ran.stderr.lines().count()), (status, 1), "{}", ran.stderr);
     assert!(ran.stderr.starts_with("raftexample: "), "{}", ran.stderr);
@@ -48,12 +48,12 @@ fn assert_failed(ran: &Ran, status: i32, parts: &[&str]) {
     }
 }
 
-/// An endpoint where nobody listens.
+/// An endpoint where no process listens.
 fn nobody(site: &Site) -> String {
     url(site.at(site.port()))
 }
 
-/// Answers each request on a connection of its own with `answer`, and counts them.
+/// Answers each connection's request with `answer` and counts the requests.
 fn answering(site: &Site, answer: &'static str) -> (String, std::sync::Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind((site.address, 0)).unwrap();
     let endpoint = url(listener.local_addr().unwrap());
@@ -108,7 +108,7 @@ fn status_shows_every_member_who_was_asked_and_who_is_dead() {
         let ran = by(&cluster, 1, &["status"]);
         ran.status == 0 && rows(&ran)[3][2] == "dead"
     });
-    // Without a leader the table comes all the same.
+    // The table needs no leader.
     cluster.kill(2);
     let ran = eventually_some(PATIENCE, "it knows no leader", || {
         Some(by(&cluster, 1, &["status"])).filter(|ran| ran.status == 1)
@@ -152,7 +152,7 @@ fn endpoints_are_asked_in_turn_from_flags_or_the_environment() {
     assert_failed(&ran, 1, &[&nobody, "is the member running, with --port"]);
     let ran = at(&format!("{nobody},{nobody}/x"), &["status"]);
     assert_failed(&ran, 2, &["http://HOST:PORT"]);
-    // The other port of the member.
+    // The member's other port.
     assert_failed(&at(&of_client, &["status"]), 1, &["404", "another port", "--admin"]);
     assert_failed(&at(&there, &["get", "k"]), 1, &["404", "another port", "--port"]);
     assert_failed(&at(&of_client, &["member", "move", "1", &nobody]), 1, &["404", "--admin"]);
@@ -167,7 +167,7 @@ fn an_endpoint_that_is_silent_is_given_up_at_the_deadline() {
     let short = ["--timeout", "200ms"];
     let ran = at(&silent, &[&["member", "list"], &short[..]].concat());
     assert_failed(&ran, 1, &[&silent, "did not answer within 200ms", "--timeout"]);
-    // Reading elsewhere does no harm.
+    // A read may be repeated at another endpoint.
     let ran = at(&format!("{silent},{there}"), &[&["member", "list"], &short[..]].concat());
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let put = [&["put", "k", "v"], &short[..]].concat();
@@ -175,7 +175,7 @@ fn an_endpoint_that_is_silent_is_given_up_at_the_deadline() {
     assert_failed(&ran, 1, &["PUT /k", "outcome unknown", "read before repeating"]);
 }
 
-/// What each answer to the first endpoint means for the second.
+/// What each answer of the first endpoint means for the second.
 #[test]
 fn a_write_that_may_have_happened_is_sent_nowhere_else() {
     let site = Site::new();
@@ -209,10 +209,10 @@ fn a_write_that_may_have_happened_is_sent_nowhere_else() {
         "HTTP/1.1 413 x\r\nContent-Length: 10\r\nConnection: close\r\n\r\ntoo large\n",
     );
     put(&no, heard, 1, &["413: too large"]);
-    // All of them are named if none did it.
+    // If every endpoint fails, all are named.
     let ran = at(&format!("{busy},{}", nobody(&site)), &["put", "k", "v"]);
     assert_failed(&ran, 1, &["503: busy", "Connection refused"]);
-    // A read goes on where a write does not.
+    // A read continues where a write does not.
     let (other, _) =
         answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nvalue");
     assert_done(&at(&format!("{lost},{half},{other}"), &["get", "k"]), "value");
@@ -282,7 +282,7 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines[0], "added member 4 as a learner");
     assert!(lines[1].contains("it gets a vote when it has caught up"), "{}", lines[1]);
-    // Another member hears of it a little later.
+    // Another member learns of it a little later.
     let becomes = |id: u64, wanted: Option<String>| {
         eventually(PATIENCE, &format!("member {id} is {wanted:?}"), || {
             let ran = by(&cluster, 2, &["member", "list"]);
@@ -434,7 +434,7 @@ fn a_backup_replaces_no_file_and_a_broken_one_leaves_none() {
     assert_failed(&save(&short, &[]), 1, &[&short, "broke off"]);
     assert_eq!(names(), BTreeSet::new(), "nothing is left");
 
-    // What another one cannot give comes from the next.
+    // The next endpoint supplies what one cannot.
     let ran = save(&format!("{short},{there}"), &[]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert!(ran.stdout.contains(" 1 keys, "), "{}", ran.stdout);

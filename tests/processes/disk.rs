@@ -1,4 +1,4 @@
-//! Disks that fail and disks that are full: the process stops, and nothing acknowledged is missing.
+//! Failing and full disks stop the process, and no acknowledged write is missing.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use crate::support::processes::{
     BINARY, Client, FAST, PATIENCE, Process, Site, assert_holds, serves, skip,
 };
 
-/// Writes until the process ends; returns the keys that were acknowledged.
+/// Writes until the process ends; returns the acknowledged keys.
 fn write_until_it_ends(
     process: &mut Process,
     address: SocketAddr,
@@ -26,14 +26,14 @@ fn write_until_it_ends(
         let key = format!("/{sequence:0value_bytes$}");
         match client.put(&key, key.as_bytes()) {
             Ok(204) => acknowledged.push(key),
-            // Between two looks at the process: the deadline above is what ends it.
+            // The interval between two looks; the deadline above ends the wait.
             _ => std::thread::sleep(std::time::Duration::from_millis(5)),
         }
     }
     acknowledged
 }
 
-/// It ended with status 1 and one line that names a file of its own and the reason.
+/// Asserts an end with status 1 and one line that names a member's file and the reason.
 fn stopped_because(process: &mut Process, why: &str) {
     assert_eq!(process.wait(PATIENCE), 1, "{}", process.stderr());
     let words = process.last_words();
@@ -52,7 +52,7 @@ fn a_failed_sync_stops_the_process_and_loses_no_write() {
     if !works {
         return skip("fdatasync is not made to fail: strace is not installed, or may not trace");
     }
-    // The first falls on making the directory, the last ones between writes.
+    // The first failure is in making the directory, the last ones are between writes.
     for (round, when) in [1, 2, 4, 5, 9, 30].into_iter().enumerate() {
         let site = Site::new();
         let (flags, address) = site.single(&[&FAST[..], &["--snapshot-count", "10"]].concat());
@@ -82,7 +82,7 @@ fn a_full_disk_stops_the_process_and_loses_no_write() {
     let Some(disk) = Mount::in_memory("2m") else {
         return skip("no disk is filled up: mounting one takes root");
     };
-    // Once while a log is full, once while snapshots are made all the time.
+    // Once with a full log, once with constant snapshots.
     for (name, value_bytes, count) in [("log", 4000, "10000"), ("snapshots", 500, "20")] {
         disk.resize("2m");
         let data_dir = disk.path().join(name);
@@ -94,7 +94,7 @@ fn a_full_disk_stops_the_process_and_loses_no_write() {
         println!("{name}: {} acknowledged, {:?}", acknowledged.len(), member.last_words());
         stopped_because(&mut member, "No space left on device");
         assert!(!acknowledged.is_empty());
-        // Not more room yet: it ends again, and damages nothing.
+        // Still no room: it ends again and damages nothing.
         let mut again = site.spawn(name, &flags);
         if write_until_it_ends_or_serves(&mut again, address) {
             again.kill();
@@ -108,7 +108,7 @@ fn a_full_disk_stops_the_process_and_loses_no_write() {
     }
 }
 
-/// True if a member that may find no room serves all the same.
+/// Like above; returns true if the member finds room and serves.
 fn write_until_it_ends_or_serves(process: &mut Process, address: SocketAddr) -> bool {
     let begun = Instant::now();
     loop {

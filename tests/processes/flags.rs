@@ -1,4 +1,4 @@
-//! What cannot be used gives one line and an exit status; what can needs nothing else set up.
+//! Unusable flags give one line and an exit status; usable ones need no further setup.
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,10 +9,10 @@ use crate::support::processes::{
     BINARY, FAST, PATIENCE, Process, Signal, Site, eventually, get, owned, put, serves,
 };
 
-/// Nothing is waited for before a bad flag is reported.
+/// A bad flag is reported without waiting for anything.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Waits for a process that must not start; its one line says `named`.
+/// Waits for a process that must not start; its one line contains `named`.
 pub fn refused(mut process: Process, status: i32, named: &str) {
     let exited = process.wait(AT_ONCE);
     let stderr = process.stderr();
@@ -101,7 +101,7 @@ fn a_directory_that_cannot_be_used_is_named_with_the_reason() {
         let (flags, _) = site.single(&["--data-dir", data_dir]);
         refused(site.spawn("refused", &flags), 1, &format!("{data_dir}/raftexample-1"));
     }
-    // Something else has the name of the snapshots' directory.
+    // A file has the name of the snapshot directory.
     fs::write(site.dir().join("raftexample-1-snap"), "").unwrap();
     let (flags, _) = site.single(&[]);
     refused(site.spawn("refused", &flags), 1, "raftexample-1-snap");
@@ -138,7 +138,7 @@ fn a_directory_in_use_or_of_another_member_is_refused() {
     let second = owned(&["--id", "2", "--cluster", &both, "--port", &site.port().to_string()]);
     refused(site.spawn("id", &second), 1, "belongs to member 1, not to --id 2");
 
-    // Refusing changed nothing.
+    // The refusal changed nothing.
     rename(2, 1);
     let _member = site.spawn("member", &flags);
     assert_eq!(get(address, "/k").as_deref(), Some(&b"value"[..]));
@@ -204,7 +204,7 @@ fn the_environment_sets_what_no_flag_sets() {
     refused(site.spawn_command("bad", bad, false), 2, "--tick");
 }
 
-/// The port is set three times: the file is used for what neither a flag nor the environment sets.
+/// The port is set three times. The file counts only for settings without a flag and a variable.
 #[test]
 fn a_flag_beats_the_environment_and_both_beat_the_file() {
     let site = Site::new();
@@ -215,7 +215,7 @@ fn a_flag_beats_the_environment_and_both_beat_the_file() {
             "port": {}, "host": "{}", "tick": "20ms", "data-dir": "relative"}}"#,
         ports[0], site.address
     );
-    // Paths in it are relative to the working directory, not to it.
+    // Its paths are relative to the working directory, not to the file.
     fs::create_dir(site.dir().join("etc")).unwrap();
     fs::write(site.dir().join("etc/raft.json"), text).unwrap();
     let serves_alone_at = |mut member: Process, port: u16| {
@@ -259,12 +259,12 @@ fn a_bad_configuration_file_gives_its_place_and_status_2() {
     refused(site.spawn("refused", &owned(&["--config", "gone.json"])), 2, named);
 }
 
-/// The README's first command, in an empty directory. The key-value port is on the loopback
-/// interface because the peer URL is.
+/// The README's first command, in an empty directory. The client port is on the loopback interface
+/// because the peer URL is.
 #[test]
 fn three_flags_suffice_and_data_is_where_the_original_puts_it() {
     let site = Site::new();
-    // --host is left out, so this port is on 127.0.0.1, and may be taken between here and there.
+    // Without --host the port is on 127.0.0.1, and another process may take it first.
     let (mut member, address) = (0..5)
         .find_map(|_| {
             let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

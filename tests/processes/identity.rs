@@ -1,4 +1,4 @@
-//! A member that lost its directory, and one that runs twice.
+//! A member that lost its directory, and a member that runs twice.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::support::processes::{
 fn a_wiped_member_is_refused_and_told_the_remedy() {
     let mut cluster = Cluster::start(3, &FAST);
     cluster.put(1, "/k", "value");
-    // Each has to know the incarnations of the others: all have talked.
+    // Each member must know the incarnations of the others: all have exchanged messages.
     cluster.all_serve();
     cluster.stop(3, Signal::SIGTERM);
     for name in ["raftexample-3", "raftexample-3-snap"] {
@@ -20,7 +20,7 @@ fn a_wiped_member_is_refused_and_told_the_remedy() {
     let wiped = cluster.process(3);
     assert_eq!(wiped.wait(PATIENCE), 1, "{}", wiped.stderr());
     told_the_remedy(&wiped.last_words());
-    // To say that it is a new member does not help: its id is not new.
+    // `--join` does not help: the id is not new.
     let mut flags = cluster.member(3).flags.clone();
     flags.push("--join".to_owned());
     let mut joining = cluster.site.spawn("joining", &flags);
@@ -38,8 +38,8 @@ fn told_the_remedy(words: &[String]) {
     assert!(words[0].contains("DELETE /3") && words[0].contains("under a new id"), "{words:?}");
 }
 
-/// A copy of a directory, started elsewhere while the first one runs, says that it is the same
-/// member. Whatever is done about the copy, the first one's voice still counts.
+/// A copy of a directory, started elsewhere while the original runs, has the same identity.
+/// Whatever happens to the copy, the original stays a member.
 #[test]
 fn a_copy_of_a_running_member_does_not_take_its_place() {
     let mut cluster = Cluster::start(3, &FAST);
@@ -63,14 +63,14 @@ fn a_copy_of_a_running_member_does_not_take_its_place() {
     let mut copy = start(&["--cluster", &elsewhere]);
     assert_eq!(copy.wait(PATIENCE), 1, "another list is refused: {}", copy.stderr());
 
-    // --join says that the list is not the first one.
+    // With --join the list need not be the first one.
     let copy = start(&["--cluster", &urls.join(","), "--join", "--peer-url", &own_url]);
     eventually(PATIENCE, "the copy runs", || copy.stderr().contains("became follower at term"));
     eventually(PATIENCE, "the copy is told what it is", || copy.stderr().contains("no copy of it"));
     for at in cluster.ids() {
         cluster.put(at, "/while-the-copy-runs", "written");
     }
-    // With member 3 gone, a majority needs the true member 2.
+    // With member 3 stopped, a majority needs the original member 2.
     cluster.kill(3);
     cluster.put(1, "/with-1-and-2", "written");
     assert_eq!(cluster.get(2, "/with-1-and-2").as_deref(), Some("written"));
@@ -94,7 +94,7 @@ fn a_joiner_with_another_url_than_it_was_added_with_is_told() {
     let told = format!("member 2 listens at {added}, not at {other}");
     eventually(PATIENCE, "it logs what it waits for", || wrong.stderr().contains(&told));
     drop(wrong);
-    // It changed nothing: with the right one it joins, and only then there is a majority.
+    // It changed nothing: with the right URL it joins, and only then there is a majority.
     let _joiner = joiner(&added);
     cluster.put(1, "/k", "written");
     assert_eq!(cluster.process(1).exited(), None);

@@ -1,4 +1,4 @@
-//! `raftexample inspect`: what it shows of real members' files, and that it changes none.
+//! `raftexample inspect`: its output on real members' files, which it does not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,12 +17,12 @@ fn inspect(dir: &Path, flags: &[&str]) -> Ran {
     run(dir, &[&["inspect"], flags].concat())
 }
 
-/// The lines of `inspect --json`, each parsed.
+/// The parsed lines of `inspect --json`.
 fn json(ran: &Ran) -> Vec<serde_json::Value> {
     ran.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// Every file below a directory and every directory, with what it holds and when it was changed.
+/// Every file and directory below `dir`, with contents and modification time.
 fn image(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     let mut paths = files_in(dir);
     let dirs: BTreeSet<PathBuf> =
@@ -35,7 +35,7 @@ fn image(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
         .collect()
 }
 
-/// Turns over one bit of a file.
+/// Flips one bit of a file.
 fn flip(path: &Path, offset: u64) {
     let mut bytes = fs::read(path).unwrap();
     bytes[offset as usize] ^= 1;
@@ -48,7 +48,7 @@ fn inspect_shows_every_record_and_snapshot_and_changes_nothing() {
     for number in 0..25 {
         cluster.put(1, &format!("/key-{number}"), &"long ".repeat(30));
     }
-    // It is too far behind for the log: it receives a snapshot.
+    // It lags too far for the log and receives a snapshot.
     cluster.join(1, 2);
     cluster.put(1, "/last", "");
     cluster.stop(2, Signal::SIGTERM);
@@ -92,7 +92,7 @@ fn inspect_shows_every_record_and_snapshot_and_changes_nothing() {
     ] {
         assert!(people.stdout.contains(part), "{part}: {}", people.stdout);
     }
-    // The parts one by one.
+    // The files one by one.
     for part in fs::read_dir(dir.join("raftexample-1-snap")).unwrap() {
         let part = part.unwrap().path();
         let keys = inspect(dir, &["--keys", part.to_str().unwrap()]);
@@ -130,7 +130,7 @@ fn a_running_member_is_looked_into_and_not_disturbed() {
     assert_eq!(member.wait(PATIENCE), 0);
 }
 
-/// A member that was killed, with two snapshots and the log from the older on, and its flags.
+/// A killed member with two snapshots and the log from the older one on, and its flags.
 fn killed_member() -> (Site, Vec<String>) {
     let site = Site::new();
     let (flags, address) = site.single(&[&FAST[..], &SMALL].concat());
@@ -146,7 +146,7 @@ fn killed_member() -> (Site, Vec<String>) {
     (site, flags)
 }
 
-/// Starts the member on a copy of its directory; returns the process, which may end or serve.
+/// Starts the member on a copy of its directory. It may end or serve.
 fn start_on(site: &Site, copy: &Path, flags: &[String]) -> Process {
     let more = ["--data-dir".to_owned(), copy.display().to_string()];
     site.spawn("again", &[flags, &more].concat())
@@ -224,7 +224,7 @@ fn a_damaged_snapshot_without_a_replacement_fails_inspection() {
     assert_eq!((shown.status, &*shown.stderr), (0, ""), "{}", shown.stdout);
     assert!(shown.stdout.contains("the next start sets it aside"), "{}", shown.stdout);
     assert!(shown.stdout.contains("repaired by the next start"), "{}", shown.stdout);
-    // By itself it is damaged.
+    // By itself it counts as damaged.
     let alone = inspect(site.dir(), &[newest.to_str().unwrap()]);
     assert_eq!(alone.status, 1);
     assert!(alone.stderr.contains(newest.to_str().unwrap()), "{}", alone.stderr);

@@ -1,10 +1,10 @@
-//! What is on standard error, and what is not.
+//! The lines on standard error.
 
 use std::fs;
 
 use crate::support::processes::{FAST, PATIENCE, Process, Signal, Site, eventually, put, serves};
 
-/// The lines that readers of the original know, and what raft-rs says where it differs.
+/// The lines that readers of the original know, and raft-rs's own where they differ.
 #[test]
 fn the_log_has_the_originals_words() {
     let site = Site::new();
@@ -62,7 +62,7 @@ fn at_level_error_a_member_that_is_well_says_nothing() {
     assert_eq!(walk(&site, &flags, address).stderr(), "");
 }
 
-/// Start, write, snapshot, stop.
+/// Starts, writes, makes a snapshot, stops.
 fn walk(site: &Site, flags: &[String], address: std::net::SocketAddr) -> Process {
     let mut member = site.spawn("member", flags);
     serves(address);
@@ -75,7 +75,7 @@ fn walk(site: &Site, flags: &[String], address: std::net::SocketAddr) -> Process
     member
 }
 
-/// The names in a flat JSON object; `None` if the line is anything else.
+/// The names in a flat JSON object, or `None` for any other line.
 fn json_object(line: &str) -> Option<Vec<String>> {
     let mut rest = line.strip_prefix('{')?.strip_suffix('}')?;
     let mut names = Vec::new();
@@ -102,7 +102,7 @@ fn json_object(line: &str) -> Option<Vec<String>> {
     }
 }
 
-/// A JSON string at the beginning of `text`, and what follows it.
+/// A JSON string at the start of `text`, and the rest.
 fn json_string(text: &str) -> Option<(String, &str)> {
     let inner = text.strip_prefix('"')?;
     let mut escaped = false;

@@ -1,8 +1,7 @@
-//! Whole members as processes, over real sockets and files: what a person at a terminal could see.
+//! Members as processes, over real sockets and files, as seen from a terminal.
 //!
-//! Each test starts its own members on a loopback address of its own, in a directory of its own, so
-//! all run at the same time. One file per behaviour; [`support`] is what they share. A test that
-//! needs root or a tool that is not there says so on standard error and passes.
+//! Each test starts its members on its own loopback address, in its own directory, so all tests run
+//! in parallel. A test that needs root or a missing tool says so on standard error and passes.
 
 #![allow(clippy::unwrap_used)]
 

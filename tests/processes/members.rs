@@ -1,4 +1,4 @@
-//! Members come and go: the original's walk, and what it loses after a restart.
+//! Members join and leave: the original's walk, and what the original loses after a restart.
 
 use crate::support::processes::{
     Cluster, FAST, PATIENCE, Signal, assert_holds, put, request, serves,
@@ -23,7 +23,7 @@ fn a_new_member_serves_and_a_removed_one_ends_by_itself() {
     }
     let again = request(cluster.address(1), "POST", "/3", b"http://127.0.0.1:1").unwrap();
     assert_eq!(again.status, 410, "an id is used once");
-    // Started again, it ends again, whether or not it had applied its removal.
+    // A restart ends again, whether or not it had applied its removal.
     cluster.start_again(3);
     assert_eq!(cluster.process(3).wait(PATIENCE), 0, "{}", cluster.process(3).stderr());
     assert!(cluster.process(3).stderr().contains(REMOVED));
@@ -44,8 +44,8 @@ fn a_member_removed_while_down_ends_when_it_comes_back() {
     assert_eq!(cluster.leader(), (leader, term), "it changed nothing");
 }
 
-/// Fault C.1 of the original: the URL of a member that was added lives in the log only, and is lost
-/// when that part of the log is compacted away.
+/// Fault C.1 of the original: the URL of an added member is only in the log, and is lost when that
+/// part of the log is compacted.
 #[test]
 fn compacted_additions_survive_a_restart_with_the_first_flags() {
     let small = ["--snapshot-count", "20", "--snapshot-catch-up-entries", "5"];
@@ -65,7 +65,7 @@ fn compacted_additions_survive_a_restart_with_the_first_flags() {
     cluster.ids().into_iter().for_each(|id| cluster.start_again(id));
     cluster.all_serve();
     assert_holds(&cluster.addresses(), &keys);
-    // Each pair on its own is a majority only if the two reach each other.
+    // Each pair is a majority only if its two members reach each other.
     for away in cluster.ids() {
         cluster.kill(away);
         let pair: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != away).collect();

@@ -1,12 +1,12 @@
-//! Members that hang: alive, connected and silent.
+//! Members that hang: running, connected and silent.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::processes::{Client, Cluster, FAST, Signal, put_in_term, request};
 
-/// With default flags: two election timeouts. A write that a hung follower holds up waits for much
-/// longer, until its connection is given up.
+/// Two election timeouts with default flags. If a hung follower delayed writes, they would wait
+/// much longer, until its connection is given up.
 const SOON: Duration = Duration::from_secs(2);
 
 #[test]
@@ -24,18 +24,18 @@ fn a_hung_follower_does_not_hold_up_writes() {
         assert_eq!(client.put(&format!("/{count}"), b"value").unwrap(), 204);
         assert!(sent.elapsed() < SOON, "a write took {:?}", sent.elapsed());
         count += 1;
-        // The rate of the load, not a wait for anything.
+        // The rate of the load, not a wait.
         thread::sleep(Duration::from_millis(5));
     }
     cluster.process(follower).signal(Signal::SIGCONT);
     cluster.put(leader, "/k", "after");
-    // It hears what it missed and does not disturb the leader.
+    // It catches up and does not disturb the leader.
     assert_eq!(cluster.get(follower, "/k").as_deref(), Some("after"));
     assert_eq!(cluster.get(follower, &format!("/{}", count - 1)).as_deref(), Some("value"));
     assert_eq!(cluster.leader(), (leader, term));
 }
 
-/// etcd #20418: a leader that was paused wakes up, believes that it still leads, and answers a read.
+/// etcd #20418: a paused leader wakes up, believes that it still leads, and answers a read.
 #[test]
 fn a_leader_that_was_paused_never_answers_with_an_old_value() {
     const READERS: usize = 16;
@@ -55,9 +55,9 @@ fn a_leader_that_was_paused_never_answers_with_an_old_value() {
             (0..READERS).map(|_| Client::new(cluster.address(leader))).collect();
         let other = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
         let new_term = put_in_term(cluster.address(other), "/k", new.as_bytes());
-        // On a busy machine another one may have taken over before.
+        // On a busy machine another member may have taken over before.
         proved += usize::from(new_term > term);
-        // How long it is paused is the fault itself: three election timeouts.
+        // The length of the pause is the fault: three election timeouts.
         thread::sleep(Duration::from_millis(600).saturating_sub(paused.elapsed()));
         let (early, late) = clients.split_at_mut(READERS / 2);
         early.iter_mut().for_each(|client| client.send("GET", "/k", b"").unwrap());

@@ -1,4 +1,4 @@
-//! No majority: the original's requests hang for ever. These are answered, and say what happened.
+//! Without a majority the original's requests hang for ever. These are answered with the outcome.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use crate::support::processes::{
 };
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// On a busy machine.
+/// For a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -21,7 +21,8 @@ fn without_a_majority_every_request_meets_its_deadline() {
     let removed = format!("/{}", followers[1]);
     let address = cluster.address(leader);
     let url = cluster.site.url();
-    // The first round finds a leader that may not know yet, the second one that stepped down.
+    // The first round meets a leader that may not know yet, the second one a leader that stepped
+    // down.
     for round in 0..2 {
         if round == 1 {
             eventually(PATIENCE, "it has no leader", || {
@@ -44,7 +45,7 @@ fn without_a_majority_every_request_meets_its_deadline() {
             let answer = client.receive().unwrap();
             let took = begun.elapsed();
             let told = String::from_utf8_lossy(&answer.body).into_owned();
-            // One change of members waits for a majority, the other is refused while it does.
+            // One change waits for a majority; meanwhile the other is refused.
             let is_change = ["POST", "DELETE"].contains(&method);
             let allowed: &[u16] = if is_change { &[409, 503, 504] } else { &[503, 504] };
             assert!(allowed.contains(&answer.status), "{method}: {} {told}", answer.status);
@@ -63,7 +64,7 @@ fn without_a_majority_every_request_meets_its_deadline() {
             }
         }
     }
-    // With the majority back it goes on, whichever of the two changes was carried out.
+    // With the majority back it continues, whichever of the two changes was carried out.
     followers.iter().for_each(|id| cluster.start_again(*id));
     let value = get(address, "/k").unwrap();
     assert!([&b"acknowledged"[..], b"lost"].contains(&&value[..]), "{value:?}");

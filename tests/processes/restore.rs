@@ -1,4 +1,5 @@
-//! `raftexample snapshot restore`: a new cluster from a snapshot file, and who is kept out of it.
+//! `raftexample snapshot restore`: a new cluster from a snapshot file, and the members kept out of
+//! it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,8 +12,8 @@ use crate::support::processes::{
 
 const KEYS: usize = 12;
 
-/// A member that wrote some keys and then a snapshot of them; its file, and the keys. The values are
-/// the keys.
+/// A member that wrote some keys and then a snapshot of them; returns the file and the keys. Each
+/// value equals its key.
 fn backup(site: &Site) -> (PathBuf, Vec<String>) {
     let smallest = ["--snapshot-count", "1", "--snapshot-catch-up-entries", "1"];
     let (flags, address) = site.single(&[&FAST[..], &smallest].concat());
@@ -21,7 +22,7 @@ fn backup(site: &Site) -> (PathBuf, Vec<String>) {
     for key in &keys {
         put(address, key, key.as_bytes());
     }
-    // The second one made from now on was begun after the last of these writes.
+    // The second snapshot made from now on started after the last of these writes.
     let made = || member.stderr().matches("compacted log at index").count();
     let before = made();
     eventually(PATIENCE, "a snapshot holds all of them", || {
@@ -74,7 +75,7 @@ fn three_members_restored_from_one_file_serve_every_key() {
     let (file, keys) = backup(&old);
     let site = Site::new();
     let places = places(&site, 3);
-    // The names do not matter, nor do the old members.
+    // The file's names do not matter, nor do the old members.
     let copy = site.dir().join("backup");
     fs::copy(&file, &copy).unwrap();
     for id in 1..=3 {
@@ -194,8 +195,8 @@ fn an_empty_member_beside_restored_ones_waits_and_says_why() {
     assert_holds(&[places[2].client], &keys);
 }
 
-/// An id that the operator chose is no proof of the same origin. Two empty members that go by it and
-/// find nobody else begin, and have entries committed where the backup stands.
+/// A cluster id chosen by the operator does not prove the same origin. Two empty members that rely
+/// on it and find no other member bootstrap, and commit entries where the backup has others.
 #[test]
 fn empty_members_with_a_restored_cluster_id_take_nothing() {
     let old = Site::new();
@@ -218,7 +219,7 @@ fn empty_members_with_a_restored_cluster_id_take_nothing() {
     assert_eq!(local(places[0].client, "/other-99"), None);
     drop(empty);
 
-    // An empty one that asks it before it begins ends at once.
+    // An empty member that asks a restored one before it bootstraps ends at once.
     for id in [2, 3] {
         for suffix in ["", "-snap"] {
             fs::remove_dir_all(site.dir().join(format!("raftexample-{id}{suffix}"))).unwrap();
@@ -252,7 +253,7 @@ fn a_restored_member_starts_only_with_the_list_it_was_made_for() {
     }
 }
 
-/// As if it was killed before it was done.
+/// As if it had been killed before it finished.
 #[test]
 fn a_half_restored_member_does_not_start_empty() {
     let site = Site::new();

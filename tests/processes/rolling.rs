@@ -1,5 +1,5 @@
-//! A rolling restart under load: who stops hands leadership over first, so nobody waits for an
-//! election timeout.
+//! A rolling restart under load: a stopping leader transfers the leadership first, so no request
+//! waits for an election timeout.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -14,19 +14,19 @@ use crate::support::processes::{
 /// The default.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const CLIENTS: usize = 8;
-/// How often each of three members is restarted.
+/// Restarts of each of the three members.
 const ROUNDS: usize = 3;
 
-/// What the clients have seen.
+/// The clients' observations.
 #[derive(Default)]
 struct Seen {
-    /// When a write was acknowledged.
+    /// The time of each acknowledged write.
     successes: Mutex<Vec<Instant>>,
     acknowledged: Mutex<Vec<String>>,
     stop: AtomicBool,
 }
 
-/// Writes one key after the other, to the next member at once if one refuses, is gone, or has no leader.
+/// Writes one key after another, at the next member if one refuses, is gone, or has no leader.
 fn write(seen: &Seen, number: usize, addresses: &[SocketAddr]) {
     let mut clients: Vec<Client> = addresses.iter().map(|address| Client::new(*address)).collect();
     let mut at = number;
@@ -35,7 +35,7 @@ fn write(seen: &Seen, number: usize, addresses: &[SocketAddr]) {
             return;
         }
         let key = format!("/{number}-{sequence}");
-        // Where the outcome is unknown another key is next: a write is never repeated.
+        // After an unknown outcome the next key follows: a write is never repeated.
         match clients[at % addresses.len()].put(&key, key.as_bytes()) {
             Ok(204) => {
                 seen.successes.lock().unwrap().push(Instant::now());

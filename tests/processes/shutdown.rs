@@ -1,4 +1,4 @@
-//! Told to stop, a member answers who waits, leaves nothing locked, and ends.
+//! A member that is told to stop answers its pending requests, releases its locks, and ends.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::support::processes::{
     has_no_leader, owned, put, serves,
 };
 
-/// The default --request-timeout, and what connections may take to close after it.
+/// The default --request-timeout, plus the time to close connections.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
-/// What each client has written when the load counts as on.
+/// Each client's writes before the load counts as running.
 const WRITES_BEFORE: usize = 10;
 const CLIENTS: usize = 8;
 
@@ -45,7 +45,7 @@ fn sigterm_under_load_answers_or_refuses_every_request() {
                             }
                         }
                         Ok(status) => assert!([503, 504].contains(&status), "{status}"),
-                        // Closed between two requests, or not accepted any more.
+                        // Closed between two requests, or no longer accepted.
                         Err(error) => assert!(
                             [
                                 ErrorKind::UnexpectedEof,
@@ -116,14 +116,14 @@ fn a_second_sigterm_ends_the_process_at_once() {
     assert_eq!(member.last_words().len(), 1, "{:?}", member.last_words());
 }
 
-/// Member 1, all others dead, and a write that waits for a majority.
+/// Member 1 with all others dead, and a write that waits for a majority.
 fn without_majority(request_timeout: &str) -> (Cluster, Client) {
     let flags = [&FAST[..], &["--request-timeout", request_timeout]].concat();
     let mut cluster = Cluster::start(3, &flags);
     put(cluster.address(1), "/k", b"value");
     cluster.kill(2);
     cluster.kill(3);
-    // It must know that it has no leader, or the write is answered when it finds out.
+    // Otherwise the write would be answered when the member finds out.
     eventually(PATIENCE, "it has no leader", || has_no_leader(&cluster.process(1).stderr()));
     let mut waiting = Client::new(cluster.address(1));
     waiting.send_and_be_heard("/k", b"waits").unwrap();

@@ -1,14 +1,14 @@
-//! Restarts from a snapshot and the log behind it: the original's longest history of faults.
+//! Restarts from a snapshot and the log after it, where the original has had most of its faults.
 
 use crate::support::processes::{
     Cluster, FAST, PATIENCE, Site, assert_holds, eventually, put, request, serves,
 };
 
 const SMALL: [&str; 4] = ["--snapshot-count", "10", "--snapshot-catch-up-entries", "5"];
-/// The line that follows when the log has named a snapshot.
+/// The line that follows after the log names a snapshot.
 const SNAPSHOT_MADE: &str = "compacted log at index";
 
-/// etcd #9262 and its family: the HTTP server never started, or the snapshot overwrote newer entries.
+/// etcd #9262 and related: the HTTP server never started, or the snapshot overwrote newer entries.
 #[test]
 fn what_was_written_before_and_after_a_snapshot_survives_a_kill() {
     let site = Site::new();
@@ -40,7 +40,7 @@ fn a_snapshot_after_every_entry_survives_kills_and_a_join() {
     let mut keys: Vec<String> = Vec::new();
     write(cluster.address(1), &mut keys, 12);
     cluster.kill(3);
-    // Member 3 falls behind everything that the log still holds.
+    // Member 3 falls behind the log's first entry.
     write(cluster.address(2), &mut keys, 15);
     cluster.start_again(3);
     serves(cluster.address(3));
@@ -60,7 +60,7 @@ fn a_snapshot_after_every_entry_survives_kills_and_a_join() {
     assert_holds(&cluster.addresses(), &keys);
 }
 
-/// Fault C.5: the original's snapshots are JSON, and change bytes that are no UTF-8.
+/// Fault C.5 of the original: JSON snapshots change bytes that are not UTF-8.
 #[test]
 fn bytes_come_out_of_a_snapshot_as_they_went_in() {
     let site = Site::new();
@@ -72,7 +72,7 @@ fn bytes_come_out_of_a_snapshot_as_they_went_in() {
     for (key, value) in keys.iter().zip(values) {
         put(address, key, value);
     }
-    // The second one made from now on was begun after the last of these writes.
+    // The second snapshot made from now on started after the last of these writes.
     let made = || member.stderr().matches(SNAPSHOT_MADE).count();
     let before = made();
     eventually(PATIENCE, "a snapshot holds all of them", || {

@@ -1,4 +1,4 @@
-//! Certificates: who is let in with which, and who is not.
+//! Certificates: which are accepted and which refused.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -68,12 +68,12 @@ impl Authority {
     }
 }
 
-/// A certificate that was valid once.
+/// A certificate that has expired.
 fn expired(params: &mut CertificateParams) {
     (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
 }
 
-/// Replaces a file as a careful tool does: whole, at once.
+/// Replaces a file atomically.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -113,7 +113,7 @@ fn place(site: &Site, authority: &Authority, id: u64) -> Place {
     place
 }
 
-/// How often member `id` has refused something for `reason`.
+/// The number of refusals at member `id` for `reason`.
 fn rejected(cluster: &Cluster, id: u64, reason: &str) -> u64 {
     let flags = &cluster.member(id).flags;
     let admin = flags.iter().position(|flag| flag == "--admin").unwrap() + 1;
@@ -127,7 +127,7 @@ fn count(metrics: &str, reason: &str) -> u64 {
     counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
 }
 
-/// Three members that speak TLS with certificates of `authority`.
+/// Three members that use TLS with certificates of `authority`.
 fn start(authority: &Authority) -> Cluster {
     let site = Site::new();
     let places = (1..=3).map(|id| place(&site, authority, id)).collect();
@@ -150,7 +150,7 @@ fn until_logged(cluster: &mut Cluster, id: u64, text: &str) {
     eventually(PATIENCE, &why, || logs(cluster, id, text) > 0);
 }
 
-/// Certificates of a PEM text.
+/// The certificates in a PEM text.
 fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
 }
@@ -167,8 +167,8 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Sends `head` over TLS to `address`, trusting `ca`, with a certificate or without. Returns the
-/// answer, and the server's certificate; or what TLS or the system has to say.
+/// Sends `head` over TLS to `address`, trusting `ca`, with or without a client certificate. Returns
+/// the answer and the server's certificate, or the error of TLS or the system.
 fn exchange(
     address: SocketAddr,
     ca: &str,
@@ -178,7 +178,7 @@ fn exchange(
     exchange_by(ALL_VERSIONS, address, ca, own, head)
 }
 
-/// As [`exchange`], by one of `versions` of TLS.
+/// Like [`exchange`], restricted to `versions` of TLS.
 fn exchange_by(
     versions: &[&'static SupportedProtocolVersion],
     address: SocketAddr,
@@ -209,7 +209,7 @@ fn exchange_by(
     Ok((answer, certificate.into_owned()))
 }
 
-/// A request of one of the peers' kinds.
+/// A request of a peer.
 fn peer_request(path: &str, from: u64, to: u64) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\
@@ -228,7 +228,7 @@ fn put_request(key: &str, value: &str) -> String {
 
 const GET: &str = "GET /k HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
 
-/// Whatever a port answers to plain HTTP, until it closes the connection in order.
+/// A port's answer to plain HTTP, until it closes the connection in order.
 fn plain_exchange(address: SocketAddr, head: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -251,7 +251,7 @@ fn members_with_certificates_elect_replicate_and_grow() {
     assert_eq!(answer.status, 409, "{why}");
     assert!(why.contains("begin alike"), "{why}");
 
-    // The log alone brings nobody up to date any more.
+    // Afterwards the log alone cannot bring a member up to date.
     for i in 0..50 {
         cluster.put(1, "/filler", &i.to_string());
     }
@@ -269,8 +269,8 @@ fn members_with_certificates_elect_replicate_and_grow() {
     }
 }
 
-/// Its own files belong together, so it starts; nobody lets it in, and it lets nobody in. With the
-/// right ones it is back, without a restart.
+/// Its own files fit together, so it starts; no member accepts it, and it accepts none. With the
+/// right files it returns without a restart.
 #[test]
 fn a_foreign_certificate_is_refused_until_it_is_replaced() {
     let (authority, foreign) = (Authority::new("the cluster's"), Authority::new("foreign"));
@@ -315,7 +315,7 @@ fn a_valid_certificate_speaks_for_no_other_member() {
         let answer = as_member(3, path);
         assert!(answer.starts_with("HTTP/1.1 403 "), "{path}: {answer}");
         assert!(answer.contains("the certificate is not member 3's"), "{path}: {answer}");
-        // In its own name it is heard, and told what else is wrong.
+        // Under its own id it is heard, and told what else is wrong.
         let answer = as_member(2, path);
         assert!(answer.starts_with("HTTP/1.1 412 "), "{path}: {answer}");
     }
@@ -327,7 +327,7 @@ fn a_valid_certificate_speaks_for_no_other_member() {
     assert_eq!(cluster.leader(), before, "nobody was moved by it");
 }
 
-/// Somebody with a certificate for member 3's host, of the right authority, answers in its name.
+/// A process with a valid certificate for member 3's host answers in its name.
 #[test]
 fn an_answer_with_the_certificate_of_another_member_is_none() {
     let authority = Authority::new("the cluster's");
@@ -361,7 +361,7 @@ fn an_answer_with_the_certificate_of_another_member_is_none() {
         }
     });
     let told = "in the name of member 3: the certificate is not member 3's";
-    // Whichever leads speaks to it, and so does the other once it wants votes.
+    // The leader connects to it, and so does the other member when it asks for votes.
     eventually(PATIENCE, "a member refuses the answer", || {
         logs(&mut cluster, 1, told) + logs(&mut cluster, 2, told) > 0
     });
@@ -394,7 +394,7 @@ fn the_peer_port_requires_a_certificate_of_its_authority() {
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     until_logged(&mut cluster, 1, "InvalidContentType");
 
-    // A certificate for servers alone is none for a member that asks.
+    // A certificate for servers alone does not authenticate a member that connects.
     let own = authority.issue_with(&["raftexample-2"], |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     });
@@ -403,7 +403,7 @@ fn the_peer_port_requires_a_certificate_of_its_authority() {
     assert_eq!(rejected(&cluster, 1, "tls_handshake"), 5, "each is counted");
 }
 
-/// A member alone whose client port has the files `client.*`.
+/// A single member whose client port uses the files `client.*`.
 fn with_client_port(site: &Site, with: &[&str]) -> (Vec<String>, SocketAddr) {
     let (mut all, address) = site.single(&FAST);
     let named = flags(site.dir(), "client", CLIENT_FLAGS);
@@ -461,7 +461,7 @@ fn with_an_authority_for_clients_each_needs_a_certificate_of_it() {
         let log = member.stderr();
         log.matches("the TLS handshake failed").count() == 2
     });
-    // The admin listener is as the client port.
+    // The admin port behaves like the client port.
     let get_metrics =
         format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
     exchange(admin, &authority.pem(), None, &get_metrics).unwrap_err();
@@ -470,8 +470,8 @@ fn with_an_authority_for_clients_each_needs_a_certificate_of_it() {
     assert_eq!(count(&metrics, "tls_handshake"), 6, "{metrics}");
 }
 
-/// From one authority to the next: first all trust both, then all have new certificates, then all
-/// trust the new one alone. No member is restarted.
+/// From one authority to the next: first all members trust both, then all have new certificates,
+/// then all trust only the new one. No member restarts.
 #[test]
 fn the_authority_is_replaced_while_the_cluster_goes_on() {
     let (old, new) = (Authority::new("the old"), Authority::new("the new"));
@@ -499,7 +499,7 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
             eventually(PATIENCE, "the new files are used", || logs(&mut cluster, id, used) == step);
             cluster.put(id, &format!("/step{step}"), "done");
         }
-        // A new connection to each finds the certificate of now.
+        // A new connection to each member gets the current certificate.
         for id in 1..=3 {
             let target = peer_address(&cluster, id);
             let (_, certificate) = exchange(target, &both, Some(&probe), &head).unwrap();
@@ -507,7 +507,7 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
             assert_eq!(is_new, step >= 2, "step {step}, member {id}");
         }
     }
-    // What members streamed to each other by the old files came to an end with those.
+    // Streams authenticated with the old files ended with them.
     let ended = "this member's certificates were replaced";
     eventually(PATIENCE, "streams are begun anew", || {
         (1..=3).any(|id| logs(&mut cluster, id, ended) > 0)
@@ -516,7 +516,7 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
     let head = peer_request("/raft/greeting", 2, 1);
     let target = peer_address(&cluster, 1);
     exchange(target, &both, Some(&stranger), &head).unwrap_err();
-    // Members connect anew, and to a new process, with what they have now.
+    // Members reconnect, also to a new process, with their current files.
     cluster.stop(2, Signal::SIGTERM);
     cluster.put(1, "/k", "value");
     cluster.start_again(2);
@@ -566,7 +566,7 @@ fn files_that_cannot_be_used_leave_the_old_ones_in_use() {
     });
 }
 
-/// Whoever was let in by files that are not in use any more has to come again.
+/// Connections authenticated with replaced files must reconnect.
 #[test]
 fn a_connection_does_not_outlive_the_files_that_let_it_in() {
     let (site, authority) = (Site::new(), Authority::new("the clients'"));

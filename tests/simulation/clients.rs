@@ -1,4 +1,4 @@
-//! Clients: each sends one request after the other, to any member, and notes what it is told.
+//! Clients: each sends one request after another, to any member, and records the answers.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,7 +18,7 @@ use crate::support::memory::put;
 
 type Lookup = Pin<Box<dyn Future<Output = Result<Option<KeyValue>, RequestError>>>>;
 
-/// Gives the deadlines of requests a clock. It is never reached: the simulation has its own.
+/// A clock for the deadlines of requests, which are never reached: the simulation has its own.
 static CLOCK: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
 
@@ -26,7 +26,7 @@ fn far_future() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-/// Polls what some member may have answered by now.
+/// Polls an answer once.
 fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
     let _clock = CLOCK.enter();
     match future.poll(&mut Context::from_waker(Waker::noop())) {
@@ -35,27 +35,27 @@ fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
     }
 }
 
-/// What an answered or given up request is waiting for.
+/// The answer that a request waits for.
 enum Waiting {
     Put(Pending<Acknowledged>),
     Get(Lookup),
 }
 
-/// A request under way.
+/// A pending request.
 pub struct Request {
     pub client: usize,
-    /// The member it was sent to, and which run of it.
+    /// The member that has it, and the run of its process.
     pub at: (NodeId, u64),
     pub key: u64,
-    /// Of a PUT.
+    /// For a PUT.
     pub value: Option<u64>,
-    /// Counts the requests, to tell a deadline whose it is.
+    /// The number of the request, which its deadline names.
     pub number: u64,
     invoked: u64,
     waiting: Waiting,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 pub enum Outcome {
     /// A PUT, with its payload.
     Acknowledged(Vec<u8>, Acknowledged),
@@ -73,21 +73,21 @@ pub fn payload(key: u64, value: u64) -> Vec<u8> {
     put(&key_name(key), &value.to_string())
 }
 
-/// All clients, and what they saw.
+/// All clients, and the histories they observed.
 #[derive(Default)]
 pub struct Clients {
     pub under_way: Vec<Request>,
     history: BTreeMap<u64, Vec<Operation<u64>>>,
-    /// Writes by the payload's hash, so that the log can be read.
+    /// Writes by the hash of their payload, so that they are found in the log.
     pub writes: BTreeMap<u64, (u64, u64)>,
-    /// Writes that were answered 204, and those that were answered 503.
+    /// Writes answered 204, and writes answered 503.
     acknowledged: Vec<(u64, u64)>,
     refused: Vec<(u64, u64)>,
     requests: u64,
 }
 
 impl Clients {
-    /// Begins a PUT; returns what the member is to be given.
+    /// Starts a PUT; returns the member's input.
     pub fn put(
         &mut self,
         client: usize,
@@ -113,7 +113,7 @@ impl Clients {
         Proposal { data: Bytes::from(data), ack, responder }
     }
 
-    /// Begins a linearizable GET at the member whose store this is.
+    /// Starts a linearizable GET at the member with this store.
     pub fn get(&mut self, client: usize, at: (NodeId, u64), key: u64, store: &KvStore, now: u64) {
         self.requests += 1;
         let store = store.clone();
@@ -130,19 +130,19 @@ impl Clients {
             invoked: now,
             waiting: Waiting::Get(lookup),
         };
-        // The request is on readC from the first poll on.
+        // The first poll puts the request on readC.
         if let Waiting::Get(lookup) = &mut request.waiting {
             assert!(poll_once(lookup.as_mut()).is_none(), "nobody has answered it yet");
         }
         self.under_way.push(request);
     }
 
-    /// The last request that was begun.
+    /// The number of the last request.
     pub fn last_number(&self) -> u64 {
         self.requests
     }
 
-    /// Takes the answers that a member has given by now; `is_stopping` if it gives no others.
+    /// Takes the answers that a member has given; `is_stopping` if it gives no more.
     pub fn take_answers(
         &mut self,
         at: (NodeId, u64),
@@ -189,7 +189,7 @@ impl Clients {
         outcomes
     }
 
-    /// The client's deadline passes, or the member ends in order: what it says of that is true.
+    /// The client's deadline passes, or the member ends in order: its answer must be true.
     fn give_up(&mut self, request: Request, now: u64) -> Outcome {
         let Request { client, at, key, value, number, invoked, waiting } = request;
         let (waiting, outcome) = match waiting {
@@ -222,7 +222,7 @@ impl Clients {
         Some((request.client, self.give_up(request, now)))
     }
 
-    /// The process died: nobody knows.
+    /// The process died: the outcome is unknown.
     pub fn lose(&mut self, at: (NodeId, u64), now: u64) -> Vec<usize> {
         let (lost, kept) =
             std::mem::take(&mut self.under_way).into_iter().partition(|request| request.at == at);
@@ -255,7 +255,7 @@ impl Clients {
         outcome
     }
 
-    /// The run ends: nobody knows what becomes of the rest.
+    /// The run ends: the outcome of the remaining requests is unknown.
     pub fn lose_all(&mut self, now: u64) {
         for request in std::mem::take(&mut self.under_way) {
             self.end(request, Outcome::Unknown, now);
@@ -271,8 +271,8 @@ impl Clients {
         operations.filter(|operation| matches!(operation.action, Action::Read(_))).count()
     }
 
-    /// At the end: every acknowledged write is in the log, no refused one is, and each key's history
-    /// is linearizable.
+    /// At the end: every acknowledged write is in the log, no refused one is, and each key's
+    /// history is linearizable.
     pub fn check(&self, place: impl Fn(&[u8]) -> Option<u64>) -> Result<(), String> {
         for (key, value) in &self.acknowledged {
             if place(&payload(*key, *value)).is_none() {

@@ -1,7 +1,7 @@
-//! What has to hold after every step (Raft paper, figure 3, and this program's own promises).
+//! Invariants that hold after every step (Raft paper, figure 3, and this program's own promises).
 //!
-//! Each turn changes one member, so each check looks at what that turn has changed there, and
-//! compares it with what was ever seen of any member.
+//! Each turn changes one member, so each check compares that member's changes with everything ever
+//! observed at any member.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -14,7 +14,7 @@ use raftexample::storage::log::Log;
 
 use super::process::{Followed, Process};
 
-/// What does not hold, in one line.
+/// The violated invariant, in one line.
 pub type Violation = String;
 type Check = Result<(), Violation>;
 
@@ -39,19 +39,19 @@ fn entry_hash(entry: &Entry) -> u64 {
     hasher.finish()
 }
 
-/// What is known of a committed entry.
+/// A committed entry.
 #[derive(Clone, Copy, Debug)]
 struct Committed {
     term: u64,
     data_hash: u64,
-    /// The term of the member that was first seen to have committed it.
+    /// The term of the first member that was seen to commit it.
     seen_in: u64,
 }
 
 /// How a run of a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// In the midst of a turn: what that turn wrote may be there or not.
+    /// Within a turn: what that turn wrote may be there or not.
     Interrupted,
     /// Between two turns.
     Killed,
@@ -59,7 +59,7 @@ pub enum End {
     Stopped,
 }
 
-/// A member as it was after its last whole turn.
+/// A member after its last complete turn.
 #[derive(Default)]
 struct View {
     begun: bool,
@@ -70,7 +70,7 @@ struct View {
     highest_commit: u64,
     applied: u64,
     snapshot: u64,
-    /// The terms of its entries; 0 for those that a snapshot replaced.
+    /// The term of each entry; 0 for those that a snapshot replaced.
     log: Vec<u64>,
 }
 
@@ -82,17 +82,17 @@ impl View {
 
 #[derive(Default)]
 pub struct Invariants {
-    /// Of each term.
+    /// By term.
     leaders: HashMap<u64, NodeId>,
-    /// Of each member in each term.
+    /// By member and term.
     votes: HashMap<(NodeId, u64), NodeId>,
-    /// By index and term: the entry, and the term of the one before it.
+    /// By index and term: the entry, and the term of the previous one.
     entries: HashMap<(u64, u64), (u64, Option<u64>)>,
     committed: BTreeMap<u64, Committed>,
-    /// Where each payload was committed.
+    /// The index at which each payload was committed.
     places: HashMap<u64, u64>,
     views: HashMap<NodeId, View>,
-    /// Elections seen.
+    /// The number of elections.
     pub elections: u64,
 }
 
@@ -167,7 +167,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// Log matching: an index and a term name one entry, and all that is before it.
+    /// Log matching: an index and a term identify one entry and everything before it.
     fn check_log(&mut self, raft: &Raft<Log>, view: &mut View) -> Check {
         let log = &raft.raft_log;
         let (last, compacted) = (log.last_index(), log.first_index() - 1);
@@ -202,11 +202,11 @@ impl Invariants {
         Ok(())
     }
 
-    /// State machine safety: what is committed is the same everywhere, and stays.
+    /// State machine safety: committed entries are the same on every member, and never change.
     fn check_commits(&mut self, raft: &Raft<Log>, view: &View) -> Check {
         let log = &raft.raft_log;
         for index in view.commit + 1..=log.committed {
-            // In a snapshot: nothing is known of it here but that it is committed.
+            // In a snapshot: only its commitment is known here.
             if index < log.first_index() {
                 continue;
             }
@@ -233,7 +233,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// Election safety, and leader completeness for what was committed in earlier terms.
+    /// Election safety, and leader completeness for entries committed in earlier terms.
     fn check_leader(&mut self, id: NodeId, raft: &Raft<Log>) -> Check {
         let term = raft.term;
         if let Some(leader) = self.leaders.get(&term) {
@@ -253,7 +253,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// Checks member `id` as it comes back: it has what it had.
+    /// Checks member `id` after a start: it has everything that it had.
     pub fn check_start(&mut self, id: NodeId, process: &Process, end: End) -> Check {
         let Some(view) = self.views.get_mut(&id).filter(|view| view.begun) else { return Ok(()) };
         let raft = process.node.raft();
@@ -280,7 +280,7 @@ impl Invariants {
             Ok(())
         };
         checked().map_err(|why| format!("member {id} after it started again: {why}"))?;
-        // A commit index may be forgotten, and everything is applied anew.
+        // A commit index may be forgotten, and everything is applied again.
         (view.commit, view.applied, view.snapshot) = (0, 0, 0);
         (view.term, view.vote) = (raft.term, raft.vote);
         view.log.resize(log.last_index() as usize, 0);
@@ -290,12 +290,12 @@ impl Invariants {
         Ok(())
     }
 
-    /// Nothing is known any more of a member that lost its directory.
+    /// Forgets a member that lost its directory.
     pub fn forget(&mut self, id: NodeId) {
         self.views.remove(&id);
     }
 
-    /// A write was acknowledged: its entry is committed, there.
+    /// Checks an acknowledged write: its entry is committed at that index.
     pub fn check_acknowledged(&self, data: &[u8], acknowledged: Acknowledged) -> Check {
         let Acknowledged::Applied { index, term } = acknowledged else { return Ok(()) };
         let committed = self.committed.get(&index);
@@ -306,17 +306,17 @@ impl Invariants {
         Ok(())
     }
 
-    /// Where a payload was committed.
+    /// The index at which a payload was committed.
     pub fn place(&self, data: &[u8]) -> Option<u64> {
         self.places.get(&hash(data)).copied()
     }
 
-    /// The last index that was seen to be committed by anybody.
+    /// The last index known to be committed at any member.
     pub fn last_committed(&self) -> u64 {
         self.committed.last_key_value().map_or(0, |(index, _)| *index)
     }
 
-    /// The payloads that were committed up to `index`, as hashes, in their order.
+    /// Hashes of the payloads committed up to `index`, in order.
     pub fn committed_up_to(&self, index: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         let entries = self.committed.range(..=index);
         entries.map(|(index, entry)| (*index, entry.term, entry.data_hash))

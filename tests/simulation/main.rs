@@ -1,12 +1,11 @@
 //! Small clusters under many faults, each on one thread under one seed.
 //!
-//! The members are the ones of the binary: raft loop, write-ahead log, snapshots, membership,
-//! greetings, store. What is simulated is what they cannot rely on: a network that delays, drops,
-//! reorders, duplicates, misdirects and partitions; a disk that keeps what was synced and of the rest
-//! what it likes, and that fails; clocks that go unevenly; processes that are killed, paused and
-//! stopped; members that are added and removed, and that lose their directory. See [`settings`] for
-//! what a seed decides, [`invariants`] for what has to hold after every step, [`world`] for the rest,
-//! and [`mutants`] for programs that are wrong on purpose.
+//! The members run the binary's raft loop, write-ahead log, snapshots, membership, greetings and store.
+//! Everything that they cannot rely on is simulated: a network that delays, drops, reorders,
+//! duplicates, misdirects and partitions; a disk that keeps synced data and loses other data, and that
+//! fails; clocks of different speed; processes that are killed, paused and stopped; members that are
+//! added, removed, and lose their directory. [`settings`] lists what a seed decides, [`invariants`] what
+//! must hold after every step. [`world`] is the rest, and [`mutants`] are deliberately wrong programs.
 //!
 //! ```sh
 //! cargo test --test simulation                                            # 1,000 seeds, and the mutants
@@ -38,7 +37,7 @@ use patches::PATCHES;
 use settings::Settings;
 use world::{Tally, World};
 
-/// Events with faults in one run; as many follow without, until all is well again.
+/// Events with faults in one run. As many follow without faults, until the cluster has recovered.
 const STEPS: u64 = 2_000;
 const SEEDS: Range<u64> = 0..1_000;
 
@@ -61,7 +60,7 @@ fn world(seed: u64, seam: Option<Seam>, is_traced: bool) -> World {
     World::new(Settings::from_seed(seed, steps()), seam, is_traced)
 }
 
-/// Says what a seed stands for and how to see it again.
+/// Prints the settings of a seed and the command that repeats it.
 fn report(seed: u64, why: &str) {
     let (settings, end) = (Settings::from_seed(seed, steps()), seed + 1);
     eprintln!("seed {seed}: {why}\n{settings:?}");
@@ -71,7 +70,7 @@ fn report(seed: u64, why: &str) {
     );
 }
 
-/// Runs the seeds on all cores, prints each that fails, and returns what was done.
+/// Runs the seeds on all cores, prints each failure, and returns the tally.
 fn run_all(seeds: Range<u64>) -> (Tally, u64) {
     let is_traced = std::env::var_os("SIMULATION_TRACE").is_some();
     let next = AtomicU64::new(seeds.start);
@@ -115,7 +114,7 @@ fn no_fault_loses_bends_or_invents_a_write() {
     println!("seeds {seeds:?} in {:.1?}: {failed} failed\n{tally:#?}", begun.elapsed());
     assert_eq!(failed, 0, "of the seeds {seeds:?} so many failed");
     if seeds == SEEDS {
-        // The faults do happen, and the cluster does work meanwhile.
+        // The faults do happen, and the cluster works meanwhile.
         assert!(tally.steps > 2_000 * 1_000, "{tally:?}");
         assert!(tally.faults.values().all(|count| *count > 20), "{:?}", tally.faults);
         let works = tally.acknowledged > 20_000 && tally.reads > 20_000 && tally.restores > 500;

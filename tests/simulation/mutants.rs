@@ -17,26 +17,26 @@ use crate::support::memory::MemVfs;
 pub enum Seam {
     /// fdatasync does nothing.
     NoSync,
-    /// What was created, renamed or removed in a directory is never synced.
+    /// Created, renamed or removed names are never synced.
     NoDirectorySync,
-    /// Messages leave, and clients are answered, before what they say is on disk.
+    /// Messages leave and clients are answered before the data they depend on is on disk.
     SentBeforeSaved,
-    /// The write-ahead log names a snapshot whose file is not on disk yet.
+    /// The WAL names a snapshot whose file is not on disk yet.
     SnapshotNamedBeforeItsFile,
-    /// A write is acknowledged when it was handed to raft.
+    /// A write is acknowledged when it is given to raft.
     AcknowledgedBeforePersisted,
-    /// Each start draws the same "random" bits: request ids and read contexts come back.
+    /// Each start draws the same "random" bits: request ids and read contexts repeat.
     ContextsReused,
     /// A batch that arrives twice is taken twice.
     BatchFilterOff,
-    /// Any cluster, any receiver and any incarnation pass.
+    /// Every cluster, receiver and incarnation is admitted.
     AdmissionOff,
-    /// Any incarnation passes.
+    /// Every incarnation is admitted.
     IncarnationsIgnored,
 }
 
 impl Seam {
-    /// Each with the number of seeds within which it has to be caught.
+    /// Each mutant with the number of seeds within which it must be caught.
     pub const ALL: [(Self, u64); 9] = [
         (Self::NoSync, 10),
         (Self::NoDirectorySync, 10),
@@ -59,7 +59,7 @@ impl Seam {
         )
     }
 
-    /// What becomes of a sync of this file or directory.
+    /// What happens to a sync of this file or directory.
     fn forgets(self, path: &Path, is_directory: bool) -> Forgets {
         let is_snapshot = path.to_string_lossy().contains("-snap");
         match self {
@@ -79,12 +79,12 @@ enum Forgets {
     ForEver,
 }
 
-/// A disk that forgets syncs.
+/// A disk that skips syncs.
 #[derive(Clone)]
 pub struct Forgetful {
     disk: MemVfs,
     seam: Seam,
-    /// What is still to be synced: path, whether it is a directory, and the turn.
+    /// Postponed syncs: path, whether it is a directory, and the turn.
     postponed: Arc<Mutex<Vec<(PathBuf, bool, u64)>>>,
     turn: Arc<Mutex<u64>>,
 }
@@ -94,7 +94,7 @@ impl Forgetful {
         Self { disk, seam, postponed: Arc::default(), turn: Arc::default() }
     }
 
-    /// Makes up for what was postponed before the last turn.
+    /// Makes the syncs that were postponed before the last turn.
     pub fn begin_turn(&self) -> io::Result<()> {
         let mut turn = self.turn.lock().unwrap();
         *turn += 1;
@@ -112,7 +112,7 @@ impl Forgetful {
         Ok(())
     }
 
-    /// True if the sync is not to be made now.
+    /// True if the sync is skipped for now.
     fn forgets(&self, path: &Path, is_directory: bool) -> bool {
         match self.seam.forgets(path, is_directory) {
             Forgets::Nothing => false,

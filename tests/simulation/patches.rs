@@ -1,5 +1,5 @@
-//! Mutants that no seam reaches: each is a text in `src`, and what it becomes in a copy of the whole
-//! package, whose simulation then has to fail.
+//! Mutants that no seam reaches. Each replaces a text in `src` in a copy of the package, whose
+//! simulation must then fail.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,12 +7,12 @@ use std::process::Command;
 /// A wrong program.
 pub struct Patch {
     pub name: &'static str,
-    /// The file, from the package's root.
+    /// The file, relative to the package's root.
     file: &'static str,
-    /// What stands there once.
+    /// The text to replace, which occurs once.
     text: &'static str,
     becomes: &'static str,
-    /// Within so many seeds it has to be caught.
+    /// The number of seeds within which it must be caught.
     seeds: u64,
 }
 
@@ -91,17 +91,17 @@ impl Patch {
         }
     }
 
-    /// Looks whether the text is still there.
+    /// Checks that the text is still there.
     pub fn check(&self) -> Result<(), String> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(self.file);
         let source = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
         self.patched(&source).map(|_| ())
     }
 
-    /// Builds the mutant below `target` and runs its simulation; returns the first seed that fails.
+    /// Builds the mutant below `target` and runs its simulation; returns the first failing seed.
     pub fn first_failing_seed(&self) -> Result<u64, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        // The same place each time, so that only the mutant itself is built anew.
+        // Always the same place, so that only the mutant itself is rebuilt.
         let copy = root.join("target/mutant/package");
         let _ = std::fs::remove_dir_all(&copy);
         std::fs::create_dir_all(&copy).map_err(|error| error.to_string())?;

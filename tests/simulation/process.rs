@@ -1,4 +1,4 @@
-//! One run of one member: the node and the store that the binary runs, over the simulation's seams.
+//! One run of one member: the node and the store of the binary, over the simulation's seams.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc as std_mpsc};
@@ -20,7 +20,7 @@ use raftexample::transport::Outbox;
 use slog::Logger;
 use tokio::sync::{mpsc, watch};
 
-/// What a node has handed to its transport.
+/// An output of a node to its transport.
 pub enum Outgoing {
     Message(Message),
     Snapshot(Message, SnapshotFile),
@@ -69,22 +69,22 @@ impl Outbox for ListOutbox {
     }
 }
 
-/// A committed entry as the state machine was given it.
+/// A committed entry as given to the state machine.
 pub struct Published {
     pub index: u64,
     pub term: u64,
     pub data: Vec<u8>,
 }
 
-/// What a turn has put on commitC, for the invariants.
+/// What a turn put on commitC, for the invariants.
 #[derive(Default)]
 pub struct Followed {
     pub published: Vec<Published>,
     pub restored: bool,
 }
 
-/// A snapshot whose state was taken and whose file is still to be written, as on the thread that
-/// the store starts for it.
+/// A snapshot whose state is taken and whose file is not written yet, as on the store's snapshot
+/// thread.
 pub struct UnwrittenSnapshot {
     bytes: Vec<u8>,
     save: Box<dyn FnOnce(SnapshotBody<'_>) + Send>,
@@ -111,7 +111,7 @@ pub struct Process {
     commit_rx: mpsc::UnboundedReceiver<Commit>,
     reports: Arc<Mutex<Vec<PeerReport>>>,
     status: watch::Receiver<Status>,
-    /// The last number given to a batch or a snapshot.
+    /// The last number of a batch or a snapshot.
     number: u64,
 }
 
@@ -163,7 +163,7 @@ impl Process {
         })
     }
 
-    /// One turn: everything that has arrived, then one look at raft.
+    /// One turn: all inputs that arrived, then one Ready of raft.
     pub fn turn(&mut self, inputs: impl IntoIterator<Item = Input>) -> Result<Followed> {
         for input in inputs {
             self.node.handle(input)?;
@@ -202,7 +202,7 @@ impl Process {
         Ok(followed)
     }
 
-    /// The store's bytes, as a snapshot holds them.
+    /// The store's bytes, as in a snapshot.
     pub fn state_bytes(&mut self, index: u64) -> Result<Vec<u8>> {
         let (bytes_tx, bytes_rx) = std_mpsc::channel();
         let save = Box::new(move |body: SnapshotBody<'_>| {
@@ -214,7 +214,7 @@ impl Process {
         Ok(bytes_rx.recv().expect("the thread that the store started sends them"))
     }
 
-    /// What the node's own threads have to tell it.
+    /// Reports of the node's own threads.
     pub fn take_reports(&self) -> Vec<PeerReport> {
         std::mem::take(&mut self.reports.lock().unwrap())
     }

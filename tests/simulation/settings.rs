@@ -1,86 +1,86 @@
-//! Everything about a run that its seed decides beforehand.
+//! Everything that a run's seed decides in advance.
 
 use raftexample::channels::NodeId;
 
 use crate::support::random::Random;
 
-/// The length of a tick in the simulation's own unit of time.
+/// The length of a tick in the simulation's unit of time.
 pub const TICK: u64 = 100;
 
-/// What a seed stands for; printed when a run fails.
+/// The meaning of a seed; printed when a run fails.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub seed: u64,
-    /// Events with faults; then the faults end, and the cluster has to recover.
+    /// Events with faults. Then the faults end, and the cluster has to recover.
     pub steps: u64,
     pub first_members: NodeId,
     pub clients: usize,
     pub keys: u64,
-    /// Of a thousand requests.
+    /// Per thousand requests.
     pub writes: u64,
-    /// A client's pause between two requests, at most, in ticks.
+    /// A client's longest pause between two requests, in ticks.
     pub pause_ticks: u64,
-    /// How long a client waits for an answer, in ticks.
+    /// A client's timeout, in ticks.
     pub patience_ticks: u64,
     pub snapshot_count: u64,
     pub snapshot_catch_up_entries: u64,
     pub segment_bytes: u64,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
-    /// How much a member's clock may be off, in percent of a tick.
+    /// The largest deviation of a member's clock, in percent of a tick.
     pub clock_percent: u64,
-    /// How long a message travels at most.
+    /// The longest delay of a message.
     pub delay: u64,
     /// True if messages between two members keep their order.
     pub keeps_order: bool,
-    /// True if what overtakes on the way has left in the order in which it arrives, so that it
-    /// passes the filter of batches, and raft itself has to cope.
+    /// True if batches are numbered on arrival, so that reordered ones pass the batch filter and
+    /// raft has to cope.
     pub numbers_at_arrival: bool,
-    /// Of a thousand batches.
+    /// Per thousand batches.
     pub lost: u64,
     pub lost_answers: u64,
     pub duplicated: u64,
     pub misdirected: u64,
-    /// Ticks between two faults, on the average.
+    /// The average number of ticks between two faults.
     pub fault_ticks: u64,
-    /// How often each kind of fault is chosen, beside the others.
+    /// The relative frequency of each kind of fault.
     pub fault_weights: Vec<(FaultKind, u64)>,
 }
 
-/// What goes wrong, apart from single messages.
+/// Faults other than those of single messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
     /// kill -9 or a power cut between two turns.
     Kill,
     /// All members at once.
     KillAll,
-    /// kill -9 or a power cut at some operation on the disk.
+    /// kill -9 or a power cut at some disk operation.
     CrashAtOperation,
     /// A write or sync fails.
     DiskError,
     /// SIGTERM.
     Stop,
-    /// The process stands still and goes on.
+    /// The process is paused and continues.
     Pause,
-    /// Some members see only each other.
+    /// Some members reach only each other.
     Partition,
-    /// A direction between two members.
+    /// One direction between two members is cut.
     CutOneWay,
-    /// The leader sees nobody.
+    /// The leader reaches no member.
     IsolateLeader,
     /// All connections work again.
     Heal,
-    /// A batch that was delivered long ago comes once more.
+    /// A batch delivered long ago arrives again.
     Ghost,
-    /// A member of another cluster speaks.
+    /// A member of another cluster sends messages.
     Foreigner,
     /// A member is added.
     Add,
     /// A member is removed.
     Remove,
-    /// An operator wants another leader.
+    /// An operator transfers the leadership.
     Lead,
-    /// A member loses its directory, and is replaced.
+    /// A member loses its directory and is replaced.
     Wipe,
 }
 

@@ -1,7 +1,7 @@
-//! The members, what lies between them, and what goes wrong: one thread, one seed.
+//! The members, the network between them, and the faults: one thread, one seed.
 //!
-//! Everything that happens is an event in one queue, ordered by time. Chance is drawn from one
-//! generator, so the same seed gives the same run.
+//! Every event is in one queue, ordered by time. All random numbers come from one generator, so the
+//! same seed gives the same run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,17 +35,17 @@ mod processes;
 mod recovery;
 mod requests;
 
-/// Batches that may come once more.
+/// Batches kept to be delivered again.
 const GHOSTS_MAX: usize = 32;
-/// Ids beyond this are not given out: the operator rests.
+/// The largest id: the operator adds no members beyond it.
 const IDS_MAX: NodeId = 14;
-/// How long the cluster may take to recover once nothing goes wrong any more, in ticks.
+/// How long the cluster may take to recover after the last fault, in ticks.
 const RECOVERY_TICKS: u64 = 2_000;
 
-/// How often a request may have no success then: the last fault may still have its effects.
+/// How often a request may fail then: the last fault may still have its effects.
 const SERVE_TRIES: u32 = 5;
 
-/// What a run has done.
+/// Counters of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub steps: u64,
@@ -78,7 +78,7 @@ enum Event {
     Tick(Run),
     Turn(Run),
     Arrival(NodeId, Packet),
-    /// The thread that writes a snapshot gets to it.
+    /// The thread that writes a snapshot runs.
     WriteSnapshot(Run),
     /// The second half of a snapshot arrives.
     SnapshotRest(Run, u64),
@@ -90,13 +90,13 @@ enum Event {
     HealSome,
 }
 
-/// A batch of messages, as the sender's transport made it.
+/// A batch of messages, as made by the sender's transport.
 #[derive(Clone)]
 struct Batch {
     from: Run,
     header: PeerHeader,
     boot: u64,
-    /// `None`: it is numbered when it arrives.
+    /// `None` if the batch is numbered on arrival.
     number: Option<u64>,
     messages: Vec<Message>,
 }
@@ -116,7 +116,7 @@ enum Packet {
         change: MemberRequest,
         responder: Responder<()>,
     },
-    /// What the sender's transport has to say, back at the sender.
+    /// A report of the sender's transport to its node.
     Report {
         run: u64,
         report: PeerReport,
@@ -138,13 +138,13 @@ struct SnapshotTransfer {
 }
 
 impl SnapshotTransfer {
-    /// Whom it is for, and its index.
+    /// The receiver and the index.
     fn names(&self) -> (NodeId, u64) {
         (self.message.to, self.message.get_snapshot().get_metadata().index)
     }
 }
 
-/// What a member was asked and its node has not answered yet.
+/// A request to a member that its node has not answered yet.
 enum Asked {
     Batch { from: Run, to: NodeId, answer: oneshot::Receiver<Result<(), Refusal>> },
     Snapshot { from: Run, to: NodeId, index: u64, answer: oneshot::Receiver<Result<(), Refusal>> },
@@ -157,27 +157,27 @@ struct Slot {
     config: NodeConfig,
     disk: MemVfs,
     process: Option<Process>,
-    /// Counts the starts of the process.
+    /// The number of starts of the process.
     run: u64,
     inbox: Vec<Input>,
     turn_is_due: bool,
     paused_until: u64,
     tick: u64,
     end: End,
-    /// The disk that its process sees, if that is a mutant's.
+    /// The disk that its process sees, if a mutant replaces it.
     forgetful: Option<Forgetful>,
-    /// What was set to go wrong on its disk.
+    /// The fault set for its disk.
     fault: Option<Fault>,
     /// It lost its directory under this id.
     is_wiped: bool,
-    /// It is not started any more: removed, or refused.
+    /// It will not be started again, because it was removed or refused.
     is_gone: bool,
     asked: Vec<Asked>,
     receiving: BTreeMap<u64, (Box<SnapshotTransfer>, SnapshotReceiver)>,
     sending_to: BTreeSet<NodeId>,
 }
 
-/// What the operator is waiting for.
+/// The operator's pending request.
 struct Task {
     change: MemberRequest,
     pending: Pending<()>,
@@ -193,21 +193,21 @@ pub struct World {
     sequence: u64,
     events: BTreeMap<(u64, u64), Event>,
     slots: BTreeMap<NodeId, Slot>,
-    /// Directions that nothing gets through.
+    /// Directions that are cut.
     cut: BTreeSet<(NodeId, NodeId)>,
     last_arrival: BTreeMap<(NodeId, NodeId), u64>,
     ghosts: Vec<(NodeId, Batch)>,
     clients: Clients,
     invariants: Invariants,
-    /// Ids whose removal was seen applied.
+    /// Ids whose removal was applied.
     removed: BTreeSet<NodeId>,
     operator: Option<Task>,
-    /// True once nobody knows whether a removal is still to come.
+    /// True while the outcome of a removal is unknown.
     removal_is_in_doubt: bool,
     next_id: NodeId,
     faults_are_on: bool,
     tally: Tally,
-    /// What happened, if it is wanted.
+    /// The events, if traced.
     pub trace: Option<Vec<String>>,
     logger: Logger,
 }
@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    /// The whole run: with faults, then without, then what has to hold at the end.
+    /// The whole run: with faults, then without, then the final checks.
     pub fn run(&mut self) -> Result<Tally, Violation> {
         self.begin()?;
         while self.tally.steps < self.settings.steps {

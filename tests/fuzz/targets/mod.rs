@@ -1,18 +1,18 @@
-//! The fuzz targets: each takes any bytes, makes of them what one of the ways in could get, and
-//! panics if that way in does not hold what it promises.
+//! The fuzz targets. Each takes arbitrary bytes, turns them into an input of one entrance, and
+//! panics if that breaks a promise.
 //!
-//! The bytes are choices rather than the input itself: so random ones, too, get past the checksums
-//! and the headers to where the decisions are made.
+//! The bytes are choices rather than the input itself, so that random ones pass the checksums and
+//! headers and reach the decisions.
 
 mod node;
 mod ports;
 mod start;
 mod storage;
 
-/// A target, by its name.
+/// A target.
 pub type Target = fn(&[u8]);
 
-/// All of them.
+/// All targets by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("wal_segment", storage::wal_segment),
     ("wal_operations", storage::wal_operations),
@@ -26,7 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("client_requests", ports::client_requests),
 ];
 
-/// Choices, taken from the front of the input; when it is used up, all of them are 0.
+/// Choices, taken from the front of the input; all are 0 after its end.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -40,7 +40,7 @@ impl<'a> Choices<'a> {
         *first
     }
 
-    /// Below `bound`, which is 256 at most.
+    /// Below `bound`, which is at most 256.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::from(self.byte()) % bound
     }
@@ -49,7 +49,7 @@ impl<'a> Choices<'a> {
         values[self.below(values.len())].clone()
     }
 
-    /// True in one case of `n`; never when the input is used up.
+    /// True in one of `n` cases; never after the end of the input.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == n - 1
     }
@@ -59,7 +59,7 @@ impl<'a> Choices<'a> {
         usize::from(self.byte()) << 8 | usize::from(self.byte())
     }
 
-    /// Near `own`, or at an end of the numbers, or any.
+    /// A number near `own`, an extreme one, or any.
     pub fn number(&mut self, own: u64) -> u64 {
         match self.below(16) {
             0..8 => own,
@@ -82,7 +82,7 @@ impl<'a> Choices<'a> {
         taken
     }
 
-    /// Changes some bytes here and there, or the length.
+    /// Changes some bytes, or the length.
     pub fn damage(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.below(6) {
             let at = self.short() % (bytes.len() + 1);

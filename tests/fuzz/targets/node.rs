@@ -1,4 +1,4 @@
-//! What a peer makes a node do: valid messages, and the entries in them.
+//! What a peer can make a node do: valid messages, and the entries in them.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -65,7 +65,7 @@ fn payload(choices: &mut Choices<'_>, kind: EntryType) -> Vec<u8> {
     payload
 }
 
-/// Behind `index`, right in all or nearly all of their numbers.
+/// Entries after `index`, mostly with correct numbers.
 fn entries(choices: &mut Choices<'_>, member: &Member, index: u64, term: u64) -> Vec<Entry> {
     let count = choices.below(4) as u64;
     let all = (1..=count).map(|place| {
@@ -119,7 +119,7 @@ fn message(choices: &mut Choices<'_>, member: &Member, from: u64) -> Message {
     message
 }
 
-/// A snapshot that came with a file: of this cluster's members, or of nearly those.
+/// A snapshot with a file: of this cluster's members, or nearly so.
 fn snapshot(choices: &mut Choices<'_>, member: &Member, from: u64) -> Input {
     let status = member.status();
     let mut message = forged(member, MessageType::MsgSnapshot, from);
@@ -138,7 +138,7 @@ fn snapshot(choices: &mut Choices<'_>, member: &Member, from: u64) -> Input {
     let file = written.and_then(|file| file.finish()).unwrap();
     let mut bytes = Vec::new();
     elsewhere.open_raw(index, term).unwrap().1.read_to_end(&mut bytes).unwrap();
-    // As the transport has it: what was not kept is not told to the node either.
+    // Like the transport: the node does not hear of a file that was not kept.
     let mut receiver = member.snapshotter.receive(index, term, file).unwrap();
     receiver.write(&bytes).unwrap();
     if receiver.finish().unwrap() != Received::Kept {
@@ -169,9 +169,8 @@ fn committed(member: &Member) -> Vec<Entry> {
     member.wal().entries.into_iter().filter(|entry| entry.index <= commit).collect()
 }
 
-/// Messages in any order, in the name of members and of a stranger, between ticks and requests of our
-/// own: none panics a member in whatever role, none takes back what was committed; and whatever came
-/// of it, the next start finds it.
+/// Messages in any order from members and a stranger, between ticks and requests. None panics a
+/// member in any role or revokes a committed entry, and the next start finds the result.
 pub fn messages(data: &[u8]) {
     thread_local! {
         static IMAGES: [MemVfs; 2] = [Role::Leader.image(), Role::Alone.image()];
@@ -233,7 +232,7 @@ pub fn messages(data: &[u8]) {
             .and_then(|()| change.map_or(Ok(()), |change| member.change(change).map(drop)));
         match turn {
             Ok(()) => {}
-            // A committed entry says so.
+            // A committed entry removed it.
             Err(Error::Removed) => return,
             Err(error) => panic!("{error}"),
         }
@@ -252,11 +251,11 @@ pub fn messages(data: &[u8]) {
     assert!(member.state_bytes() == state);
 }
 
-/// A leader that the receiver has not heard of, and that no change adds or removes.
+/// A leader unknown to the receiver, which no change adds or removes.
 const LEADER: u64 = 5000;
 
-/// Changes of members that a leader committed, whatever they hold: all members that take them agree
-/// on what they did, and so do their next starts.
+/// Arbitrary committed changes of members: all members that apply them agree on the result, and so
+/// do their next starts.
 pub fn conf_changes(data: &[u8]) {
     thread_local! {
         static IMAGE: MemVfs = Role::Leader.image();
@@ -284,7 +283,7 @@ pub fn conf_changes(data: &[u8]) {
         }
         entries
     };
-    // Cut into messages in two ways.
+    // Split into messages in two ways.
     for at_once in [1, entries.len().max(1)] {
         let mut ended = false;
         for (number, entries) in entries.chunks(at_once).enumerate() {

@@ -1,4 +1,4 @@
-//! What arrives at the two ports, behind the parsing of HTTP itself.
+//! Requests at the two ports, after the parsing of HTTP.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -172,7 +172,7 @@ pub fn peer_requests(data: &[u8]) {
         let service = TowerToHyperService::new(transport.router());
         runtime.block_on(async {
             while !choices.is_empty() {
-                // What a member sent was answered before the node had it.
+                // hyper limits a body to its length, so that header is always correct here.
                 while let Ok(inbound) = inbound_rx.try_recv() {
                     match member.turn([Input::Inbound(inbound)]) {
                         Ok(()) | Err(Error::Removed) => {}

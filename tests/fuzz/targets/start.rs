@@ -1,4 +1,4 @@
-//! What a member is started with, and what it is told before it begins.
+//! A member's flags, and messages before its bootstrap.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -40,8 +40,8 @@ fn decoded<T: serde::de::DeserializeOwned + serde::Serialize>(
     Some(decoded)
 }
 
-/// Greetings, answers and refusals, whatever they say and whoever says it: a member begins, or waits,
-/// or ends with a reason; and nothing that it recorded keeps it from starting again.
+/// Arbitrary greetings, answers and refusals from any sender: a member bootstraps, waits, or ends
+/// with a reason, and what it recorded does not prevent its next start.
 pub fn greetings(data: &[u8]) {
     thread_local! {
         static IMAGE: MemVfs = Role::Leader.image();
@@ -101,7 +101,7 @@ pub fn greetings(data: &[u8]) {
     Member::start(&config, &disk, &Transcript::default()).unwrap();
 }
 
-/// The flags, each with values that it may have and some that it may not.
+/// The flags, with valid and some invalid values.
 #[rustfmt::skip]
 const FLAGS: &[(&str, &[&str])] = &[
     ("--id", &["1", "2", "3", "0", "18446744073709551615"]),
@@ -126,7 +126,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("--config", &["/nowhere", "."]),
 ];
 
-/// Any command line is read and found usable, or refused in one line.
+/// Every command line is accepted, or refused in one line.
 pub fn flags(data: &[u8]) {
     let mut choices = Choices(data);
     let mut arguments = vec![OsString::from("raftexample")];

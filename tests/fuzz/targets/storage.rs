@@ -1,4 +1,4 @@
-//! What is read from the disk, and what the state machine makes of it.
+//! Reading from the disk, and applying what was read.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -36,7 +36,7 @@ fn identity() -> Identity {
 // ---------------------------------------------------------------------------------------------
 // The write-ahead log
 
-/// Two segments that hold a record of each kind, and a truncation.
+/// Two segments with a record of each kind and a truncation.
 fn sample() -> MemVfs {
     let disk = MemVfs::default();
     let mut wal = Wal::create(Arc::new(disk.clone()), &dir(), &identity()).unwrap();
@@ -64,7 +64,7 @@ fn sample() -> MemVfs {
         },
     ];
     for (number, frame) in frames.iter().enumerate() {
-        // The second segment begins with the fourth frame.
+        // The second segment starts with the fourth frame.
         let segment_bytes = if number == 3 { 1 } else { u64::MAX };
         wal = wal.with_segment_bytes(segment_bytes).with_allocate_bytes(0);
         wal.save(frame).unwrap();
@@ -72,8 +72,8 @@ fn sample() -> MemVfs {
     disk
 }
 
-/// Makes the checksums of a damaged segment right again, frame by frame, as far as its frames'
-/// lengths lead. See `storage/wal/format.rs` for the bytes.
+/// Recomputes the checksums of a damaged segment frame by frame, as far as the frames' lengths
+/// lead. See `storage/wal/format.rs` for the format.
 fn reseal(segment: &mut [u8], number: u64) {
     const HEADER: usize = 16;
     let mut start = 0;
@@ -101,7 +101,7 @@ fn reseal(segment: &mut [u8], number: u64) {
     }
 }
 
-/// A damaged log is refused or read; reading and opening agree, and what was opened stays as it is
+/// A damaged log is refused or read. Reading and opening agree, and an opened log stays unchanged
 /// and can be written to.
 pub fn wal_segment(data: &[u8]) {
     thread_local! {
@@ -134,8 +134,8 @@ pub fn wal_segment(data: &[u8]) {
     assert!(recovered.entries.windows(2).all(|pair| pair[1].index == pair[0].index + 1));
     let (_, again) = Wal::open(Arc::new(disk.clone()), &dir()).unwrap();
     assert_eq!(again, Recovered { cut: None, ..recovered.clone() }, "opened a second time");
-    // A bit that the disk flipped is damage; that the numbers in a frame whose checksum is right make
-    // no sense is not among what a disk does.
+    // A bit flipped by the disk is damage. Nonsense under a correct checksum is not something a
+    // disk does.
     if !is_resealed {
         let mut config = config(1, 1);
         config.cluster_id = Some(identity().cluster_id);
@@ -155,7 +155,7 @@ pub fn wal_segment(data: &[u8]) {
     }
 }
 
-/// What a log must say, kept in the plainest way.
+/// A simple model of a log's contents.
 #[derive(Clone, Debug, Default)]
 struct Model {
     entries: BTreeMap<u64, Entry>,
@@ -176,8 +176,8 @@ impl Model {
         self.marks.last().map_or(0, |mark| mark.index)
     }
 
-    /// True if a log says this: a purge may have taken entries up to the newest mark, and older
-    /// marks, with it.
+    /// True if a log has these contents. A purge may have removed entries up to the newest mark,
+    /// and older marks.
     fn agrees_with(&self, recovered: &Recovered) -> bool {
         let newest_two = &self.marks[self.marks.len().saturating_sub(2)..];
         let first = recovered.entries.first().map_or(self.last() + 1, |entry| entry.index);
@@ -189,10 +189,10 @@ impl Model {
             && (first <= self.base + 1 || first <= self.newest_mark() + 1)
     }
 
-    /// Does one thing to the model, and the same to `wal` through `save`.
+    /// Applies one operation to the model, and to `wal` through `save`.
     fn operate(&mut self, choices: &mut Choices<'_>, wal: &mut Wal) -> Result<()> {
         match choices.below(8) {
-            // Entries that take the place of some of the last ones, of a later term then.
+            // Entries of a later term that replace some of the last ones.
             0..3 => {
                 let floor = self.newest_mark().max(self.base);
                 let back = choices.below(6) as u64;
@@ -242,8 +242,8 @@ impl Model {
     }
 }
 
-/// Whatever is done, and wherever the process dies in it, the log says what a model says: what was
-/// done, or what was done before, if it was not told that it is done.
+/// Whatever the operations, and wherever the process dies, the log equals the model: after the last
+/// operation, or before it if that one was not confirmed.
 pub fn wal_operations(data: &[u8]) {
     let mut choices = Choices(data);
     let mut disk = MemVfs::default();
@@ -288,7 +288,7 @@ fn new_store() -> CommitReader<Keys> {
     KvStore::new(&NodeConfig::default(), Requests::closed(), logs::discard()).1
 }
 
-/// The application bytes of a snapshot of the store's state.
+/// The application bytes of a snapshot of the store.
 fn state_bytes(store: &mut CommitReader<Keys>) -> Vec<u8> {
     let (bytes_tx, bytes_rx) = std::sync::mpsc::channel();
     let save = Box::new(move |body: SnapshotBody<'_>| {
@@ -307,7 +307,7 @@ fn restored(bytes: Vec<u8>) -> Result<CommitReader<Keys>> {
     Ok(store)
 }
 
-/// Makes the checksums of a damaged snapshot right again. See `storage/snapshotter.rs` for the bytes.
+/// Recomputes the checksums of a damaged snapshot. See `storage/snapshotter.rs` for the format.
 fn reseal_snapshot(file: &mut [u8]) {
     const FIXED: usize = 32;
     const TRAILER: usize = 12;
@@ -331,8 +331,8 @@ fn reseal_snapshot(file: &mut [u8]) {
     file[length - 4..].copy_from_slice(&checksum);
 }
 
-/// A damaged snapshot is refused, by the member that made it and by one that receives it; one that is
-/// not refused has whole records or none, and what they say is read again as it is.
+/// A damaged snapshot is refused by the member that made it and by a receiver. An accepted one has
+/// whole records or none, which read back unchanged.
 pub fn snapshot_file(data: &[u8]) {
     let mut choices = Choices(data);
     let mark = SnapshotId { index: 20, term: 3 };
@@ -392,8 +392,8 @@ pub fn snapshot_file(data: &[u8]) {
     assert!(state_bytes(&mut restored(state.clone()).unwrap()) == state);
 }
 
-/// Any payload is applied or skipped, the same way by every store; and a store restored from a
-/// snapshot goes on like the one that made it.
+/// Every payload is applied or skipped alike by every store, and a store restored from a snapshot
+/// continues like the one that made it.
 pub fn commands(data: &[u8]) {
     let mut choices = Choices(data);
     let mut stores = vec![new_store(), new_store()];

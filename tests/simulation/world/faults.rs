@@ -1,11 +1,11 @@
-//! The operator, who adds, removes and replaces members, and what goes wrong.
+//! The operator, who adds, removes and replaces members, and the faults.
 
 use std::io::ErrorKind;
 
 use super::*;
 
 impl World {
-    /// The status of the member that has applied most, running or not seen since.
+    /// The status of the member that applied most, running or last seen.
     pub(super) fn newest(&self) -> Option<Status> {
         let running = self.slots.values().filter_map(|slot| slot.process.as_ref());
         let newest =
@@ -65,7 +65,7 @@ impl World {
                 return Err(format!("the removed id {id} was added again"));
             }
             MemberRequest::Add { id, .. } if self.slots.contains_key(&id) => {}
-            // Where the outcome is not known, the new member waits to be counted as one.
+            // If the outcome is unknown, the new member waits until it is a member.
             MemberRequest::Add { id, url } if answer.is_ok() || is_unknown => {
                 self.start_joiner(id, url);
             }
@@ -89,7 +89,7 @@ impl World {
         let mut config = self.node_config(id, &urls, true);
         config.url = url;
         self.add_slot(config);
-        // Some are started long after they were added.
+        // Some joiners start long after they were added.
         let patience = if self.chance(250) { 200 } else { 5 };
         let after = self.random.below(patience * TICK);
         self.schedule(after, Event::Start(id));
@@ -122,7 +122,7 @@ impl World {
         Ok(())
     }
 
-    /// Makes one thing go wrong; false if it could not be done now.
+    /// Injects a fault; returns false if it is not possible now.
     pub(super) fn inject(
         &mut self,
         kind: FaultKind,
@@ -137,7 +137,7 @@ impl World {
                 }
             }
             FaultKind::CrashAtOperation | FaultKind::DiskError => {
-                // EIO; or a full disk, which may still take a part of what is written.
+                // EIO, or a full disk, which may still take a part of a write.
                 let part = self.random.below(600) as usize;
                 let fault = match (kind, self.random.below(3)) {
                     (FaultKind::CrashAtOperation, _) => Fault::Crash,
@@ -248,7 +248,7 @@ impl World {
         self.slots.values().any(|slot| slot.is_wiped)
     }
 
-    /// A member of another cluster takes this one's members for its own.
+    /// A member of another cluster takes the members of this one for its own.
     pub(super) fn foreigner(&mut self, to: NodeId) {
         let status = self.slot(to).process.as_ref().expect("it runs").status().clone();
         let from = 1 + self.random.below(self.next_id);
@@ -286,22 +286,22 @@ impl World {
         self.schedule(1, Event::Arrival(to, Packet::Batch(batch)));
     }
 
-    /// A member loses its directory while all others are well: more than that is not promised.
+    /// A member loses its directory while all others are well: nothing more is promised.
     pub(super) fn wipe(&mut self, id: NodeId) -> Result<bool, Violation> {
         let Some(newest) = self.newest().map(|status| status.members) else { return Ok(false) };
         let members = newest.urls.clone();
         let all_know = members.keys().all(|other| {
             self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
-                // Whoever counts a removed member in may need it to elect a leader.
+                // A member that still counts a removed one may need it to elect a leader.
                 process.status().members == newest
                     && (other == &id || process.admission.incarnation_of(id).is_some())
             })
         });
         let is_member = members.contains_key(&id);
         let is_changing = self.has_wiped() || self.operator.is_some() || self.removal_is_in_doubt;
-        // Who was first alone has nobody to ask: README says so.
+        // A member that was the only first one has no member to ask, as README says.
         let was_alone = self.settings.first_members == 1 && !self.slot(id).config.join;
-        // The voters that are left have to be a majority.
+        // The remaining voters must be a majority.
         if newest.voters().filter(|voter| *voter != id).count() < 2
             || !is_member
             || !all_know

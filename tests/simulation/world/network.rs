@@ -21,7 +21,7 @@ impl World {
         self.cut.contains(&(from, to))
     }
 
-    /// How long something travels from one member to another.
+    /// The time from one member to another.
     pub(super) fn delay(&mut self, from: NodeId, to: NodeId) -> u64 {
         let delay = 1 + self.random.below(self.settings.delay);
         if !self.settings.keeps_order {
@@ -32,7 +32,7 @@ impl World {
         *arrival - self.now
     }
 
-    /// Half an election timeout: what a sender's transport waits for an answer.
+    /// Half an election timeout: how long a sender's transport waits for an answer.
     pub(super) fn patience(&self) -> u64 {
         self.settings.election_ticks as u64 * TICK / 2
     }
@@ -41,7 +41,7 @@ impl World {
         self.schedule(after, Event::Arrival(id, Packet::Report { run, report }));
     }
 
-    /// Hands what a node has sent to the network.
+    /// Sends a node's outputs over the network.
     pub(super) fn dispatch(&mut self, id: NodeId) {
         let slot = self.slot(id);
         let Some(process) = &slot.process else { return };
@@ -77,7 +77,7 @@ impl World {
         process.is_some_and(|process| process.sent.lock().unwrap().peers.contains_key(&to))
     }
 
-    /// Proposals that certainly did not leave are handed back.
+    /// Returns proposals that certainly did not leave.
     pub(super) fn not_proposed(&mut self, from: Run, to: NodeId, messages: Vec<Message>) {
         for message in messages {
             if message.get_msg_type() == MessageType::MsgPropose {
@@ -110,7 +110,7 @@ impl World {
         let (header, boot) = (process.header(to), process.boot);
         let batch = Batch { from, header, boot, number, messages };
         if self.chance(self.settings.misdirected) {
-            // Another member got its address.
+            // Another member took over its address.
             let ids: Vec<NodeId> = self.slots.keys().copied().collect();
             let elsewhere = self.pick(&ids).filter(|id| *id != to).unwrap_or(from.0);
             let delay = self.delay(from.0, elsewhere);
@@ -120,7 +120,8 @@ impl World {
         self.schedule(delay, Event::Arrival(listener, Packet::Batch(batch)));
     }
 
-    /// Who listens where `from` believes member `to` to be: `to`, if it runs, or whoever took its place.
+    /// The listener at the URL where `from` expects member `to`: `to` if it runs, or another
+    /// member.
     pub(super) fn listener(&self, from: NodeId, to: NodeId) -> Option<NodeId> {
         let sent = self.slots[&from].process.as_ref()?.sent.lock().unwrap();
         self.listens_at(sent.peers.get(&to)?)
@@ -198,7 +199,7 @@ impl World {
             return self.report(from, patience, PeerReport::Unreachable(batch.header.to));
         }
         if batch.number.is_none() {
-            // It leaves only now, so its sender still runs.
+            // It leaves only now, so its sender must still run.
             if !self.runs(from) {
                 return;
             }
@@ -362,7 +363,7 @@ impl World {
         self.schedule(delay, Event::Arrival(to, packet));
     }
 
-    /// Sends back what a member's node has answered by now.
+    /// Sends back the answers that a member's node has given.
     pub(super) fn take_answers(&mut self, id: NodeId) {
         let asked = std::mem::take(&mut self.slot(id).asked);
         for asked in asked {
@@ -445,7 +446,7 @@ impl World {
         self.is_cut(from, to) || self.chance(self.settings.lost_answers)
     }
 
-    /// The member that was asked has died.
+    /// The member with the request died.
     pub(super) fn connection_lost(&mut self, asked: Asked) {
         match asked {
             Asked::Batch { from, to, .. } => self.report(from, 1, PeerReport::Unreachable(to)),

@@ -1,4 +1,4 @@
-//! The members' processes: how they start, take turns and end.
+//! The processes of the members: how they start, take turns and end.
 
 use super::*;
 
@@ -30,7 +30,7 @@ impl World {
             return Ok(());
         }
         if slot.config.join {
-            // Whoever starts it names those that are there now.
+            // The flags of a joiner name the current members.
             slot.config.cluster = urls;
         }
         slot.run += 1;
@@ -65,7 +65,7 @@ impl World {
         }
     }
 
-    /// What was on its way to a member's last run may reach this one.
+    /// Messages to a member's last run may reach this one.
     fn haunt(&mut self, id: NodeId) {
         if !self.faults_are_on || !self.chance(500) {
             return;
@@ -80,7 +80,7 @@ impl World {
         }
     }
 
-    /// Lets a member take a turn soon: what arrives until then is part of it.
+    /// Schedules a turn soon, which takes everything that arrives until then.
     pub(super) fn wake(&mut self, id: NodeId) {
         let after = self.random.below(4);
         let slot = self.slot(id);
@@ -109,7 +109,7 @@ impl World {
         let now = self.now;
         let slot = self.slot(id);
         let after = slot.tick + jitter;
-        // One tick a turn at most; those that were missed are skipped.
+        // At most one tick per turn; missed ticks are skipped.
         let is_waiting = slot.inbox.iter().any(|input| matches!(input, Input::Tick));
         let is_paused = slot.paused_until > now;
         self.schedule(after, Event::Tick((id, run)));
@@ -142,7 +142,7 @@ impl World {
         let followed = match result {
             Ok(followed) => followed,
             Err(error) => {
-                // Whatever it sent, it sent before the error.
+                // Messages sent in this turn left before the error.
                 if self.chance(500) {
                     self.dispatch(id);
                 } else if let Some(process) = &self.slot(id).process {
@@ -152,7 +152,7 @@ impl World {
             }
         };
         if fault_happened {
-            // A thread of its own met the fault, and its report is still to come.
+            // One of its own threads met the fault, and the report is still to come.
             self.wake(id);
         }
         self.after_turn(id, followed)
@@ -217,7 +217,7 @@ impl World {
         }
     }
 
-    /// A process has ended by itself: for a reason that there is.
+    /// A process ended by itself, which must have a reason.
     pub(super) fn ended(&mut self, id: NodeId, error: Error) -> Step {
         let slot = self.slots.get(&id).expect("it ran");
         let fault = slot.fault.filter(|_| slot.disk.fault_happened());
@@ -235,7 +235,7 @@ impl World {
                 }
                 self.answer_all(id)?;
                 self.crash(id, End::Stopped)?;
-                // Somebody may start it once more; it has to find out again.
+                // It may be started once more and has to find out again.
                 if self.chance(700) {
                     self.slot(id).is_gone = true;
                 }
@@ -251,7 +251,7 @@ impl World {
         }
     }
 
-    /// What a process that ends in order still says.
+    /// The last answers of a process that ends in order.
     pub(super) fn answer_all(&mut self, id: NodeId) -> Step {
         let slot = self.slot(id);
         let run = slot.run;
@@ -265,7 +265,7 @@ impl World {
         Ok(())
     }
 
-    /// Ends a process, and perhaps the machine under it.
+    /// Ends a process, and perhaps its machine.
     pub(super) fn crash(&mut self, id: NodeId, end: End) -> Step {
         let survives = match self.random.below(4) {
             0 => Survives::Nothing,
@@ -317,7 +317,7 @@ impl World {
     }
 }
 
-/// Inputs before ticks, as the thread of the binary takes them.
+/// Inputs before ticks, as in the binary's thread.
 fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
     let (ticks, others): (Vec<_>, Vec<_>) =
         inputs.into_iter().partition(|input| matches!(input, Input::Tick));

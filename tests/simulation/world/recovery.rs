@@ -1,9 +1,9 @@
-//! The end of a run: nothing goes wrong any more, and everything has to be well again.
+//! The end of a run: the faults are over, and the cluster must recover.
 
 use super::*;
 
 impl World {
-    /// Nothing goes wrong any more: the cluster converges and serves.
+    /// Ends the faults: the cluster must converge and serve.
     pub(super) fn recover(&mut self) -> Step {
         self.note(|| "faults end".into());
         self.faults_are_on = false;
@@ -15,7 +15,7 @@ impl World {
         settings.delay = settings.delay.min(20);
         for slot in self.slots.values_mut() {
             slot.paused_until = 0;
-            // What has happened on the disk already still has to be noticed.
+            // Faults that the disk has already had must still be noticed.
             if !slot.disk.fault_happened() && slot.fault.take().is_some() {
                 slot.disk.inject(u64::MAX / 2, Fault::Crash);
             }
@@ -23,7 +23,8 @@ impl World {
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
             self.wake(id);
         }
-        // All that a joiner was told of may be gone by now: it is started again with the others' names.
+        // A joiner's first list may name no current member: it is started again with the current
+        // ones.
         for id in self.running() {
             let process = self.slots[&id].process.as_ref().expect("it runs");
             if self.slots[&id].config.join && !process.status().begun {
@@ -50,7 +51,7 @@ impl World {
         Ok(())
     }
 
-    /// The members, once all of them run, follow one leader and have applied the same.
+    /// The members, once all run, follow one leader and have applied the same index.
     pub(super) fn converged(&self) -> Option<Vec<NodeId>> {
         if self.operator.is_some() || self.has_wiped() {
             return None;
@@ -104,7 +105,7 @@ impl World {
         slots.collect()
     }
 
-    /// Each member takes a write, and then shows every key.
+    /// Each member accepts a write and then serves every key.
     pub(super) fn serve(&mut self, members: &[NodeId]) -> Step {
         let requests = members.iter().flat_map(|id| {
             let gets = (0..self.settings.keys).map(move |key| (*id, key, false));
@@ -112,7 +113,7 @@ impl World {
         });
         for (id, key, is_write) in requests.collect::<Vec<_>>() {
             let mut tries = 0..SERVE_TRIES;
-            // A removal that was asked for before may be applied only now.
+            // An earlier request for a removal may be applied only now.
             while !self.removed.contains(&id) && !self.is_served(id, key, is_write)? {
                 if tries.next().is_none() {
                     let what = if is_write { "write" } else { "read" };
@@ -120,7 +121,7 @@ impl World {
                 }
             }
         }
-        // Everybody hears of the last write.
+        // Every member learns of the last write.
         let target = self.invariants.last_committed();
         let deadline = self.now + RECOVERY_TICKS * TICK;
         let has_applied = |world: &Self, id: &NodeId| {
@@ -152,7 +153,7 @@ impl World {
         Ok(count(self) != before)
     }
 
-    /// A member's state is what the log says, byte for byte.
+    /// A member's state equals what the log says, byte for byte.
     pub(super) fn check_state(&mut self, id: NodeId) -> Step {
         let mut expected: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
         let process = self.slots.get_mut(&id).and_then(|slot| slot.process.as_mut());

@@ -1,4 +1,4 @@
-//! Which requests the clients make, and of whom.
+//! The clients' requests, and the members they are sent to.
 
 use super::*;
 
