@@ -325,7 +325,7 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     for (command, parts) in [
         (&["remove", "4"][..], &["4 is not a member", "members 1, 2, 3", "member list"][..]),
         (&["move", "4", &new], &["4 is not a member"]),
-        (&["add", "4", &new], &["410", "4 was removed", "under a new one"]),
+        (&["add", "4", &new], &["410", "4 was removed", "under a new id"]),
         (&["add", "3", &new], &["409", "is a member already"]),
         (&["add", "5", "nonsense"], &["400", "nonsense"]),
     ] {

@@ -45,7 +45,7 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         ("--cluster http://".into(), "no peer URL"),
         ("--cluster http://127.0.0.1".into(), "names no port"),
         ("--cluster http://127.0.0.1:99999".into(), "no peer URL"),
-        ("--cluster http://127.0.0.1:1/".into(), "behind the port"),
+        ("--cluster http://127.0.0.1:1/".into(), "after the port"),
         (format!("--cluster {url},{url}"), "twice"),
         (format!("--cluster {url},"), "no peer URL"),
         ("--cluster http://no-such-host.invalid:1".into(), "cannot listen at"),
