@@ -1,18 +1,19 @@
-//! The one module that names bincode.
+//! The encoding of commands, snapshots and peer requests. No other module uses bincode.
 //!
-//! bincode 2.0.1, fixed-width little-endian integers, always with a size limit and with trailing bytes refused.
+//! The format is bincode 2.0.1 with fixed-width little-endian integers. Decoding has a size limit and
+//! refuses trailing bytes.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::{Deserialize, Serialize};
 
-/// The largest value that is decoded, in bytes: a peer's or a disk's length field must not be able
-/// to ask for more. Above the largest value (64 MiB) plus the longest key.
+/// The limit for a decoded value in bytes. A length field from a peer or a disk cannot make the decoder
+/// allocate more. It exceeds the largest value (64 MiB) plus the longest key.
 pub const DECODE_LIMIT_BYTES: usize = 96 << 20;
 
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<DECODE_LIMIT_BYTES>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<DECODE_LIMIT_BYTES>();
 
-/// What was read is not an encoded `T`.
+/// The bytes are not an encoded value of the expected type.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot decode {what}: {reason}")]
 pub struct DecodeError {
@@ -23,26 +24,26 @@ pub struct DecodeError {
 /// Encodes `value`.
 ///
 /// # Panics
-/// If `value` cannot be encoded: that is a mistake in its type.
+/// If the type of `value` has no encoding.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_into(value, &mut bytes);
     bytes
 }
 
-/// Encodes `value` behind what `bytes` holds.
+/// Appends the encoded `value` to `bytes`.
 ///
 /// # Panics
 /// As [`encode`].
 pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
-    bincode::serde::encode_into_std_write(value, bytes, CONFIG)
-        .expect("our own types can be encoded");
+    bincode::serde::encode_into_std_write(value, bytes, CONFIG).expect("the type has an encoding");
 }
 
-/// Decodes a `T` that fills `bytes` exactly; it may borrow from them.
+/// Decodes a `T` from all of `bytes`. The value may borrow from them.
 ///
 /// # Errors
-/// [`DecodeError`] if it is not one, is larger than [`DECODE_LIMIT_BYTES`], or bytes are left over.
+/// [`DecodeError`] if the bytes are not a `T`, if it is larger than [`DECODE_LIMIT_BYTES`], or if
+/// bytes are left over.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     let what = std::any::type_name::<T>();
     let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG)

@@ -73,6 +73,20 @@ pub enum Error {
         /// What the operator should do.
         remedy: &'static str,
     },
+    /// A file has a format version that this program does not read.
+    #[error(
+        "{} has format version {found}, this program reads version {supported}: run the release \
+         that wrote it",
+        path.display()
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version of the file.
+        found: u32,
+        /// The only version that this program reads.
+        supported: u32,
+    },
     /// The cluster refuses this member, or this member refuses to use its directory.
     #[error("{0}")]
     Refused(String),
@@ -84,9 +98,6 @@ pub enum Error {
 /// The remedy for a member whose disk lost data.
 pub const REPLACE_MEMBER: &str =
     "this member's data is lost: DELETE it on another member and add it again under a new id";
-
-/// The remedy for an undamaged file in another format version.
-pub const OTHER_VERSION: &str = "open it with the version of this program that wrote it";
 
 impl Error {
     /// An [`Error::Io`] for `action` on `path`, for use with `map_err`.

@@ -238,35 +238,12 @@ pub struct SnapshotMembers {
 }
 
 impl SnapshotMembers {
-    /// Decodes what the meta bytes of a snapshot hold, of an earlier version too: that had neither
-    /// learners nor members that moved, and its bytes end where this one's go on.
+    /// Decodes the meta bytes of a snapshot.
     ///
     /// # Errors
-    /// If they are neither.
+    /// [`DecodeError`] if they are not an encoded `SnapshotMembers`.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        #[derive(Deserialize)]
-        struct Members1 {
-            urls: BTreeMap<NodeId, String>,
-            removed: BTreeMap<NodeId, Index>,
-        }
-        #[derive(Deserialize)]
-        struct SnapshotMembers1 {
-            cluster_id: u64,
-            voters: Vec<NodeId>,
-            learners: Vec<NodeId>,
-            members: Members1,
-        }
-        let error = match codec::decode(bytes) {
-            Ok(members) => return Ok(members),
-            Err(error) => error,
-        };
-        let Ok(SnapshotMembers1 { cluster_id, voters, learners, members }) = codec::decode(bytes)
-        else {
-            return Err(error);
-        };
-        let Members1 { urls, removed } = members;
-        let members = Members { urls, removed, ..Members::default() };
-        Ok(Self { cluster_id, voters, learners, members })
+        codec::decode(bytes)
     }
 
     /// The ConfState as raft has it.

@@ -147,7 +147,7 @@ impl RaftNode {
         let (index, term) = snapshot.as_ref().map_or((0, 0), |it| (it.index, it.term));
         let snapshot_bytes = snapshot.as_ref().map_or(0, |it| it.file.length);
         let snapshots = Snapshots::new(snapshotter, report, replayed.marks)
-            .with_sizes(log.bytes_behind(index), snapshot_bytes);
+            .with_sizes(log.bytes_after(index), snapshot_bytes);
         let commits = Commits::new(commit_tx, hard_state.commit);
         let metrics = config.metrics.clone();
         let mut node = Self {

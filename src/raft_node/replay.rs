@@ -16,7 +16,7 @@ use super::NodeConfig;
 use super::bootstrap::first_urls;
 use super::snapshots::raft_snapshot;
 use crate::channels::{Index, NodeId, Term};
-use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
+use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::membership::{Admission, Members, Own, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
@@ -275,8 +275,6 @@ fn load_snapshot(
             info!(logger, "found snapshot at term {} and index {}", newest.term, newest.index);
             return Ok((Some(snapshot), older.into_iter().chain([newest]).collect()));
         }
-        // Another version wrote it. That is not damage, and the file has to stay for that version.
-        Err(error @ Error::Corrupt { remedy: OTHER_VERSION, .. }) => return Err(error),
         Err(error @ Error::Corrupt { .. }) => error,
         Err(error @ Error::Io { .. }) => Error::Refused(format!("{error}; {REPLACE_MEMBER}")),
         Err(error) => return Err(error),
@@ -307,11 +305,11 @@ fn load_snapshot(
 pub(crate) fn is_replaceable(
     newest: SnapshotId,
     older: Option<SnapshotId>,
-    base: Option<Index>,
+    base: Index,
     last_entry: Option<Index>,
 ) -> bool {
     let older_index = older.map_or(0, |mark| mark.index);
-    base.is_some_and(|base| base <= older_index) && last_entry.unwrap_or(0) >= newest.index
+    base <= older_index && last_entry.unwrap_or(0) >= newest.index
 }
 
 fn read_members(
@@ -356,7 +354,6 @@ fn build_log(
     let last_entry = entries.last().map(|entry| entry.index);
     let (snapshot_index, snapshot_term) =
         snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
-    let base: Index = base.unwrap_or(snapshot_index);
     let id = SnapshotId { index: snapshot_index, term: snapshot_term };
     let term_at = |index: Index| entries[(index - base - 1) as usize].term;
     check_log(id, base, last_entry, hard_state.commit, term_at)

@@ -1,4 +1,4 @@
-//! A disk that fails, for tests.
+//! A file system that fails, for tests.
 
 use std::any::Any;
 use std::io;
@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{DiskVfs, Vfs, VfsFile};
 
-/// The real file system, until it has carried out so many of the operations that change something;
-/// then each of them fails. Its syncs do nothing else, which is quicker, and no test loses power.
+/// The real file system for a number of changing operations. After that, every change fails. Syncs
+/// are only counted, which is faster. Tests that use it do not simulate a loss of power.
 pub(crate) struct FailingVfs {
     left: Arc<AtomicU64>,
 }
 
 impl FailingVfs {
-    /// One that fails after `operations`.
+    /// Fails after `operations` changes.
     pub(crate) fn after(operations: u64) -> Self {
         Self { left: Arc::new(AtomicU64::new(operations)) }
     }
 
-    /// One that does not fail.
+    /// Never fails.
     pub(crate) fn sound() -> Arc<Self> {
         Arc::new(Self::after(u64::MAX))
     }
 
-    /// Sets that from now on it fails after `operations`.
+    /// Fails after `operations` more changes.
     pub(crate) fn fail_after(&self, operations: u64) {
         self.left.store(operations, Ordering::Relaxed);
     }

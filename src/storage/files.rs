@@ -1,4 +1,4 @@
-//! The steps with files that the log and the snapshots have in common.
+//! File operations that the log and the snapshots share.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -6,23 +6,21 @@ use std::path::{Path, PathBuf};
 use super::{Vfs, VfsFile};
 use crate::error::{Error, Result};
 
-/// What a file is called until it is whole.
+/// The suffix of a file's name until the file is complete.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-pub(super) use crate::error::OTHER_VERSION;
-
-/// `path` with `suffix` after its name.
+/// `path` with `suffix` appended to its file name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Makes `dir`, and makes its entry in the directory above it durable.
+/// Creates `dir` and makes its name durable.
 pub(super) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     vfs.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
     match sync_found(vfs, dir) {
-        // Where nothing can be made we did not make it either.
+        // This process may not create files in the parent, so it did not create `dir` either.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
             sync_dir(vfs, parent(dir))
         }
@@ -30,19 +28,20 @@ pub(super) fn make_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     }
 }
 
-/// Gives the whole and written `file` its name: a name without [`TEMPORARY`] always stands for a
-/// file that is complete on disk, because the contents are synced before the rename, and the rename
-/// before anything relies on it.
+/// Renames the complete `file` from its temporary name to its final name. A final name always belongs
+/// to a complete file: the contents are synced before the rename, and the rename is synced before this
+/// returns.
 pub(super) fn publish(vfs: &dyn Vfs, file: &dyn VfsFile, from: &Path, to: &Path) -> Result<()> {
     file.sync().map_err(Error::io("sync", from))?;
     vfs.rename(from, to).map_err(Error::io("rename", from))?;
-    sync_dir(vfs, to.parent().expect("a published file lies in a directory"))
+    sync_dir(vfs, to.parent().expect("a published file has a parent directory"))
 }
 
-/// Makes the name `path` durable, which an earlier process may have made.
+/// Makes the name `path` durable, which an earlier process may have created.
 ///
-/// To sync the directory is not enough: if that process ended because its sync failed, some systems
-/// take the name for written. They write it with the next change of the directory, so there is one.
+/// A sync of the directory is not enough. If the earlier process stopped because its sync failed, some
+/// systems consider the name written. They write it with the next change of the directory, so this
+/// function makes one.
 pub(super) fn sync_found(vfs: &dyn Vfs, path: &Path) -> Result<()> {
     let temporary = with_suffix(path, TEMPORARY);
     vfs.create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -62,7 +61,7 @@ pub(super) fn sync_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     vfs.sync_dir(dir).map_err(Error::io("sync directory", dir))
 }
 
-/// Removes the temporary files in `dir` that a crash left behind, among the names that are ours.
+/// Removes the temporary files in `dir` whose final names satisfy `is_ours`.
 pub(super) fn remove_temporary(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -77,8 +76,8 @@ pub(super) fn remove_temporary(
     Ok(())
 }
 
-/// Reads the bytes from `offset` up to `end` of an open file, which it keeps open: what happens to
-/// the file's name meanwhile is of no concern.
+/// Reads the bytes from `offset` to `end` of a file. It keeps the file open, so a removed or renamed
+/// file can still be read.
 pub(super) struct FileReader {
     pub(super) file: Box<dyn VfsFile>,
     pub(super) offset: u64,

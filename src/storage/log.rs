@@ -1,13 +1,13 @@
-//! The replicated log in memory: what raft-rs reads through its `Storage` trait.
+//! The replicated log in memory, which raft-rs reads through its `Storage` trait.
 //!
-//! It mirrors what the write-ahead log holds from the last compaction on, and is changed only after
-//! the write-ahead log was: what raft reads here is durable.
+//! It mirrors the write-ahead log from the last compaction on. The node changes it only after the
+//! write-ahead log is durable, so raft reads only durable entries here.
 //!
 //! ```text
 //!        compacted                      snapshot                         last
 //!            │ entries kept for members   │                               │
 //! ───────────┼────────────────────────────┼───────────────────────────────┤
-//!            │ that are a little behind   │
+//!            │ that lag behind a little   │
 //! ```
 
 use std::cell::Cell;
@@ -22,28 +22,28 @@ use crate::channels::{Index, NodeId, Term};
 /// The log from the last compaction on.
 ///
 /// * Indexes are contiguous: entry `i` is at position `i - compacted_index - 1`.
-/// * `compacted_index <= snapshot index`: whoever needs an entry that is gone gets the snapshot.
-/// * The term at `compacted_index` is known, so that an append right behind it can be matched.
+/// * `compacted_index <= snapshot index`: a member that needs a dropped entry gets the snapshot.
+/// * The term at `compacted_index` is known, so raft can match an append that follows it directly.
 #[derive(Default)]
 pub struct Log {
     entries: VecDeque<Kept>,
     compacted_index: Index,
     compacted_term: Term,
-    /// What raft starts from; not kept up to date afterwards.
+    /// The state that raft starts with. It is not updated later.
     initial_state: RaftState,
-    /// The newest snapshot whose file is durable and named by the write-ahead log.
+    /// The newest snapshot. Its file is durable, and the write-ahead log names it.
     snapshot: Option<Snapshot>,
-    /// Set when raft asked for a snapshot that could not be given.
+    /// True if raft requested a snapshot and there was none to return.
     snapshot_wanted: Cell<bool>,
 }
 
-/// An entry as it is kept: what the write-ahead log holds of it, in one piece of memory. raft's own
-/// form takes twice as much where values are small, and most of the log is never looked at again.
+/// An entry in one allocation. raft's own type takes twice as much memory for small values, and most
+/// entries are never read again.
 struct Kept {
     term: Term,
     entry_type: EntryType,
     context_length: u32,
-    /// The context, and then the data.
+    /// The context, followed by the data.
     bytes: Box<[u8]>,
 }
 
@@ -53,12 +53,12 @@ impl Kept {
             term: entry.term,
             entry_type: entry.entry_type,
             context_length: u32::try_from(entry.context.len())
-                .expect("the write-ahead log took it"),
+                .expect("the write-ahead log accepted the entry"),
             bytes: [&entry.context[..], &entry.data].concat().into(),
         }
     }
 
-    /// As [`entry_bytes`] of the entry.
+    /// The [`entry_bytes`] of the entry.
     fn entry_bytes(&self) -> u64 {
         (self.bytes.len() + std::mem::size_of::<Entry>()) as u64
     }
@@ -77,10 +77,10 @@ impl Kept {
 }
 
 impl Log {
-    /// A log that starts behind a snapshot (or behind index 0 at term 0), with `entries` following.
+    /// A log with the `entries` after the index and term `compacted`, which are 0 and 0 in a new log.
     ///
     /// # Panics
-    /// If the first entry does not follow the compacted index: recovery checked that.
+    /// If the first entry does not follow the compacted index. The recovery checks this.
     pub fn new(
         compacted: (Index, Term),
         entries: Vec<Entry>,
@@ -90,7 +90,7 @@ impl Log {
     ) -> Self {
         let (compacted_index, compacted_term) = compacted;
         if let Some(first) = entries.first() {
-            assert_eq!(first.index, compacted_index + 1, "the log has a gap behind its snapshot");
+            assert_eq!(first.index, compacted_index + 1, "the log has a gap after its snapshot");
         }
         Self {
             entries: entries.iter().map(Kept::new).collect(),
@@ -112,31 +112,31 @@ impl Log {
         (position < self.entries.len()).then_some(position)
     }
 
-    /// What the entries behind `index` take, in bytes.
-    pub fn bytes_behind(&self, index: Index) -> u64 {
-        let behind = self.last().saturating_sub(index) as usize;
-        self.entries.iter().rev().take(behind).map(Kept::entry_bytes).sum()
+    /// The size of the entries after `index` in bytes.
+    pub fn bytes_after(&self, index: Index) -> u64 {
+        let count = self.last().saturating_sub(index) as usize;
+        self.entries.iter().rev().take(count).map(Kept::entry_bytes).sum()
     }
 
-    /// The changes of members behind the entry at `index`.
+    /// The membership entries after `index`.
     pub fn conf_changes_after(&self, index: Index) -> Vec<Entry> {
         let first = index.max(self.compacted_index) + 1;
-        let behind = (first - self.compacted_index - 1) as usize;
-        let kept = self.entries.iter().enumerate().skip(behind);
+        let skipped = (first - self.compacted_index - 1) as usize;
+        let kept = self.entries.iter().enumerate().skip(skipped);
         kept.filter(|(_, kept)| kept.entry_type == EntryType::EntryConfChange)
             .map(|(place, kept)| kept.entry(self.compacted_index + 1 + place as Index))
             .collect()
     }
 
-    /// Appends `entries`, dropping everything from the first new index on.
+    /// Appends `entries` and drops all old entries from the first new index on.
     ///
     /// # Panics
-    /// If there is a gap in front of them, or they reach below the compaction.
+    /// If there is a gap before the first entry, or its index is compacted.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(
             self.compacted_index < first.index && first.index <= self.last() + 1,
-            "entry {} does not fit behind the log ({}, {}]",
+            "entry {} does not follow the log ({}, {}]",
             first.index,
             self.compacted_index,
             self.last()
@@ -145,7 +145,7 @@ impl Log {
         self.entries.extend(entries.iter().map(Kept::new));
     }
 
-    /// Replaces the whole log by a received snapshot.
+    /// Replaces the whole log with a received snapshot.
     pub fn apply_snapshot(&mut self, snapshot: Snapshot) {
         self.entries.clear();
         self.compacted_index = snapshot.get_metadata().index;
@@ -153,19 +153,19 @@ impl Log {
         self.snapshot = Some(snapshot);
     }
 
-    /// Offers a snapshot that was made here.
+    /// Sets the newest snapshot, which this member made.
     pub fn set_snapshot(&mut self, snapshot: Snapshot) {
         self.snapshot = Some(snapshot);
         self.snapshot_wanted.set(false);
     }
 
-    /// True once after raft asked for a snapshot that could not be given.
+    /// True if raft requested a snapshot that did not exist. Resets the request.
     pub fn take_snapshot_wanted(&self) -> bool {
         self.snapshot_wanted.take()
     }
 
-    /// Drops the entries up to `snapshot_index`, except the last `keep_entries` before it and no more
-    /// than `keep_bytes` of those. Returns the index compacted to if there was anything to drop.
+    /// Drops the entries up to `snapshot_index`, except the last `keep_entries` of them and at most
+    /// `keep_bytes` of these. Returns the new compacted index, `None` if nothing was dropped.
     pub fn compact(
         &mut self,
         snapshot_index: Index,
@@ -176,7 +176,8 @@ impl Log {
         let mut bytes = 0;
         while compact_index > self.compacted_index && snapshot_index - compact_index < keep_entries
         {
-            let position = self.position(compact_index).expect("a snapshot is within the log");
+            let position =
+                self.position(compact_index).expect("the snapshot index is within the log");
             bytes += self.entries[position].entry_bytes();
             if bytes > keep_bytes {
                 break;
@@ -191,7 +192,7 @@ impl Log {
     }
 }
 
-/// What an entry takes in memory and on disk, in bytes, near enough for a bound.
+/// The approximate size of an entry in memory and on disk, in bytes, for bounds.
 pub fn entry_bytes(entry: &Entry) -> u64 {
     (entry.data.len() + entry.context.len() + std::mem::size_of::<Entry>()) as u64
 }
@@ -211,7 +212,11 @@ impl Storage for Log {
         if low <= self.compacted_index {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
-        assert!(high <= self.last() + 1, "entries to {high} of a log that ends at {}", self.last());
+        assert!(
+            high <= self.last() + 1,
+            "entries up to {high} requested, the log ends at {}",
+            self.last()
+        );
         let from = (low - self.compacted_index - 1) as usize;
         let to = (high - self.compacted_index - 1) as usize;
         let max_size = max_size.into().unwrap_or(u64::MAX);
@@ -219,7 +224,7 @@ impl Storage for Log {
         let mut entries = Vec::new();
         for (index, kept) in (low..).zip(self.entries.range(from..to)) {
             size += kept.entry_bytes();
-            // At least one, however large.
+            // raft needs at least one entry, whatever its size.
             if size > max_size && !entries.is_empty() {
                 break;
             }
@@ -249,8 +254,9 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    /// The newest snapshot, unless it is older than asked for or than the addition of `to`: a member
-    /// that is not in the snapshot's ConfState ignores it (etcd #12473), so a fresh one is made.
+    /// The newest snapshot, if it contains `request_index` and the addition of `to`. A member that is
+    /// not in a snapshot's ConfState ignores the snapshot (etcd #12473), so the node then makes a new
+    /// one.
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let contains = |conf_state: &ConfState, id: NodeId| {
             conf_state.voters.contains(&id) || conf_state.learners.contains(&id)
@@ -302,18 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn compaction_keeps_the_term_in_front_of_the_first_entry() {
+    fn compaction_keeps_the_term_before_the_first_entry() {
         let mut log = log((0, 0), 1..=8);
         assert_eq!(log.compact(6, 2, u64::MAX), Some(4));
         assert_eq!(log.first_index().expect("first"), 5);
         assert_eq!(log.term(4).expect("term"), 2);
         assert_eq!(log.term(3), Err(raft::Error::Store(StorageError::Compacted)));
-        assert_eq!(log.compact(6, 2, u64::MAX), None, "nothing more to drop");
-        assert_eq!(log.compact(6, 2, 0), Some(6), "the bytes count too");
+        assert_eq!(log.compact(6, 2, u64::MAX), None, "nothing is left to drop");
+        assert_eq!(log.compact(6, 2, 0), Some(6), "bytes are a limit too");
     }
 
     #[test]
-    fn a_snapshot_without_the_receiver_is_refused_and_a_fresh_one_asked_for() {
+    fn a_snapshot_without_the_receiver_requests_a_new_one() {
         let mut log = log((0, 0), 1..=8);
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = 6;
@@ -323,7 +329,7 @@ mod tests {
         assert!(!log.take_snapshot_wanted());
         assert!(log.snapshot(0, 3).is_err());
         assert!(log.take_snapshot_wanted());
-        assert!(!log.take_snapshot_wanted(), "asked for once");
-        assert!(log.snapshot(7, 2).is_err(), "older than asked for");
+        assert!(!log.take_snapshot_wanted(), "requested once");
+        assert!(log.snapshot(7, 2).is_err(), "older than requested");
     }
 }

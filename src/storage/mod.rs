@@ -1,10 +1,10 @@
-//! What is on disk: plain blocking files behind one seam, the [`Vfs`].
+//! The files of a member. All access is blocking and goes through [`Vfs`].
 //!
 //! ```text
 //! <data-dir>/raftexample-<id>/        the write-ahead log, in segments    wal
 //! <data-dir>/raftexample-<id>-snap/   the snapshots                       snapshotter
 //! ```
-//! [`log`] is the mirror of both in memory that raft-rs reads from.
+//! [`log`] mirrors both in memory for raft-rs.
 
 #[cfg(test)]
 pub(crate) mod failing;

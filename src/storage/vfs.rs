@@ -1,7 +1,7 @@
-//! The seam to the file system: every operation that durability depends on, and no other.
+//! The interface to the file system. It has the operations that durability depends on, and no others.
 //!
-//! [`DiskVfs`] is the real one, [`ReadOnlyVfs`] the same without a way to change it. Tests put one in its place that records the operations, fails the
-//! n-th, or forgets what was not synced.
+//! [`DiskVfs`] is the real file system. [`ReadOnlyVfs`] refuses every change. Tests implement [`Vfs`]
+//! to record operations, to let one fail, and to drop unsynced data.
 
 use std::any::Any;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,37 +12,38 @@ use std::sync::Arc;
 
 /// A file system.
 pub trait Vfs: Send + Sync {
-    /// Makes a directory and those above it; it is no error if it exists.
+    /// Creates a directory and its missing parents. An existing directory is not an error.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
-    /// Makes a new file, or empties an existing one, for writing.
+    /// Creates a file, or truncates an existing one, for reading and writing.
     fn create(&self, path: &Path) -> io::Result<Box<dyn VfsFile>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>>;
-    /// Renames a file over another; durable after [`sync_dir`](Self::sync_dir).
+    /// Renames a file and replaces an existing one. Durable after [`sync_dir`](Self::sync_dir).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file; durable after [`sync_dir`](Self::sync_dir).
+    /// Removes a file. Durable after [`sync_dir`](Self::sync_dir).
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// Makes the creations, renames and removals in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Locks a file, making it if it does not exist, until the returned guard is dropped or the
-    /// process ends. `None` if another process holds it.
+    /// Locks a file, which it creates if it is missing, until the guard is dropped or the process
+    /// ends. `None` if another process holds the lock.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send>>>;
 }
 
 /// An open file.
-#[allow(clippy::len_without_is_empty)] // Nothing asks whether a file is empty.
+#[allow(clippy::len_without_is_empty)] // No caller needs `is_empty`.
 pub trait VfsFile: Send {
-    /// Reads into `buf` from `offset`; returns how much was there.
+    /// Reads into `buf` from `offset`. Returns the number of bytes read, which is less than the length
+    /// of `buf` only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `buf` at `offset`.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
-    /// Cuts the file to `len` bytes, or extends it with zeros.
+    /// Truncates the file to `len` bytes, or extends it with zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Makes data and length durable (fdatasync).
+    /// Makes data and length durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -95,19 +96,18 @@ impl Vfs for DiskVfs {
     }
 }
 
-/// The real file system, to be looked at: whatever would change it fails.
+/// The real file system, read-only. Every change fails.
 pub struct ReadOnlyVfs {
     on_read: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
 impl ReadOnlyVfs {
-    /// `on_read` is told how many bytes each read brought.
+    /// `on_read` is called with the number of bytes of each read.
     pub fn new(on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self { on_read: Arc::new(on_read) }
     }
 }
 
-/// A file that was opened for reading only.
 struct ReadOnlyFile {
     file: File,
     on_read: Arc<dyn Fn(u64) + Send + Sync>,

@@ -66,7 +66,7 @@ pub fn recover(disk: &MemVfs, what: &str) -> (Member, State) {
     let wal = member.wal();
     let indexes: Vec<u64> = wal.entries.iter().map(|entry| entry.index).collect();
     assert!(indexes.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{what}: {indexes:?}");
-    assert!(wal.hard_state.commit <= wal.last_index().unwrap_or(0), "{what}: {:?}", wal.hard_state);
+    assert!(wal.hard_state.commit <= wal.last_index(), "{what}: {:?}", wal.hard_state);
     member.tick_until_leader().unwrap();
     let mut read = member.read().unwrap();
     assert!(read.is_ok(), "{what}: a fresh read is answered");

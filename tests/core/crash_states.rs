@@ -74,7 +74,7 @@ impl Life {
             assert_eq!(Some(entry), self.entries.get(&entry.index), "{what}: what was written");
         }
         let newest_mark = wal.marks.last().map_or(0, |mark| mark.index);
-        let last = wal.last_index().unwrap_or(0).max(newest_mark);
+        let last = wal.last_index().max(newest_mark);
         assert!(acknowledged <= last, "{what}: {acknowledged} was acknowledged, it ends at {last}");
         assert!(wal.hard_state.commit <= last, "{what}: {:?}", wal.hard_state);
         let applied = member.status().applied;
@@ -220,7 +220,7 @@ fn a_follower_recovers_from_every_crash_in_a_snapshot_install() {
     ten_puts(&mut network, &mut life);
     network.cut.clear();
     // Earlier acknowledgements count from the beginning.
-    let known = network.member(3).wal().last_index().unwrap();
+    let known = network.member(3).wal().last_index();
     life.acknowledged.push((0, known));
     network.transcript.clear();
     network.member(3).disk.record_states();
@@ -279,7 +279,7 @@ impl Saved {
             let mut comparable = recovered.clone();
             comparable.entries.retain(|entry| entry.index > self.purged);
             comparable.marks.drain(..comparable.marks.len().saturating_sub(2));
-            comparable.base = comparable.base.map(|base| base.max(self.purged));
+            comparable.base = comparable.base.max(self.purged);
             comparable.cut = None;
             comparable
         };
@@ -383,10 +383,10 @@ fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
                 "{what}: {found:?}"
             );
             torn += usize::from(found.cut.is_some());
-            purges += usize::from(found.base.is_some_and(|base| base > 0));
+            purges += usize::from(found.base > 0);
             let (mut wal, opened) = Wal::open(vfs.clone(), &dir).unwrap();
             assert_eq!(opened, found, "{what}: opened and read");
-            let end = opened.last_index().unwrap_or(0) + 1;
+            let end = opened.last_index() + 1;
             let more = [entry(end, 99, b"more".to_vec())];
             wal.save(&Frame { entries: &more, ..Frame::default() }).unwrap();
             drop(wal);
@@ -394,7 +394,6 @@ fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
             let again = Wal::read(&disk, &dir).unwrap();
             let mut expected = Recovered { cut: None, ..found };
             expected.entries.extend(more);
-            expected.base = expected.base.or(Some(end - 1));
             assert_eq!(again, expected, "{what}: with one entry more");
         }
     }

@@ -1,6 +1,6 @@
-//! Disks that do not hold what was written to them. Whatever it is, the member starts with all that
-//! it acknowledged, or refuses to, naming file and remedy. The one exception is the end of the last
-//! segment, which a crash may have torn: there a shorter log is found, never one with a hole.
+//! Damaged disks. A member starts with everything that it acknowledged, or refuses to start and names
+//! the file and the remedy. The only exception is the end of the last segment, where damage can look
+//! like a torn frame. The log is then shorter, but has no gap.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn start(disk: &MemVfs) -> Result<Member> {
     Member::start_with_segments(&single(), disk, &Transcript::default(), Some(512))
 }
 
-/// The directory of a member with several segments and two snapshots, and its state.
+/// The directory of a member with several segments and two snapshots, and the member's state.
 struct Sample {
     disk: MemVfs,
     state: State,
@@ -47,7 +47,7 @@ impl Sample {
         let (state, entries) = (member.state(), member.wal().entries);
         let disk = member.crash(Survives::Nothing);
         let sample = Self { disk, state, entries };
-        // Of the zeros ahead of the frames, most bits can be turned over without harm.
+        // Most flips in the preallocated zeros are harmless, so the sample has none.
         let last = sample.segments().pop().unwrap();
         let is_zero = |bytes: &Vec<u8>| bytes.last() == Some(&0);
         assert!(is_zero(&sample.disk.contents(&last)));
@@ -81,7 +81,7 @@ impl Sample {
         self.with_extension("snap")
     }
 
-    /// A copy whose file at `path` holds `bytes`.
+    /// A copy in which the file at `path` holds `bytes`.
     fn with(&self, path: &Path, bytes: &[u8]) -> MemVfs {
         let disk = self.disk.image();
         disk.put(path, bytes);
@@ -99,7 +99,8 @@ impl Sample {
         assert_eq!(member.state(), self.state, "{what}");
     }
 
-    /// It starts with a part of the log that has no hole, or not at all. Returns the part's length.
+    /// Asserts that the member starts with a prefix of the log, or refuses to start. Returns the length
+    /// of the prefix.
     fn prefix_of(&self, disk: &MemVfs, what: &str) -> Option<usize> {
         match start(disk) {
             Ok(member) => {
@@ -116,7 +117,7 @@ impl Sample {
     }
 }
 
-/// It refuses to start, naming `path` and what can be done.
+/// Asserts that the member refuses to start, and names `path` and a remedy.
 fn assert_refused(disk: &MemVfs, path: &Path, what: &str) {
     let error = start(disk).err().unwrap_or_else(|| panic!("{what}: it starts")).to_string();
     assert!(error.contains(&path.display().to_string()), "{what}: {error}");
@@ -153,12 +154,12 @@ fn a_flipped_bit_in_any_segment_is_refused_by_name() {
 }
 
 #[test]
-fn a_flip_of_any_bit_of_the_newest_snapshot_sets_it_aside() {
+fn a_flipped_bit_in_the_newest_snapshot_sets_it_aside() {
     let sample = Sample::new();
     let [older, newest] = &sample.snapshots()[..] else { unreachable!() };
     for (path, step) in [(older, 97), (newest, 5)] {
         let bytes = sample.disk.contents(path);
-        // Each bit of the header, which says what the rest is.
+        // Every bit of the header, and some bits of the rest.
         let header = 0..if path == newest { 50 * 8 } else { 0 };
         for bit in header.clone().chain((header.end..bytes.len() * 8).step_by(step)) {
             let mut flipped = bytes.clone();
@@ -168,7 +169,10 @@ fn a_flip_of_any_bit_of_the_newest_snapshot_sets_it_aside() {
             let is_set_aside = disk.paths().contains(&broken(path));
             assert_eq!(is_set_aside, path == newest, "bit {bit} of {}", path.display());
             if is_set_aside {
-                assert!(disk.contents(&broken(path)) == flipped, "bit {bit}: it is kept as found");
+                assert!(
+                    disk.contents(&broken(path)) == flipped,
+                    "bit {bit}: the file is kept as it was"
+                );
             }
         }
     }
@@ -187,7 +191,7 @@ fn a_snapshot_of_wrong_length_or_zeroed_is_set_aside() {
         zeroed[start..(start + 512).min(bytes.len())].fill(0);
         damaged.push(zeroed);
     }
-    // Another snapshot of this member, under this one's name.
+    // Another snapshot of this member, under the name of the newest.
     damaged.push(sample.disk.contents(&sample.snapshots()[0]));
     for (case, bytes) in damaged.iter().enumerate() {
         let disk = sample.with(&newest, bytes);
@@ -196,7 +200,7 @@ fn a_snapshot_of_wrong_length_or_zeroed_is_set_aside() {
     }
 }
 
-/// What was set aside does not count as the older one.
+/// The snapshot that was set aside does not count as the older snapshot.
 #[test]
 fn a_second_damaged_snapshot_is_set_aside_too() {
     let sample = Sample::new();
@@ -209,7 +213,7 @@ fn a_second_damaged_snapshot_is_set_aside_too() {
     }
     let state = member.state();
     let disk = member.crash(Survives::Nothing);
-    // A start that finds nothing amiss keeps both, too.
+    // A start without damage keeps both snapshots.
     let member = start(&disk).unwrap();
     let disk = member.crash(Survives::Nothing);
     let sample = Sample { disk, state, entries: Vec::new() };
@@ -234,12 +238,12 @@ fn a_last_segment_cut_at_any_length_leaves_earlier_frames() {
         match sample.prefix_of(&disk, &format!("{length} bytes")) {
             Some(found) => {
                 let longest = lengths.last().is_none_or(|longest| *longest <= found);
-                assert!(longest, "{length} bytes hold less than fewer did");
+                assert!(longest, "{length} bytes hold fewer entries than a shorter file");
                 lengths.insert(found);
             }
             None => {
                 refused += 1;
-                assert!(lengths.is_empty(), "{length} bytes are refused, fewer were not");
+                assert!(lengths.is_empty(), "{length} bytes are refused, a shorter file was not");
             }
         }
     }
@@ -256,13 +260,13 @@ fn an_earlier_segment_cut_short_at_any_length_is_refused() {
         for length in 0..bytes.len() {
             let disk = sample.with(&pair[0], &bytes[..length]);
             match Wal::read(&disk, &dir) {
-                // Between two frames, only the next segment's head knows.
+                // After a cut between two frames, only the next segment's head shows the damage.
                 Err(Error::Corrupt { path, .. }) => assert!(pair.contains(&path), "{length}"),
                 other => panic!("{length} bytes of {}: {other:?}", pair[0].display()),
             }
         }
         let disk = sample.with(&pair[0], &[&bytes[..], &[0; 16]].concat());
-        assert_refused(&disk, &pair[0], "zeros behind its end");
+        assert_refused(&disk, &pair[0], "zeros after its end");
     }
 }
 
@@ -275,13 +279,13 @@ fn a_zeroed_sector_is_refused_except_at_the_logs_end() {
         for start in (0..bytes.len()).step_by(512) {
             let mut zeroed = bytes.clone();
             zeroed[start..(start + 512).min(bytes.len())].fill(0);
-            let what = format!("zeros from {start} on in {}", path.display());
+            let what = format!("zeros from offset {start} in {}", path.display());
             let disk = sample.with(path, &zeroed);
             if Some(path) != segments.last() || start == 0 {
                 assert_refused(&disk, path, &what);
                 continue;
             }
-            // At least what a file that ends there holds.
+            // At least as long as a log that ends at this offset.
             let least = sample.prefix_of(&sample.with(path, &bytes[..start]), &what);
             let found = sample.prefix_of(&disk, &what);
             assert!(found.is_none() || found >= least, "{what}: {found:?}, {least:?}");
@@ -302,10 +306,10 @@ fn a_missing_segment_is_refused_or_not_needed() {
     for count in 1..segments.len() {
         let disk = sample.without(&segments[..count]);
         match start(&disk) {
-            // The snapshot holds what is gone.
+            // The snapshot holds the missing entries.
             Ok(mut member) => {
                 assert_eq!(member.state(), sample.state, "without {count}");
-                assert_eq!(member.wal().last_index(), Some(sample.last_index()));
+                assert_eq!(member.wal().last_index(), sample.last_index());
             }
             Err(error) => {
                 let error = error.to_string();
@@ -319,7 +323,7 @@ fn a_missing_segment_is_refused_or_not_needed() {
     assert_refused(&sample.without(&segments), &wal_dir(Path::new(DATA), 1), "without any");
 }
 
-/// Whoever finds the segment again finds the snapshots too.
+/// An operator who restores the missing segments then has the snapshots too.
 #[test]
 fn a_refused_log_keeps_the_snapshots_it_does_not_name() {
     let mut member = Member::start_with_segments(
@@ -349,7 +353,7 @@ fn a_refused_log_keeps_the_snapshots_it_does_not_name() {
 }
 
 #[test]
-fn a_segment_that_is_there_twice_is_refused() {
+fn a_copy_of_a_segment_under_another_name_is_refused() {
     let sample = Sample::new();
     let segments = sample.segments();
     let number =
@@ -363,14 +367,14 @@ fn a_segment_that_is_there_twice_is_refused() {
                 continue;
             }
             let what = format!("{} as {}", original.display(), path.display());
-            // A number further on is refused by the first that is missing.
+            // With a higher number, the error names the first missing segment.
             let named = original.with_file_name(format!("{:016x}.wal", other.min(last + 1)));
             assert_refused(&sample.with(&path, &bytes), &named, &what);
         }
     }
 }
 
-/// The log of a member with `identity`, in segments of the same numbers and more.
+/// The log of a member with `identity`, with at least the segment numbers of the sample.
 fn log_of(identity: &Identity, sample: &Sample) -> MemVfs {
     let disk = MemVfs::default();
     let dir = wal_dir(Path::new(DATA), 1);
@@ -404,7 +408,7 @@ fn a_segment_of_another_member_or_incarnation_is_refused() {
             assert!(matches!(error, Error::Corrupt { .. }), "{error}");
         }
     }
-    // A whole directory is known by the flags.
+    // The flags show that a whole directory is foreign.
     for (other, expected) in [
         (Identity { member_id: 2, ..own.clone() }, "belongs to member 2"),
         (Identity { first_urls_hash: 5, ..own }, "was made with another --cluster list"),
@@ -431,7 +435,7 @@ fn a_snapshot_of_another_cluster_is_refused_naming_it() {
     let foreign = snapshotter.create(index, term, &codec::encode(&members)).unwrap();
     foreign.finish().unwrap();
     assert_refused(&vfs, &newest, "of cluster 5");
-    assert!(vfs.paths().contains(&newest), "it is left where it was");
+    assert!(vfs.paths().contains(&newest), "the file keeps its name");
 }
 
 #[test]
@@ -481,12 +485,12 @@ fn foreign_files_are_left_alone_unless_named_like_our_own() {
         let path = segment.with_file_name(name);
         assert_refused(&sample.with(&path, b""), &path, name);
     }
-    // What is missing in front of it is named.
+    // The error names the segments that are missing before it.
     let far = segment.with_file_name("00000000000000ff.wal");
     assert_refused(&sample.with(&far, b""), &wal_dir(Path::new(DATA), 1), "a far number");
 }
 
-/// The directory on a real disk, where a name can be a directory's.
+/// A copy of the sample on a real disk, where a name can belong to a directory.
 fn on_disk(sample: &Sample) -> tempfile::TempDir {
     let temporary = tempfile::tempdir().unwrap();
     for path in sample.disk.paths() {
@@ -532,7 +536,7 @@ fn a_directory_for_a_file_and_a_file_for_a_directory_are_named() {
         let error = open_on_disk(temporary.path(), 1).expect_err("refused").to_string();
         assert!(error.contains(&target.display().to_string()), "{error}");
     }
-    // As damaged as a snapshot can be: it is made up for.
+    // A directory in place of the newest snapshot counts as damage, and the log replaces it.
     let temporary = on_disk(&sample);
     let target = temporary.path().join(&snapshots[1]);
     std::fs::remove_file(&target).unwrap();

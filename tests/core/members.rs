@@ -36,14 +36,14 @@ fn about_to_commit_its_own_removal(n: u64) -> (Network, u64, Vec<Message>) {
     assert!(network.put(1, "key", "before").is_ok());
     network.settle();
     network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
-    let removal = network.member(1).wal().last_index().unwrap();
+    let removal = network.member(1).wal().last_index();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
-    assert_eq!(network.member(2).wal().last_index(), Some(removal), "member 2 has it");
+    assert_eq!(network.member(2).wal().last_index(), removal, "member 2 has it");
     network.member(2).take_messages();
     if n > 2 {
         network.crash(1, Survives::Nothing);
-        assert_eq!(network.member(n).wal().last_index(), Some(removal - 1), "nobody else");
+        assert_eq!(network.member(n).wal().last_index(), removal - 1, "nobody else");
     } else {
         network.give_up_leader(&[1, 1]);
         assert_eq!(network.member(1).status().leader, 0);
@@ -103,7 +103,7 @@ fn a_leader_that_removes_itself_leaves_once_the_others_know() {
     let status = network.member(2).status();
     assert_eq!(status.members.removed.get(&2), Some(&removal));
     assert_eq!(status.leader, 2, "it leads on until the others know");
-    let last = network.member(2).wal().last_index().unwrap();
+    let last = network.member(2).wal().last_index();
     assert!(status.commit < last, "there is more to commit");
     // Member 3's confirmation would arrive together with its news of the removal.
     let mut early_read = network.member(2).read().unwrap();
@@ -124,7 +124,7 @@ fn a_leader_that_removes_itself_leaves_once_the_others_know() {
         network.turn(3, [Input::Tick]);
         network.deliver();
     }
-    assert_eq!(network.member(2).wal().last_index(), Some(last), "nothing was appended");
+    assert_eq!(network.member(2).wal().last_index(), last, "nothing was appended");
     assert!(answers.iter_mut().all(|answer| answer.get().is_none()));
     assert!(reads.iter_mut().all(|read| read.get().is_none()));
 
@@ -145,7 +145,7 @@ fn after_a_leader_committed_its_own_removal_the_others_go_on() {
     let again = NodeConfig { boot: 2001, ..network.member(1).config.clone() };
     network.settle();
     network.member(1).change(MemberRequest::Remove { id: 2 }).unwrap();
-    let removal = network.member(1).wal().last_index().unwrap();
+    let removal = network.member(1).wal().last_index();
     let append = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, append, vec![]);
     let disk = network.crash(1, Survives::Nothing);
@@ -168,7 +168,7 @@ fn a_leader_of_two_that_removes_itself_serves_nothing() {
     bring(&mut network, 1, 2, acknowledgements, vec![first]);
     assert_eq!(network.member(2).status().members.removed.get(&2), Some(&removal));
     assert!(first_answer.get().is_none(), "member 1 does not have it");
-    let last = network.member(2).wal().last_index().unwrap();
+    let last = network.member(2).wal().last_index();
 
     // Requests of member 1 before it knows.
     let (forwarded, mut write) = network.member(1).propose(put("k", "second"), Ack::Committed);
@@ -182,7 +182,7 @@ fn a_leader_of_two_that_removes_itself_serves_nothing() {
     for _ in 0..3 {
         network.turn(2, [Input::Tick]);
     }
-    assert_eq!(network.member(2).wal().last_index(), Some(last), "nothing was appended");
+    assert_eq!(network.member(2).wal().last_index(), last, "nothing was appended");
     let sent = network.member(2).take_messages();
     assert!(
         !sent.iter().any(|message| message.get_msg_type() == MessageType::MsgReadIndexResp),
@@ -229,7 +229,7 @@ fn a_removal_after_a_long_write_is_synced_before_announced() {
     let leader = network.member(1);
     let _write = leader.put("key", &"x".repeat((64 << 20) - 40)).unwrap();
     let _answer = leader.change(MemberRequest::Remove { id: 2 }).unwrap();
-    let removal = leader.wal().last_index().unwrap();
+    let removal = leader.wal().last_index();
     let appends = sent_to(&mut network, 1, 2);
     bring(&mut network, 1, 2, appends, vec![]);
     let acknowledgements = sent_to(&mut network, 2, 1);

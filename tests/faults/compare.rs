@@ -66,7 +66,7 @@ impl Stopped {
         // raft's hard state is not written again for a snapshot that it covers already.
         let newest = snapshots.keys().last().map_or(0, |(index, _)| *index);
         let commit = recovered.hard_state.commit.max(newest);
-        let last = recovered.last_index().unwrap_or(0).max(newest);
+        let last = recovered.last_index().max(newest);
         assert!(commit <= last, "member {id}: commit {commit}, last {last}");
         Self { id, recovered, commit, snapshots }
     }
@@ -74,7 +74,7 @@ impl Stopped {
     /// The state after the entry at `index`, from the oldest snapshot and the log after it, or
     /// `None` if this member does not know it.
     fn state_at(&self, index: u64) -> Option<Vec<u8>> {
-        let start = self.recovered.base.unwrap_or(0);
+        let start = self.recovered.base;
         let base = self.snapshots.iter().find(|((at, _), _)| start <= *at && *at <= index);
         if index > self.commit || base.is_none() && start > 0 {
             return None;

@@ -191,6 +191,7 @@ impl From<Record> for RecordLine {
     fn from(record: Record) -> Self {
         match record {
             Record::Head(Head { version, segment, previous_bytes, last_index }) => {
+                let last_index = (last_index > 0).then_some(last_index);
                 Self::Head { version, segment, previous_bytes, last_index }
             }
             Record::Identity(identity) => Self::Identity {

@@ -23,7 +23,7 @@ use serde::Serialize;
 use self::lines::{Line, RecordLine, count, print, shown};
 use crate::channels::{Index, NodeId, Term};
 use crate::codec;
-use crate::error::{Error, OTHER_VERSION, REPLACE_MEMBER, Result};
+use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
@@ -232,8 +232,8 @@ impl Inspector<'_> {
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry = (!survey.terms.is_empty())
-            .then(|| survey.base.unwrap_or(0) + survey.terms.len() as u64);
+        let last_entry =
+            (!survey.terms.is_empty()).then(|| survey.base + survey.terms.len() as u64);
         let found = |mark: SnapshotId| snapshots.get(&(mark.term, mark.index));
         for &(term, index) in snapshots.keys() {
             if !survey.marks.contains(&SnapshotId { index, term }) {
@@ -254,8 +254,7 @@ impl Inspector<'_> {
         };
         if let Some((newest, why)) = damaged {
             let older = marks.into_iter().rfind(|mark| found(*mark).is_some());
-            let is_other_version =
-                matches!(found(newest), Some(Err(Error::Corrupt { remedy: OTHER_VERSION, .. })));
+            let is_other_version = matches!(found(newest), Some(Err(Error::OtherVersion { .. })));
             if is_other_version || !is_replaceable(newest, older, survey.base, last_entry) {
                 return Ok(Some(why));
             }
@@ -275,7 +274,7 @@ impl Inspector<'_> {
             return Ok(refused.err().map(|error| error.to_string()));
         }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
-        let base = survey.base.unwrap_or(mark.index);
+        let base = survey.base;
         let term_at = |index: Index| survey.terms[(index - base - 1) as usize];
         let commit = survey.hard_state.commit;
         Ok(check_log(mark, base, last_entry, commit, term_at)
@@ -334,7 +333,7 @@ impl Inspector<'_> {
     /// Replaces the counts of the records by those of the resulting log.
     fn note_survey(&mut self, survey: &Survey) {
         let found = &mut self.found;
-        let (base, entries) = (survey.base.unwrap_or(0), survey.terms.len() as u64);
+        let (base, entries) = (survey.base, survey.terms.len() as u64);
         found.entries = entries;
         found.first_index = (entries > 0).then_some(base + 1);
         found.last_index = (base + entries > 0).then_some(base + entries);

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write;
 
 use tempfile::TempDir;
 
@@ -6,7 +7,7 @@ use super::*;
 use crate::storage::DiskVfs;
 use crate::storage::failing::FailingVfs;
 
-const MARK: SnapshotId = SnapshotId { index: 10_001, term: 2 };
+const ID: SnapshotId = SnapshotId { index: 10_001, term: 2 };
 const META: &[u8] = b"members, removed ids, ConfState";
 
 fn snapshotter(dir: &TempDir) -> Snapshotter {
@@ -17,8 +18,8 @@ fn names(snapshotter: &Snapshotter) -> Vec<String> {
     DiskVfs.list(&snapshotter.dir).expect("a directory")
 }
 
-fn save(snapshotter: &Snapshotter, mark: SnapshotId, application: &[u8]) -> SnapshotFile {
-    let mut writer = snapshotter.create(mark.index, mark.term, META).expect("a temporary file");
+fn save(snapshotter: &Snapshotter, id: SnapshotId, application: &[u8]) -> SnapshotFile {
+    let mut writer = snapshotter.create(id.index, id.term, META).expect("a temporary file");
     writer.write_all(application).expect("written");
     writer.finish().expect("finished")
 }
@@ -30,7 +31,7 @@ fn read_all(mut reader: Box<dyn Read + Send>) -> Vec<u8> {
 }
 
 fn receive(snapshotter: &Snapshotter, bytes: &[u8], expected: SnapshotFile) -> Received {
-    let mut receiver = snapshotter.receive(MARK.index, MARK.term, expected).expect("a file");
+    let mut receiver = snapshotter.receive(ID.index, ID.term, expected).expect("a file");
     for piece in bytes.chunks(7) {
         receiver.write(piece).expect("written");
     }
@@ -41,39 +42,39 @@ fn receive(snapshotter: &Snapshotter, bytes: &[u8], expected: SnapshotFile) -> R
 fn a_snapshot_is_read_as_it_was_written() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    // Longer than the buffer, and in uneven pieces.
+    // Longer than the buffer, in pieces of different lengths.
     let application: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
-    let mut writer = snapshotter.create(MARK.index, MARK.term, META).expect("a temporary file");
+    let mut writer = snapshotter.create(ID.index, ID.term, META).expect("a temporary file");
     writer.write_all(&application[..1]).expect("written");
     writer.write_all(&application[1..2_500_000]).expect("written");
     writer.write_all(&application[2_500_000..]).expect("written");
     let file = writer.finish().expect("finished");
 
     assert_eq!(names(&snapshotter), ["0000000000000002-0000000000002711.snap"]);
-    let on_disk = fs::read(snapshotter.path(MARK)).expect("a file");
+    let on_disk = fs::read(snapshotter.path(ID)).expect("a file");
     assert_eq!(file.length, on_disk.len() as u64);
     assert_eq!(file.checksum, crc32c::crc32c(&on_disk));
-    let snapshot = snapshotter.load(MARK).expect("a snapshot");
-    assert_eq!((snapshot.index, snapshot.term), (MARK.index, MARK.term));
+    let snapshot = snapshotter.load(ID).expect("a snapshot");
+    assert_eq!((snapshot.index, snapshot.term), (ID.index, ID.term));
     assert_eq!((snapshot.meta.as_slice(), snapshot.file), (META, file));
     assert!(read_all(snapshot.reader) == application);
-    let (length, raw) = snapshotter.open_raw(MARK.index, MARK.term).expect("a snapshot");
+    let (length, raw) = snapshotter.open_raw(ID.index, ID.term).expect("a snapshot");
     assert_eq!(length, file.length);
     assert!(read_all(raw) == on_disk);
 }
 
 #[test]
-fn the_checksum_of_a_file_tells_snapshots_apart() {
+fn different_snapshots_have_different_file_checksums() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let other = SnapshotId { index: MARK.index + 1, ..MARK };
-    let files = [(MARK, "a"), (MARK, "b"), (other, "a")]
-        .map(|(mark, state)| save(&snapshotter, mark, state.as_bytes()).checksum);
+    let other = SnapshotId { index: ID.index + 1, ..ID };
+    let files = [(ID, "a"), (ID, "b"), (other, "a")]
+        .map(|(id, state)| save(&snapshotter, id, state.as_bytes()).checksum);
     assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2], "{files:x?}");
 }
 
 #[test]
-fn an_empty_state_makes_a_snapshot_too() {
+fn a_snapshot_may_have_an_empty_state() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
     let writer = snapshotter.create(1, 1, b"").expect("a temporary file");
@@ -87,14 +88,14 @@ fn an_empty_state_makes_a_snapshot_too() {
 fn a_change_of_any_bit_is_refused_naming_file_and_offset() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    save(&snapshotter, MARK, b"the state of the application");
-    let path = snapshotter.path(MARK);
+    save(&snapshotter, ID, b"the state of the application");
+    let path = snapshotter.path(ID);
     let whole = fs::read(&path).expect("a file");
     let file = DiskVfs.open(&path).expect("a file");
     for bit in 0..whole.len() * 8 {
         let at = bit / 8;
         file.write_all_at(&[whole[at] ^ (1 << (bit % 8))], at as u64).expect("written");
-        match snapshotter.load(MARK) {
+        match snapshotter.load(ID) {
             Err(Error::Corrupt { path: named, offset, .. }) => {
                 assert_eq!(named, path);
                 assert!(offset < whole.len() as u64);
@@ -110,50 +111,50 @@ fn a_change_of_any_bit_is_refused_naming_file_and_offset() {
 fn a_file_of_any_other_length_is_refused() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    save(&snapshotter, MARK, b"the state of the application");
-    let path = snapshotter.path(MARK);
+    save(&snapshotter, ID, b"the state of the application");
+    let path = snapshotter.path(ID);
     let whole = fs::read(&path).expect("a file");
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).expect("written");
-        assert!(matches!(snapshotter.load(MARK), Err(Error::Corrupt { .. })), "{length} bytes");
+        assert!(matches!(snapshotter.load(ID), Err(Error::Corrupt { .. })), "{length} bytes");
     }
     fs::write(&path, [whole.as_slice(), b"\0"].concat()).expect("written");
-    assert!(matches!(snapshotter.load(MARK), Err(Error::Corrupt { .. })));
+    assert!(matches!(snapshotter.load(ID), Err(Error::Corrupt { .. })));
 }
 
 #[test]
 fn a_file_under_another_snapshots_name_is_refused() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    save(&snapshotter, MARK, b"state");
-    let other = SnapshotId { index: MARK.index + 1, ..MARK };
-    fs::rename(snapshotter.path(MARK), snapshotter.path(other)).expect("renamed");
+    save(&snapshotter, ID, b"state");
+    let other = SnapshotId { index: ID.index + 1, ..ID };
+    fs::rename(snapshotter.path(ID), snapshotter.path(other)).expect("renamed");
     let error = snapshotter.load(other).err().expect("refused");
     assert!(error.to_string().contains("is damaged at offset 16"), "{error}");
 }
 
 #[test]
-fn a_snapshot_that_is_not_there_is_an_error_of_the_disk() {
+fn a_missing_snapshot_is_an_io_error() {
     let dir = TempDir::new().expect("a directory");
-    assert!(matches!(snapshotter(&dir).load(MARK), Err(Error::Io { .. })));
+    assert!(matches!(snapshotter(&dir).load(ID), Err(Error::Io { .. })));
 }
 
 #[test]
-fn purging_keeps_what_is_named_and_what_is_being_read() {
+fn a_purge_keeps_named_snapshots_and_open_readers() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let marks = [(1, 10), (1, 200), (2, 150), (3, 300)];
-    let marks = marks.map(|(term, index)| SnapshotId { index, term });
-    for mark in marks.iter().rev() {
-        save(&snapshotter, *mark, &mark.index.to_le_bytes());
+    let ids = [(1, 10), (1, 200), (2, 150), (3, 300)];
+    let ids = ids.map(|(term, index)| SnapshotId { index, term });
+    for id in ids.iter().rev() {
+        save(&snapshotter, *id, &id.index.to_le_bytes());
     }
-    assert_eq!(snapshotter.list().expect("listed"), marks);
-    snapshotter.set_broken(marks[2]).expect("set aside");
+    assert_eq!(snapshotter.list().expect("listed"), ids);
+    snapshotter.set_broken(ids[2]).expect("set aside");
     let unfinished = snapshotter.create(400, 3, META).expect("a temporary file");
-    let read_meanwhile = snapshotter.load(marks[0]).expect("a snapshot");
+    let read_meanwhile = snapshotter.load(ids[0]).expect("a snapshot");
 
-    snapshotter.purge(&marks[2..]).expect("purged");
-    assert_eq!(snapshotter.list().expect("listed"), marks[3..]);
+    snapshotter.purge(&ids[2..]).expect("purged");
+    assert_eq!(snapshotter.list().expect("listed"), ids[3..]);
     assert_eq!(read_all(read_meanwhile.reader), 10_u64.to_le_bytes());
     unfinished.finish().expect("finished");
     assert_eq!(
@@ -167,35 +168,35 @@ fn purging_keeps_what_is_named_and_what_is_being_read() {
 }
 
 #[test]
-fn a_damaged_snapshot_is_set_aside_under_a_name_that_says_so() {
+fn set_broken_renames_a_damaged_snapshot() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    save(&snapshotter, MARK, b"state");
-    let broken = snapshotter.set_broken(MARK).expect("set aside");
+    save(&snapshotter, ID, b"state");
+    let broken = snapshotter.set_broken(ID).expect("set aside");
     assert!(broken.ends_with("0000000000000002-0000000000002711.snap.broken"));
     assert!(broken.exists());
     assert_eq!(snapshotter.list().expect("listed"), []);
 }
 
 #[test]
-fn what_is_dropped_half_way_leaves_nothing_behind() {
+fn a_dropped_writer_or_receiver_removes_its_file() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let mut writer = snapshotter.create(MARK.index, MARK.term, META).expect("a temporary file");
+    let mut writer = snapshotter.create(ID.index, ID.term, META).expect("a temporary file");
     writer.write_all(&[1; 2 << 20]).expect("written");
     let expected = SnapshotFile { length: 100, checksum: 0 };
-    let mut receiver = snapshotter.receive(MARK.index, MARK.term, expected).expect("a file");
+    let mut receiver = snapshotter.receive(ID.index, ID.term, expected).expect("a file");
     receiver.write(b"some").expect("written");
-    assert_eq!(names(&snapshotter).len(), 2, "two temporary files, told apart");
+    assert_eq!(names(&snapshotter).len(), 2, "two temporary files with different names");
     drop((writer, receiver));
     assert_eq!(names(&snapshotter), [""; 0]);
 }
 
 #[test]
-fn what_a_crash_left_half_written_is_removed_and_nothing_else() {
+fn a_start_removes_temporary_snapshots_and_nothing_else() {
     let dir = TempDir::new().expect("a directory");
     let before = snapshotter(&dir);
-    save(&before, MARK, b"state");
+    save(&before, ID, b"state");
     fs::write(before.dir.join("notes.tmp"), b"not ours").expect("written");
     // A crash runs no destructors.
     std::mem::forget(before.create(20_000, 2, META).expect("a temporary file"));
@@ -208,21 +209,21 @@ fn what_a_crash_left_half_written_is_removed_and_nothing_else() {
 fn a_file_received_is_the_file_sent() {
     let dirs = [TempDir::new().expect("a directory"), TempDir::new().expect("a directory")];
     let [sender, receiver] = dirs.each_ref().map(snapshotter);
-    let file = save(&sender, MARK, b"state");
-    let sent = fs::read(sender.path(MARK)).expect("a file");
+    let file = save(&sender, ID, b"state");
+    let sent = fs::read(sender.path(ID)).expect("a file");
     assert_eq!(receive(&receiver, &sent, file), Received::Kept);
-    let snapshot = receiver.load(MARK).expect("a snapshot");
+    let snapshot = receiver.load(ID).expect("a snapshot");
     assert_eq!((snapshot.meta.as_slice(), snapshot.file), (META, file));
     assert_eq!(read_all(snapshot.reader), b"state");
 }
 
 #[test]
-fn wrong_bytes_from_a_peer_are_refused_and_leave_nothing_behind() {
+fn wrong_bytes_from_a_peer_are_refused_and_removed() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let file = save(&snapshotter, MARK, b"state");
-    let sent = fs::read(snapshotter.path(MARK)).expect("a file");
-    let other = SnapshotId { term: MARK.term + 1, ..MARK };
+    let file = save(&snapshotter, ID, b"state");
+    let sent = fs::read(snapshotter.path(ID)).expect("a file");
+    let other = SnapshotId { term: ID.term + 1, ..ID };
     let other_file = save(&snapshotter, other, b"state");
     let other_sent = fs::read(snapshotter.path(other)).expect("a file");
     snapshotter.purge(&[]).expect("purged");
@@ -235,9 +236,9 @@ fn wrong_bytes_from_a_peer_are_refused_and_leave_nothing_behind() {
         ("too short", &sent[..sent.len() - 1], file),
         ("too long", &[sent.as_slice(), b"!"].concat(), file),
         ("not what was announced", &flipped, file),
-        ("announced, and damaged", &flipped, flipped_file),
-        ("announced, and no snapshot", &sent[..3], short_file),
-        ("announced, and another snapshot", &other_sent, other_file),
+        ("announced, but damaged", &flipped, flipped_file),
+        ("announced, but no snapshot", &sent[..3], short_file),
+        ("announced, but another snapshot", &other_sent, other_file),
     ];
     for (case, bytes, expected) in cases {
         let received = receive(&snapshotter, bytes, expected);
@@ -247,14 +248,14 @@ fn wrong_bytes_from_a_peer_are_refused_and_leave_nothing_behind() {
 }
 
 #[test]
-fn a_failure_of_the_disk_is_an_error_at_each_step_and_no_write_is_tried_again() {
+fn each_disk_failure_is_an_error_and_no_write_is_repeated() {
     let mut failures = 0;
     for operations in 0.. {
         let dir = TempDir::new().expect("a directory");
         let vfs = FailingVfs::sound();
         let snapshotter = Snapshotter::new(vfs.clone(), dir.path()).expect("a directory");
         vfs.fail_after(operations);
-        let mut writer = match snapshotter.create(MARK.index, MARK.term, META) {
+        let mut writer = match snapshotter.create(ID.index, ID.term, META) {
             Ok(writer) => writer,
             Err(error) => {
                 assert!(matches!(error, Error::Io { .. }), "{error}");
@@ -264,11 +265,11 @@ fn a_failure_of_the_disk_is_an_error_at_each_step_and_no_write_is_tried_again() 
         };
         let written = writer.write_all(&[7; 3 << 20]);
         if written.is_err() {
-            // The disk is sound again, or seems to be.
+            // The disk works again, or seems to.
             vfs.fail_after(u64::MAX);
         }
         let finished = writer.finish();
-        assert!(written.is_ok() || finished.is_err(), "a failed write was forgotten");
+        assert!(written.is_ok() || finished.is_err(), "a failed write was ignored");
         match finished {
             Ok(_) => break,
             Err(error) => assert!(matches!(error, Error::Io { .. }), "{error}"),
@@ -276,6 +277,6 @@ fn a_failure_of_the_disk_is_an_error_at_each_step_and_no_write_is_tried_again() 
         failures += 1;
     }
     let what =
-        "a file made, five writes, three syncs on the way, a sync, a rename, a directory synced";
+        "a create, five writes, three syncs between them, a sync, a rename, a directory sync";
     assert_eq!(failures, 12, "{what}");
 }

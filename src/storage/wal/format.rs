@@ -1,91 +1,92 @@
-//! The bytes of a log segment: pure functions between records and frames.
+//! The bytes of a log segment: pure functions that encode and decode frames and records.
 //!
-//! Every number is little-endian. Every checksum is CRC32C.
+//! All numbers are little-endian. All checksums are CRC32C.
 //!
 //! # Frames
 //!
-//! A segment is a row of frames, each of which starts at a multiple of 16 in the file:
+//! A segment is a sequence of frames. Each frame starts at a file offset that is a multiple of 16:
 //!
 //! ```text
 //!  0               4               8               12              16
 //!  | payload bytes | checksum of   | zero portions | checksum of   |
 //!  | (u32)         | payload, fill | (u32)         | header, salt  |
 //!  +---------------+---------------+---------------+---------------+
-//!  | payload: records                    | fill: 1 to 16 times 0xff|
+//!  | payload: records                   | fill: 1 to 16 times 0xff |
 //! ```
-//! - The header's checksum covers its first 12 bytes and then the salt: the member's incarnation,
-//!   the segment's number and the frame's offset in the file, 8 bytes each. So a header is valid at
-//!   its own place only, not in a copy of the frame elsewhere, nor in a value that a client made up
-//!   to look like one. The first frame of a segment, which says what incarnation and number are,
-//!   has zeros in their place.
-//! - A sector is 512 bytes. Being aligned to 16, a header never lies across two.
-//! - A portion is what a frame has of one sector. "Zero portions" counts those that are all zero as
-//!   written. The first never is, for the header's sake, nor the last, for the fill's.
+//! - The header checksum covers the first 12 bytes of the header and then the salt: the member's
+//!   incarnation, the segment's number and the frame's file offset, 8 bytes each. A header is
+//!   therefore valid at its own place only. A copy of the frame at another place is invalid, and so
+//!   is a value that a client built to look like a frame. The first frame of a segment contains the
+//!   incarnation and the number, so its salt is all zeros.
+//! - A sector is 512 bytes. A header is aligned to 16 bytes, so it never spans two sectors.
+//! - A portion is the part of a frame that lies in one sector. "Zero portions" counts the portions
+//!   that consist of zeros only. The first portion has a nonzero header and the last one has a
+//!   nonzero fill, so neither counts.
 //!
 //! # Records
 //!
-//! A payload is a row of records, each `kind (u8) | body bytes (u32) | body`:
+//! A payload is a sequence of records: `kind (u8) | body bytes (u32) | body`.
 //!
-//! | kind | record      | body                                                                    |
-//! |------|-------------|-------------------------------------------------------------------------|
-//! | 1    | head        | magic (8 bytes), version (u32), segment, bytes of the one before,       |
-//! |      |             | last index (u64)                                                        |
-//! | 2    | identity    | cluster id, member id, incarnation, hash of the first URLs (u64)        |
-//! | 3    | incarnation | member id, incarnation (u64)                                            |
-//! | 4    | mark        | index, term (u64)                                                       |
-//! | 5    | install     | index, term (u64)                                                       |
-//! | 6    | entry       | index, term (u64), type (u8), context bytes (u32), context, data        |
-//! | 7    | hard state  | term, vote, commit (u64)                                                |
-//! | 8    | close       | nothing                                                                 |
+//! | kind | record      | body                                                                     |
+//! |------|-------------|--------------------------------------------------------------------------|
+//! | 1    | head        | magic (8 bytes), version (u32), segment, open length of the previous     |
+//! |      |             | segment in bytes, last index (u64)                                       |
+//! | 2    | identity    | cluster id, member id, incarnation, hash of the first URLs (u64)         |
+//! | 3    | incarnation | member id, incarnation (u64)                                             |
+//! | 4    | mark        | index, term (u64)                                                        |
+//! | 5    | install     | index, term (u64)                                                        |
+//! | 6    | entry       | index, term (u64), type (u8), context bytes (u32), context, data         |
+//! | 7    | hard state  | term, vote, commit (u64)                                                 |
+//! | 8    | close       | empty                                                                    |
 //!
-//! An entry's type is 0 for a normal one, 1 for a ConfChange, 2 for a ConfChangeV2; its data is the
-//! rest of the body. A head is the first record of the first frame, and nowhere else. A close is the
-//! one record of the last frame of a segment, and says that another follows; the bytes of the
-//! segment before do not count that frame. The last index is that of the log when the segment was
-//! begun, 0 if it had none.
+//! - A head is the first record of a segment's first frame and occurs nowhere else. Its last index is
+//!   the last index of the log when the segment was created, 0 for an empty log.
+//! - A close is the only record in the last frame of a segment. It states that another segment
+//!   follows. The open length of a segment excludes this frame.
+//! - An entry's type is 0 for a normal entry, 1 for a ConfChange and 2 for a ConfChangeV2. Its data
+//!   is the rest of the body.
 //!
-//! In version 1 a head has no last index, and the segment before it need not be closed. In versions 1
-//! and 2 no zeros are written ahead. Up to version 3 no entry has to do with learners. A program that reads those alone does not read a log that this
-//! one has made or added a segment to.
+//! # Torn frames and damage
 //!
-//! # What became of a frame
+//! The writer preallocates zeros at the end of the last segment. No frame ends in a zero, so the
+//! reader ignores trailing zeros. A frame is written only after the sync of the previous frame has
+//! returned. Bytes after a frame therefore prove that the frame was once complete. Only two frames
+//! can be torn: the last frame, and the close of the previous segment while the last segment holds
+//! nothing but its head.
 //!
-//! The zeros at the end of the last segment do not count: they are written ahead, and no frame ends
-//! in a zero. The next frame is written only after the sync of this one returned. So bytes behind a
-//! frame prove that it once was whole, and only the last frame can be torn, or the one that closes
-//! the segment before while the last segment is still empty. The disk is assumed to write a sector
-//! wholly or not at all, and a sector never written reads as zeros. That leaves these shapes of a
-//! torn frame, whichever of its sectors arrived, however far the file's length came, and wherever a
-//! write that failed had stopped:
+//! The format assumes that a disk writes a sector completely or not at all, and that a sector that
+//! was never written reads as zeros. Whichever sectors of a torn frame arrived, however long the file
+//! became, and wherever a failed write stopped, the frame has one of these shapes:
 //!
-//! 1. The file ends within the header, or where a valid header says that more must follow.
-//! 2. The header is valid, and the frame has more zero portions than its header counts.
-//! 3. The header is not valid, and what the frame has of its first sector is all zero.
+//! 1. The file ends within the header, or before the end that a valid header announces.
+//! 2. The header is valid, and the frame has more zero portions than the header counts.
+//! 3. The header is invalid, and the frame's first portion consists of zeros only.
 //!
-//! A flipped bit in a frame makes none of these; among the zeros ahead it looks like a torn frame, or
-//! like damage. Zeros in the place of the end of the file look like the end of the file, as if it had
-//! been cut off there: that is noticed only by who knows how long it was. The one exception is a flip of the only bit set in a portion,
-//! which looks like the second shape: there the checksum itself tells, since each single flip
-//! changes it in its own way. Everything that is not torn is damage.
+//! Everything else is damage. One flipped bit in a frame produces none of these shapes, with one
+//! exception: a flip that clears the only set bit of a portion has shape 2. The checksum detects this
+//! case, because each single flip changes it in a different way.
+//!
+//! Two kinds of damage remain undetected or ambiguous. A flipped bit in the preallocated zeros looks
+//! like a torn frame or like damage. Zeros in place of the last frames look like a shorter log,
+//! because no other file records the length.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::{Identity, SnapshotId};
-use crate::error::REPLACE_MEMBER;
-use crate::storage::files::OTHER_VERSION;
 
-/// The version of this format. It rises with every change; those before it are read too.
-pub(super) const VERSION: u32 = 4;
+/// The version of the log. A program reads and writes this one only. [`wal`](super) states what
+/// raises it.
+pub const VERSION: u32 = 1;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
-/// What a disk writes wholly or not at all, in bytes.
+/// The unit in bytes that a disk writes completely or not at all.
 const SECTOR_BYTES: usize = 512;
-/// Follows the payload.
+/// The byte that fills a frame after its payload. It is not zero.
 const FILL: u8 = 0xff;
-/// Marks a file as a segment of this log.
+/// The first bytes of a head's body.
 const MAGIC: [u8; 8] = *b"raft-wal";
-/// The generator polynomial of CRC32C, its bits reversed as the checksum's are.
+/// The generator polynomial of CRC32C, bits reversed.
 const CRC32C_POLYNOMIAL: u32 = 0x82f6_3b78;
 
 const HEAD: u8 = 1;
@@ -98,13 +99,13 @@ const HARD_STATE: u8 = 7;
 const CLOSE: u8 = 8;
 /// The length in bytes of the frame that closes a segment.
 pub(super) const CLOSE_BYTES: u64 = frame_bytes(RECORD_HEADER_BYTES) as u64;
-/// The length in bytes of a record's kind and length.
+/// The length in bytes of the fields before a record's body: kind and body length.
 pub(super) const RECORD_HEADER_BYTES: usize = 5;
 
-/// Ties a frame to its segment; zeros for the first frame of each.
+/// Binds a frame to its segment. All zeros for a segment's first frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Salt {
-    /// The member's.
+    /// The incarnation of the member.
     pub incarnation: u64,
     /// The segment's number.
     pub segment: u64,
@@ -114,50 +115,44 @@ pub(super) struct Salt {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Record {
     Head(Head),
-    /// Whose log this is.
+    /// The identity of the member that owns the log.
     Identity(Identity),
-    /// The first incarnation heard for a member.
+    /// The first incarnation that this member learned for `member_id`.
     Incarnation {
         member_id: u64,
         incarnation: u64,
     },
-    /// Names a snapshot; leaves the entries as they are.
+    /// Names a snapshot that this member made. The log keeps its entries.
     Mark(SnapshotId),
-    /// Names a snapshot that took the place of all entries.
+    /// Names a snapshot that replaced all entries.
     Install(SnapshotId),
-    /// Takes the place of all entries from its index on.
+    /// Replaces all entries from its index on.
     Entry(Entry),
-    /// Takes the place of the one before.
+    /// Replaces the previous hard state.
     HardState(HardState),
-    /// Nothing follows in this segment, but another segment does.
+    /// Ends the segment. Another segment follows.
     Close,
 }
 
-/// Where a segment belongs.
+/// The place of a segment in its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Of the format.
+    /// The format version, always [`VERSION`].
     pub version: u32,
-    /// The segment's number.
+    /// The number of the segment, from 0.
     pub segment: u64,
-    /// The length in bytes of the segment before it without the frame that closes it, 0 for the
-    /// first.
+    /// The open length of the previous segment in bytes, 0 for the first segment.
     pub previous_bytes: u64,
-    /// Of the log when the segment was begun, if it had any and the version tells.
-    pub last_index: Option<u64>,
+    /// The last index of the log when the segment was created, 0 for an empty log.
+    pub last_index: u64,
 }
 
-/// Appends a head record of the current version to `payload`.
-pub(super) fn put_head(
-    payload: &mut Vec<u8>,
-    segment: u64,
-    previous_bytes: u64,
-    last_index: Option<u64>,
-) {
+/// Appends a head record to `payload`.
+pub(super) fn put_head(payload: &mut Vec<u8>, segment: u64, previous_bytes: u64, last_index: u64) {
     put(payload, HEAD, |body| {
         body.extend_from_slice(&MAGIC);
         body.extend_from_slice(&VERSION.to_le_bytes());
-        put_numbers(body, &[segment, previous_bytes, last_index.unwrap_or(0)]);
+        put_numbers(body, &[segment, previous_bytes, last_index]);
     });
 }
 
@@ -227,25 +222,25 @@ fn put_numbers(body: &mut Vec<u8>, numbers: &[u64]) {
 }
 
 fn length(bytes: &[u8]) -> u32 {
-    u32::try_from(bytes.len()).expect("what one sync covers is bounded far below 4 GiB")
+    u32::try_from(bytes.len()).expect("a frame is far below 4 GiB")
 }
 
-/// What is wrong with the contents of a frame that is whole.
+/// Why a program cannot use a frame whose checksum is right.
 #[derive(Debug)]
-pub(super) struct Fault {
-    /// What was found, beside what was expected.
-    pub reason: String,
-    /// What the operator can do.
-    pub remedy: &'static str,
+pub(super) enum Fault {
+    /// The frame cannot stand where it stands. States what was found and what was expected.
+    Damage(String),
+    /// The segment has this other format version.
+    OtherVersion(u32),
 }
 
 impl From<String> for Fault {
     fn from(reason: String) -> Self {
-        Self { reason, remedy: REPLACE_MEMBER }
+        Self::Damage(reason)
     }
 }
 
-/// The records of a payload, in order, up to the first that is faulty.
+/// The records of a payload in order. The first faulty record ends the iteration.
 pub(super) fn records(payload: &[u8]) -> impl Iterator<Item = Result<Record, Fault>> {
     let mut rest = Fields(payload);
     std::iter::from_fn(move || {
@@ -254,7 +249,7 @@ pub(super) fn records(payload: &[u8]) -> impl Iterator<Item = Result<Record, Fau
         }
         let record = take_record(&mut rest);
         if record.is_err() {
-            // Where the next record would start is not known.
+            // The start of the next record is unknown.
             rest = Fields(&[]);
         }
         Some(record)
@@ -284,29 +279,25 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
             ..HardState::default()
         }),
         CLOSE => Record::Close,
-        _ => return Err(format!("record kind {kind}, known are {HEAD} to {CLOSE}").into()),
+        _ => return Err(format!("unknown record kind {kind}, expected {HEAD} to {CLOSE}").into()),
     };
     match body.0.len() {
         0 => Ok(record),
-        extra => Err(format!("{extra} bytes too many in a record of kind {kind}").into()),
+        extra => Err(format!("a record of kind {kind} has {extra} extra bytes").into()),
     }
 }
 
 fn take_head(body: &mut Fields<'_>) -> Result<Head, Fault> {
-    // Magic and version come before the rest is looked at, which another version may lay out in
-    // another way.
+    // Another version may have another layout after these two fields, so they are checked first.
     let magic = body.take(MAGIC.len())?;
     if magic != MAGIC {
-        return Err(format!("begins with {magic:02x?}, a segment with {MAGIC:02x?}").into());
+        return Err(format!("the head begins with {magic:02x?}, expected {MAGIC:02x?}").into());
     }
     let version = body.u32()?;
-    if !(1..=VERSION).contains(&version) {
-        let reason = format!("format version {version}, this program reads 1 to {VERSION}");
-        return Err(Fault { reason, remedy: OTHER_VERSION });
+    if version != VERSION {
+        return Err(Fault::OtherVersion(version));
     }
-    let (segment, previous_bytes) = (body.u64()?, body.u64()?);
-    let last_index = if version == 1 { 0 } else { body.u64()? };
-    let last_index = (last_index > 0).then_some(last_index);
+    let (segment, previous_bytes, last_index) = (body.u64()?, body.u64()?, body.u64()?);
     Ok(Head { version, segment, previous_bytes, last_index })
 }
 
@@ -316,7 +307,7 @@ fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
-        unknown => return Err(format!("entry type {unknown}, known are 0 to 2")),
+        unknown => return Err(format!("unknown entry type {unknown}, expected 0 to 2")),
     };
     let context_length = body.u32()?;
     let context = Bytes::copy_from_slice(body.take(context_length as usize)?);
@@ -324,20 +315,20 @@ fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {
     Ok(Entry { index, term, entry_type, context, data, ..Entry::default() })
 }
 
-/// The bytes not decoded yet.
+/// The bytes that are not decoded yet.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| {
-            format!("a record wants {count} bytes more, the frame has {}", self.0.len())
+            format!("a record needs {count} more bytes, the frame has {}", self.0.len())
         })?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        Ok(self.take(N)?.try_into().expect("as many bytes were taken"))
+        Ok(self.take(N)?.try_into().expect("take returned N bytes"))
     }
 
     fn u8(&mut self) -> Result<u8, String> {
@@ -353,7 +344,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Empties `buffer` and leaves room for a header; records may then be put behind it.
+/// Clears `buffer` and reserves the header. The caller then appends records.
 pub(super) fn begin_frame(buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.resize(HEADER_BYTES, 0);
@@ -364,32 +355,32 @@ pub(super) const fn frame_bytes(payload_length: usize) -> usize {
     HEADER_BYTES + (payload_length / HEADER_BYTES + 1) * HEADER_BYTES
 }
 
-/// Makes what was begun and put into `frame` a frame for the place `start` in its segment.
+/// Adds the fill and the header to `frame`, which [`begin_frame`] began, for the file offset `start`.
 pub(super) fn seal_frame(frame: &mut Vec<u8>, start: u64, salt: Salt) {
     let payload_length = length(&frame[HEADER_BYTES..]);
     frame.resize(frame_bytes(payload_length as usize), FILL);
     let checksum = crc32c::crc32c(&frame[HEADER_BYTES..]);
     frame[0..4].copy_from_slice(&payload_length.to_le_bytes());
     frame[4..8].copy_from_slice(&checksum.to_le_bytes());
-    // The first portion holds the length just written, which is not 0, so the header's other two
-    // fields do not bear on the count.
+    // The first portion already holds a nonzero length, so the header fields that are still missing
+    // do not change the count.
     let zero_portions = portions(frame, start).filter(|portion| is_zero(portion)).count() as u32;
     frame[8..12].copy_from_slice(&zero_portions.to_le_bytes());
     let checksum = header_checksum(&frame[..12], start, salt);
     frame[12..16].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// What a frame's header says.
+/// A decoded frame header.
 struct Header {
     payload_length: usize,
     checksum: u32,
     zero_portions: usize,
 }
 
-/// The header at the front of `frame`, if it is valid for this place.
+/// Decodes the header at the start of `frame`. `None` if it is invalid at the file offset `start`.
 fn decode_header(frame: &[u8], start: u64, salt: Salt) -> Option<Header> {
     let mut fields = Fields(frame.get(..HEADER_BYTES)?);
-    let mut next = || fields.u32().expect("a header has four numbers");
+    let mut next = || fields.u32().expect("a header has four fields");
     let (payload_length, checksum, zero_portions, own_checksum) = (next(), next(), next(), next());
     (own_checksum == header_checksum(&frame[..12], start, salt)).then_some(Header {
         payload_length: payload_length as usize,
@@ -404,24 +395,28 @@ fn header_checksum(fields: &[u8], start: u64, salt: Salt) -> u32 {
     })
 }
 
-/// A whole frame, as read.
+/// A complete frame.
 #[derive(Debug)]
 pub(super) struct WholeFrame<'a> {
     pub payload: &'a [u8],
-    /// Where the next frame starts.
+    /// The offset of the next frame.
     pub end: usize,
 }
 
-/// Why no whole frame was read.
+/// Why there is no complete frame.
 #[derive(Debug)]
 pub(super) struct BadFrame {
-    /// True if a crash while it was written explains it, provided that it was the last written.
+    /// True if a crash during its write explains its shape. The caller decides whether the frame was
+    /// the last one written.
     pub torn: bool,
-    /// What was found, beside what was expected.
+    /// What was found and what was expected.
     pub reason: String,
 }
 
-/// Reads the frame at `start` of a segment's bytes.
+/// Reads the frame at offset `start` of a segment's bytes.
+///
+/// # Errors
+/// [`BadFrame`] if the frame is incomplete or its checksums are wrong.
 pub(super) fn read_frame(
     segment: &[u8],
     start: usize,
@@ -429,14 +424,14 @@ pub(super) fn read_frame(
 ) -> Result<WholeFrame<'_>, BadFrame> {
     let rest = &segment[start..];
     if rest.len() < HEADER_BYTES {
-        let reason = format!("{} bytes remain, a frame's header has {HEADER_BYTES}", rest.len());
+        let reason = format!("{} bytes remain, a frame header has {HEADER_BYTES}", rest.len());
         return Err(BadFrame { torn: true, reason });
     }
     let Some(header) = decode_header(rest, start as u64, salt) else {
         let first_portion = portions(rest, start as u64).next().unwrap_or_default();
         return Err(BadFrame {
             torn: is_zero(first_portion) && !holds_frame(segment, start + HEADER_BYTES, salt),
-            reason: "no valid frame header where one must be".to_owned(),
+            reason: "expected a frame header, found none that is valid".to_owned(),
         });
     };
     let bytes = frame_bytes(header.payload_length);
@@ -448,7 +443,7 @@ pub(super) fn read_frame(
     if checksum == header.checksum {
         let (payload, fill) = frame[HEADER_BYTES..].split_at(header.payload_length);
         if fill.iter().any(|&byte| byte != FILL) {
-            let reason = format!("the frame is filled with {fill:02x?}, not with {FILL:#04x}");
+            let reason = format!("the frame ends with {fill:02x?}, expected fill {FILL:#04x}");
             return Err(BadFrame { torn: false, reason });
         }
         return Ok(WholeFrame { payload, end: start + bytes });
@@ -459,14 +454,14 @@ pub(super) fn read_frame(
             && zero_portions > header.zero_portions
             && !is_one_flip(frame, start as u64, checksum ^ header.checksum),
         reason: format!(
-            "the frame's checksum is {checksum:#010x}, its header says {:#010x}; {zero_portions} \
-             of its sectors are zero, its header says {}",
+            "the frame has checksum {checksum:#010x} and {zero_portions} zero sectors, its header \
+             states {:#010x} and {}",
             header.checksum, header.zero_portions
         ),
     })
 }
 
-/// True if a whole frame starts anywhere from `start` on.
+/// True if a complete frame starts at `start` or after it.
 fn holds_frame(segment: &[u8], start: usize, salt: Salt) -> bool {
     (start..segment.len()).step_by(HEADER_BYTES).any(|start| {
         decode_header(&segment[start..], start as u64, salt).is_some_and(|header| {
@@ -477,7 +472,7 @@ fn holds_frame(segment: &[u8], start: usize, salt: Salt) -> bool {
     })
 }
 
-/// What the frame at `start` has of each sector, in order.
+/// The portions of the frame at file offset `start`, in order.
 fn portions(frame: &[u8], start: u64) -> impl Iterator<Item = &[u8]> {
     let in_sector = (start % SECTOR_BYTES as u64) as usize;
     let (first, rest) = frame.split_at(frame.len().min(SECTOR_BYTES - in_sector));
@@ -488,12 +483,11 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }
 
-/// True if turning over one bit, in a portion that is now zero, changes the checksum of what the
-/// header covers by `difference`.
+/// True if flipping one bit of a zero portion changes the checksum of the frame by `difference`.
 ///
-/// CRC32C is linear: what a flip changes depends on the bit's distance from the end alone. It is
-/// the polynomial for the last bit, and one step of the checksum's register further for each bit
-/// before. Within any frame those values all differ, so the first that fits is the only one.
+/// CRC32C is linear, so the change depends only on the bit's distance from the end of the frame. For
+/// the last bit the change is the polynomial. For each earlier bit it is one register step further.
+/// Within a frame all these changes are different, so the first match is the only one.
 fn is_one_flip(frame: &[u8], start: u64, difference: u32) -> bool {
     let mut change = CRC32C_POLYNOMIAL;
     for at in (HEADER_BYTES..frame.len()).rev() {

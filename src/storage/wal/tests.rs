@@ -1,13 +1,19 @@
 use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use raft::eraftpb::EntryType;
 use tempfile::TempDir;
 
+use super::format::{Salt, VERSION};
+use super::reader::{Segment, replay_log};
+use super::writer::create_segment;
 use super::*;
-use crate::storage::DiskVfs;
+use crate::error::{Error, Result};
 use crate::storage::failing::FailingVfs;
+use crate::storage::{DiskVfs, Vfs, VfsFile};
 
 fn identity() -> Identity {
     Identity { cluster_id: 0, member_id: 3, incarnation: 0x1234_5678, first_urls_hash: 9 }
@@ -17,7 +23,7 @@ fn entry(index: u64, term: u64, data: impl Into<Bytes>) -> Entry {
     Entry { index, term, data: data.into(), ..Entry::default() }
 }
 
-/// Entries of one term, each with its index and term for data.
+/// Entries of one term. The data of each is its index and term.
 fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
     indexes.map(|index| entry(index, term, format!("entry {index} of term {term}"))).collect()
 }
@@ -41,7 +47,7 @@ fn open(dir: &Path) -> Result<(Wal, Recovered)> {
 fn recover(dir: &Path) -> Recovered {
     let before = Wal::read(&DiskVfs, dir).expect("a sound log");
     let (_, recovered) = open(dir).expect("a sound log");
-    assert_eq!(before, recovered, "to read a log and to open it give the same");
+    assert_eq!(before, recovered, "read and open return the same");
     recovered
 }
 
@@ -69,7 +75,7 @@ fn names(dir: &Path) -> Vec<String> {
     DiskVfs.list(dir).expect("a directory")
 }
 
-/// The damage that keeps the log in `dir` from being opened, and from being read.
+/// The damage that open and read report for the log in `dir`.
 fn damage_of(dir: &Path) -> (PathBuf, u64, String) {
     assert!(matches!(Wal::read(&DiskVfs, dir), Err(Error::Corrupt { .. })));
     match open(dir).err().expect("damage") {
@@ -78,7 +84,7 @@ fn damage_of(dir: &Path) -> (PathBuf, u64, String) {
     }
 }
 
-/// A log of one segment: the file, where each of its frames ends, and what it says after each.
+/// A log of one segment: the file, the end of each frame, and the state after each frame.
 struct Sample {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -86,7 +92,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// Several KB in five frames behind the head, one of them with a value of 1,024 zeros.
+    /// Several KB in five frames after the head. One frame has a value of 1,024 zeros.
     fn new() -> Self {
         let dir = TempDir::new().expect("a directory");
         let mut wal = create(dir.path());
@@ -123,15 +129,15 @@ impl Sample {
         Self { bytes, ends, states }
     }
 
-    /// Puts `bytes` into a directory in place of the log.
+    /// A directory in which the segment holds `bytes`.
     fn replaced(bytes: &[u8]) -> TempDir {
         let dir = TempDir::new().expect("a directory");
         fs::write(segment_path(dir.path(), 0), bytes).expect("written");
         dir
     }
 
-    /// Asserts that the log with `bytes` is cut back to its first `frames` frames, which is told
-    /// unless zeros are all that goes, and is sound from then on.
+    /// Asserts that open cuts the log with `bytes` to its first `frames` frames, reports the cut unless
+    /// only zeros are removed, and leaves a sound log.
     fn assert_cut(&self, bytes: &[u8], frames: usize) {
         let dir = Self::replaced(bytes);
         let path = segment_path(dir.path(), 0);
@@ -145,18 +151,17 @@ impl Sample {
         assert_eq!(fs::read(&path).expect("the segment"), &self.bytes[..end]);
         assert_eq!(recover(dir.path()), self.states[frames]);
 
-        let next = expected.last_index().unwrap_or(0) + 1;
+        let next = expected.last_index() + 1;
         save_entries(&mut wal, &entries(next..=next, 9));
         let mut longer = self.states[frames].clone();
         longer.entries.extend(entries(next..=next, 9));
-        longer.base = longer.base.or(Some(0));
         assert_eq!(recover(dir.path()), longer);
     }
 }
 
-/// As after a restore: the log is as one whose beginning was purged, and goes on behind the snapshot.
+/// As after a restore: the log looks as if its beginning was purged.
 #[test]
-fn a_log_that_is_made_behind_a_snapshot_goes_on_behind_it() {
+fn a_log_created_after_a_snapshot_continues_after_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let identity = Identity { cluster_id: 7, member_id: 2, incarnation: 9, first_urls_hash: 8 };
     let mark = SnapshotId { index: 5000, term: 4 };
@@ -170,7 +175,7 @@ fn a_log_that_is_made_behind_a_snapshot_goes_on_behind_it() {
         marks: vec![mark],
         entries: Vec::new(),
         hard_state: hard_state.clone(),
-        base: Some(5000),
+        base: 5000,
         cut: None,
     };
     assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log"), expected);
@@ -180,13 +185,13 @@ fn a_log_that_is_made_behind_a_snapshot_goes_on_behind_it() {
     wal.save(&Frame { entries: &[entry], ..Frame::default() }).expect("saved");
     drop(wal);
     let (_, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
-    assert_eq!((recovered.base, recovered.last_index()), (Some(5000), Some(5001)));
+    assert_eq!((recovered.base, recovered.last_index()), (5000, 5001));
     let again = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
-    assert!(matches!(again, Err(Error::Refused(_))), "there is a log");
+    assert!(matches!(again, Err(Error::Refused(_))), "the directory holds a log");
 }
 
 #[test]
-fn what_is_saved_is_recovered() {
+fn a_saved_frame_is_recovered() {
     let parent = TempDir::new().expect("a directory");
     let dir = parent.path().join("raftexample-3");
     assert!(!Wal::exists(&DiskVfs, &dir).expect("listed"));
@@ -213,27 +218,27 @@ fn what_is_saved_is_recovered() {
     assert_eq!(recovered.entries[1].entry_type, EntryType::EntryConfChange);
     assert_eq!(indexes_and_terms(&recovered), [(1, 1), (2, 1)]);
     assert_eq!(recovered.hard_state, hard_state(1, 2, 2));
-    assert_eq!((recovered.base, recovered.last_index()), (Some(0), Some(2)));
+    assert_eq!((recovered.base, recovered.last_index()), (0, 2));
     assert_eq!(recovered.cut, None);
     let length = length_of(&dir, 0);
     assert_eq!(wal.bytes(), length);
 }
 
 #[test]
-fn a_new_log_says_whose_it_is_and_nothing_else() {
+fn a_new_log_holds_its_identity_and_nothing_else() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path());
     wal.save(&Frame::default()).expect("nothing to save");
     let recovered = recover(dir.path());
     assert_eq!(recovered.identity, identity());
-    assert_eq!((recovered.base, recovered.last_index()), (None, None));
+    assert_eq!((recovered.base, recovered.last_index()), (0, 0));
     assert_eq!(recovered.hard_state, HardState::default());
     let length = length_of(dir.path(), 0);
     assert_eq!(wal.bytes(), length, "an empty frame writes nothing");
 }
 
 #[test]
-fn a_second_log_is_not_made_over_the_first() {
+fn create_refuses_a_directory_with_a_log() {
     let dir = TempDir::new().expect("a directory");
     create(dir.path());
     let error = Wal::create(FailingVfs::sound(), dir.path(), &identity()).err().expect("refused");
@@ -241,7 +246,7 @@ fn a_second_log_is_not_made_over_the_first() {
 }
 
 #[test]
-fn an_entry_takes_the_place_of_all_from_its_index_on() {
+fn an_entry_replaces_all_entries_from_its_index_on() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path());
     save_entries(&mut wal, &entries(1..=9, 1));
@@ -252,15 +257,15 @@ fn an_entry_takes_the_place_of_all_from_its_index_on() {
 }
 
 #[test]
-fn etcd_22442_an_overwriting_entry_below_the_snapshot_still_truncates() {
+fn etcd_22442_an_entry_below_the_snapshot_still_truncates() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path());
     save_entries(&mut wal, &entries(1..=10, 1));
-    // Entries 9 and 10 go here, by an entry that the snapshot made later contains.
+    // Drops entries 9 and 10. The later snapshot contains the entries that replace them.
     save_entries(&mut wal, &entries(6..=8, 2));
     wal.save(&Frame { made: Some(mark(8, 2)), ..Frame::default() }).expect("saved");
     let recovered = recover(dir.path());
-    assert_eq!(recovered.last_index(), Some(8));
+    assert_eq!(recovered.last_index(), 8);
     assert_eq!(indexes_and_terms(&recovered)[5..], [(6, 2), (7, 2), (8, 2)]);
 }
 
@@ -273,7 +278,7 @@ fn etcd_22442_a_received_snapshot_drops_the_log() {
         wal.save(&Frame { installed: Some(snapshot), ..Frame::default() }).expect("saved");
         let recovered = recover(dir.path());
         assert_eq!(indexes_and_terms(&recovered), []);
-        assert_eq!(recovered.last_index(), Some(snapshot.index));
+        assert_eq!(recovered.last_index(), snapshot.index);
         assert_eq!(recovered.marks, [snapshot]);
         let next = snapshot.index + 1;
         save_entries(&mut wal, &entries(next..=next, 2));
@@ -282,18 +287,18 @@ fn etcd_22442_a_received_snapshot_drops_the_log() {
 }
 
 #[test]
-fn etcd_22442_a_received_snapshot_drops_a_tail_whose_beginning_was_purged() {
+fn etcd_22442_a_received_snapshot_drops_a_purged_logs_tail() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(600);
-    // The first segment ends amid entries that were never committed.
+    // The first segment ends within entries that were never committed.
     let mut next = 1;
     while wal.segments.len() < 2 {
         save_entries(&mut wal, &entries(next..=next, 1));
         next += 1;
     }
     save_entries(&mut wal, &entries(next..=next + 2, 1));
-    // The index of the snapshot lies at the end of the first segment: what is left of the log
-    // after the purge starts beyond it.
+    // The snapshot's index is the last index of the first segment. So after the purge, the
+    // remaining entries are above the snapshot.
     let snapshot = mark(next - 2, 2);
     assert_eq!(wal.segments[0].highest_index, snapshot.index);
     wal.save(&Frame { installed: Some(snapshot), ..Frame::default() }).expect("saved");
@@ -301,7 +306,7 @@ fn etcd_22442_a_received_snapshot_drops_a_tail_whose_beginning_was_purged() {
     assert_eq!(names(dir.path()), ["0000000000000001.wal"]);
     let recovered = recover(dir.path());
     assert_eq!(indexes_and_terms(&recovered), []);
-    assert_eq!(recovered.base, Some(snapshot.index));
+    assert_eq!(recovered.base, snapshot.index);
 }
 
 #[test]
@@ -315,11 +320,11 @@ fn a_mark_repeated_in_heads_leaves_the_entries_alone() {
             wal.save(&Frame { made: Some(mark(index, 2)), ..Frame::default() }).expect("saved");
         }
     }
-    // Made before the snapshot at 12, and named after it.
+    // The log may name an older snapshot after a newer one.
     wal.save(&Frame { made: Some(mark(8, 2)), ..Frame::default() }).expect("saved");
     save_entries(&mut wal, &entries(13..=13, 2));
     let recovered = recover(dir.path());
-    assert_eq!((recovered.base, recovered.last_index()), (Some(5), Some(13)));
+    assert_eq!((recovered.base, recovered.last_index()), (5, 13));
     assert_eq!(recovered.entries.len(), 8);
     assert_eq!(recovered.marks, [mark(5, 1), mark(6, 2), mark(8, 2), mark(9, 2), mark(12, 2)]);
 }
@@ -342,10 +347,10 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
             wal = open(dir.path()).expect("a sound log").0.with_segment_bytes(1000);
         }
     }
-    // Longer than a segment, so it gets one of its own.
+    // Longer than a segment, so it has a segment of its own.
     save_entries(&mut wal, &[entry(41, 1, vec![7; 5000])]);
     save_entries(&mut wal, &entries(42..=42, 1));
-    // Takes the zeros off the last segment.
+    // Removes the zeros from the last segment.
     let recovered = recover(dir.path());
     let on_disk: Vec<u64> = names(dir.path())
         .iter()
@@ -359,11 +364,11 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
     assert_eq!(recovered.hard_state, hard_state(1, 1, 40));
     assert_eq!(recovered.entries[..40], entries(1..=40, 1));
     assert_eq!(recovered.entries[40].data.len(), 5000);
-    assert_eq!(recovered.last_index(), Some(42));
+    assert_eq!(recovered.last_index(), 42);
 }
 
 #[test]
-fn only_the_last_segment_has_zeros_behind_its_frames_and_they_cost_a_long_frame_nothing() {
+fn only_the_last_segment_is_preallocated() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(4096).with_allocate_bytes(1024);
     let mut grown = 0;
@@ -387,12 +392,12 @@ fn only_the_last_segment_has_zeros_behind_its_frames_and_they_cost_a_long_frame_
     }
     assert!(wal.current().number >= 3 && grown < 30, "{} {grown}", wal.current().number);
     let (wal, recovered) = open(dir.path()).expect("a sound log");
-    assert_eq!((recovered.last_index(), recovered.cut), (Some(80), None));
+    assert_eq!((recovered.last_index(), recovered.cut), (80, None));
     assert_eq!(wal.current().length, length_of(dir.path(), wal.current().number));
 }
 
 #[test]
-fn a_head_does_not_run_ahead_of_the_frame_that_needed_the_segment() {
+fn a_head_excludes_the_frame_that_needed_the_segment() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(1);
     save_entries(&mut wal, &entries(1..=1, 1));
@@ -402,18 +407,18 @@ fn a_head_does_not_run_ahead_of_the_frame_that_needed_the_segment() {
         ..Frame::default()
     };
     wal.save(&frame).expect("saved");
-    // A crash after the new segment was made, and before the frame arrived.
+    // A crash after the new segment was created and before its frame was written.
     let path = segment_path(dir.path(), 1);
     let head = wal.current().head_length;
     fs::File::options().write(true).open(&path).expect("opened").set_len(head).expect("cut");
     let recovered = recover(dir.path());
     assert_eq!(recovered.hard_state, HardState::default());
-    assert_eq!(recovered.last_index(), Some(1));
+    assert_eq!(recovered.last_index(), 1);
     assert_eq!(recovered.cut, None);
 }
 
 #[test]
-fn purging_keeps_what_is_still_needed() {
+fn a_purge_keeps_all_that_is_needed() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(700);
     let known = Identity { cluster_id: 5, ..identity() };
@@ -433,8 +438,8 @@ fn purging_keeps_what_is_still_needed() {
     let recovered = recover(dir.path());
     let length_of = |name: &String| fs::metadata(dir.path().join(name)).expect("there").len();
     assert_eq!(wal.bytes(), names(dir.path()).iter().map(length_of).sum::<u64>());
-    let base = recovered.base.expect("entries are left");
-    assert!(base > 30 && base <= 45, "all above 45 are there, and few below: {base}");
+    let base = recovered.base;
+    assert!(base > 30 && base <= 45, "all entries above 45 remain, and few below: {base}");
     assert_eq!(recovered.entries, entries(base + 1..=60, 1));
     assert_eq!(recovered.identity, known);
     assert_eq!(recovered.incarnations, BTreeMap::from([(1, 10)]));
@@ -443,11 +448,11 @@ fn purging_keeps_what_is_still_needed() {
     let mut wal = open(dir.path()).expect("a sound log").0;
     wal.purge(55).expect("purged");
     save_entries(&mut wal, &entries(61..=61, 1));
-    assert_eq!(recover(dir.path()).last_index(), Some(61));
+    assert_eq!(recover(dir.path()).last_index(), 61);
 }
 
 #[test]
-fn an_entry_may_go_below_what_a_purge_left() {
+fn an_entry_may_be_below_the_base_after_a_purge() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(1);
     save_entries(&mut wal, &entries(1..=9, 1));
@@ -457,12 +462,12 @@ fn an_entry_may_go_below_what_a_purge_left() {
     wal.purge(9).expect("purged");
     assert_eq!(names(dir.path())[0], "0000000000000001.wal");
     let recovered = recover(dir.path());
-    assert_eq!(recovered.base, Some(7));
+    assert_eq!(recovered.base, 7);
     assert_eq!(recovered.entries, entries(8..=20, 2));
 }
 
 #[test]
-fn a_log_cut_short_at_any_length_holds_its_whole_frames() {
+fn a_log_cut_anywhere_holds_its_complete_frames() {
     let sample = Sample::new();
     let dir = Sample::replaced(&sample.bytes);
     let path = segment_path(dir.path(), 0);
@@ -479,10 +484,10 @@ fn a_log_cut_short_at_any_length_holds_its_whole_frames() {
         let cut = (end < length).then(|| (path.clone(), end as u64));
         let expected = Recovered { cut, ..sample.states[frames].clone() };
         assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
-        // A write that stopped there, over zeros.
+        // A write into preallocated zeros that stopped at this length.
         file.set_len(length as u64 + 700).expect("extended");
         assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
-        // Each length is read; to open and to go on takes a few syncs.
+        // Opening needs syncs, so only some lengths are opened.
         if end < length && length % 211 == 0 {
             for zeros in [0, 700] {
                 let bytes = [&sample.bytes[..length], &vec![0; zeros]].concat();
@@ -531,7 +536,7 @@ fn a_flip_of_the_only_bit_in_a_sector_is_damage_too() {
 }
 
 #[test]
-fn a_last_frame_that_lost_any_of_its_sectors_is_cut() {
+fn a_last_frame_without_any_of_its_sectors_is_cut() {
     let sample = Sample::new();
     let frames = sample.ends.len() - 2;
     let (start, end) = (sample.ends[frames], sample.ends[frames + 1]);
@@ -547,7 +552,7 @@ fn a_last_frame_that_lost_any_of_its_sectors_is_cut() {
                 bytes[sector.clone()].fill(0);
             }
         }
-        // Sectors of zeros may be lost without loss.
+        // Losing only sectors of zeros changes nothing.
         if bytes != sample.bytes {
             for zeros in [0, 16, 5000] {
                 sample.assert_cut(&[&bytes[..], &vec![0; zeros]].concat(), frames);
@@ -559,7 +564,7 @@ fn a_last_frame_that_lost_any_of_its_sectors_is_cut() {
 }
 
 #[test]
-fn zeros_behind_the_last_frame_are_taken_off_and_are_no_torn_frame() {
+fn zeros_after_the_last_frame_are_no_torn_frame() {
     let sample = Sample::new();
     for extra in [1, 15, 16, 17, 512, 5000] {
         let bytes = [sample.bytes.as_slice(), &vec![0; extra]].concat();
@@ -586,11 +591,11 @@ fn a_lost_sector_before_the_last_frame_is_damage() {
 }
 
 #[test]
-fn a_value_that_looks_like_a_frame_does_not_pass_for_one() {
+fn a_value_that_looks_like_a_frame_is_not_taken_for_one() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path());
     let start = wal.bytes();
-    // A client that knows the segment and the offset, and cannot know the incarnation.
+    // A client may know the segment and the offset, but not the incarnation.
     let forged = |at: u64| {
         let mut frame = Vec::new();
         format::begin_frame(&mut frame);
@@ -598,7 +603,7 @@ fn a_value_that_looks_like_a_frame_does_not_pass_for_one() {
         format::seal_frame(&mut frame, at, Salt { incarnation: 0, segment: 0 });
         frame
     };
-    // Behind the header and the fields of the entry, on the next multiple of 16.
+    // The first multiple of 16 after the frame header and the fields of the entry.
     let in_record = format::HEADER_BYTES + 5 + 8 + 8 + 1 + 4;
     let skipped = in_record.next_multiple_of(16) - in_record;
     let mut value = vec![1; skipped];
@@ -632,7 +637,7 @@ fn a_missing_segment_is_damage() {
     remove(dir.path(), 1);
     let (path, _, reason) = damage_of(dir.path());
     assert_eq!(path, segment_path(dir.path(), 1));
-    assert!(reason.contains("0000000000000002 is there"), "{reason}");
+    assert!(reason.contains("0000000000000002 exists"), "{reason}");
 }
 
 #[test]
@@ -648,19 +653,19 @@ fn a_missing_last_segment_is_damage() {
 }
 
 #[test]
-fn what_is_refused_is_left_as_it_was_found() {
+fn a_refused_log_is_left_unchanged() {
     let dir = segmented();
     let (from, to) = (segment_path(dir.path(), 3), dir.path().join("0000000000000003.wal.tmp"));
     fs::rename(&from, &to).expect("renamed");
     damage_of(dir.path());
-    fs::rename(&to, &from).expect("it is still there");
-    assert_eq!(recover(dir.path()).last_index(), Some(4));
+    fs::rename(&to, &from).expect("the file still exists");
+    assert_eq!(recover(dir.path()).last_index(), 4);
 }
 
-/// Cuts off a segment what follows its head, as a crash leaves it after the name and before a frame.
+/// Cuts a segment to its head, as a crash before its first frame leaves it.
 fn leave_head(dir: &Path, number: u64) {
     let head = {
-        let read = replay_segments(&DiskVfs, dir).expect("a sound log");
+        let read = replay_log(&DiskVfs, dir).expect("a sound log");
         read.segments[number as usize].head_length
     };
     let path = segment_path(dir, number);
@@ -668,14 +673,14 @@ fn leave_head(dir: &Path, number: u64) {
 }
 
 #[test]
-fn a_segment_before_an_empty_last_one_is_closed_however_far_that_came() {
+fn open_completes_the_close_before_an_empty_segment() {
     let dir = segmented();
     leave_head(dir.path(), 3);
     let path = segment_path(dir.path(), 2);
     let closed = fs::read(&path).expect("a segment");
     let open_length = closed.len() - format::CLOSE_BYTES as usize;
     for length in open_length..=closed.len() {
-        // With zeros that a size change which did not arrive has left, too.
+        // Also with zeros, which remain if the new length was not durable.
         for (zeroed, zeros) in [(false, 0), (true, 0), (false, 300), (true, 300)] {
             let mut bytes = closed[..length].to_vec();
             if zeroed {
@@ -683,10 +688,10 @@ fn a_segment_before_an_empty_last_one_is_closed_however_far_that_came() {
             }
             bytes.extend(vec![0; zeros]);
             fs::write(&path, &bytes).expect("written");
-            assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log").last_index(), Some(3));
-            assert!(fs::read(&path).expect("a segment") == bytes, "to read changes nothing");
+            assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log").last_index(), 3);
+            assert!(fs::read(&path).expect("a segment") == bytes, "read changes nothing");
             let (wal, recovered) = open(dir.path()).expect("a sound log");
-            assert_eq!((recovered.last_index(), recovered.cut), (Some(3), None));
+            assert_eq!((recovered.last_index(), recovered.cut), (3, None));
             assert!(fs::read(&path).expect("a segment") == closed, "{length} bytes");
             let lengths: u64 = (0..=3).map(|n| length_of(dir.path(), n)).sum();
             assert_eq!(wal.bytes(), lengths);
@@ -695,7 +700,7 @@ fn a_segment_before_an_empty_last_one_is_closed_however_far_that_came() {
 }
 
 #[test]
-fn a_segment_that_is_not_closed_before_one_with_frames_is_damage() {
+fn a_segment_that_is_not_closed_before_frames_is_damage() {
     for number in 0..3 {
         let dir = segmented();
         let path = segment_path(dir.path(), number);
@@ -710,16 +715,16 @@ fn a_segment_that_is_not_closed_before_one_with_frames_is_damage() {
         let mut empty = Vec::new();
         format::begin_frame(&mut empty);
         format::seal_frame(&mut empty, end, salt);
-        for behind in [&[0; 16][..], &closed[open_length..], b"x", &empty] {
-            fs::write(&path, [&closed, behind].concat()).expect("written");
+        for tail in [&[0; 16][..], &closed[open_length..], b"x", &empty] {
+            fs::write(&path, [&closed, tail].concat()).expect("written");
             let (named, offset, _) = damage_of(dir.path());
-            assert_eq!((named, offset), (path.clone(), closed.len() as u64), "{behind:?}");
+            assert_eq!((named, offset), (path.clone(), closed.len() as u64), "{tail:?}");
         }
     }
 }
 
 #[test]
-fn nothing_follows_in_a_segment_that_is_closed() {
+fn a_close_is_the_only_record_of_its_frame() {
     let with_close = |put: fn(&mut Vec<u8>)| {
         fault_of(|frame| {
             format::put_close(frame);
@@ -730,13 +735,13 @@ fn nothing_follows_in_a_segment_that_is_closed() {
         [format::put_close, |frame| format::put_hard_state(frame, &hard_state(9, 9, 9))];
     for put in puts {
         let reason = with_close(put);
-        assert!(reason.contains("a close amid other records"), "{reason}");
+        assert!(reason.contains("a close shares its frame"), "{reason}");
     }
 }
 
-/// What is left tells how far the log came, though it holds no entry.
+/// The head states the last index, even if the remaining segments hold no entry.
 #[test]
-fn a_segment_without_entries_has_no_room_for_another_log() {
+fn a_log_without_entries_knows_its_last_index() {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path()).with_segment_bytes(1);
     save_entries(&mut wal, &entries(1..=4, 1));
@@ -744,71 +749,24 @@ fn a_segment_without_entries_has_no_room_for_another_log() {
     wal.save(&Frame { hard_state: Some(&voted), ..Frame::default() }).expect("saved");
     remove(dir.path(), 0);
     let recovered = recover(dir.path());
-    assert_eq!((recovered.base, recovered.last_index()), (Some(4), Some(4)));
+    assert_eq!((recovered.base, recovered.last_index()), (4, 4));
     assert_eq!(recovered.hard_state, voted);
 }
 
 #[test]
-fn a_head_that_knows_another_end_of_the_log_is_damage() {
+fn a_head_with_a_wrong_last_index_is_damage() {
     let dir = segmented();
     leave_head(dir.path(), 3);
-    let Replayed { replay, segments, .. } =
-        replay_segments(&DiskVfs, dir.path()).expect("a sound log");
-    let previous = Segment { length: segments[2].open_length(), closed: false, ..segments[2] };
-    create_segment(&DiskVfs, dir.path(), Some(&previous), Some(9), &replay.summary).expect("made");
+    let read = replay_log(&DiskVfs, dir.path()).expect("a sound log");
+    let closed = read.segments[2];
+    let previous = Segment { length: closed.open_length(), closed: false, ..closed };
+    create_segment(&DiskVfs, dir.path(), Some(&previous), 9, &read.replay.summary).expect("made");
     let (path, offset, reason) = damage_of(dir.path());
     assert_eq!((path, offset), (segment_path(dir.path(), 3), 0));
     assert!(
-        reason.contains("the log ended at Some(9) when this segment was begun, now at Some(3)"),
+        reason.contains("the log ended at index 9 when this segment was created, now it ends at 3"),
         "{reason}"
     );
-}
-
-/// The segments of `segmented`, as a program that wrote version 1 would have left them.
-fn segmented_of_version_1() -> TempDir {
-    let dir = TempDir::new().expect("a directory");
-    let mut previous_bytes = 0_u64;
-    for segment in 0..4_u64 {
-        let mut head = Vec::new();
-        format::begin_frame(&mut head);
-        head.extend_from_slice(&[1, 28, 0, 0, 0]);
-        head.extend_from_slice(b"raft-wal\x01\0\0\0");
-        head.extend_from_slice(&segment.to_le_bytes());
-        head.extend_from_slice(&previous_bytes.to_le_bytes());
-        format::put_identity(&mut head, &identity());
-        format::seal_frame(&mut head, 0, Salt::default());
-        let mut frame = Vec::new();
-        format::begin_frame(&mut frame);
-        format::put_entry(&mut frame, &entries(segment + 1..=segment + 1, 1)[0]);
-        let salt = Salt { incarnation: identity().incarnation, segment };
-        format::seal_frame(&mut frame, head.len() as u64, salt);
-        let bytes = [head, frame].concat();
-        previous_bytes = bytes.len() as u64;
-        fs::write(segment_path(dir.path(), segment), bytes).expect("written");
-    }
-    dir
-}
-
-#[test]
-fn a_log_of_version_1_goes_on_in_the_current_version() {
-    let dir = segmented_of_version_1();
-    assert_eq!(recover(dir.path()).entries, entries(1..=4, 1));
-    let mut wal = open(dir.path()).expect("a sound log").0.with_segment_bytes(1);
-    (5..=6).for_each(|index| save_entries(&mut wal, &entries(index..=index, 1)));
-    assert_eq!(recover(dir.path()).entries, entries(1..=6, 1));
-    // Only segments that this version began are missed.
-    remove(dir.path(), 5);
-    assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 5));
-    remove(dir.path(), 4);
-    assert_eq!(damage_of(dir.path()).0, segment_path(dir.path(), 4));
-    remove(dir.path(), 3);
-    assert_eq!(recover(dir.path()).entries, entries(1..=3, 1));
-    // A tail behind a segment is none that a crash leaves where the next has frames.
-    let dir = segmented_of_version_1();
-    let path = segment_path(dir.path(), 2);
-    fs::write(&path, [&fs::read(&path).expect("a segment")[..], &[0; 16]].concat())
-        .expect("written");
-    assert_eq!(damage_of(dir.path()).0, path);
 }
 
 #[test]
@@ -818,13 +776,16 @@ fn a_directory_without_segments_is_damage() {
 }
 
 #[test]
-fn a_segment_under_anothers_name_is_damage() {
+fn a_segment_under_another_name_is_damage() {
     let dir = segmented();
     let copy = fs::read(segment_path(dir.path(), 1)).expect("a segment");
     fs::write(segment_path(dir.path(), 2), copy).expect("written");
     let (path, offset, reason) = damage_of(dir.path());
     assert_eq!((path, offset), (segment_path(dir.path(), 2), 0));
-    assert!(reason.contains("it is segment 0000000000000001, named 0000000000000002"), "{reason}");
+    assert!(
+        reason.contains("it is segment 0000000000000001, its name says 0000000000000002"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -845,7 +806,7 @@ fn a_segment_of_another_member_is_damage() {
 }
 
 #[test]
-fn an_earlier_segment_that_ends_early_is_damage_even_between_frames() {
+fn an_earlier_segment_cut_between_frames_is_damage() {
     let dir = segmented();
     let whole = fs::read(segment_path(dir.path(), 1)).expect("a segment");
     let head = {
@@ -855,14 +816,14 @@ fn an_earlier_segment_that_ends_early_is_damage_even_between_frames() {
     for length in (0..whole.len()).step_by(7).chain([head]) {
         fs::write(segment_path(dir.path(), 1), &whole[..length]).expect("written");
         let (path, ..) = damage_of(dir.path());
-        // Only the next segment's head knows about a frame that is gone as a whole.
+        // If complete frames are missing, only the next segment's head shows it.
         let expected = if length == head { 2 } else { 1 };
         assert_eq!(path, segment_path(dir.path(), expected), "{length} bytes");
     }
 }
 
 #[test]
-fn an_empty_segment_is_damage_also_in_the_last_place() {
+fn an_empty_segment_is_damage_even_in_last_place() {
     for number in 0..4 {
         let dir = segmented();
         fs::write(segment_path(dir.path(), number), b"").expect("written");
@@ -872,12 +833,12 @@ fn an_empty_segment_is_damage_also_in_the_last_place() {
 }
 
 #[test]
-fn foreign_files_are_passed_over_unless_they_are_named_like_segments() {
+fn foreign_files_are_ignored_unless_named_like_segments() {
     let dir = segmented();
     fs::write(dir.path().join("LOCK"), b"").expect("written");
     fs::write(dir.path().join("0000000000000004.wal.tmp"), b"half").expect("written");
     fs::write(dir.path().join("notes.tmp"), b"not ours").expect("written");
-    assert_eq!(recover(dir.path()).last_index(), Some(4));
+    assert_eq!(recover(dir.path()).last_index(), 4);
     let left = names(dir.path());
     assert!(!left.contains(&"0000000000000004.wal.tmp".to_owned()));
     assert!(left.contains(&"notes.tmp".to_owned()));
@@ -890,20 +851,26 @@ fn foreign_files_are_passed_over_unless_they_are_named_like_segments() {
 }
 
 #[test]
-fn another_format_version_is_refused_by_number() {
+fn another_format_version_is_refused_by_name() {
     let dir = TempDir::new().expect("a directory");
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_head(&mut frame, 0, 0, None);
+    format::put_head(&mut frame, 0, 0, 0);
     let at = format::HEADER_BYTES + 5 + 8;
     frame[at] = 5;
     format::seal_frame(&mut frame, 0, Salt::default());
-    fs::write(segment_path(dir.path(), 0), frame).expect("written");
-    let (_, offset, reason) = damage_of(dir.path());
-    assert_eq!((offset, reason.as_str()), (0, "format version 5, this program reads 1 to 4"));
+    let path = segment_path(dir.path(), 0);
+    fs::write(&path, frame).expect("written");
+    let error = open(dir.path()).err().expect("refused").to_string();
+    let expected = format!(
+        "{} has format version 5, this program reads version {VERSION}: run the release that wrote \
+         it",
+        path.display()
+    );
+    assert_eq!(error, expected);
 }
 
-/// Writes a frame as no `Wal` would, and returns what is wrong with it.
+/// Writes a frame that no `Wal` writes, and returns the reason for which it is refused.
 fn fault_of(put: impl FnOnce(&mut Vec<u8>)) -> String {
     let dir = TempDir::new().expect("a directory");
     let mut wal = create(dir.path());
@@ -930,21 +897,24 @@ fn a_whole_frame_with_impossible_contents_is_damage() {
     let cases: [(&str, String); 10] = [
         ("entry 10 follows entry 8", fault_of(|frame| format::put_entry(frame, &entry(10, 1, "")))),
         ("entry 5 would change", fault_of(|frame| format::put_entry(frame, &entry(5, 1, "")))),
-        ("entry 0, the first is 1", fault_of(|frame| format::put_entry(frame, &entry(0, 1, "")))),
+        ("the first entry is 1", fault_of(|frame| format::put_entry(frame, &entry(0, 1, "")))),
         ("the log ends at 8", fault_of(|frame| format::put_mark(frame, mark(9, 1)))),
         ("the entry there has term 1", fault_of(|frame| format::put_mark(frame, mark(7, 2)))),
-        ("term 2, before of 1", fault_of(|frame| format::put_install(frame, mark(5, 2)))),
+        (
+            "term 2, an earlier mark has term 1",
+            fault_of(|frame| format::put_install(frame, mark(5, 2))),
+        ),
         ("the log belongs to", fault_of(|frame| format::put_identity(frame, &foreign))),
-        ("in the midst of a segment", fault_of(|frame| format::put_head(frame, 0, 0, None))),
-        ("record kind 9", fault_of(|frame| frame.extend_from_slice(&[9, 0, 0, 0, 0]))),
-        ("wants 9 bytes more", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
+        ("not the first record of its segment", fault_of(|frame| format::put_head(frame, 0, 0, 0))),
+        ("unknown record kind 9", fault_of(|frame| frame.extend_from_slice(&[9, 0, 0, 0, 0]))),
+        ("needs 9 more bytes", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
     ];
     for (expected, reason) in cases {
         assert!(reason.contains(expected), "{expected}: {reason}");
     }
 }
 
-/// The life of a log, up to the first error; returns how many entries were acknowledged.
+/// Runs a log up to the first error. Returns the number of acknowledged entries.
 fn live(vfs: Arc<dyn Vfs>, dir: &Path) -> (u64, Result<()>) {
     let mut acknowledged = 0;
     let result = (|| {
@@ -963,7 +933,7 @@ fn live(vfs: Arc<dyn Vfs>, dir: &Path) -> (u64, Result<()>) {
 }
 
 #[test]
-fn a_failing_disk_at_any_step_is_an_error_and_loses_nothing_acknowledged() {
+fn a_failure_at_any_step_loses_nothing_acknowledged() {
     for operations in 0.. {
         let dir = TempDir::new().expect("a directory");
         let (acknowledged, result) = live(Arc::new(FailingVfs::after(operations)), dir.path());
@@ -973,7 +943,7 @@ fn a_failing_disk_at_any_step_is_an_error_and_loses_nothing_acknowledged() {
         }
         assert!(matches!(result, Err(Error::Io { .. })), "{result:?}");
         if Wal::exists(&DiskVfs, dir.path()).expect("listed") {
-            let last = recover(dir.path()).last_index().unwrap_or(0);
+            let last = recover(dir.path()).last_index();
             assert!(last == acknowledged || last == acknowledged + 1, "{last}, {acknowledged}");
         } else {
             assert_eq!(acknowledged, 0);
@@ -983,7 +953,7 @@ fn a_failing_disk_at_any_step_is_an_error_and_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn a_log_is_relied_on_only_after_its_last_frame_and_its_name_were_written_again_and_synced() {
+fn open_rewrites_and_syncs_the_last_frame_and_the_name() {
     let open_after = |operations: usize| {
         let dir = TempDir::new().expect("a directory");
         save_entries(&mut create(dir.path()), &entries(1..=3, 1));
@@ -998,7 +968,7 @@ fn a_log_is_relied_on_only_after_its_last_frame_and_its_name_were_written_again_
     assert_eq!(recovered.entries, entries(1..=3, 1));
 }
 
-/// What a log must say, kept in the plainest way.
+/// The expected state of a log.
 #[derive(Clone, Debug, Default)]
 struct Model {
     /// Entry `base + 1` and those after it.
@@ -1028,10 +998,8 @@ impl Model {
         let newest_two = &self.marks[self.marks.len().saturating_sub(2)..];
         assert!(recovered.marks.ends_with(newest_two), "{newest_two:?} in {:?}", recovered.marks);
         // A purge may take entries from the front, up to the newest mark.
-        let dropped = recovered.base.map_or(self.entries.len(), |base| {
-            assert!(base >= self.base);
-            (base - self.base) as usize
-        });
+        assert!(recovered.base >= self.base);
+        let dropped = (recovered.base - self.base) as usize;
         assert_eq!(recovered.entries, self.entries[dropped..]);
         assert!(dropped == 0 || self.base + dropped as u64 <= self.newest_mark());
     }
@@ -1039,7 +1007,7 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Operation {
-    /// Entries that take the place of the last `back` ones, of a higher term if there are any.
+    /// Entries that replace the last `back` entries, with a higher term if there are any.
     Append {
         back: u64,
         count: u64,
@@ -1124,7 +1092,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_is_done_the_log_says_what_a_model_says(
+    fn a_log_agrees_with_a_model_after_any_operations(
         operations in prop::collection::vec(operation(), 1..40),
         segment_bytes in prop_oneof![Just(1), 300..3000_u64],
     ) {
