@@ -1,6 +1,4 @@
-//! What the channels carry: plain types, shared by the two ends.
-//!
-//! The table of the channels themselves is at the top of the crate.
+//! What the channels carry: plain types that both ends share. The crate's front page lists the channels.
 
 use std::any::Any;
 use std::io::{Read, Write};
@@ -13,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, RequestError};
 
-/// The longest peer URL in bytes: it stands in a header of every request between members.
+/// The longest peer URL in bytes. It is part of a header of every request between members.
 pub const PEER_URL_BYTES_MAX: usize = 2048;
 /// Requests that may wait in proposeC and in readC; one more is answered 503.
 pub const REQUESTS_MAX: usize = 4096;
@@ -22,22 +20,22 @@ pub const CONF_CHANGES_MAX: usize = 16;
 
 /// The id of a member, never 0. An id that was removed is never used again.
 pub type NodeId = u64;
-/// A place in the replicated log, from 1.
+/// The position of an entry in the replicated log; the first is 1.
 pub type Index = u64;
-/// A term of office of one leader.
+/// A raft term: at most one member leads in it.
 pub type Term = u64;
 
-/// Names one request of one run of one member.
+/// Identifies one request of one run of one member.
 ///
-/// A counter alone would let an entry of an earlier run answer a responder of this one, or a read take
-/// another read's index: hence the member, and 64 random bits drawn at each start.
+/// With a counter alone, an entry of an earlier run could answer a request of this run, and a read could
+/// take another read's index. So the id names the member, and 64 random bits drawn at each start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
-    /// The member that took the request from its client.
+    /// The member that received the request from the client.
     pub member: NodeId,
-    /// Drawn at random when that member started.
+    /// Drawn at random at that member's start.
     pub boot: u64,
-    /// Counts that run's requests.
+    /// Counts the requests of that run.
     pub counter: u64,
 }
 
@@ -54,7 +52,7 @@ impl RequestId {
         bytes
     }
 
-    /// Decodes what [`to_bytes`](Self::to_bytes) wrote; `None` if the length is another.
+    /// Decodes what [`to_bytes`](Self::to_bytes) wrote; `None` if the length differs.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (member, rest) = bytes.split_first_chunk::<8>()?;
         let (boot, rest) = rest.split_first_chunk::<8>()?;
@@ -76,7 +74,8 @@ pub fn responder<T>() -> (Responder<T>, Pending<T>) {
 /// As [`responder`], for a proposal: the state machine's output, an `O`, comes with the answer. The
 /// raft node between the two halves does not know its type.
 pub fn responder_with_output<T, O: Send + 'static>() -> (Responder<T>, Pending<T>, Output<O>) {
-    let shared = Arc::new(Shared { begun: AtomicBool::new(false), output: Slot::<O>::default() });
+    let shared =
+        Arc::new(Shared { proposed: AtomicBool::new(false), output: Slot::<O>::default() });
     let (answer_tx, answer_rx) = oneshot::channel();
     let responder = Responder { shared: shared.clone(), answer_tx };
     (responder, Pending { shared: shared.clone(), answer_rx }, Output(shared))
@@ -86,7 +85,7 @@ pub fn responder_with_output<T, O: Send + 'static>() -> (Responder<T>, Pending<T
 #[derive(Debug)]
 struct Shared<S: ?Sized> {
     /// True from when the request is proposed.
-    begun: AtomicBool,
+    proposed: AtomicBool,
     /// A [`Slot`], of whatever type.
     output: S,
 }
@@ -113,22 +112,22 @@ pub struct Responder<T> {
 }
 
 impl<T> Responder<T> {
-    /// Marks the request as proposed: from here on its outcome is unknown until it is answered.
-    /// Returns false if the client gave up first; then nothing may be proposed.
+    /// Marks the request as proposed: its outcome is unknown until it is answered. Returns false if the
+    /// client has given up; then the caller must not propose it.
     pub fn mark_proposed(&self) -> bool {
-        // `Pending::wait_until` closes the channel and then looks at `begun`: with a fence on both
+        // `Pending::wait_until` closes the channel and then reads `proposed`. With a fence on both
         // sides, at least one of the two sees what the other did.
-        self.shared.begun.store(true, Ordering::SeqCst);
+        self.shared.proposed.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         !self.answer_tx.is_closed()
     }
 
     /// Takes [`mark_proposed`](Self::mark_proposed) back: nothing was proposed after all.
     pub fn mark_not_proposed(&self) {
-        self.shared.begun.store(false, Ordering::SeqCst);
+        self.shared.proposed.store(false, Ordering::SeqCst);
     }
 
-    /// Answers the request. That nobody waits any more is a normal event.
+    /// Answers the request. A client that no longer waits is a normal event.
     pub fn answer(self, answer: Result<T, RequestError>) {
         let _ = self.answer_tx.send(answer);
     }
@@ -155,7 +154,7 @@ pub struct Pending<T> {
 }
 
 impl<T> Pending<T> {
-    /// The answer, if it has come; that it never will counts as one.
+    /// The answer if it has arrived, or an error if it never will.
     pub fn try_take(&mut self) -> Option<Result<T, RequestError>> {
         match self.answer_rx.try_recv() {
             Ok(answer) => Some(answer),
@@ -178,14 +177,14 @@ impl<T> Pending<T> {
             Err(_) => {
                 self.answer_rx.close();
                 fence(Ordering::SeqCst);
-                // The answer may have come between the deadline and the close.
+                // The answer may have arrived between the deadline and the close.
                 if let Ok(answer) = self.answer_rx.try_recv() {
                     return answer;
                 }
                 "the deadline passed"
             }
         };
-        if self.shared.begun.load(Ordering::SeqCst) {
+        if self.shared.proposed.load(Ordering::SeqCst) {
             Err(RequestError::unknown(why))
         } else {
             Err(RequestError::unavailable(format!(
@@ -195,7 +194,7 @@ impl<T> Pending<T> {
     }
 }
 
-/// What a request is answered that did not even fit into its channel.
+/// The answer to a request that its channel did not take.
 pub fn not_taken<T>(error: &mpsc::error::TrySendError<T>) -> RequestError {
     let why = match error {
         mpsc::error::TrySendError::Full(_) => "too many requests are waiting",
@@ -207,19 +206,19 @@ pub fn not_taken<T>(error: &mpsc::error::TrySendError<T>) -> RequestError {
 /// When a write is acknowledged (flag `--ack`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ack {
-    /// Once it is on a majority's disks and applied here.
+    /// After it is on a majority's disks and applied on this member.
     #[default]
     Committed,
-    /// Once it was handed to raft, as the original does: it may still be lost.
+    /// After raft took it, as in the original. It may still be dropped.
     Proposed,
 }
 
-/// What an acknowledged write is answered.
+/// How a write was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledged {
-    /// Handed to raft, nothing more.
+    /// raft took it, nothing more.
     Proposed,
-    /// On a majority's disks and applied by this member's state machine, as this entry.
+    /// It is on a majority's disks, and this member's state machine applied it as this entry.
     Applied {
         /// The entry's index.
         index: Index,
@@ -228,22 +227,22 @@ pub enum Acknowledged {
     },
 }
 
-/// proposeC: bytes for the log. What they mean is the state machine's affair.
+/// proposeC: bytes for the log. Only the state machine knows what they mean.
 #[derive(Debug)]
 pub struct Proposal {
     /// The payload of the entry.
     pub data: Bytes,
     /// When to answer.
     pub ack: Ack,
-    /// Whom to answer.
+    /// Takes the answer.
     pub responder: Responder<Acknowledged>,
 }
 
-/// A linearizable read: answered, in order with the entries on commitC, once the state machine
-/// holds everything that was acknowledged anywhere before the request was made.
+/// readC: a linearizable read. It is answered, in order with the entries on commitC, when the state machine
+/// holds every write that any member acknowledged before the request.
 #[derive(Debug)]
 pub struct ReadRequest {
-    /// Whom to answer.
+    /// Takes the answer.
     pub responder: Responder<()>,
 }
 
@@ -307,20 +306,20 @@ pub struct ConfChangeRequest {
     pub change: MemberRequest,
     /// True if another member forwarded it; it is not forwarded again.
     pub forwarded: bool,
-    /// Whom to answer.
+    /// Takes the answer.
     pub responder: Responder<()>,
 }
 
 /// One committed entry, for the state machine.
 #[derive(Debug)]
 pub struct CommittedEntry {
-    /// Its place in the log.
+    /// Its index.
     pub index: Index,
     /// Its term.
     pub term: Term,
     /// The payload, as it was proposed.
     pub data: Bytes,
-    /// Whom to answer after applying, where the entry was proposed here.
+    /// The responder, to be answered after applying, if the entry was proposed on this member.
     pub responder: Option<Responder<Acknowledged>>,
 }
 
@@ -328,44 +327,44 @@ pub struct CommittedEntry {
 pub enum Commit {
     /// Apply these entries.
     Entries {
-        /// In the order of the log; gaps belong to raft itself.
+        /// In the order of the log. Missing indexes belong to entries of raft itself.
         entries: Vec<CommittedEntry>,
         /// Dropped when they are applied.
-        applied: Applied,
+        applied: BacklogPermit,
     },
-    /// Every entry that these reads have to see came before: answer them.
+    /// Answer these reads: every entry that they have to see came before.
     Reads(Vec<Responder<()>>),
     /// Replace the state by a snapshot's.
     Restore(SnapshotRestore),
     /// Make a snapshot of the state as it is now.
     Snapshot(SnapshotRequest),
-    /// The state holds everything that this member knew to be committed when it stopped.
+    /// The state holds everything that this member knew to be committed at its last stop.
     Replayed,
 }
 
-/// The "applied" signal of a batch of entries: dropping it gives the batch's bytes back to the node,
-/// which takes no more entries while too many wait to be applied.
+/// The share of a batch of entries in the backlog of commitC. Dropping it, after the batch is applied,
+/// gives the bytes back to the node, which takes no more entries while the backlog is full.
 #[derive(Debug)]
-pub struct Applied {
+pub struct BacklogPermit {
     bytes: u64,
     outstanding_bytes: Arc<AtomicU64>,
 }
 
-impl Applied {
-    /// Adds `bytes` to `outstanding_bytes` until the signal is dropped.
+impl BacklogPermit {
+    /// Adds `bytes` to `outstanding_bytes` until the permit is dropped.
     pub fn new(bytes: u64, outstanding_bytes: &Arc<AtomicU64>) -> Self {
         outstanding_bytes.fetch_add(bytes, Ordering::Relaxed);
         Self { bytes, outstanding_bytes: outstanding_bytes.clone() }
     }
 }
 
-impl Drop for Applied {
+impl Drop for BacklogPermit {
     fn drop(&mut self) {
         self.outstanding_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// A snapshot's application bytes, checked, to replace the state with.
+/// A snapshot whose bytes were checked, to replace the state with.
 pub struct SnapshotRestore {
     /// The last entry that the state contains.
     pub index: Index,
@@ -375,57 +374,58 @@ pub struct SnapshotRestore {
     pub reader: Box<dyn Read + Send>,
 }
 
-/// Writes one snapshot's application bytes; given to [`SnapshotRequest::save`].
+/// Writes the state machine's bytes of one snapshot; given to [`SnapshotRequest::save`].
 pub type SnapshotBody<'a> = &'a mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>;
 
-/// A request for a snapshot of the state at one applied index. It may be carried out on any thread.
+/// A request for a snapshot of the state at one applied index. Any thread may carry it out.
 pub struct SnapshotRequest {
-    /// The applied index, and so the snapshot's.
+    /// The applied index, which is the snapshot's.
     pub index: Index,
-    /// Writes the file and reports to the node.
+    /// Writes the file, and reports to the node.
     pub save: Box<dyn FnOnce(SnapshotBody<'_>) + Send>,
 }
 
-/// Names the two ends of a message between members.
+/// The two ends of a request between members, or of its response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerHeader {
-    /// The cluster that the sender belongs to; 0 while a joiner does not know it yet.
+    /// The sender's cluster; 0 while a joining member does not know it.
     pub cluster_id: u64,
     /// The sender.
     pub from: NodeId,
-    /// Drawn at random when the sender's data directory was made.
+    /// The incarnation of the sender's data directory.
     pub incarnation: u64,
     /// Where the sender listens for its peers.
     pub url: String,
-    /// The index of the entry that moved the sender there; 0 if none did, or it did not apply it yet.
+    /// The index of the entry that moved the sender to this URL; 0 if none did, or if the sender has not
+    /// applied it yet.
     pub moved: Index,
-    /// The receiver; 0 in a greeting to a URL whose member is not known.
+    /// The receiver; 0 in a greeting to a URL whose member is unknown.
     pub to: NodeId,
 }
 
-/// What a member tells another before the first raft message, and asks of it.
+/// What a member tells a peer before the first raft message.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Greeting {
     /// The peer URLs of the first `--cluster` list; empty for a member that joined.
     pub first_urls: Vec<String>,
 }
 
-/// What the receiver of a greeting knows.
+/// What a peer answers to a greeting.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GreetingAnswer {
-    /// True while the receiver has no raft state of its own, or none but its first entries.
+    /// True while the peer bootstraps, or has no raft state but its first entries.
     pub beginning: bool,
-    /// True if the sender's id is a member in the receiver's applied state.
+    /// True if the sender's id is a member in the peer's applied state.
     pub counts_as_member: bool,
 }
 
 /// Why a member does not take a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Another cluster, another receiver, another incarnation: 412.
+    /// Another cluster, or another receiver: 412.
     #[error("{0}")]
     Mismatch(String),
-    /// The id is known under another incarnation: 412, and final for who asks to begin.
+    /// The id is bound to another incarnation: 412, and final for a member that bootstraps.
     #[error("{0}")]
     OtherIncarnation(String),
     /// The sender was removed by the entry at this index: 410.
@@ -436,24 +436,24 @@ pub enum Refusal {
         /// The removal.
         index: Index,
     },
-    /// Not now: this member has no raft state yet, or too much to do: 503.
+    /// This member bootstraps, or has too much to do: 503.
     #[error("{0}")]
     NotReady(String),
 }
 
-/// What went wrong, or ended, on the way to a peer.
+/// What became of something that this member sent or made.
 #[derive(Debug)]
 pub enum PeerReport {
-    /// A message to this peer was lost.
+    /// A message to this peer was dropped.
     Unreachable(NodeId),
-    /// These proposals to a leader were not lost under way: they never left.
+    /// These proposals were never sent to the leader, so they were not proposed.
     NotProposed {
-        /// The leader they were meant for.
+        /// The leader.
         to: NodeId,
-        /// Each one's request id, encoded, and its payload.
+        /// The encoded request id and the payload of each.
         requests: Vec<(Bytes, Bytes)>,
     },
-    /// The snapshot on its way to this peer arrived and was kept, or not.
+    /// The transfer of a snapshot to this peer has ended.
     SnapshotStatus {
         /// The receiver.
         to: NodeId,
@@ -462,43 +462,43 @@ pub enum PeerReport {
         /// True if the receiver has it on disk.
         arrived: bool,
     },
-    /// This peer refused us.
+    /// This peer refused a request.
     Refused {
-        /// Who answered; checked before it is believed.
+        /// The peer's header; checked before it is believed.
         header: PeerHeader,
-        /// What it answered.
+        /// The answer.
         refusal: Refusal,
     },
     /// This peer answered a greeting.
     Greeted {
         /// Where the greeting was sent.
         url: String,
-        /// Who answered.
+        /// The peer's header.
         header: PeerHeader,
-        /// What it answered.
+        /// The answer.
         answer: GreetingAnswer,
     },
     /// This peer told its status.
     Status {
-        /// Who answered.
+        /// The peer's header.
         header: PeerHeader,
         /// The [`Status`](crate::raft_node::Status), encoded.
         status: Vec<u8>,
     },
-    /// A greeting got no answer; `why` is for the log.
+    /// A greeting got no answer.
     NotGreeted {
         /// Where the greeting was sent.
         url: String,
-        /// What happened.
+        /// The reason, for the log.
         why: String,
     },
-    /// The snapshot that was asked for is on disk; or the error that stops this member.
+    /// The requested snapshot is on disk, or the error that stops this member.
     SnapshotMade(Result<SnapshotFile, Error>),
-    /// A snapshot that arrived could not be written here: this member has to stop.
+    /// A received snapshot could not be written: this member has to stop.
     DiskFailed(Error),
 }
 
-/// A snapshot's file: what a receiver checks it against.
+/// A snapshot's file, as a receiver checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     /// Bytes in the file.

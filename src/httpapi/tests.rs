@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::channels::{
-    Applied, Commit, CommittedEntry, ConfChangeRequest, Proposal, ReadRequest, Requests, Responder,
+    BacklogPermit, Commit, CommittedEntry, ConfChangeRequest, Proposal, ReadRequest, Requests,
+    Responder,
 };
 use crate::kvstore::Keys;
 use crate::ports::listener::Limits;
@@ -184,7 +185,7 @@ impl Node {
             }
         };
         let entry = CommittedEntry { index: self.index, term: TERM, data, responder };
-        let applied = Applied::new(0, &Arc::default());
+        let applied = BacklogPermit::new(0, &Arc::default());
         self.handle(Commit::Entries { entries: vec![entry], applied });
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
 use super::Index;
-use crate::channels::{Applied as AppliedSignal, Commit, CommittedEntry};
+use crate::channels::{BacklogPermit, Commit, CommittedEntry};
 
 /// Above this many bytes of committed entries that are not applied yet, the node takes neither
 /// proposals nor appends.
@@ -39,7 +39,7 @@ impl Commits {
     /// Publishes entries of `bytes` bytes.
     pub fn send_entries(&self, entries: Vec<CommittedEntry>, bytes: u64) {
         if !entries.is_empty() {
-            let applied = AppliedSignal::new(bytes, &self.outstanding_bytes);
+            let applied = BacklogPermit::new(bytes, &self.outstanding_bytes);
             self.send(Commit::Entries { entries, applied });
         }
     }

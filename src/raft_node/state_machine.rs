@@ -394,7 +394,7 @@ fn write<M>(machine: &RwLock<M>) -> RwLockWriteGuard<'_, M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channels::{Applied, Responder};
+    use crate::channels::{BacklogPermit, Responder};
 
     /// Its output is the total, in an `Arc` so that a test sees when it is dropped.
     #[derive(Default)]
@@ -443,7 +443,7 @@ mod tests {
             self.index += 1;
             let data = vec![0; bytes].into();
             let entries = vec![CommittedEntry { index: self.index, term: 1, data, responder }];
-            let applied = Applied::new(0, &Arc::default());
+            let applied = BacklogPermit::new(0, &Arc::default());
             self.reader.handle(Commit::Entries { entries, applied }).expect("entries cannot fail");
         }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use raftexample::channels::{
-    Ack, Applied, Commit, CommittedEntry, NodeId, Requests, SnapshotRequest, SnapshotRestore,
+    Ack, BacklogPermit, Commit, CommittedEntry, NodeId, Requests, SnapshotRequest, SnapshotRestore,
 };
 use raftexample::kvstore::{Keys, KvStore};
 use raftexample::raft_node::NodeConfig;
@@ -112,7 +112,7 @@ impl Store {
             let proposal = self.propose_rx.recv().await.unwrap();
             let responder = Some(proposal.responder);
             let entries = vec![CommittedEntry { index, term: 1, data: proposal.data, responder }];
-            let applied = Applied::new(0, &Arc::default());
+            let applied = BacklogPermit::new(0, &Arc::default());
             self.reader.handle(Commit::Entries { entries, applied }).unwrap();
         };
         let deadline = Instant::now() + PATIENCE;

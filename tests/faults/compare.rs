@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::EntryType;
 use raftexample::channels::{
-    Applied, Commit, CommittedEntry, Requests, SnapshotRequest, SnapshotRestore,
+    BacklogPermit, Commit, CommittedEntry, Requests, SnapshotRequest, SnapshotRestore,
 };
 use raftexample::kvstore::KvStore;
 use raftexample::raft_node::NodeConfig;
@@ -103,7 +103,7 @@ impl Stopped {
                 responder: None,
             })
             .collect();
-        let applied = Applied::new(0, &Arc::default());
+        let applied = BacklogPermit::new(0, &Arc::default());
         reader.handle(Commit::Entries { entries, applied }).unwrap();
         let (bytes_tx, bytes_rx) = std::sync::mpsc::channel();
         let save = Box::new(move |body: raftexample::channels::SnapshotBody<'_>| {

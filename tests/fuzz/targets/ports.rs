@@ -12,7 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use protobuf::Message as _;
 use raft::eraftpb::MessageType;
 use raftexample::channels::{
-    Ack, Applied, Commit, CommittedEntry, Greeting, MemberRequest, NodeId, Requests,
+    Ack, BacklogPermit, Commit, CommittedEntry, Greeting, MemberRequest, NodeId, Requests,
 };
 use raftexample::codec;
 use raftexample::error::Error;
@@ -262,7 +262,7 @@ pub fn client_requests(data: &[u8]) {
                             index += 1;
                             let responder = proposal.responder.mark_proposed().then_some(proposal.responder);
                             let entry = CommittedEntry { index, term: 1, data: proposal.data, responder };
-                            let applied = Applied::new(0, &Arc::default());
+                            let applied = BacklogPermit::new(0, &Arc::default());
                             reader.handle(Commit::Entries { entries: vec![entry], applied }).unwrap();
                         }
                         Some(read) = read_rx.recv() => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 use raftexample::channels::{
-    Applied, Commit, CommittedEntry, Requests, SnapshotBody, SnapshotFile, SnapshotRequest,
+    BacklogPermit, Commit, CommittedEntry, Requests, SnapshotBody, SnapshotFile, SnapshotRequest,
     SnapshotRestore,
 };
 use raftexample::codec;
@@ -415,7 +415,10 @@ pub fn commands(data: &[u8]) {
             let data = Bytes::from(payload.clone());
             let entries = vec![CommittedEntry { index, term: 1, data, responder: None }];
             store
-                .handle(Commit::Entries { entries, applied: Applied::new(0, &Arc::default()) })
+                .handle(Commit::Entries {
+                    entries,
+                    applied: BacklogPermit::new(0, &Arc::default()),
+                })
                 .unwrap();
         }
         if choices.one_in(8) {
