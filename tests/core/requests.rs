@@ -52,7 +52,7 @@ fn a_leader_without_a_majority_answers_unknown_then_waits() {
 
     let mut waiting = network.put(1, "key", "later");
     let mut read = network.member(1).read().unwrap();
-    for _ in 0..100 {
+    for _ in 0..15 {
         network.turn(1, [Input::Tick]);
     }
     assert!(waiting.get().is_none() && read.get().is_none(), "nothing was proposed: they wait");
