@@ -105,6 +105,8 @@
 //! [`snapshotter::VERSION`]: super::snapshotter::VERSION
 
 mod format;
+#[cfg(test)]
+mod pinned;
 mod reader;
 mod replay;
 #[cfg(test)]

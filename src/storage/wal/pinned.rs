@@ -1,0 +1,201 @@
+//! The bytes of every encoding. They may change only together with a version: the module
+//! documentation of [`wal`](super) states which.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, EntryType, HardState};
+
+use super::format::{self, Salt};
+use super::{Identity, SnapshotId};
+use crate::channels::{Greeting, GreetingAnswer, MemberRequest, RequestId};
+use crate::codec;
+use crate::error::RequestError;
+use crate::kvstore::{Command, read_records};
+use crate::membership::{MemberChange, Members, SnapshotData, SnapshotMembers};
+use crate::storage::snapshotter::write_backup;
+
+const WAL: &str = "storage::wal::VERSION";
+const SNAPSHOT: &str = "storage::snapshotter::VERSION and transport::wire::PROTOCOL";
+const ENTRY: &str =
+    "storage::wal::VERSION, storage::snapshotter::VERSION and transport::wire::PROTOCOL";
+const PROTOCOL: &str = "transport::wire::PROTOCOL";
+
+/// Fails if `encoded` differs from `pinned`, which is hexadecimal. Spaces in `pinned` are ignored.
+fn assert_pinned(raise: &str, what: &str, encoded: &[u8], pinned: &str) {
+    let found: String = encoded.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(
+        found == pinned.replace(' ', ""),
+        "the encoding of {what} changed: raise {raise}, then pin the new bytes: {found}"
+    );
+}
+
+fn record(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put(&mut bytes);
+    bytes
+}
+
+fn entry(entry_type: EntryType) -> Entry {
+    let (context, data) = (Bytes::from_static(b"c"), Bytes::from_static(b"dd"));
+    Entry { index: 9, term: 2, entry_type, context, data, ..Entry::default() }
+}
+
+#[test]
+fn the_records_of_the_log_are_pinned() {
+    let identity = Identity { cluster_id: 5, member_id: 6, incarnation: 7, first_urls_hash: 8 };
+    let id = SnapshotId { index: 3, term: 2 };
+    let hard_state = HardState { term: 2, vote: 1, commit: 9, ..HardState::default() };
+    let put_entry = |kind| record(|to| format::put_entry(to, &entry(kind)));
+    for (what, encoded, pinned) in [
+        (
+            "a head",
+            record(|to| format::put_head(to, 2, 3, 4)),
+            "01 24000000 726166742d77616c 01000000 0200000000000000 0300000000000000 \
+             0400000000000000",
+        ),
+        (
+            "an identity",
+            record(|to| format::put_identity(to, &identity)),
+            "02 20000000 0500000000000000 0600000000000000 0700000000000000 0800000000000000",
+        ),
+        (
+            "an incarnation",
+            record(|to| format::put_incarnation(to, 1, 2)),
+            "03 10000000 0100000000000000 0200000000000000",
+        ),
+        (
+            "a mark",
+            record(|to| format::put_mark(to, id)),
+            "04 10000000 0300000000000000 0200000000000000",
+        ),
+        (
+            "an install",
+            record(|to| format::put_install(to, id)),
+            "05 10000000 0300000000000000 0200000000000000",
+        ),
+        (
+            "a normal entry",
+            put_entry(EntryType::EntryNormal),
+            "06 18000000 0900000000000000 0200000000000000 00 01000000 63 6464",
+        ),
+        (
+            "a ConfChange entry",
+            put_entry(EntryType::EntryConfChange),
+            "06 18000000 0900000000000000 0200000000000000 01 01000000 63 6464",
+        ),
+        (
+            "a ConfChangeV2 entry",
+            put_entry(EntryType::EntryConfChangeV2),
+            "06 18000000 0900000000000000 0200000000000000 02 01000000 63 6464",
+        ),
+        (
+            "a hard state",
+            record(|to| format::put_hard_state(to, &hard_state)),
+            "07 18000000 0200000000000000 0100000000000000 0900000000000000",
+        ),
+        ("a close", record(format::put_close), "08 00000000"),
+    ] {
+        assert_pinned(WAL, what, &encoded, pinned);
+    }
+    let mut frame = Vec::new();
+    format::begin_frame(&mut frame);
+    format::put_close(&mut frame);
+    format::seal_frame(&mut frame, 64, Salt { incarnation: 7, segment: 2 });
+    let pinned = "05000000 2235e145 00000000 b263520e 0800000000 ffffffffffffffffffffff";
+    assert_pinned(WAL, "a frame", &frame, pinned);
+}
+
+fn snapshot_members() -> SnapshotMembers {
+    let members = Members {
+        urls: [(1, "u".to_owned())].into(),
+        removed: [(4, 9)].into(),
+        learners: [3].into(),
+        moved: [(1, 8)].into(),
+    };
+    SnapshotMembers { cluster_id: 7, voters: vec![1, 2], learners: vec![3], members }
+}
+
+const MEMBERS: &str = "0700000000000000 0200000000000000 0100000000000000 0200000000000000 \
+     0100000000000000 0300000000000000 0100000000000000 0100000000000000 0100000000000000 75 \
+     0100000000000000 0400000000000000 0900000000000000 0100000000000000 0300000000000000 \
+     0100000000000000 0100000000000000 0800000000000000";
+
+#[test]
+fn the_snapshot_file_and_its_contents_are_pinned() {
+    let mut file = Vec::new();
+    let id = SnapshotId { index: 3, term: 2 };
+    write_backup(&mut file, id, b"meta", |body| body.write_all(b"state")).expect("written");
+    let pinned = "72616674736e6170 01000000 04000000 0300000000000000 0200000000000000 6d657461 \
+                  0e7fecb0 7374617465 0500000000000000 7d3da42b";
+    assert_pinned(SNAPSHOT, "a snapshot file", &file, pinned);
+    let members = snapshot_members();
+    assert_pinned(SNAPSHOT, "the members in a snapshot", &codec::encode(&members), MEMBERS);
+    let data = codec::encode(&SnapshotData { members, length: 10, checksum: 11 });
+    let pinned = format!("{MEMBERS} 0a00000000000000 0b000000");
+    assert_pinned(PROTOCOL, "the data of a snapshot message", &data, &pinned);
+}
+
+#[test]
+fn the_state_in_a_snapshot_is_pinned() {
+    // "22000000" is the length of the record: key, value, index and term.
+    let pinned =
+        b"\x22\0\0\0\x01\0\0\0\0\0\0\0k\x01\0\0\0\0\0\0\0v\x09\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0";
+    let mut found = Vec::new();
+    let read = read_records(&pinned[..], |pair| {
+        found.push((pair.key().to_vec(), pair.value().to_vec(), pair.index(), pair.term()));
+        Ok(())
+    });
+    let is_same = read.is_ok() && found == [(b"k".to_vec(), b"v".to_vec(), 9, 2)];
+    assert!(is_same, "the encoding of the state changed: raise {SNAPSHOT}: {found:?}");
+}
+
+#[test]
+fn commands_and_changes_of_members_are_pinned() {
+    let put = codec::encode(&Command::Put { key: b"k", value: b"v" });
+    assert_pinned(ENTRY, "a put", &put, "00000000 0100000000000000 6b 0100000000000000 76");
+    let id = RequestId { member: 1, boot: 2, counter: 3 };
+    let pinned = "0100000000000000 0200000000000000 0300000000000000";
+    assert_pinned(ENTRY, "a request id", &id.to_bytes(), pinned);
+    let url = || "u".to_owned();
+    for (change, pinned) in [
+        (MemberChange::AddLearner { id: 2, url: url() }, "1002 1802 220175"),
+        (MemberChange::AddVoter { id: 2, url: url() }, "1802 220175"),
+        (MemberChange::Promote { id: 2 }, "1802 0801"),
+        (MemberChange::Move { id: 2, url: url() }, "1802 220175 0802"),
+        (MemberChange::Remove { id: 2 }, "1001 1802"),
+    ] {
+        assert_pinned(ENTRY, &format!("{change:?}"), &change.encode(), pinned);
+    }
+}
+
+#[test]
+fn the_bodies_between_members_are_pinned() {
+    let url = || "u".to_owned();
+    let greeting = codec::encode(&Greeting { first_urls: vec![url()] });
+    assert_pinned(PROTOCOL, "a greeting", &greeting, "0100000000000000 0100000000000000 75");
+    let answer = codec::encode(&GreetingAnswer { beginning: true, counts_as_member: false });
+    assert_pinned(PROTOCOL, "the answer to a greeting", &answer, "01 00");
+    for (request, pinned) in [
+        (MemberRequest::Add { id: 2, url: url() }, "00000000 0200000000000000 0100000000000000 75"),
+        (MemberRequest::Remove { id: 2 }, "01000000 0200000000000000"),
+        (
+            MemberRequest::Move { id: 2, url: url() },
+            "02000000 0200000000000000 0100000000000000 75",
+        ),
+        (MemberRequest::Lead { to: Some(2) }, "03000000 01 0200000000000000"),
+    ] {
+        assert_pinned(PROTOCOL, &format!("{request:?}"), &codec::encode(&request), pinned);
+    }
+    let why = || "w".to_owned();
+    let answers = [
+        (Ok(()), "00000000"),
+        (Err(RequestError::Invalid(why())), "01000000 00000000 0100000000000000 77"),
+        (Err(RequestError::Conflict(why())), "01000000 01000000 0100000000000000 77"),
+        (Err(RequestError::Gone(why())), "01000000 02000000 0100000000000000 77"),
+        (Err(RequestError::Unavailable(why())), "01000000 03000000 0100000000000000 77"),
+        (Err(RequestError::Unknown(why())), "01000000 04000000 0100000000000000 77"),
+    ];
+    for (answer, pinned) in answers {
+        let answer: Result<(), RequestError> = answer;
+        assert_pinned(PROTOCOL, &format!("{answer:?}"), &codec::encode(&answer), pinned);
+    }
+}
