@@ -478,13 +478,6 @@ pub enum PeerReport {
         /// The answer.
         answer: GreetingAnswer,
     },
-    /// This peer told its status.
-    Status {
-        /// The peer's header.
-        header: PeerHeader,
-        /// The [`Status`](crate::raft_node::Status), encoded.
-        status: Vec<u8>,
-    },
     /// A greeting got no answer.
     NotGreeted {
         /// Where the greeting was sent.

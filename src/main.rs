@@ -109,6 +109,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     ));
     let admin = Admin {
         status: node.status.clone(),
+        cluster: node.cluster.clone(),
         metrics,
         keys,
         alive_within: 2 * election_timeout.max(Duration::from_secs(1)),

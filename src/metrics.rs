@@ -83,8 +83,6 @@ pub struct Counts {
     started: Instant,
     /// Milliseconds from the start to the last tick, plus one; 0 before it.
     last_tick: AtomicU64,
-    /// Counts the calls to [`watch`](Self::watch).
-    watched: AtomicU64,
 
     /// Times that this member followed another leader than before.
     pub leader_changes: Counter,
@@ -133,7 +131,6 @@ impl Default for Counts {
         Self {
             started: Instant::now(),
             last_tick: AtomicU64::new(0),
-            watched: AtomicU64::new(0),
             leader_changes: Counter::default(),
             proposals_pending: Gauge::default(),
             proposals_committed: Counter::default(),
@@ -174,17 +171,6 @@ impl Counts {
     pub fn since_last_tick(&self) -> Option<Duration> {
         let at = self.last_tick.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.uptime().saturating_sub(Duration::from_millis(at)))
-    }
-
-    /// Records that a client is watching the whole cluster: for a few seconds, the node asks its peers
-    /// for their status.
-    pub fn watch(&self) {
-        self.watched.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A number that changes with each [`watch`](Self::watch).
-    pub fn watched(&self) -> u64 {
-        self.watched.load(Ordering::Relaxed)
     }
 
     /// Counts a refusal. `reason` is one of a fixed set of words.

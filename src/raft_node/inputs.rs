@@ -140,10 +140,6 @@ impl RaftNode {
                 let verdict = self.answer_greeting(&header, &greeting)?;
                 let _ = answer.send(verdict);
             }
-            InboundBody::Status { answer } => {
-                let verdict = self.admit(&header)?;
-                let _ = answer.send(verdict.map(|()| Vec::new()));
-            }
             InboundBody::ConfChange { change, responder } => match self.admit(&header)? {
                 Ok(()) if !self.applied.is_member(header.from) => {
                     responder.answer(Err(RequestError::unavailable(format!(
@@ -308,7 +304,6 @@ impl RaftNode {
                 self.snapshots.made(made?, journal, log, config, &self.logger)?;
             }
             PeerReport::DiskFailed(error) => return Err(error),
-            PeerReport::Status { .. } => {}
             PeerReport::Greeted { .. }
             | PeerReport::NotGreeted { .. }
             | PeerReport::Refused { .. } => match &mut self.lifecycle {

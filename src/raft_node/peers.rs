@@ -308,10 +308,7 @@ impl Peers {
         };
         let status = |(id, peer): (&NodeId, &Peer)| {
             let heard_ms = peer.last_heard.map(&age_ms);
-            (
-                *id,
-                PeerStatus { heard_ms, sent: peer.sent, progress: progress_of(*id), status: None },
-            )
+            (*id, PeerStatus { heard_ms, sent: peer.sent, progress: progress_of(*id) })
         };
         self.connected.iter().map(status).collect()
     }

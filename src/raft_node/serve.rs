@@ -17,15 +17,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::replay::{Replayed, replay_wal};
+use super::replay::replay_wal;
 use super::{Input, NodeConfig, RaftNode, Status, Turn};
 use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
 use crate::membership::is_https;
 use crate::ports::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
-use crate::ports::tls::Tls;
 use crate::storage::Vfs;
-use crate::transport::{Inbound, InboundBody, Transport, TransportConfig};
+use crate::transport::{ClusterWatch, Inbound, InboundBody, Transport, TransportConfig};
 
 /// The most inputs of a turn: ticks and heartbeats must not wait for long.
 const TURN_INPUTS_MAX: usize = 1024;
@@ -44,6 +43,8 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct RaftNodeHandle {
     /// The node's status at any moment.
     pub status: watch::Receiver<Status>,
+    /// Asks the other members for their statuses while a client watches.
+    pub cluster: Arc<ClusterWatch>,
     /// errorC: the node's end.
     done_rx: oneshot::Receiver<Result<()>>,
     /// The task that follows commitC, if the node was started with its state machine.
@@ -90,9 +91,11 @@ pub fn new_raft_node(
     let (done_tx, done_rx) = oneshot::channel();
     let (status_tx, status) = watch::channel(Status::default());
     let port = port.into();
+    let cluster = Arc::<ClusterWatch>::default();
     let channels = Channels { propose_rx, read_rx, conf_change_rx, commit_tx };
+    let watched = cluster.clone();
     tokio::spawn(async move {
-        let result = run(config, vfs, port, channels, status_tx, &logger).await;
+        let result = run(config, vfs, port, channels, status_tx, watched, &logger).await;
         match &result {
             Ok(()) => info!(logger, "the raft node stopped"),
             Err(Error::Removed) => info!(logger, "{}", Error::Removed),
@@ -100,7 +103,7 @@ pub fn new_raft_node(
         }
         let _ = done_tx.send(result);
     });
-    (commit_rx, RaftNodeHandle { status, done_rx, machine: None })
+    (commit_rx, RaftNodeHandle { status, cluster, done_rx, machine: None })
 }
 
 struct Channels {
@@ -116,15 +119,26 @@ async fn run(
     port: Port,
     channels: Channels,
     status_tx: watch::Sender<Status>,
+    cluster: Arc<ClusterWatch>,
     logger: &Logger,
 ) -> Result<()> {
     if is_https(&config.url) != port.tls.is_some() {
         let why = format!("the peer URL {} and the certificates do not go together", config.url);
         return Err(Error::Config(why));
     }
-    let (runtime, started_logger, tls) = (Handle::current(), logger.clone(), port.tls.clone());
-    let start =
-        move || start_raft(config, vfs, channels, tls, status_tx, &runtime, &started_logger);
+    let election_timeout = config.tick * config.election_ticks as u32;
+    let transport_config = TransportConfig {
+        request_timeout: config.request_timeout,
+        metrics: config.metrics.clone(),
+        tls: port.tls.clone(),
+        status: status_tx.subscribe(),
+        cluster,
+        ..TransportConfig::new(election_timeout, config.boot)
+    };
+    let (runtime, started_logger) = (Handle::current(), logger.clone());
+    let start = move || {
+        start_raft(config, vfs, channels, transport_config, status_tx, &runtime, &started_logger)
+    };
     let Started { serving, router, transport_ended } = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
@@ -174,7 +188,7 @@ fn start_raft(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
     channels: Channels,
-    tls: Option<Tls>,
+    transport_config: TransportConfig,
     status_tx: watch::Sender<Status>,
     runtime: &Handle,
     logger: &Logger,
@@ -183,8 +197,15 @@ fn start_raft(
     let replayed = replay_wal(&config, vfs, logger)?;
     let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
     let (report_tx, report_rx) = mpsc::unbounded_channel();
-    let transport =
-        start_transport(&config, tls, &replayed, inbound_tx, report_tx.clone(), runtime, logger)?;
+    let transport = Transport::new(
+        transport_config,
+        replayed.admission(),
+        replayed.snapshotter(),
+        inbound_tx,
+        report_tx.clone(),
+        runtime.clone(),
+        logger.clone(),
+    )?;
     let tick = config.tick;
     let report = Arc::new(move |report| {
         // A closed queue means that the node has stopped.
@@ -443,33 +464,6 @@ impl Serving {
         // A disk that is slower than that does not hold up the end of the process.
         tokio::time::timeout(SNAPSHOT_TIMEOUT, finished).await.unwrap_or(Ok(()))
     }
-}
-
-fn start_transport(
-    config: &NodeConfig,
-    tls: Option<Tls>,
-    replayed: &Replayed,
-    inbound_tx: mpsc::Sender<Inbound>,
-    report_tx: mpsc::UnboundedSender<PeerReport>,
-    runtime: &Handle,
-    logger: &Logger,
-) -> Result<Transport> {
-    let election_timeout = config.tick * config.election_ticks as u32;
-    let transport_config = TransportConfig {
-        request_timeout: config.request_timeout,
-        metrics: config.metrics.clone(),
-        tls,
-        ..TransportConfig::new(election_timeout, config.boot)
-    };
-    Transport::new(
-        transport_config,
-        replayed.admission(),
-        replayed.snapshotter(),
-        inbound_tx,
-        report_tx,
-        runtime.clone(),
-        logger.clone(),
-    )
 }
 
 #[cfg(test)]

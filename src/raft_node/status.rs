@@ -97,10 +97,6 @@ pub struct PeerStatus {
     pub sent: Sent,
     /// How far it has come, at a leader.
     pub progress: Option<Progress>,
-    /// What it said of itself, and how many milliseconds ago: only while somebody
-    /// [watches](crate::metrics::Counts::watch).
-    #[serde(skip)]
-    pub status: Option<(u64, Box<Status>)>,
 }
 
 /// Raft messages sent to one peer, by kind.

@@ -37,9 +37,6 @@ pub trait Outbox: Send {
     /// [`RequestError::Unavailable`](crate::error::RequestError::Unavailable); if it may have,
     /// [`RequestError::Unknown`](crate::error::RequestError::Unknown).
     fn forward_change(&mut self, to: NodeId, change: MemberRequest, responder: Responder<()>);
-
-    /// Asks member `to` for its status. An answer is reported.
-    fn ask_status(&mut self, _to: NodeId) {}
 }
 
 /// A request of a peer. The node answers it where an answer is expected. Dropping the answer unsent
@@ -99,11 +96,6 @@ pub enum InboundBody {
         greeting: Greeting,
         /// Takes the answer.
         answer: Answer<GreetingAnswer>,
-    },
-    /// A request for this member's status.
-    Status {
-        /// Takes the encoded status.
-        answer: Answer<Vec<u8>>,
     },
     /// A change of members, forwarded from a client of the sender.
     ConfChange {

@@ -142,7 +142,7 @@ async fn members(State(shared): State<Arc<Shared>>, request: Request) -> Respons
 
 async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let taken = take_status(&shared, &parts).await;
+    let taken = take_status(&shared, &parts);
     respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
 }
 
@@ -395,11 +395,13 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec
     Ok(codec::encode(&verdict.await?))
 }
 
-async fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
-    let (header, _) = admit(shared, parts, Kind::Raft)?;
-    let (answer, answer_rx) = oneshot::channel();
-    let inbound = Inbound::new(header, InboundBody::Status { answer });
-    ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await
+fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
+    admit(shared, parts, Kind::Raft)?;
+    let status = shared.config.status.borrow();
+    if !status.begun {
+        return Err(not_ready("this member waits for its first start"));
+    }
+    Ok(codec::encode(&*status))
 }
 
 async fn take_conf_change(

@@ -29,6 +29,7 @@
 mod api;
 mod inbound;
 mod outbound;
+mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -46,11 +47,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::api::{Answer, Inbound, InboundBody, Outbox};
+pub use self::status::{ClusterWatch, Statuses};
 use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
 use crate::error::{Error, RequestError, Result};
 use crate::membership::Admission;
 use crate::metrics::Metrics;
 use crate::ports::tls::Tls;
+use crate::raft_node::status::Status;
 use crate::storage::snapshotter::Snapshotter;
 
 /// The largest body that a member takes from a peer, in bytes; a snapshot's file is not counted. A
@@ -99,8 +102,12 @@ pub struct TransportConfig {
     pub boot: u64,
     /// Where bytes and failures are counted.
     pub metrics: Metrics,
-    /// What proves to each other who the members are; the same as on the peer port.
+    /// The certificates; the same as on the peer port.
     pub tls: Option<Tls>,
+    /// This member's status, for the others.
+    pub status: watch::Receiver<Status>,
+    /// The others' statuses, for the admin port.
+    pub cluster: Arc<ClusterWatch>,
 }
 
 impl TransportConfig {
@@ -114,6 +121,8 @@ impl TransportConfig {
             boot,
             metrics: Metrics::default(),
             tls: None,
+            status: watch::channel(Status::default()).1,
+            cluster: Arc::default(),
         }
     }
 
@@ -242,7 +251,9 @@ impl Transport {
             closing: watch::Sender::new(false),
             running: watch::Sender::new(()),
         };
-        Ok(Self { shared: Arc::new(shared), runtime, peers: BTreeMap::new() })
+        let transport = Self { shared: Arc::new(shared), runtime, peers: BTreeMap::new() };
+        transport.spawn(status::ask_others(transport.shared.clone()));
+        Ok(transport)
     }
 
     /// What the peer port serves. Its handlers live as long as the connections that call them.
@@ -382,11 +393,6 @@ impl Outbox for Transport {
         };
         let (shared, url) = (self.shared.clone(), peer.url.clone());
         self.spawn(outbound::forward_change(shared, to, url, change, responder));
-    }
-
-    fn ask_status(&mut self, to: NodeId) {
-        let Some(peer) = self.peers.get(&to) else { return };
-        self.spawn(outbound::ask_status(self.shared.clone(), to, peer.url.clone()));
     }
 }
 

@@ -132,10 +132,10 @@ impl std::fmt::Display for Failure {
 
 /// An answer of 2xx from the member that was meant.
 pub(super) struct Answered {
-    header: PeerHeader,
+    pub(super) header: PeerHeader,
     /// True if what follows may be streamed.
     may_stream: bool,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 /// One request: where it goes and what it says of itself.
@@ -152,7 +152,11 @@ pub(super) struct Call<'a> {
 
 impl Shared {
     /// Sends one request and waits for its answer, for `patience` altogether.
-    async fn call(&self, call: Call<'_>, patience: Duration) -> Result<Answered, Failure> {
+    pub(super) async fn call(
+        &self,
+        call: Call<'_>,
+        patience: Duration,
+    ) -> Result<Answered, Failure> {
         match timeout(patience, self.call_without_deadline(call)).await {
             Ok(answered) => answered,
             Err(_) => Err(Failure::Lost(format!("no answer within {patience:?}"))),
@@ -719,15 +723,6 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
         }
     };
     shared.report(report);
-}
-
-/// Asks member `to` for its status.
-pub(super) async fn ask_status(shared: Arc<Shared>, to: NodeId, url: Arc<str>) {
-    let (headers, body) = (HeaderMap::new(), Vec::new().into());
-    let call = Call { client: &shared.client, to, url: &url, path: "/raft/status", headers, body };
-    if let Ok(answered) = shared.call(call, shared.config.half_election_timeout()).await {
-        shared.report(PeerReport::Status { header: answered.header, status: answered.body });
-    }
 }
 
 /// Forwards `change` to member `to`, and its answer to `responder`.

@@ -330,7 +330,7 @@ async fn raw(url: &str, request: &[u8]) -> (u16, String) {
 }
 
 /// The headers of a request from member 1 to member 2.
-const HEADERS: &str = "host: x\r\nraft-protocol: 2\r\nraft-cluster-id: 00000000000000c1\r\n\
+const HEADERS: &str = "host: x\r\nraft-protocol: 1\r\nraft-cluster-id: 00000000000000c1\r\n\
     raft-from: 1\r\nraft-incarnation: 0000000000000007\r\nraft-from-url: http://127.0.0.1:1\r\n\
     raft-to: 2\r\nraft-boot: 0000000000000001\r\nraft-number: 1\r\n";
 
@@ -611,7 +611,7 @@ async fn garbage_is_answered_400_and_nothing_is_delivered() {
     {
         assert_eq!(raw(&two.url, &post("/raft", HEADERS, body)).await.0, 400, "{body:?}");
     }
-    for name in ["protocol: 2", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
+    for name in ["protocol: 1", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
     {
         let headers = HEADERS.replace(&format!("raft-{name}"), "x: y");
         assert_eq!(raw(&two.url, &post("/raft", &headers, &batch)).await.0, 400, "{name}");

@@ -1,4 +1,4 @@
-//! What stands on the wire between two members, as pure functions.
+//! The wire format between two members, as pure functions.
 //!
 //! # Requests
 //! | path | body | answered |
@@ -10,13 +10,13 @@
 //! | `POST /raft/members` | a `MemberRequest` | 200, a `Result<(), RequestError>` |
 //! | `POST /raft/status` | nothing | 200, a `Status` |
 //!
-//! The last three, and their answers, are encoded by [`codec`](crate::codec). Anything else is 404.
-//! Every body but that of a stream has a `Content-Length`.
+//! [`codec`](crate::codec) encodes the last three and their answers. Any other path is 404. Each body
+//! except that of a stream has a `Content-Length`.
 //!
 //! # Headers
 //! | name | value | where |
 //! |---|---|---|
-//! | `raft-protocol` | `2` | everywhere |
+//! | `raft-protocol` | `1` | everywhere |
 //! | `raft-cluster-id` | 16 hexadecimal digits; 0 while a joiner does not know it | everywhere |
 //! | `raft-from` | the sender's id, decimal, not 0 | everywhere |
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
@@ -25,14 +25,14 @@
 //! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
 //! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `…/stream`, `…/snapshot` |
 //! | `raft-number` | rises with each batch, and with each snapshot, of one boot | as `raft-boot` |
-//! | `raft-stream` | `1`: what follows may be streamed | 204 |
+//! | `raft-stream` | `1`: the next batches may be streamed | 204 |
 //! | `raft-snapshot-length` | bytes in the file, decimal | `/raft/snapshot` |
 //! | `raft-snapshot-checksum` | CRC32C of the file, 8 hexadecimal digits | `/raft/snapshot` |
 //! | `raft-refusal` | `mismatch` or `other-incarnation`, `removed`, `not-ready` | 412, 410, 503 |
 //! | `raft-removed-index` | the index of the removal, decimal | 410 |
 //!
-//! An answer names the answering member as a request names the asking one. What is not 2xx has one
-//! line of text as its body. 403 is for a sender whose certificate is another's.
+//! An answer names both ends with the same headers as a request. An answer other than 2xx has one line
+//! of text as its body. 403 means that the certificate belongs to another member.
 //!
 //! # A batch
 //! ```text
@@ -40,7 +40,7 @@
 //! │ length u32 LE│ message, protobuf  │ length u32 LE│ …
 //! └──────────────┴────────────────────┴──────────────┴───
 //! ```
-//! At least one and at most [`BATCH_MESSAGES`] messages, and nothing after the last.
+//! A batch holds 1 to [`BATCH_MESSAGES`] messages, and nothing after the last.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use protobuf::Message as _;
@@ -48,11 +48,12 @@ use raft::eraftpb::Message;
 
 use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotFile};
 
-/// The one version of this protocol. A member of another one is answered 400: one of version 1 would
-/// apply entries that have to do with learners, and with members that move, in another way.
-const PROTOCOL: &str = "2";
+/// The version of this protocol. It rises with every change of a request or of the meaning of an
+/// entry, because members of different versions would apply entries differently. A sender of another
+/// version is answered 400.
+const PROTOCOL: &str = "1";
 
-/// The most messages in one batch: an empty message is a few bytes here and hundreds in memory.
+/// The most messages in one batch. An empty message has a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;
 
 /// The length of the field before each message in bytes.
@@ -73,15 +74,15 @@ const SNAPSHOT_CHECKSUM: HeaderName = HeaderName::from_static("raft-snapshot-che
 const REFUSAL: HeaderName = HeaderName::from_static("raft-refusal");
 const REMOVED_INDEX: HeaderName = HeaderName::from_static("raft-removed-index");
 
-/// What is on the wire is not of this protocol: 400.
+/// The request or answer violates this protocol: 400.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WireError(pub(super) String);
 
-/// The place of a request among those of one run of its sender.
+/// The position of a request among those of one run of its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
-    /// Drawn at random when the sender started.
+    /// Drawn at random at the sender's start.
     pub(super) boot: u64,
     /// Rises with each request.
     pub(super) number: u64,
@@ -90,7 +91,7 @@ pub(super) struct Sequence {
 /// Adds the headers that name the two ends.
 ///
 /// # Errors
-/// [`WireError`] if the URL cannot stand in a header.
+/// [`WireError`] if the URL is no header value.
 pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Result<(), WireError> {
     let url = HeaderValue::from_str(&header.url)
         .map_err(|_| WireError(format!("the URL {:?} is not visible ASCII", header.url)))?;
@@ -109,12 +110,12 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
 /// Reads the headers that [`put_identity`] wrote.
 ///
 /// # Errors
-/// [`WireError`] naming the header that is missing or is not of this protocol.
+/// [`WireError`] naming the header that is missing or wrong.
 pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
     let protocol = text(headers, &PROTOCOL_HEADER)?;
     if protocol != PROTOCOL {
         return Err(WireError(format!(
-            "this member speaks raft-protocol {PROTOCOL}, not {protocol:?}"
+            "this member has version {PROTOCOL} of the peer protocol, the sender version {protocol}: run the same release on all members"
         )));
     }
     let header = PeerHeader {
@@ -137,7 +138,7 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
     Ok(header)
 }
 
-/// Adds the headers that place a request among its sender's.
+/// Adds the headers that number a request.
 pub(super) fn put_sequence(headers: &mut HeaderMap, sequence: Sequence) {
     put(headers, BOOT, &format!("{:016x}", sequence.boot));
     put(headers, NUMBER, &sequence.number.to_string());
@@ -151,12 +152,12 @@ pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, WireError> {
     Ok(Sequence { boot: hexadecimal(headers, &BOOT, 16)?, number: decimal(headers, &NUMBER)? })
 }
 
-/// Adds the header by which a sender may stream.
+/// Adds the header that allows the sender to stream.
 pub(super) fn put_may_stream(headers: &mut HeaderMap) {
     headers.insert(STREAM, HeaderValue::from_static("1"));
 }
 
-/// True if there is the header that [`put_may_stream`] adds.
+/// True if the header of [`put_may_stream`] is present.
 pub(super) fn may_stream(headers: &HeaderMap) -> bool {
     text(headers, &STREAM) == Ok("1")
 }
@@ -177,7 +178,7 @@ pub(super) fn snapshot_file(headers: &HeaderMap) -> Result<SnapshotFile, WireErr
     Ok(SnapshotFile { length: decimal(headers, &SNAPSHOT_LENGTH)?, checksum })
 }
 
-/// The status of a refusal; its kind is added to `headers`.
+/// Returns the status of a refusal, and adds its kind to `headers`.
 pub(super) fn put_refusal(headers: &mut HeaderMap, refusal: &Refusal) -> StatusCode {
     let (status, kind) = match refusal {
         Refusal::Mismatch(_) => (StatusCode::PRECONDITION_FAILED, "mismatch"),
@@ -192,14 +193,14 @@ pub(super) fn put_refusal(headers: &mut HeaderMap, refusal: &Refusal) -> StatusC
     status
 }
 
-/// Reads a refusal of `sender`'s request; `line` is the answer's body. `None` if it is no refusal.
+/// Reads a refusal of `sender`'s request; `line` is the body. `None` for any other answer.
 pub(super) fn refusal(
     status: StatusCode,
     headers: &HeaderMap,
     sender: NodeId,
     line: &str,
 ) -> Option<Refusal> {
-    // Status and kind have to agree: a proxy's own 503 is not a member's word.
+    // Status and kind must agree: a proxy's own 503 does not come from a member.
     match (status, text(headers, &REFUSAL).ok()?) {
         (StatusCode::PRECONDITION_FAILED, "mismatch") => Some(Refusal::Mismatch(line.to_owned())),
         (StatusCode::PRECONDITION_FAILED, "other-incarnation") => {
@@ -222,7 +223,7 @@ pub(super) fn framed_length(message: &Message) -> usize {
 /// Appends one message to a batch.
 ///
 /// # Panics
-/// If the message is longer than 4 GiB: protobuf itself has no such messages.
+/// If the message is longer than 4 GiB. protobuf allows 2 GiB.
 pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
     let start = batch.len();
     batch.extend_from_slice(&[0; LENGTH_BYTES]);
@@ -231,11 +232,11 @@ pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
     batch[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Reads a batch: all of its messages, or none. Nothing of the result points into `batch`, so that
-/// a small entry that raft keeps does not keep the whole batch in memory.
+/// Reads all messages of a batch, or none. The result copies its bytes out of `batch`, so that a small
+/// entry kept by raft does not keep the whole batch in memory.
 ///
 /// # Errors
-/// [`WireError`] naming the message, from 0, and the offset, in bytes.
+/// [`WireError`] naming the message, counted from 0, and its offset in bytes.
 pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, WireError> {
     let mut messages = Vec::new();
     let mut rest = batch;
@@ -262,22 +263,22 @@ pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, WireError> {
     Ok(messages)
 }
 
-/// Reads one message that fills `encoded`, copying out of it.
+/// Reads the one message that fills `encoded`, and copies its bytes.
 ///
 /// # Errors
-/// [`WireError`] if it is none.
+/// [`WireError`] if it cannot be parsed.
 pub(super) fn message(encoded: &[u8]) -> Result<Message, WireError> {
     Message::parse_from_bytes(encoded)
         .map_err(|error| WireError(format!("not a raft message: {error}")))
 }
 
-/// Adds a header whose value is made of digits.
+/// Adds a header whose value has only digits.
 fn put(headers: &mut HeaderMap, name: HeaderName, digits: &str) {
     let value = HeaderValue::from_str(digits).expect("digits can stand in a header");
     headers.insert(name, value);
 }
 
-/// A header's value, given once, in visible ASCII.
+/// The value of a header that must be given once, in visible ASCII.
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, WireError> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().ok_or_else(|| WireError(format!("no header {name}")))?;
@@ -287,7 +288,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, WireEr
     value.to_str().map_err(|_| WireError(format!("{name} is not visible ASCII")))
 }
 
-/// A number in decimal digits and nothing else.
+/// A number of decimal digits only.
 fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, WireError> {
     let value = text(headers, name)?;
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
@@ -298,7 +299,7 @@ fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, WireError> {
         .ok_or_else(|| WireError(format!("{name} is {value:?}, not a decimal number of 64 bits")))
 }
 
-/// A number in exactly `digits` hexadecimal digits.
+/// A number of exactly `digits` hexadecimal digits.
 fn hexadecimal(headers: &HeaderMap, name: &HeaderName, digits: usize) -> Result<u64, WireError> {
     let value = text(headers, name)?;
     let well_formed = value.len() == digits && value.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -359,6 +360,15 @@ mod tests {
     }
 
     #[test]
+    fn another_protocol_version_is_refused_with_both_versions() {
+        let mut headers = HeaderMap::new();
+        put_identity(&mut headers, &header()).expect("visible ASCII");
+        headers.insert(PROTOCOL_HEADER, HeaderValue::from_static("7"));
+        let WireError(why) = identity(&headers).expect_err("another version");
+        assert!(why.contains("version 1") && why.contains("version 7"), "{why}");
+    }
+
+    #[test]
     fn every_refusal_is_read_as_it_was_written() {
         for written in [
             Refusal::Mismatch("here: 1, there: 2".to_owned()),
@@ -406,7 +416,7 @@ mod tests {
         assert!(messages(&empty.repeat(BATCH_MESSAGES + 1)).is_err());
     }
 
-    /// RUSTSEC-2024-0437 is about groups nested without end: they are an error here, not a crash.
+    /// RUSTSEC-2024-0437: deeply nested groups are an error here, not a crash.
     #[test]
     fn nested_groups_without_end_are_an_error() {
         let mut batch = 10_000_000_u32.to_le_bytes().to_vec();

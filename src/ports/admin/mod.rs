@@ -53,6 +53,7 @@ use crate::metrics::Metrics;
 use crate::ports::guard::{is_cross_origin, is_known_host};
 use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::Status;
+use crate::transport::ClusterWatch;
 
 /// Streams of `/events` at a time. The other connections stay free for probes.
 const EVENT_STREAMS_MAX: usize = 16;
@@ -63,6 +64,8 @@ pub struct Admin {
     pub status: watch::Receiver<Status>,
     /// The member's metrics.
     pub metrics: Metrics,
+    /// Asks the other members for their statuses.
+    pub cluster: Arc<ClusterWatch>,
     /// The client port's handler: keys and membership changes.
     pub keys: Arc<HttpKvApi>,
     /// `/livez` fails if the loop has not ticked for this long.

@@ -14,12 +14,13 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{Admin, Shared, json_response};
 use crate::channels::NodeId;
 use crate::httpapi::ErrorResponse;
 use crate::raft_node::{PeerStatus, Role, Status};
+use crate::transport::Statuses;
 
 /// A member that has not answered for this long is shown as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
@@ -78,13 +79,13 @@ fn member_status(status: &Status) -> Value {
 
 /// Every member's status as JSON. `watching` is how long the other members have been asked: until
 /// [`DEAD_AFTER`], a member that has not answered is unknown rather than dead.
-fn cluster_status(status: &Status, watching: Duration) -> Value {
+fn cluster_status(status: &Status, statuses: &Statuses, watching: Duration) -> Value {
     let member = |(id, url): (&NodeId, &String)| {
         let said = if *id == status.id {
             Some((0, status))
         } else {
-            let peer = status.tick.peers.get(id);
-            peer.and_then(|peer| peer.status.as_ref()).map(|(age, status)| (*age, &**status))
+            let age_ms = |at: &Instant| at.elapsed().as_millis() as u64;
+            statuses.get(id).map(|(at, status)| (age_ms(at), &**status))
         };
         let is_alive = match said {
             Some((age, _)) => Some(u128::from(age) <= DEAD_AFTER.as_millis()),
@@ -106,19 +107,18 @@ fn cluster_status(status: &Status, watching: Duration) -> Value {
 }
 
 pub(super) async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
-    let Admin { metrics, status, .. } = &shared.admin;
-    metrics.watch();
+    let Admin { cluster, status, .. } = &shared.admin;
+    let mut statuses = cluster.watch();
     // A member that answered earlier and then fell silent does not delay the response.
-    let all_answered = |status: &Status| {
-        let mut others = status.members.urls.keys().filter(|id| **id != status.id);
-        others.all(|id| status.tick.peers.get(id).is_some_and(|peer| peer.status.is_some()))
+    let members = status.borrow().members.urls.clone();
+    let id = status.borrow().id;
+    let all_answered = |statuses: &Statuses| {
+        members.keys().all(|other| *other == id || statuses.contains_key(other))
     };
-    let patience = Instant::now() + DEAD_AFTER;
-    let mut status = status.clone();
     // After the timeout, the members that did not answer are shown as dead.
-    let _ = timeout_at(patience, status.wait_for(all_answered)).await;
+    let _ = timeout(DEAD_AFTER, statuses.wait_for(all_answered)).await;
     let watching = DEAD_AFTER + EVENT_INTERVAL;
-    json_response(&cluster_status(&status.borrow(), watching))
+    json_response(&cluster_status(&status.borrow(), &statuses.borrow(), watching))
 }
 
 /// Sends the cluster's status in each event.
@@ -140,8 +140,9 @@ pub(super) async fn events(
                 _ = stopping.changed() => return None,
                 _ = ticks.tick() => {}
             }
-            shared.admin.metrics.watch();
-            let cluster = cluster_status(&shared.admin.status.borrow(), began.elapsed());
+            let statuses = shared.admin.cluster.watch();
+            let status = shared.admin.status.borrow().clone();
+            let cluster = cluster_status(&status, &statuses.borrow(), began.elapsed());
             let event = Event::default().data(cluster.to_string());
             Some((Ok::<_, Infallible>(event), (shared, stopping, ticks, permit)))
         },

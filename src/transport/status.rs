@@ -1,0 +1,88 @@
+//! The statuses of the other members, asked over the peer port while a client of the admin port
+//! watches the cluster. Raft takes no part in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::Shared;
+use super::outbound::Call;
+use crate::channels::NodeId;
+use crate::codec;
+use crate::raft_node::status::Status;
+
+/// How long the others are asked after a client looked.
+const WATCHED_FOR: Duration = Duration::from_secs(3);
+/// How often they are asked.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// The last status of each other member that answered, and when it did.
+pub type Statuses = BTreeMap<NodeId, (Instant, Arc<Status>)>;
+
+/// Connects the admin port, which watches the cluster, with the transport, which asks the others.
+#[derive(Debug)]
+pub struct ClusterWatch {
+    watched_until: watch::Sender<Instant>,
+    statuses: watch::Sender<Statuses>,
+}
+
+impl Default for ClusterWatch {
+    fn default() -> Self {
+        Self {
+            watched_until: watch::Sender::new(Instant::now()),
+            statuses: watch::Sender::default(),
+        }
+    }
+}
+
+impl ClusterWatch {
+    /// Has the other members asked for the next seconds. Returns their statuses; empty at first.
+    pub fn watch(&self) -> watch::Receiver<Statuses> {
+        self.watched_until.send_replace(Instant::now() + WATCHED_FOR);
+        self.statuses.subscribe()
+    }
+}
+
+/// Asks the other members, again and again, while the cluster is watched.
+pub(super) async fn ask_others(shared: Arc<Shared>) {
+    let cluster = shared.config.cluster.clone();
+    let mut until_rx = cluster.watched_until.subscribe();
+    let mut requests = JoinSet::new();
+    loop {
+        // The sender is in `cluster`.
+        let _ = until_rx.wait_for(|until| *until > Instant::now()).await;
+        while *until_rx.borrow() > Instant::now() {
+            if shared.config.status.borrow().begun {
+                for (id, url) in shared.admission.other_members() {
+                    requests.spawn(ask(shared.clone(), id, url));
+                }
+            }
+            sleep(INTERVAL).await;
+            while requests.try_join_next().is_some() {}
+        }
+        requests.shutdown().await;
+        cluster.statuses.send_replace(Statuses::new());
+    }
+}
+
+/// Asks member `id` once. No answer is not an error.
+async fn ask(shared: Arc<Shared>, id: NodeId, url: String) {
+    let (headers, body) = (HeaderMap::new(), Vec::new().into());
+    let call =
+        Call { client: &shared.client, to: id, url: &url, path: "/raft/status", headers, body };
+    let patience = shared.config.half_election_timeout();
+    if let Ok(answer) = shared.call(call, patience).await
+        && shared.admission.admit(&answer.header).is_ok()
+        && let Ok(status) = codec::decode::<Status>(&answer.body)
+    {
+        let status = (Instant::now(), Arc::new(status));
+        shared.config.cluster.statuses.send_modify(|statuses| {
+            statuses.insert(id, status);
+        });
+    }
+}
