@@ -27,8 +27,10 @@
 //! is the [`Gate`]'s to say, and each message passes the node's own gate before it is stepped.
 
 mod api;
+mod call;
 mod inbound;
 mod outbound;
+mod sender;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -146,7 +148,7 @@ fn allowance(bytes: u64) -> Duration {
 /// What the tasks and the handlers of one transport share.
 struct Shared {
     config: TransportConfig,
-    /// Makes the outgoing requests; see [`outbound::client`] for why none is sent twice.
+    /// Makes the outgoing requests; see [`call::client`] for why none is sent twice.
     client: reqwest::Client,
     /// Sends snapshots: a receiver that writes to its disk may take no bytes for longer.
     snapshot_client: reqwest::Client,
@@ -232,7 +234,7 @@ impl Transport {
         logger: Logger,
     ) -> Result<Self> {
         let client = |patience| {
-            outbound::client(&config, patience)
+            call::client(&config, patience)
                 .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))
         };
         let shared = Shared {
@@ -358,8 +360,8 @@ impl Outbox for Transport {
         let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();
-        let queue = outbound::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
-        let sender = outbound::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
+        let queue = sender::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
+        let sender = sender::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
         let running = self.shared.running.subscribe();
         // Closing drops the queue: the task drains it and ends.
         self.runtime.spawn(async move {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
-use super::outbound::Call;
+use super::call::Call;
 use crate::channels::NodeId;
 use crate::codec;
 use crate::raft_node::status::Status;

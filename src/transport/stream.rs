@@ -34,8 +34,8 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::call::{Call, Failure, answered};
 use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not_ready, room_for};
-use super::outbound::{Call, Failure, answered};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{NodeId, PeerHeader};
 use crate::membership::Sender;

@@ -1,0 +1,265 @@
+//! The task that sends one peer its messages, in batches.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use prometheus_client::metrics::counter::Counter;
+use raft::eraftpb::{Message, MessageType};
+use slog::{info, warn};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+
+use super::call::{Call, Failure};
+use super::{Shared, allowance, payload_bytes, stream, wire};
+use crate::channels::{NodeId, PeerReport};
+use crate::metrics::PeerLabel;
+
+/// The most bytes in a batch of several messages; one message may be larger. Small enough that a
+/// lost batch costs little, large enough that the cost of a request is shared.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The first pause after a failure; it doubles up to half an election timeout.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+
+/// How long a removed peer's queue may take to drain.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is known of a peer, for the log: one line per change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    /// Nothing was sent yet.
+    Unknown,
+    Active,
+    Inactive,
+}
+
+/// What waits for one peer.
+pub(super) struct Queue {
+    pub(super) queue_rx: mpsc::Receiver<Message>,
+    /// The payload of what is in it.
+    pub(super) queued_bytes: Arc<AtomicU64>,
+}
+
+impl Queue {
+    async fn recv(&mut self) -> Option<Message> {
+        let message = self.queue_rx.recv().await?;
+        Some(self.taken(message))
+    }
+
+    fn try_recv(&mut self) -> Option<Message> {
+        let message = self.queue_rx.try_recv().ok()?;
+        Some(self.taken(message))
+    }
+
+    fn taken(&self, message: Message) -> Message {
+        self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
+        message
+    }
+}
+
+/// What waits for one peer, in batches.
+struct Batches {
+    queue: Queue,
+    /// Taken from the queue, but too large for the batch before it.
+    held: Option<Message>,
+    /// The proposals in the batch that is being sent.
+    proposals: Vec<Message>,
+}
+
+impl Batches {
+    /// Waits for a message and takes what is queued behind it, while it fits. `None` once the peer
+    /// is removed and nothing is left. May be dropped and called again.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let mut next = match self.held.take() {
+            Some(message) => Some(message),
+            None => Some(self.queue.recv().await?),
+        };
+        let mut batch = Vec::new();
+        let mut messages = 0;
+        self.proposals.clear();
+        while let Some(message) = next.take() {
+            let full = batch.len() + wire::framed_length(&message) > BATCH_BYTES;
+            if messages > 0 && (full || messages == wire::BATCH_MESSAGES) {
+                self.held = Some(message);
+                break;
+            }
+            wire::put_message(&mut batch, &message);
+            messages += 1;
+            if message.msg_type == MessageType::MsgPropose {
+                self.proposals.push(message);
+            }
+            next = self.queue.try_recv();
+        }
+        Some(batch)
+    }
+}
+
+/// Sends one peer its batches, one after the other.
+pub(super) struct PeerSender {
+    shared: Arc<Shared>,
+    id: NodeId,
+    url: Arc<str>,
+    batches: Batches,
+    /// While there is one, batches go by it.
+    stream: Option<stream::Outgoing>,
+    /// When there may be one.
+    stream_from: Instant,
+    /// The pause after the next that fails.
+    stream_pause: Duration,
+    activity: Activity,
+    /// The pause after the next failure.
+    backoff: Duration,
+    sent_bytes: Counter,
+}
+
+impl PeerSender {
+    /// A sender of what is queued for peer `id` to `url`.
+    pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
+        let sent_bytes = &shared.config.metrics.peer_sent_bytes;
+        let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: id });
+        Self {
+            shared,
+            id,
+            url,
+            batches: Batches { queue, held: None, proposals: Vec::new() },
+            stream: None,
+            stream_from: Instant::now(),
+            stream_pause: stream::PAUSE_MIN,
+            activity: Activity::Unknown,
+            backoff: BACKOFF_MIN,
+            sent_bytes,
+        }
+    }
+
+    /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
+    pub(super) async fn run(mut self, removed_rx: oneshot::Receiver<()>) {
+        let drain_timeout = async {
+            // Nothing is ever sent on it: this is its other end being dropped.
+            let _ = removed_rx.await;
+            sleep(DRAIN_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = self.send_batches() => {}
+            () = drain_timeout => {}
+        }
+    }
+
+    async fn send_batches(&mut self) {
+        loop {
+            let batch = match &mut self.stream {
+                None => self.batches.next().await,
+                Some(stream) => tokio::select! {
+                    biased;
+                    end = stream.ended() => {
+                        self.end_stream(end).await;
+                        continue;
+                    }
+                    batch = self.batches.next() => batch,
+                },
+            };
+            let Some(batch) = batch else { break };
+            self.sent_bytes.inc_by(batch.len() as u64);
+            let Some(stream) = &mut self.stream else {
+                self.post(batch).await;
+                continue;
+            };
+            match stream.send(&batch).await {
+                Ok(()) => {}
+                // It ended while the batch waited, which is lost then: raft repeats it.
+                Err(stream::End::Quiet) => {
+                    self.end_stream(stream::End::Failed(Failure::Lost("it ended".into()))).await;
+                }
+                Err(end) => self.end_stream(end).await,
+            }
+        }
+        if let Some(stream) = self.stream.take() {
+            stream.finish().await;
+        }
+    }
+
+    /// Sends a batch as a request of its own. If it is taken, those that follow may be streamed.
+    async fn post(&mut self, batch: Vec<u8>) {
+        let length = batch.len() as u64;
+        let mut headers = HeaderMap::new();
+        wire::put_sequence(&mut headers, self.shared.next_sequence());
+        let body = batch.into();
+        let call = Call {
+            client: &self.shared.client,
+            to: self.id,
+            url: &self.url,
+            path: "/raft",
+            headers,
+            body,
+        };
+        // Connecting is part of it: a peer that is not there is as bad as one that is silent.
+        let patience = self.shared.config.half_election_timeout() + allowance(length);
+        match self.shared.call(call, patience).await {
+            Ok(answered) => {
+                // They arrived: what fails from here on is not theirs.
+                self.batches.proposals.clear();
+                self.succeeded();
+                if answered.may_stream && Instant::now() >= self.stream_from {
+                    self.stream = Some(stream::Outgoing::open(&self.shared, self.id, &self.url));
+                }
+            }
+            Err(failure) => self.failed(&failure).await,
+        }
+    }
+
+    async fn end_stream(&mut self, end: stream::End) {
+        if self.stream.take().is_some_and(|stream| stream.has_worked) {
+            self.stream_pause = stream::PAUSE_MIN;
+        }
+        if let stream::End::Failed(failure) = end {
+            self.stream_from = Instant::now() + self.stream_pause;
+            self.stream_pause = (self.stream_pause * 2).min(stream::PAUSE_MAX);
+            self.failed(&failure).await;
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff = BACKOFF_MIN;
+        if self.activity != Activity::Active {
+            self.activity = Activity::Active;
+            info!(self.shared.logger, "peer {} became active", self.id);
+        }
+    }
+
+    /// Reports a lost batch, drops what waited behind it, and pauses.
+    async fn failed(&mut self, failure: &Failure) {
+        let backoff_max = self.shared.config.half_election_timeout();
+        let failures = &self.shared.config.metrics.peer_failures;
+        failures.get_or_create(&PeerLabel { peer: self.id }).inc();
+        if self.activity != Activity::Inactive {
+            self.activity = Activity::Inactive;
+            let id = self.id;
+            warn!(
+                self.shared.logger,
+                "peer {} became inactive (message send to peer failed): {}", id, failure
+            );
+        }
+        // What waited follows on what was lost, and is out of date once the peer is back. It is
+        // dropped before the report, so that what raft sends in answer to the report is not.
+        let batches = &mut self.batches;
+        let mut unsent = match failure {
+            Failure::NotSent(_) => std::mem::take(&mut batches.proposals),
+            Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
+        };
+        unsent.extend(batches.held.take());
+        for _ in 0..batches.queue.queue_rx.len() {
+            unsent.extend(batches.queue.try_recv());
+        }
+        for message in unsent {
+            self.shared.report_unsent(message);
+        }
+        if let Some(refused) = failure.report() {
+            self.shared.report(refused);
+            self.backoff = backoff_max;
+        }
+        self.shared.report(PeerReport::Unreachable(self.id));
+        sleep(self.backoff.min(backoff_max)).await;
+        self.backoff = (self.backoff * 2).min(backoff_max);
+    }
+}
