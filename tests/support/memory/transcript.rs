@@ -169,7 +169,6 @@ fn describe_input(input: &Input) -> Option<String> {
             InboundBody::Greeting { .. } => {
                 format!("receive greeting from {}", inbound.header.from)
             }
-            InboundBody::Status { .. } => "receive status request".to_owned(),
             InboundBody::ConfChange { change, .. } => {
                 format!("receive {change:?} from {}", inbound.header.from)
             }
@@ -184,7 +183,6 @@ fn describe_input(input: &Input) -> Option<String> {
             }
             PeerReport::Refused { header, .. } => format!("report: refused by {}", header.from),
             PeerReport::Greeted { header, .. } => format!("report: greeted by {}", header.from),
-            PeerReport::Status { header, .. } => format!("report: status of {}", header.from),
             PeerReport::SnapshotMade(_) => "report: snapshot is made".to_owned(),
             PeerReport::DiskFailed(_) => "report: disk failed".to_owned(),
         },
