@@ -318,3 +318,41 @@ fn an_import_against_the_arrows_is_found() {
     );
     assert!(found(&["raft_node", "serve"]).is_empty() && found(&["transport"]).is_empty());
 }
+
+/// What only its owner may name, and the files of `src` that do.
+const OWNED: &[(&str, &[&str])] = &[
+    // The write-ahead log: opened by a start, created by a restore, written by the journal alone.
+    ("Wal", &["commands/restore.rs", "raft_node/journal.rs", "raft_node/replay.rs"]),
+    // A Ready's messages, some of which wait for its frame.
+    (".take_persisted_messages", &["raft_node/journal.rs"]),
+    ("ready.take_messages", &["raft_node/journal.rs"]),
+    // The one transition of members, ConfState and applied index, and its callers.
+    ("applied.advance", &["raft_node/apply.rs", "raft_node/changes.rs"]),
+];
+
+#[test]
+fn owned_names_stay_with_their_owners() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    for (name, owners) in OWNED {
+        let names = |file: &&PathBuf| {
+            let source = code(&std::fs::read_to_string(file).unwrap());
+            source.match_indices(name).any(|(place, _)| {
+                let after = source[place + name.len()..].chars().next().unwrap_or(' ');
+                let before = source[..place].chars().next_back().unwrap_or(' ');
+                let inside = |c: char| c.is_alphanumeric() || c == '_';
+                !inside(after) && (name.starts_with('.') || !inside(before))
+            })
+        };
+        let found: Vec<&str> = files
+            .iter()
+            .filter(|file| !file.starts_with(src.join("storage")))
+            .filter(names)
+            .map(|file| file.strip_prefix(&src).unwrap().to_str().unwrap())
+            .filter(|file| !file.ends_with("tests.rs"))
+            .collect();
+        let found: BTreeSet<&str> = found.into_iter().collect();
+        assert_eq!(found, owners.iter().copied().collect(), "{name}");
+    }
+}
