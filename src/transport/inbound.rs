@@ -1,7 +1,7 @@
-//! The way in: the six routes of the peer port.
+//! The six routes of the peer port.
 //!
-//! Each handler goes the same way: headers → certificate → gate → room for the body → body → node → answer. What
-//! fails on the way is a [`Rejection`], and nothing of the request was delivered.
+//! Each handler takes the same steps: headers → certificate → admission → room for the body → body →
+//! node → answer. A step that fails gives a [`Rejection`], and nothing of the request is delivered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,11 +55,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 
 /// Why a request is not taken.
 pub(super) enum Rejection {
-    /// It is no request of this protocol: 400 and its kin.
+    /// The request violates the protocol: 400, 408, 411 or 413.
     Malformed(StatusCode, String),
-    /// It is one, but not from this sender, or not now.
+    /// This sender is refused, or this member is not ready.
     Refused(Refusal),
-    /// The certificate is not the sender's: 403.
+    /// The certificate belongs to another member: 403.
     Certificate(String),
 }
 
@@ -82,7 +82,7 @@ impl From<Refusal> for Rejection {
 }
 
 impl Rejection {
-    /// What the sender is told.
+    /// The reason for the sender.
     pub(super) fn why(&self) -> String {
         match self {
             Rejection::Malformed(_, why) | Rejection::Certificate(why) => why.clone(),
@@ -146,7 +146,7 @@ async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Response
     respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
 }
 
-/// The answer: 204, 200 with a body, or one line of why not; always with this member's name on it.
+/// The answer: 204, 200 with a body, or one line with the reason. Its headers name this member.
 fn respond(
     shared: &Shared,
     headers: &HeaderMap,
@@ -191,16 +191,16 @@ fn respond(
     answer
 }
 
-/// Where a request may come from and go to.
+/// What a request must name.
 #[derive(PartialEq, Eq)]
 enum Kind {
-    /// The sender may not know the cluster or whom it reached.
+    /// The sender may not know the cluster or the receiver.
     Greeting,
-    /// It has to know both.
+    /// It must name both.
     Raft,
 }
 
-/// Judges the sender by its headers, and the certificate of its connection.
+/// Admits the sender by its headers and the certificate of its connection.
 fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Sender), Rejection> {
     let header = wire::identity(&parts.headers)?;
     check_certificate(shared, parts, header.from)?;
@@ -215,7 +215,7 @@ fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Send
     Ok((header, sender))
 }
 
-/// With TLS, nobody speaks in another's name.
+/// With TLS, a sender needs the certificate of the member that it names.
 fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(), Rejection> {
     let Some(tls) = &shared.config.tls else { return Ok(()) };
     let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
@@ -227,7 +227,7 @@ fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(),
     })
 }
 
-/// Judges the sender of raft messages by its headers, and the certificate of its connection.
+/// Admits the sender of raft messages, as [`admit`].
 pub(super) fn admit_raft(
     shared: &Shared,
     parts: &Parts,
@@ -258,7 +258,7 @@ fn check_length(length: u64, limit: u64) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Takes room for `length` bytes, at most `limit`, out of what all bodies together may occupy.
+/// Reserves `length` bytes, at most `limit`, of those that all bodies together may occupy.
 pub(super) fn room_for(
     shared: &Shared,
     length: u64,
@@ -273,8 +273,7 @@ pub(super) fn room_for(
         .map_err(|_| not_ready("too many bytes of peers wait to be taken here"))
 }
 
-/// Reads a body of at most `limit` bytes, and with it what it takes out of the bytes that all
-/// bodies together may occupy.
+/// Reads a body of at most `limit` bytes. Returns its reservation too.
 async fn read_body(
     shared: &Shared,
     parts: &Parts,
@@ -293,11 +292,11 @@ async fn read_body(
     Ok((bytes, permit))
 }
 
-/// When a body counts as too slow.
+/// When a body is too slow.
 pub(super) enum Deadline {
-    /// The whole of it has to be here by then.
+    /// All of it must arrive by then.
     At(Instant),
-    /// Each next byte has to be here in time.
+    /// The next byte must arrive within this time.
     Progress(Duration),
 }
 
@@ -336,7 +335,7 @@ impl BodyReader {
     }
 }
 
-/// Waits for the node's verdict, after handing it `inbound`, for `patience` altogether.
+/// Gives the node `inbound` and waits for its verdict, for `patience` in all.
 async fn ask_the_node<T>(
     shared: &Shared,
     inbound: Inbound,
@@ -375,8 +374,8 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sen
     Ok(sender)
 }
 
-/// Gives the node what it need not answer. Whether it is busy or gone, that is dropped: the sender
-/// drops what follows.
+/// Gives the node a request that it does not answer here. If the node is busy or gone, the request is
+/// dropped.
 pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejection> {
     shared
         .inbound_tx
@@ -385,7 +384,7 @@ pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejecti
 }
 
 async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
-    // The node answers every greeting itself, so both admissions are one.
+    // The node answers every greeting itself.
     let (header, _) = admit(shared, parts, Kind::Greeting)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let greeting = codec::decode(&bytes)?;
@@ -409,7 +408,7 @@ async fn take_conf_change(
     parts: &Parts,
     body: Body,
 ) -> Result<Vec<u8>, Rejection> {
-    // The node judges the change and who passes it on in one step, so both admissions are one.
+    // The node decides on the sender and the change in one step.
     let (header, _) = admit(shared, parts, Kind::Raft)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let change = codec::decode(&bytes)?;
@@ -446,8 +445,8 @@ impl Drop for ReceivingSlot {
     }
 }
 
-/// Takes a snapshot. The order is what makes it safe: the file is complete, checked and durable
-/// before the node sees the message. A file whose message is then not taken is purged by the node.
+/// Receives a snapshot. The file is complete, checked and durable before the node sees the message. If
+/// the node refuses the message, it purges the file.
 async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<(), Rejection> {
     let (header, _) = admit(shared, parts, Kind::Raft)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
@@ -470,7 +469,7 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
     let metadata = message.get_snapshot().get_metadata();
     let (index, term) = (metadata.index, metadata.term);
     let writer = tokio::task::spawn_blocking(move || {
-        // Reported from here, for the handler is gone if the sender hung up.
+        // Reported from this thread, because the handler is gone if the sender hung up.
         write_file(&slot, index, term, file, chunk_rx)
             .map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
     });
@@ -480,8 +479,8 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => return Err(not_ready("this member is stopping")),
     };
-    // A failed disk comes first: it is why the feeding stopped. Then a body that broke off: it is
-    // why the file is wrong.
+    // The order names the cause: a failed disk stops the feeding, and a body that broke off makes the
+    // file wrong.
     let checked = written.map_err(|()| not_ready("this member's disk failed"))?;
     fed?;
     checked.map_err(|why| Rejection::Malformed(StatusCode::BAD_REQUEST, why))?;
@@ -523,7 +522,7 @@ async fn read_snapshot_message(
     Ok((message, head.freeze(), wanted as u64))
 }
 
-/// Passes the rest of the body on to the writer. Returning closes the channel.
+/// Gives the rest of the body to the writer. Returning closes the channel.
 async fn feed(
     reader: &mut BodyReader,
     first_chunk: Bytes,

@@ -1,30 +1,26 @@
-//! The way to the other members: HTTP requests with raft's messages in them, both directions.
+//! The peer port and the requests to other members: raft's messages over HTTP, in both directions.
 //!
 //! # Outgoing
-//! Each peer has one bounded queue and one task. The task takes what is queued, up to a mebibyte,
-//! sends it as one request, and takes the next; to a peer that took one it sends those that follow
-//! over one long request, as the module `stream` describes. A batch leaves **at most once**: whatever the
-//! error, it is dropped, raft hears that the peer is unreachable, and raft repeats what it needs. A
-//! queue that is full drops, too. So nothing here blocks the raft node, and nothing grows.
+//! Each peer has one bounded queue and one task. The task sends the queued messages, up to a mebibyte,
+//! as one request, and then the next. After a peer has accepted a batch, the following ones go over one
+//! long request, as the module `stream` describes. A batch is sent **at most once**: after any error it
+//! is dropped, raft is told that the peer is unreachable, and raft repeats what it needs. A full queue
+//! drops messages too. So the raft node never blocks here, and memory is bounded.
 //!
-//! A snapshot goes to a task of its own, over a connection of its own, so that heartbeats do not
-//! wait behind it. Its end is always reported: raft sends nothing else to that peer until it is.
+//! A snapshot has its own task and connection, so that heartbeats do not wait for it. Its end is always
+//! reported, because raft sends nothing else to that peer until then.
 //!
 //! # Incoming
-//! [`Transport::router`] is what the peer port serves. The sender is judged by its headers, through
-//! the [`Gate`], before a byte of the body is read. A body is bounded, and so is the time it may
-//! take; the bytes of all bodies together are bounded until the node has taken them. What is not
-//! wholly well-formed is answered 400 and nothing of it is delivered.
+//! The peer port serves [`Transport::router`]. [`Admission`] decides on the sender by its headers,
+//! before a byte of the body is read. The length of a body is bounded, and so is the time it may take.
+//! The bytes of all bodies together are bounded until the node has taken them. A malformed request is
+//! answered 400, and nothing of it is delivered.
 //!
-//! With TLS, whoever connects has a certificate of the cluster's authority, and so has whoever
-//! answers. That says that it is a member, and its name says which: a request or an answer in the
-//! name of another is refused before anything of it is looked at.
+//! With TLS, both ends show a certificate of the cluster's authority that names their member id. A
+//! request or an answer in the name of another member is refused before it is processed.
 //!
-//! What a request and an answer look like is documented in the module `wire`, header by header.
-//!
-//! # What it is not
-//! It knows nothing of files, members or raft's rules: files are a [`SnapshotFiles`], who may speak
-//! is the [`Gate`]'s to say, and each message passes the node's own gate before it is stepped.
+//! The module `wire` documents requests and answers, header by header. Whether a message may be stepped
+//! is not decided here: the node validates each one.
 
 mod api;
 mod call;
@@ -94,7 +90,7 @@ pub struct TransportConfig {
     /// A batch is connected for and answered within half of it, and backoff is at most half of it:
     /// a healed partition must not wait for TCP.
     pub election_timeout: Duration,
-    /// How long a change of members that was passed on may take.
+    /// How long a forwarded change of members may take.
     pub request_timeout: Duration,
     /// How long no byte of a snapshot may move before it counts as failed.
     pub snapshot_progress_timeout: Duration,

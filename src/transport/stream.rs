@@ -1,8 +1,8 @@
-//! Batches in a row: the body of one request that does not end.
+//! Streams: many batches in the body of one long request.
 //!
-//! A request and an answer for each batch cost both members more than the batch does. So a peer that
-//! has taken a batch, and says that it may be streamed to, is sent those that follow as frames of one
-//! long `POST /raft/stream`, whose answer, just as long, tells now and then how far they were taken:
+//! A request and an answer per batch cost more than the batch itself. So after a peer has accepted a
+//! batch and allowed streaming, the next batches are frames of one long `POST /raft/stream`. The answer
+//! is as long, and tells at intervals which frames were accepted:
 //!
 //! ```text
 //! the request's body:  ┌───────────────┬───────────────┬───────┬───
@@ -11,14 +11,14 @@
 //! the answer's body:   17\n42\n…                  the number of the last frame that was taken,
 //!                      this member is stopping\n  or why no more are
 //! ```
-//! A frame stands for a request to `/raft`: its sender is judged anew, its batch is delivered whole
-//! or not at all, and nothing is ever sent again. Numbers are those of the requests, so that what
-//! arrives late, by whichever way, is dropped.
+//! A frame is handled like a request to `/raft`: its sender is admitted again, its batch is delivered
+//! whole or not at all, and it is never sent again. Frames and requests share one numbering, so that a
+//! late batch is dropped either way.
 //!
-//! Whatever goes wrong ends the stream, and the next batch goes the other way: its answer says more.
-//! The sender ends it if a frame is not taken for half an election timeout, or if there was nothing
-//! to send for as long, the receiver if none comes for a whole one. So a peer that is gone, or was
-//! stopped, is found out as soon as by requests of their own. etcd's rafthttp has a stream.go, too.
+//! Any error ends the stream, and the next batch is a request, whose answer says more. The sender ends
+//! a stream if a frame is not accepted within half an election timeout, or if it has nothing to send for
+//! as long. The receiver ends it if no frame comes for an election timeout. So a dead or stopped peer
+//! is detected as soon as with requests. The counterpart in etcd is rafthttp's stream.go.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -242,10 +242,10 @@ struct Incoming {
     is_over: bool,
 }
 
-/// Judges who wants to stream, and answers with the body that tells what was taken.
+/// Admits the sender of a stream. Returns the body of the answer, which names the accepted frames.
 ///
 /// # Errors
-/// What a request to `/raft` is answered, and that senders which the gate does not know cannot.
+/// As for a request to `/raft`; 503 if the sender is not a member here.
 pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
     let (header, sender) = admit_raft(shared, parts)?;
     let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
@@ -368,7 +368,7 @@ impl Incoming {
         }
         let silence = self.shared.config.election_timeout;
         self.reader.deadline = Deadline::At(Instant::now() + silence);
-        // Who may speak can have changed since the last frame.
+        // Admission may have changed since the last frame.
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
         let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
