@@ -105,8 +105,6 @@
 //! [`snapshotter::VERSION`]: super::snapshotter::VERSION
 
 mod format;
-#[cfg(test)]
-mod pinned;
 mod reader;
 mod replay;
 #[cfg(test)]

@@ -1,3 +1,5 @@
+mod pinned;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

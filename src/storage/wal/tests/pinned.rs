@@ -1,11 +1,11 @@
 //! The bytes of every encoding. They may change only together with a version: the module
-//! documentation of [`wal`](super) states which.
+//! documentation of [`wal`](super::super) states which.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 
-use super::format::{self, Salt};
-use super::{Identity, SnapshotId};
+use super::super::format::{self, Salt};
+use super::super::{Identity, SnapshotId};
 use crate::channels::{Greeting, GreetingAnswer, MemberRequest, RequestId};
 use crate::codec;
 use crate::error::RequestError;
