@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clients::Clients;
 use crate::runner::{FAST, Run, rounds};
-use crate::support::processes::{PATIENCE, Signal, eventually, files_in, put, serves};
+use crate::support::processes::{Client, PATIENCE, Signal, eventually, files_in, put, serves};
 
 const SMALL: [&str; 4] = ["--snapshot-count", "100", "--snapshot-catch-up-entries", "10"];
 /// Entries written while a member is away: every leader drops what it misses.
@@ -55,7 +55,8 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
             run.cluster.kill(receiver);
             let missed = leave_behind(&mut run, &clients, receiver);
             run.cluster.start_again(receiver);
-            Some((receiver, missed, pause_half_way(&mut run, receiver)?))
+            let sender = pause_half_way(&mut run, receiver, &missed)?;
+            Some((receiver, missed, sender))
         });
         let (receiver, missed, sender) = met.expect("a snapshot is met half way");
         run.inject();
@@ -81,12 +82,14 @@ fn kill_half_way(kind: &str, who: Who, default_rounds: usize) {
 }
 
 /// Pauses `receiver` while it has a part of a snapshot's file; returns the sender. Returns `None`,
-/// with the receiver running, if the transfer was over first.
-fn pause_half_way(run: &mut Run, receiver: u64) -> Option<u64> {
+/// with the receiver running, if the transfer was over first, or if the log alone brought `missed`.
+fn pause_half_way(run: &mut Run, receiver: u64, missed: &str) -> Option<u64> {
     let dir = run.cluster.site.dir().join(format!("raftexample-{receiver}-snap"));
+    let mut client = Client::new(run.cluster.address(receiver)).reading_locally();
     let begun = Instant::now();
     while half_way(run, receiver, &dir).is_none() {
-        if run.cluster.process(receiver).stderr().contains(INSTALLED) {
+        let is_over = run.cluster.process(receiver).stderr().contains(INSTALLED);
+        if is_over || client.get("/while-away").is_ok_and(|own| own.body == missed.as_bytes()) {
             return None;
         }
         assert!(begun.elapsed() < PATIENCE, "no snapshot reaches member {receiver}");
