@@ -48,11 +48,16 @@
 //! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
 //! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the next waits in the socket's backlog |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
-//! | status | raft_node → admin port | the latest | replaced |
+//! | status | raft_node → admin port, transport | the latest | replaced |
 //! | errorC: [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
 //! | log lines | all → standard error | 4,096 | dropped, and counted in the log |
 //!
-//! The node stops when the last sender of proposeC is gone. commitC closes when the node stopped.
+//! # How a member ends
+//! - In order: the last sender of proposeC is dropped. The node finishes its turn and closes commitC.
+//! - By a failed write or fdatasync: the error leaves `handle_ready` before anything that depends on the
+//!   frame is sent. It ends the task in [`raft_node::serve`]; `join` hands it to `main.rs`, which prints one
+//!   line and exits with status 1. Requests in flight are answered 503 or 504.
+//! - By a panic in any thread: the process aborts, in release builds.
 //!
 //! # The parts, and what may import what
 //! ```text
@@ -76,14 +81,15 @@
 //!
 //! | question | place |
 //! |---|---|
-//! | On which event is a PUT answered 204? | `raft_node::writes`, [`raft_node::state_machine`] |
+//! | On which event is a PUT answered 204? | [`raft_node::writes`], [`raft_node::state_machine`] |
 //! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
-//! | What may be sent before the fdatasync, and what if it fails? | `raft_node/journal.rs` |
-//! | How does a follower serve a linearizable read? | `raft_node::reads` |
+//! | What may be sent before the fdatasync? | [`raft_node::journal`] |
+//! | How does a follower serve a linearizable read? | [`raft_node::reads`] |
 //! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
 //! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
 //! | What if two membership changes meet? | [`raft_node::changes`] |
-//! | Which sender may speak? Why does a wiped member not come back? | `membership/admission.rs` |
+//! | Which sender may speak? | `membership/admission.rs` |
+//! | What stops a wiped member from coming back? | [`raft_node::bootstrap`], `membership/admission.rs` |
 //! | Which raft message may be stepped? | [`raft_node::validate`] |
 //! | Which bytes does a PUT write, and what tells a torn frame from damage? | [`storage::wal`] |
 //! | What changes to add a command? | [`kvstore`] |
