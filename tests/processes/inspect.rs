@@ -255,7 +255,7 @@ fn what_is_not_a_members_is_refused_in_one_line() {
 
 #[test]
 fn a_reader_that_stops_early_is_no_error() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v3");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
     let mut command = Command::new(BINARY);
     command.arg("inspect").arg(data).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
