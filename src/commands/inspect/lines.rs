@@ -1,257 +1,328 @@
-//! The output of `inspect`: lines of text, or objects of JSON.
+//! The output of `inspect`: a line of text, or an object of JSON, for each thing that it found.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
 use raft::eraftpb::{Entry, EntryType};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Found;
-use crate::channels::{Index, NodeId, RequestId, Term};
+use crate::channels::{NodeId, RequestId};
 use crate::error::{Error, Result};
 use crate::kvstore::{Command, KeyValue};
-use crate::membership::MemberChange;
-use crate::storage::wal::{Head, Record, SnapshotId};
+use crate::membership::{MemberChange, SnapshotMembers};
+use crate::storage::snapshotter::Snapshot;
+use crate::storage::wal::{Head, Record, SnapshotId, VERSION};
 
 /// Bytes of a key or value that are shown.
 const SHOWN_BYTES: usize = 64;
 
-pub(super) fn shown(path: &Path) -> String {
-    path.display().to_string()
+/// A value of a JSON field.
+trait Json {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()>;
 }
 
-pub(super) fn print(out: &mut dyn Write, json: bool, line: &Line) -> Result<()> {
-    let printed = if json {
-        serde_json::to_writer(&mut *out, line).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else {
-        writeln!(out, "{line}")
-    };
-    printed.map_err(Error::io("write to", Path::new("standard output")))
-}
-
-/// One line of the output.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum Line {
-    Segment {
-        file: String,
-        bytes: u64,
-    },
-    /// A record of the frame at the offset.
-    Record {
-        file: String,
-        offset: u64,
-        #[serde(flatten)]
-        record: RecordLine,
-    },
-    Unfinished {
-        file: String,
-        offset: u64,
-        bytes: u64,
-        message: &'static str,
-    },
-    Snapshot {
-        file: String,
-        checksum: &'static str,
-        index: Index,
-        term: Term,
-        bytes: u64,
-        keys: u64,
-        #[serde(serialize_with = "hex")]
-        cluster_id: u64,
-        voters: Vec<NodeId>,
-        learners: Vec<NodeId>,
-        members: BTreeMap<NodeId, String>,
-        removed: BTreeMap<NodeId, Index>,
-    },
-    Key {
-        key: String,
-        key_bytes: usize,
-        value_bytes: usize,
-        index: Index,
-        term: Term,
-    },
-    Note {
-        file: String,
-        message: &'static str,
-    },
-    Damage {
-        message: String,
-    },
-    Summary {
-        file: String,
-        #[serde(flatten)]
-        found: Found,
-        /// False if a member would refuse to start.
-        starts: bool,
-    },
-}
-
-/// A record of a write-ahead log.
-#[derive(Serialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
-pub(super) enum RecordLine {
-    Head {
-        version: u32,
-        segment: u64,
-        previous_bytes: u64,
-        last_index: Option<Index>,
-    },
-    Identity {
-        #[serde(serialize_with = "hex")]
-        cluster_id: u64,
-        member_id: NodeId,
-        #[serde(serialize_with = "hex")]
-        incarnation: u64,
-        #[serde(serialize_with = "hex")]
-        first_urls_hash: u64,
-    },
-    Incarnation {
-        member_id: NodeId,
-        #[serde(serialize_with = "hex")]
-        incarnation: u64,
-    },
-    Mark {
-        index: Index,
-        term: Term,
-    },
-    Install {
-        index: Index,
-        term: Term,
-    },
-    Entry {
-        index: Index,
-        term: Term,
-        kind: &'static str,
-        bytes: usize,
-        request_id: Option<String>,
-        #[serde(flatten)]
-        content: Content,
-    },
-    HardState {
-        term: Term,
-        vote: NodeId,
-        commit: Index,
-    },
-    Close,
-}
-
-/// The content of an entry.
-#[derive(Serialize)]
-#[serde(tag = "content", rename_all = "snake_case")]
-pub(super) enum Content {
-    /// Empty: the first entry of a leader.
-    Nothing,
-    Put {
-        key: String,
-        key_bytes: usize,
-        value: String,
-        value_bytes: usize,
-    },
-    /// Adds a learner.
-    Add {
-        id: NodeId,
-        url: String,
-    },
-    AddVoter {
-        id: NodeId,
-        url: String,
-    },
-    Promote {
-        id: NodeId,
-    },
-    Move {
-        id: NodeId,
-        url: String,
-    },
-    Remove {
-        id: NodeId,
-    },
-    /// Every member skips it.
-    Unknown {
-        reason: String,
-    },
-}
-
-impl Line {
-    pub(super) fn key(pair: &KeyValue) -> Self {
-        Self::Key {
-            key: escaped(pair.key()),
-            key_bytes: pair.key().len(),
-            value_bytes: pair.value().len(),
-            index: pair.index(),
-            term: pair.term(),
-        }
+impl<T: Serialize> Json for T {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        Ok(serde_json::to_writer(out, self)?)
     }
 }
 
-impl From<Record> for RecordLine {
-    fn from(record: Record) -> Self {
+/// Fields of a JSON object, in order.
+type Fields<'a> = [(&'a str, &'a dyn Json)];
+
+/// Writes the lines in one of the two forms.
+pub(super) struct Lines<'a> {
+    pub out: &'a mut dyn Write,
+    pub json: bool,
+}
+
+impl Lines<'_> {
+    pub fn segment(&mut self, path: &Path, bytes: u64) -> Result<()> {
+        let file = shown(path);
+        let fields: &Fields = &[("file", &file), ("bytes", &bytes)];
+        self.write("segment", fields, format_args!("{file}: {bytes} bytes"))
+    }
+
+    /// A record of the frame at `offset`.
+    pub fn record(&mut self, path: &Path, offset: u64, record: &Record) -> Result<()> {
+        let file = shown(path);
+        let mut write = |kind: &str, fields: &Fields, text: fmt::Arguments<'_>| {
+            let place: &Fields = &[("file", &file), ("offset", &offset), ("record", &kind)];
+            let fields = [place, fields].concat();
+            self.write("record", &fields, format_args!("{offset:>10}  {text}"))
+        };
         match record {
-            Record::Head(Head { version, segment, previous_bytes, last_index }) => {
-                let last_index = (last_index > 0).then_some(last_index);
-                Self::Head { version, segment, previous_bytes, last_index }
+            Record::Head(Head { segment, previous_bytes, last_index }) => {
+                let last_index = (*last_index > 0).then_some(last_index);
+                let after = last_index
+                    .map(|index| format!(", after index {index} and {previous_bytes} bytes"))
+                    .unwrap_or_default();
+                let fields: &Fields = &[
+                    ("version", &VERSION),
+                    ("segment", segment),
+                    ("previous_bytes", previous_bytes),
+                    ("last_index", &last_index),
+                ];
+                let version = format_args!("head: format version {VERSION}");
+                write("head", fields, format_args!("{version}, segment {segment:016x}{after}"))
             }
-            Record::Identity(identity) => Self::Identity {
-                cluster_id: identity.cluster_id,
-                member_id: identity.member_id,
-                incarnation: identity.incarnation,
-                first_urls_hash: identity.first_urls_hash,
-            },
+            Record::Identity(identity) => {
+                let member_id = identity.member_id;
+                let (cluster_id, incarnation) =
+                    (hex(identity.cluster_id), hex(identity.incarnation));
+                let fields: &Fields = &[
+                    ("cluster_id", &cluster_id),
+                    ("member_id", &member_id),
+                    ("incarnation", &incarnation),
+                    ("first_urls_hash", &hex(identity.first_urls_hash)),
+                ];
+                let member = format_args!("member {member_id} of cluster {cluster_id}");
+                write(
+                    "identity",
+                    fields,
+                    format_args!("identity: {member}, incarnation {incarnation}"),
+                )
+            }
             Record::Incarnation { member_id, incarnation } => {
-                Self::Incarnation { member_id, incarnation }
+                let incarnation = hex(*incarnation);
+                let fields: &Fields = &[("member_id", member_id), ("incarnation", &incarnation)];
+                let text = format_args!("incarnation: member {member_id} is {incarnation}");
+                write("incarnation", fields, text)
             }
-            Record::Mark(SnapshotId { index, term }) => Self::Mark { index, term },
-            Record::Install(SnapshotId { index, term }) => Self::Install { index, term },
-            Record::Entry(entry) => Self::Entry {
-                index: entry.index,
-                term: entry.term,
-                kind: match entry.entry_type {
+            Record::Mark(SnapshotId { index, term }) => write(
+                "mark",
+                &[("index", index), ("term", term)],
+                format_args!("snapshot made: index {index}, term {term}"),
+            ),
+            Record::Install(SnapshotId { index, term }) => write(
+                "install",
+                &[("index", index), ("term", term)],
+                format_args!("snapshot received: index {index}, term {term}"),
+            ),
+            Record::Entry(entry) => {
+                let (index, term, bytes) = (entry.index, entry.term, entry.data.len());
+                let kind = match entry.entry_type {
                     EntryType::EntryNormal => "normal",
                     EntryType::EntryConfChange => "conf_change",
                     EntryType::EntryConfChangeV2 => "conf_change_v2",
-                },
-                bytes: entry.data.len(),
-                request_id: RequestId::from_bytes(&entry.context)
-                    .map(|id| format!("{}-{:016x}-{}", id.member, id.boot, id.counter)),
-                content: content(&entry),
-            },
-            Record::HardState(hard_state) => Self::HardState {
-                term: hard_state.term,
-                vote: hard_state.vote,
-                commit: hard_state.commit,
-            },
-            Record::Close => Self::Close,
+                };
+                let request_id = RequestId::from_bytes(&entry.context)
+                    .map(|id| format!("{}-{:016x}-{}", id.member, id.boot, id.counter));
+                let (content, content_text) = content(entry);
+                let mut fields: Vec<(&str, &dyn Json)> = vec![
+                    ("index", &index),
+                    ("term", &term),
+                    ("kind", &kind),
+                    ("bytes", &bytes),
+                    ("request_id", &request_id),
+                ];
+                fields.extend(content.iter().map(|(name, value)| (*name, value as &dyn Json)));
+                let request = request_id.as_ref().map(|id| format!(", request {id}"));
+                let request = request.unwrap_or_default();
+                let entry = format_args!("entry {index}, term {term}, {bytes} bytes");
+                write("entry", &fields, format_args!("{entry}: {content_text}{request}"))
+            }
+            Record::HardState(state) => {
+                let (term, vote, commit) = (state.term, state.vote, state.commit);
+                let fields: &Fields = &[("term", &term), ("vote", &vote), ("commit", &commit)];
+                let text = format_args!("hard state: term {term}, vote {vote}, commit {commit}");
+                write("hard_state", fields, text)
+            }
+            Record::Close => write("close", &[], format_args!("close: another segment follows")),
+        }
+    }
+
+    pub fn unfinished(&mut self, path: &Path, offset: u64, bytes: u64) -> Result<()> {
+        let message =
+            "incomplete: left by a crash, and cut off by the next start (or being written now)";
+        self.write(
+            "unfinished",
+            &[
+                ("file", &shown(path)),
+                ("offset", &offset),
+                ("bytes", &bytes),
+                ("message", &message),
+            ],
+            format_args!("{offset:>10}  {bytes} bytes of a frame: {message}"),
+        )
+    }
+
+    pub fn snapshot(
+        &mut self,
+        path: &Path,
+        snapshot: &Snapshot,
+        keys: u64,
+        members: &SnapshotMembers,
+    ) -> Result<()> {
+        let (file, checksum, cluster_id) = (shown(path), "right", hex(members.cluster_id));
+        let Snapshot { index, term, .. } = snapshot;
+        let (bytes, voters, learners) = (snapshot.file.length, &members.voters, &members.learners);
+        let mut text = format!("{file}: {bytes} bytes, checksum {checksum}");
+        text += &format!("\n            index {index}, term {term}, {keys} keys");
+        text += &format!("\n            cluster {cluster_id}, voters {voters:?}");
+        if !learners.is_empty() {
+            text += &format!(", learners {learners:?}");
+        }
+        for (id, url) in &members.members.urls {
+            text += &format!("\n            member {id} at {url}");
+        }
+        for (id, index) in &members.members.removed {
+            text += &format!("\n            member {id} was removed at index {index}");
+        }
+        let fields: &Fields = &[
+            ("file", &file),
+            ("checksum", &checksum),
+            ("index", index),
+            ("term", term),
+            ("bytes", &bytes),
+            ("keys", &keys),
+            ("cluster_id", &cluster_id),
+            ("voters", voters),
+            ("learners", learners),
+            ("members", &members.members.urls),
+            ("removed", &members.members.removed),
+        ];
+        self.write("snapshot", fields, format_args!("{text}"))
+    }
+
+    pub fn key(&mut self, pair: &KeyValue) -> Result<()> {
+        let (key, value_bytes) = (escaped(pair.key()), pair.value().len());
+        let (index, term) = (pair.index(), pair.term());
+        let fields: &Fields = &[
+            ("key", &key),
+            ("key_bytes", &pair.key().len()),
+            ("value_bytes", &value_bytes),
+            ("index", &index),
+            ("term", &term),
+        ];
+        let value = format_args!("{value_bytes} bytes, index {index}, term {term}");
+        self.write("key", fields, format_args!("            {key}: {value}"))
+    }
+
+    pub fn note(&mut self, path: &Path, message: &str) -> Result<()> {
+        let file = shown(path);
+        let fields: &Fields = &[("file", &file), ("message", &message)];
+        self.write("note", fields, format_args!("{file}: {message}"))
+    }
+
+    pub fn damage(&mut self, message: &str) -> Result<()> {
+        self.write("damage", &[("message", &message)], format_args!("DAMAGE: {message}"))
+    }
+
+    /// `starts` is false if a member would refuse to start.
+    pub fn summary(&mut self, path: &Path, found: &Found, starts: bool) -> Result<()> {
+        let file = shown(path);
+        let Found { segments, frames, snapshots, entries, term, commit, .. } = found;
+        let Found { first_index, last_index, unfinished, damage, .. } = found;
+        let mut text = format!("{file}: {segments} segments, {frames} frames, {entries} entries");
+        if let (Some(first), Some(last)) = (first_index, last_index) {
+            text += &format!(" ({first} to {last})");
+        }
+        text += &format!(", term {term}, commit {commit}, {snapshots} snapshots; ");
+        if *unfinished {
+            text += "the last frame is incomplete; ";
+        }
+        text += match damage.len() {
+            0 => "no damage",
+            _ if starts => "damaged, repaired by the next start",
+            _ => "DAMAGED: a member would not start",
+        };
+        let fields: &Fields = &[
+            ("file", &file),
+            ("segments", segments),
+            ("frames", frames),
+            ("snapshots", snapshots),
+            ("entries", entries),
+            ("first_index", first_index),
+            ("last_index", last_index),
+            ("term", term),
+            ("commit", commit),
+            ("unfinished", unfinished),
+            ("damage", &damage.len()),
+            ("starts", &starts),
+        ];
+        self.write("summary", fields, format_args!("{text}"))
+    }
+
+    fn write(&mut self, kind: &str, fields: &Fields, text: fmt::Arguments<'_>) -> Result<()> {
+        let written =
+            if self.json { self.object(kind, fields) } else { writeln!(self.out, "{text}") };
+        written.map_err(Error::io("write to", Path::new("standard output")))
+    }
+
+    fn object(&mut self, kind: &str, fields: &Fields) -> io::Result<()> {
+        write!(self.out, "{{\"type\":\"{kind}\"")?;
+        for (name, value) in fields {
+            write!(self.out, ",\"{name}\":")?;
+            value.write(self.out)?;
+        }
+        writeln!(self.out, "}}")
+    }
+}
+
+/// The content of an entry, as fields and as text.
+fn content(entry: &Entry) -> (Vec<(&'static str, Value)>, String) {
+    let unknown = |reason: String| {
+        let text = format!("unknown, skipped by every member: {reason}");
+        (vec![("content", "unknown".into()), ("reason", reason.into())], text)
+    };
+    let change = |kind: &str, id: NodeId, url: Option<String>, text: String| {
+        let mut fields = vec![("content", kind.into()), ("id", id.into())];
+        fields.extend(url.map(|url| ("url", url.into())));
+        (fields, text)
+    };
+    match entry.entry_type {
+        EntryType::EntryNormal if entry.data.is_empty() => {
+            (vec![("content", "nothing".into())], "empty, the first of a leader".to_owned())
+        }
+        EntryType::EntryNormal => match Command::decode(&entry.data) {
+            Ok(Command::Put { key, value }) => {
+                let (key_bytes, value_bytes) = (key.len(), value.len());
+                let (key, value) = (escaped(key), escaped(value));
+                let text = format!("PUT \"{key}\" = \"{value}\" ({value_bytes} bytes)");
+                let fields = vec![
+                    ("content", "put".into()),
+                    ("key", key.into()),
+                    ("key_bytes", key_bytes.into()),
+                    ("value", value.into()),
+                    ("value_bytes", value_bytes.into()),
+                ];
+                (fields, text)
+            }
+            Err(error) => unknown(error.to_string()),
+        },
+        EntryType::EntryConfChange => match MemberChange::decode(&entry.data) {
+            Ok((_, MemberChange::AddLearner { id, url })) => {
+                let text = format!("add member {id} at {url} as a learner");
+                change("add", id, Some(url), text)
+            }
+            Ok((_, MemberChange::AddVoter { id, url })) => {
+                let text = format!("add member {id} at {url} as a voter");
+                change("add_voter", id, Some(url), text)
+            }
+            Ok((_, MemberChange::Promote { id })) => {
+                change("promote", id, None, format!("promote member {id} to a voter"))
+            }
+            Ok((_, MemberChange::Move { id, url })) => {
+                let text = format!("move member {id} to {url}");
+                change("move", id, Some(url), text)
+            }
+            Ok((_, MemberChange::Remove { id })) => {
+                change("remove", id, None, format!("remove member {id}"))
+            }
+            Err(reason) => unknown(reason),
+        },
+        EntryType::EntryConfChangeV2 => {
+            unknown("a joint membership change, which no member proposes".to_owned())
         }
     }
 }
 
-fn content(entry: &Entry) -> Content {
-    match entry.entry_type {
-        EntryType::EntryNormal if entry.data.is_empty() => Content::Nothing,
-        EntryType::EntryNormal => match Command::decode(&entry.data) {
-            Ok(Command::Put { key, value }) => Content::Put {
-                key: escaped(key),
-                key_bytes: key.len(),
-                value: escaped(value),
-                value_bytes: value.len(),
-            },
-            Err(error) => Content::Unknown { reason: error.to_string() },
-        },
-        EntryType::EntryConfChange => match MemberChange::decode(&entry.data) {
-            Ok((_, MemberChange::AddLearner { id, url })) => Content::Add { id, url },
-            Ok((_, MemberChange::AddVoter { id, url })) => Content::AddVoter { id, url },
-            Ok((_, MemberChange::Promote { id })) => Content::Promote { id },
-            Ok((_, MemberChange::Move { id, url })) => Content::Move { id, url },
-            Ok((_, MemberChange::Remove { id })) => Content::Remove { id },
-            Err(reason) => Content::Unknown { reason },
-        },
-        EntryType::EntryConfChangeV2 => Content::Unknown {
-            reason: "a joint membership change, which no member proposes".into(),
-        },
-    }
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The first [`SHOWN_BYTES`] bytes, escaped as in a Rust string.
@@ -260,127 +331,6 @@ fn escaped(bytes: &[u8]) -> String {
     format!("{}{more}", bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii())
 }
 
-pub(super) fn count<S: Serializer>(
-    set: &BTreeSet<String>,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_u64(set.len() as u64)
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
-fn hex<S: Serializer>(number: &u64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format!("{number:016x}"))
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Segment { file, bytes } => write!(f, "{file}: {bytes} bytes"),
-            Self::Record { offset, record, .. } => write!(f, "{offset:>10}  {record}"),
-            Self::Unfinished { offset, bytes, message, .. } => {
-                write!(f, "{offset:>10}  {bytes} bytes of a frame: {message}")
-            }
-            Self::Snapshot {
-                file,
-                checksum,
-                index,
-                term,
-                bytes,
-                keys,
-                cluster_id,
-                voters,
-                learners,
-                members,
-                removed,
-            } => {
-                writeln!(f, "{file}: {bytes} bytes, checksum {checksum}")?;
-                writeln!(f, "            index {index}, term {term}, {keys} keys")?;
-                write!(f, "            cluster {cluster_id:016x}, voters {voters:?}")?;
-                if !learners.is_empty() {
-                    write!(f, ", learners {learners:?}")?;
-                }
-                for (id, url) in members {
-                    write!(f, "\n            member {id} at {url}")?;
-                }
-                for (id, index) in removed {
-                    write!(f, "\n            member {id} was removed at index {index}")?;
-                }
-                Ok(())
-            }
-            Self::Key { key, value_bytes, index, term, .. } => {
-                write!(f, "            {key}: {value_bytes} bytes, index {index}, term {term}")
-            }
-            Self::Note { file, message } => write!(f, "{file}: {message}"),
-            Self::Damage { message } => write!(f, "DAMAGE: {message}"),
-            Self::Summary { file, found, starts } => {
-                let Found { segments, frames, entries, snapshots, term, commit, .. } = found;
-                write!(f, "{file}: {segments} segments, {frames} frames, {entries} entries")?;
-                if let (Some(first), Some(last)) = (found.first_index, found.last_index) {
-                    write!(f, " ({first} to {last})")?;
-                }
-                write!(f, ", term {term}, commit {commit}, {snapshots} snapshots; ")?;
-                if found.unfinished {
-                    write!(f, "the last frame is incomplete; ")?;
-                }
-                match found.damage.len() {
-                    0 => write!(f, "no damage"),
-                    _ if *starts => write!(f, "damaged, repaired by the next start"),
-                    _ => write!(f, "DAMAGED: a member would not start"),
-                }
-            }
-        }
-    }
-}
-
-impl fmt::Display for RecordLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Head { version, segment, previous_bytes, last_index } => {
-                write!(f, "head: format version {version}, segment {segment:016x}")?;
-                if let Some(last_index) = last_index {
-                    write!(f, ", after index {last_index} and {previous_bytes} bytes")?;
-                }
-                Ok(())
-            }
-            Self::Identity { cluster_id, member_id, incarnation, .. } => write!(
-                f,
-                "identity: member {member_id} of cluster {cluster_id:016x}, incarnation {incarnation:016x}"
-            ),
-            Self::Incarnation { member_id, incarnation } => {
-                write!(f, "incarnation: member {member_id} is {incarnation:016x}")
-            }
-            Self::Mark { index, term } => write!(f, "snapshot made: index {index}, term {term}"),
-            Self::Install { index, term } => {
-                write!(f, "snapshot received: index {index}, term {term}")
-            }
-            Self::Entry { index, term, bytes, request_id, content, .. } => {
-                write!(f, "entry {index}, term {term}, {bytes} bytes: {content}")?;
-                match request_id {
-                    Some(id) => write!(f, ", request {id}"),
-                    None => Ok(()),
-                }
-            }
-            Self::HardState { term, vote, commit } => {
-                write!(f, "hard state: term {term}, vote {vote}, commit {commit}")
-            }
-            Self::Close => write!(f, "close: another segment follows"),
-        }
-    }
-}
-
-impl fmt::Display for Content {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => write!(f, "empty, the first of a leader"),
-            Self::Put { key, value, value_bytes, .. } => {
-                write!(f, "PUT \"{key}\" = \"{value}\" ({value_bytes} bytes)")
-            }
-            Self::Add { id, url } => write!(f, "add member {id} at {url} as a learner"),
-            Self::AddVoter { id, url } => write!(f, "add member {id} at {url} as a voter"),
-            Self::Promote { id } => write!(f, "promote member {id} to a voter"),
-            Self::Move { id, url } => write!(f, "move member {id} to {url}"),
-            Self::Remove { id } => write!(f, "remove member {id}"),
-            Self::Unknown { reason } => write!(f, "unknown, skipped by every member: {reason}"),
-        }
-    }
+fn hex(number: u64) -> String {
+    format!("{number:016x}")
 }

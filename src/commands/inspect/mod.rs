@@ -5,7 +5,7 @@
 //! the directory. That member may be writing the last frame or creating a segment, and may remove
 //! files; so `inspect` reads a second time before it reports damage.
 //!
-//! One segment of the log is in memory at a time, with the term of each entry. With `--json` each line
+//! One segment of the log is in memory at a time, with the index and term of each entry. With `--json` each line
 //! is one object: `"type"` names its kind, and random ids (clusters, incarnations) are hexadecimal
 //! strings.
 
@@ -18,17 +18,16 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
-use serde::Serialize;
 
-use self::lines::{Line, RecordLine, count, print, shown};
+use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
 use crate::codec;
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
-use crate::storage::snapshotter::{self, Snapshot, load_file};
-use crate::storage::wal::{self, Record, Seen, SnapshotId, Survey};
+use crate::storage::snapshotter::{self, load_file};
+use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
 /// No progress bar for less than this.
@@ -63,7 +62,9 @@ impl Inspect {
         let bar = self.progress_bar();
         let watched = bar.clone();
         let vfs = ReadOnlyVfs::new(move |bytes| watched.inc(bytes));
-        let mut inspector = Inspector { flags: self, vfs, out, found: Found::default() };
+        let lines = Lines { out, json: self.json };
+        let mut inspector =
+            Inspector { lists_keys: self.keys, vfs, lines, found: Found::default() };
         let result = inspector.inspect(&self.path);
         bar.finish_and_clear();
         result
@@ -104,7 +105,7 @@ fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
 }
 
 /// What was found so far in the files of one member.
-#[derive(Default, Serialize)]
+#[derive(Default)]
 struct Found {
     segments: u64,
     frames: u64,
@@ -117,14 +118,13 @@ struct Found {
     commit: Index,
     unfinished: bool,
     /// Damage, with that in snapshots that a member can do without.
-    #[serde(serialize_with = "count")]
     damage: BTreeSet<String>,
 }
 
 struct Inspector<'a> {
-    flags: &'a Inspect,
+    lists_keys: bool,
     vfs: ReadOnlyVfs,
-    out: &'a mut dyn Write,
+    lines: Lines<'a>,
     found: Found,
 }
 
@@ -208,7 +208,8 @@ impl Inspector<'_> {
                 }
                 let wrong = self.together(&survey, &wal_dir, &snap_dir, &snapshots)?;
                 if wrong.is_some() && self.went_on(&survey, &wal_dir) {
-                    self.note(&wal_dir, "the member changed it meanwhile: inspect again to check log and snapshots together")?;
+                    let why = "the member changed it meanwhile: inspect again to check log and snapshots together";
+                    self.lines.note(&wal_dir, why)?;
                 } else {
                     damage.extend(wrong);
                 }
@@ -218,7 +219,7 @@ impl Inspector<'_> {
     }
 
     /// True if a running member has made a snapshot since, and so may have removed older ones.
-    fn went_on(&self, survey: &Survey, wal_dir: &Path) -> bool {
+    fn went_on(&self, survey: &Recovered, wal_dir: &Path) -> bool {
         let again = wal::survey(&self.vfs, wal_dir, None, &mut |_, _| Ok(()));
         again.is_ok_and(|again| again.marks != survey.marks)
     }
@@ -227,18 +228,17 @@ impl Inspector<'_> {
     /// [`replay`](crate::raft_node::replay).
     fn together(
         &mut self,
-        survey: &Survey,
+        survey: &Recovered,
         wal_dir: &Path,
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry =
-            (!survey.terms.is_empty()).then(|| survey.base + survey.terms.len() as u64);
+        let last_entry = (!survey.entries.is_empty()).then(|| survey.last_index());
         let found = |mark: SnapshotId| snapshots.get(&(mark.term, mark.index));
         for &(term, index) in snapshots.keys() {
             if !survey.marks.contains(&SnapshotId { index, term }) {
                 let path = snapshotter::path(snap_dir, SnapshotId { index, term });
-                self.note(&path, "not named in the log: the next start removes it")?;
+                self.lines.note(&path, "not named in the log: the next start removes it")?;
             }
         }
         let mut marks = survey.marks.clone();
@@ -259,7 +259,7 @@ impl Inspector<'_> {
                 return Ok(Some(why));
             }
             let path = snapshotter::path(snap_dir, newest);
-            self.note(&path, "the next start sets it aside and replays the log instead")?;
+            self.lines.note(&path, "the next start sets it aside and replays the log instead")?;
             if let Some(Err(error)) = older.and_then(found) {
                 return Ok(Some(error.to_string()));
             }
@@ -275,7 +275,7 @@ impl Inspector<'_> {
         }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
         let base = survey.base;
-        let term_at = |index: Index| survey.terms[(index - base - 1) as usize];
+        let term_at = |index: Index| survey.entries[(index - base - 1) as usize].term;
         let commit = survey.hard_state.commit;
         Ok(check_log(mark, base, last_entry, commit, term_at)
             .err()
@@ -298,22 +298,23 @@ impl Inspector<'_> {
     }
 
     /// Shows a log, or one segment of it. Damage counts if a second attempt finds the same.
-    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<(Option<Survey>, Vec<String>)> {
+    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<(Option<Recovered>, Vec<String>)> {
         let mut shown: Option<(PathBuf, u64)> = None;
         let mut damage = None;
         for attempt in 0..ATTEMPTS_MAX {
-            let Self { flags, out, found, vfs } = self;
+            let Self { lines, found, vfs, .. } = self;
             let mut output_failed = false;
             let mut watch = |path: &Path, seen: Seen<'_>| {
-                let watched = show_seen(path, seen, &mut shown, found, &mut |line| {
-                    print(*out, flags.json, line)
-                });
+                let watched = show_seen(path, seen, &mut shown, found, lines);
                 output_failed = watched.is_err();
                 watched
             };
             match wal::survey(vfs, dir, number, &mut watch) {
                 Ok(survey) => {
-                    self.note_survey(&survey);
+                    // Instead of the counts of the records.
+                    found.entries = survey.entries.len() as u64;
+                    found.first_index = survey.entries.first().map(|entry| entry.index);
+                    found.last_index = Some(survey.last_index()).filter(|&last| last > 0);
                     return Ok((Some(survey), Vec::new()));
                 }
                 Err(error) if output_failed => return Err(error),
@@ -328,15 +329,6 @@ impl Inspector<'_> {
             std::thread::sleep(ATTEMPT_PAUSE);
         }
         Ok((None, damage.into_iter().collect()))
-    }
-
-    /// Replaces the counts of the records by those of the resulting log.
-    fn note_survey(&mut self, survey: &Survey) {
-        let found = &mut self.found;
-        let (base, entries) = (survey.base, survey.terms.len() as u64);
-        found.entries = entries;
-        found.first_index = (entries > 0).then_some(base + 1);
-        found.last_index = (base + entries > 0).then_some(base + entries);
     }
 
     /// Shows all snapshots of a directory, and lists its other files.
@@ -354,7 +346,7 @@ impl Inspector<'_> {
                 Some("tmp") => "being written, or left by a crash; the next start removes it",
                 _ => continue,
             };
-            self.note(&dir.join(name), why)?;
+            self.lines.note(&dir.join(name), why)?;
         }
         Ok(snapshots)
     }
@@ -373,7 +365,7 @@ impl Inspector<'_> {
             })?;
             Ok((snapshot, members))
         });
-        let (snapshot, members): (Snapshot, SnapshotMembers) = match loaded {
+        let (mut snapshot, members) = match loaded {
             Ok(loaded) => loaded,
             Err(Error::Io { ref source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
@@ -385,30 +377,18 @@ impl Inspector<'_> {
         };
         self.found.snapshots += 1;
         let mut keys = 0;
-        let read = read_records(snapshot.reader, |_| {
+        let read = read_records(&mut snapshot.reader, |_| {
             keys += 1;
             Ok(())
         });
-        self.print(&Line::Snapshot {
-            file: shown(path),
-            checksum: "right",
-            index: snapshot.index,
-            term: snapshot.term,
-            bytes: snapshot.file.length,
-            keys,
-            cluster_id: members.cluster_id,
-            voters: members.voters.clone(),
-            learners: members.learners.clone(),
-            members: members.members.urls.clone(),
-            removed: members.members.removed.clone(),
-        })?;
+        self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
             let why =
                 format!("cannot read the state in {}: {error}; {REPLACE_MEMBER}", path.display());
             self.damage(&why)?;
             return Ok(Some(Err(Error::Refused(why))));
         }
-        if self.flags.keys {
+        if self.lists_keys {
             self.keys(path)?;
         }
         Ok(Some(Ok(members)))
@@ -418,7 +398,7 @@ impl Inspector<'_> {
         let reader = load_file(&self.vfs, path)?.reader;
         let mut printed = Ok(());
         let read = read_records(reader, |pair| {
-            printed = self.print(&Line::key(&pair));
+            printed = self.lines.key(&pair);
             // This error only stops the reading: `printed` has the real one.
             if printed.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
         });
@@ -430,9 +410,7 @@ impl Inspector<'_> {
         for message in &damage {
             self.damage(message)?;
         }
-        let found = std::mem::take(&mut self.found);
-        let starts = damage.is_empty();
-        self.print(&Line::Summary { file: shown(path), found, starts })?;
+        self.lines.summary(path, &self.found, damage.is_empty())?;
         match damage.into_iter().next() {
             Some(first) => Err(Error::Refused(first)),
             None => Ok(()),
@@ -444,15 +422,7 @@ impl Inspector<'_> {
         if !self.found.damage.insert(message.to_owned()) {
             return Ok(());
         }
-        self.print(&Line::Damage { message: message.to_owned() })
-    }
-
-    fn note(&mut self, path: &Path, message: &'static str) -> Result<()> {
-        self.print(&Line::Note { file: shown(path), message })
-    }
-
-    fn print(&mut self, line: &Line) -> Result<()> {
-        print(self.out, self.flags.json, line)
+        self.lines.damage(message)
     }
 }
 
@@ -462,7 +432,7 @@ fn show_seen(
     seen: Seen<'_>,
     shown_to: &mut Option<(PathBuf, u64)>,
     found: &mut Found,
-    print: &mut dyn FnMut(&Line) -> Result<()>,
+    lines: &mut Lines<'_>,
 ) -> Result<()> {
     let offset = match &seen {
         Seen::Segment { .. } => 0,
@@ -474,26 +444,22 @@ fn show_seen(
         return Ok(());
     }
     *shown_to = Some(place);
-    let file = shown(path);
     match seen {
         Seen::Segment { bytes } => {
             found.segments += 1;
-            print(&Line::Segment { file, bytes })
+            lines.segment(path, bytes)
         }
         Seen::Frame { offset, records } => {
             found.frames += 1;
             for record in records {
                 found.note(&record);
-                let record = RecordLine::from(record);
-                print(&Line::Record { file: file.clone(), offset, record })?;
+                lines.record(path, offset, &record)?;
             }
             Ok(())
         }
         Seen::Unfinished { offset, bytes } => {
             found.unfinished = true;
-            let message =
-                "incomplete: left by a crash, and cut off by the next start (or being written now)";
-            print(&Line::Unfinished { file, offset, bytes, message })
+            lines.unfinished(path, offset, bytes)
         }
     }
 }

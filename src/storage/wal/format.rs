@@ -137,8 +137,6 @@ pub(crate) enum Record {
 /// The place of a segment in its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// The format version, always [`VERSION`].
-    pub version: u32,
     /// The number of the segment, from 0.
     pub segment: u64,
     /// The open length of the previous segment in bytes, 0 for the first segment.
@@ -297,8 +295,7 @@ fn take_head(body: &mut Fields<'_>) -> Result<Head, Fault> {
     if version != VERSION {
         return Err(Fault::OtherVersion(version));
     }
-    let (segment, previous_bytes, last_index) = (body.u64()?, body.u64()?, body.u64()?);
-    Ok(Head { version, segment, previous_bytes, last_index })
+    Ok(Head { segment: body.u64()?, previous_bytes: body.u64()?, last_index: body.u64()? })
 }
 
 fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {

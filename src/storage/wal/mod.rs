@@ -118,7 +118,7 @@ use raft::eraftpb::{Entry, HardState};
 
 pub use self::format::VERSION;
 pub(crate) use self::format::{Head, Record};
-pub(crate) use self::reader::{Seen, Survey, parse_name, survey};
+pub(crate) use self::reader::{Seen, parse_name, survey};
 pub use self::writer::Wal;
 
 /// The length of a segment in bytes. A frame that is longer has a segment of its own. A purge removes

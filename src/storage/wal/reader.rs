@@ -3,11 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use raft::eraftpb::{Entry, HardState};
-
 use super::format::{self, Fault, Head, Record, Salt};
-use super::replay::{Keep, Replay, Summary};
-use super::{Identity, Recovered, SnapshotId, Wal};
+use super::replay::{Replay, Summary};
+use super::{Recovered, SnapshotId, Wal};
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::storage::Vfs;
 
@@ -44,22 +42,22 @@ impl Segment {
 }
 
 /// A log as it was read.
-pub(super) struct Replayed<K> {
-    pub replay: Replay<K>,
+pub(super) struct Replayed {
+    pub replay: Replay,
     /// At least one.
     pub segments: Vec<Segment>,
     /// The bytes of the last segment's last complete frame.
     pub last_frame: Vec<u8>,
 }
 
-impl Replayed<Entry> {
+impl Replayed {
     /// What the log holds, and where its torn last frame starts.
     pub fn recovered(self, dir: &Path) -> Recovered {
-        let Replay { summary, entries, base } = self.replay;
+        let Replay { summary, entries, base, .. } = self.replay;
         let Summary { identity, incarnations, marks, hard_state } = summary;
         let last = self.segments.last().expect("a replay has a segment");
         let cut = last.torn.then(|| (last.path(dir), last.length));
-        let marks = snapshot_ids(marks);
+        let marks = marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect();
         Recovered { identity, incarnations, marks, entries, hard_state, base, cut }
     }
 }
@@ -114,22 +112,8 @@ pub(crate) enum Seen<'a> {
 /// survey.
 pub(crate) type Watch<'a> = &'a mut dyn FnMut(&Path, Seen<'_>) -> Result<()>;
 
-/// A [`Recovered`] log without the contents of its entries.
-pub(crate) struct Survey {
-    /// The identity of the member that owns the log.
-    pub identity: Identity,
-    /// The snapshots that the log names, in ascending order.
-    pub marks: Vec<SnapshotId>,
-    /// The hard state of raft.
-    pub hard_state: HardState,
-    /// As [`Recovered::base`].
-    pub base: u64,
-    /// The terms of the entries, the first at index `base + 1`.
-    pub terms: Vec<u64>,
-}
-
 /// Reads the log in `dir`, or only its segment `number`, and changes nothing. It holds one segment
-/// in memory at a time.
+/// in memory at a time, and the entries that it returns have no contents.
 ///
 /// # Errors
 /// As [`Wal::open`], and the errors of `watch`.
@@ -138,22 +122,9 @@ pub(crate) fn survey(
     dir: &Path,
     number: Option<u64>,
     watch: Watch<'_>,
-) -> Result<Survey> {
-    let replayed: Replayed<u64> = match number {
-        Some(number) => replay_listed(vfs, dir, &[number], watch)?,
-        None => {
-            let replayed = replay_listed(vfs, dir, &list_segments(vfs, dir)?, watch)?;
-            check_last(dir, &replayed.segments)?;
-            replayed
-        }
-    };
-    let Replay { summary, entries, base } = replayed.replay;
-    let Summary { identity, marks, hard_state, .. } = summary;
-    Ok(Survey { identity, marks: snapshot_ids(marks), hard_state, base, terms: entries })
-}
-
-fn snapshot_ids(marks: impl IntoIterator<Item = (u64, u64)>) -> Vec<SnapshotId> {
-    marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect()
+) -> Result<Recovered> {
+    let replay = Replay { drops_contents: true, ..Replay::default() };
+    Ok(replay_segments(vfs, dir, number, replay, watch)?.recovered(dir))
 }
 
 /// The number of a segment with the file name `name`, `None` if it is no such name.
@@ -201,20 +172,20 @@ fn damage(path: &Path, offset: u64, reason: String) -> Error {
 }
 
 /// Reads and checks the log in `dir`.
-pub(super) fn replay_log(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed<Entry>> {
-    let replayed = replay_listed(vfs, dir, &list_segments(vfs, dir)?, &mut |_, _| Ok(()))?;
-    check_last(dir, &replayed.segments)?;
-    Ok(replayed)
+pub(super) fn replay_log(vfs: &dyn Vfs, dir: &Path) -> Result<Replayed> {
+    replay_segments(vfs, dir, None, Replay::default(), &mut |_, _| Ok(()))
 }
 
-fn replay_listed<K: Keep + Default>(
+/// Reads and checks all segments in `dir`, or only the one with number `only`.
+fn replay_segments(
     vfs: &dyn Vfs,
     dir: &Path,
-    numbers: &[u64],
+    only: Option<u64>,
+    replay: Replay,
     watch: Watch<'_>,
-) -> Result<Replayed<K>> {
-    let mut replayed =
-        Replayed { replay: Replay::default(), segments: Vec::new(), last_frame: Vec::new() };
+) -> Result<Replayed> {
+    let numbers = only.map_or_else(|| list_segments(vfs, dir), |number| Ok(vec![number]))?;
+    let mut replayed = Replayed { replay, segments: Vec::new(), last_frame: Vec::new() };
     for (position, &number) in numbers.iter().enumerate() {
         // The close of the last segment but one may be torn. `check_closed` then requires that the
         // last segment holds nothing but its head.
@@ -228,27 +199,24 @@ fn replay_listed<K: Keep + Default>(
     for pair in replayed.segments.windows(2) {
         check_closed(dir, &pair[0], &pair[1])?;
     }
-    Ok(replayed)
-}
-
-/// Checks that the last segment has no successor that is missing.
-fn check_last(dir: &Path, segments: &[Segment]) -> Result<()> {
-    let last = segments.last().expect("a listing has a segment");
-    if last.closed {
-        let reason = format!("it is missing, but segment {:016x} was closed for it", last.number);
-        return Err(missing(dir, last.number.saturating_add(1), reason));
+    match replayed.segments.last() {
+        Some(last) if last.closed && only.is_none() => {
+            let reason =
+                format!("it is missing, but segment {:016x} was closed for it", last.number);
+            Err(missing(dir, last.number.saturating_add(1), reason))
+        }
+        _ => Ok(replayed),
     }
-    Ok(())
 }
 
 /// Reads a segment. A torn frame of at most `torn_bytes` may end it. Unless that is 0, zeros may
 /// follow.
-fn replay_segment<K: Keep>(
+fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     number: u64,
     torn_bytes: usize,
-    replayed: &mut Replayed<K>,
+    replayed: &mut Replayed,
     watch: Watch<'_>,
 ) -> Result<()> {
     let mut segment = Segment { number, ..Segment::default() };
@@ -301,11 +269,11 @@ fn replay_segment<K: Keep>(
     Ok(())
 }
 
-fn replay_frame<K: Keep>(
+fn replay_frame(
     payload: &[u8],
     is_head: bool,
     previous: Option<&Segment>,
-    replay: &mut Replay<K>,
+    replay: &mut Replay,
     segment: &mut Segment,
 ) -> std::result::Result<(), Fault> {
     if segment.closed {

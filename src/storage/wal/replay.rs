@@ -80,47 +80,23 @@ impl Summary {
     }
 }
 
-/// The part of an entry that a replay keeps: the entry itself, or its term only.
-pub(super) trait Keep {
-    fn keep(entry: Entry) -> Self;
-    fn term(&self) -> u64;
-}
-
-impl Keep for Entry {
-    fn keep(entry: Entry) -> Self {
-        entry
-    }
-
-    fn term(&self) -> u64 {
-        self.term
-    }
-}
-
-impl Keep for u64 {
-    fn keep(entry: Entry) -> Self {
-        entry.term
-    }
-
-    fn term(&self) -> u64 {
-        *self
-    }
-}
-
 /// The state after a prefix of a log's records.
 ///
 /// `entries` is the end of the log that raft had when it wrote the last of these records. The earlier
 /// segments may be gone, so the log need not begin at index 1. An entry may even have an index at or
 /// below `base`: it replaced entries of segments that are gone.
 #[derive(Default)]
-pub(super) struct Replay<K> {
+pub(super) struct Replay {
     pub summary: Summary,
     /// In the order of their indexes, without gaps, the first at `base + 1`.
-    pub entries: Vec<K>,
+    pub entries: Vec<Entry>,
     /// The index before the first entry, 0 in a new log.
     pub base: u64,
+    /// True if `entries` are kept without their contexts and data.
+    pub drops_contents: bool,
 }
 
-impl<K: Keep> Replay<K> {
+impl Replay {
     /// The index of the last entry, or `base` if there is none.
     pub fn last_index(&self) -> u64 {
         self.base + self.entries.len() as u64
@@ -179,7 +155,9 @@ impl<K: Keep> Replay<K> {
         if last < index {
             return Err(format!("it names a snapshot at index {index}, the log ends at {last}"));
         }
-        if let Some(held) = self.entry_at(index).map(Keep::term).filter(|&held| held != term) {
+        let position = index.checked_sub(self.base).and_then(|count| count.checked_sub(1));
+        let entry = position.and_then(|position| self.entries.get(position as usize));
+        if let Some(held) = entry.map(|entry| entry.term).filter(|&held| held != term) {
             return Err(format!(
                 "it names a snapshot at index {index} and term {term}, the entry there has term {held}"
             ));
@@ -190,7 +168,7 @@ impl<K: Keep> Replay<K> {
     }
 
     /// Appends an entry and drops the entries that it replaces.
-    fn push(&mut self, entry: Entry) -> Result<(), String> {
+    fn push(&mut self, mut entry: Entry) -> Result<(), String> {
         let index = entry.index;
         if index == 0 {
             return Err("it is entry 0, the first entry is 1".to_owned());
@@ -211,12 +189,11 @@ impl<K: Keep> Replay<K> {
             self.entries.clear();
             self.base = index - 1;
         }
-        self.entries.push(K::keep(entry));
+        if self.drops_contents {
+            entry.context.clear();
+            entry.data.clear();
+        }
+        self.entries.push(entry);
         Ok(())
-    }
-
-    fn entry_at(&self, index: u64) -> Option<&K> {
-        let position = index.checked_sub(self.base)?.checked_sub(1)?;
-        self.entries.get(usize::try_from(position).ok()?)
     }
 }
