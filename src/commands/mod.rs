@@ -16,12 +16,12 @@ use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
 use crate::commands::client::keys::{Get, Put};
-use crate::commands::client::members::{MemberArgs, StatusCommand};
+use crate::commands::client::members::{MemberCommand, StatusCommand};
 use crate::commands::client::save::Save;
 use crate::commands::inspect::Inspect;
 use crate::commands::restore::Restore;
@@ -66,8 +66,8 @@ pub enum Command {
     /// Show the role, progress and health of every member
     Status(StatusCommand),
     /// List, add, remove and move members, transfer leadership
-    #[command(arg_required_else_help = false)]
-    Member(MemberArgs),
+    #[command(subcommand, arg_required_else_help = false)]
+    Member(MemberCommand),
     /// Set a key; prints OK once a majority has the value on disk
     Put(Put),
     /// Print the value of a key
@@ -75,8 +75,8 @@ pub enum Command {
     /// Show and check the files of a member, running or not, without changing them
     Inspect(Inspect),
     /// Save backups, and make new clusters from them
-    #[command(arg_required_else_help = false)]
-    Snapshot(SnapshotArgs),
+    #[command(subcommand, arg_required_else_help = false)]
+    Snapshot(SnapshotCommand),
     /// Print a completion script for a shell
     Completions {
         /// Shell to complete in
@@ -84,14 +84,6 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
-}
-
-/// `snapshot`: backups.
-#[derive(Clone, Debug, Args)]
-pub struct SnapshotArgs {
-    /// The subcommand.
-    #[command(subcommand)]
-    pub command: SnapshotCommand,
 }
 
 /// The subcommands of `snapshot`.
@@ -134,10 +126,8 @@ impl Command {
             Self::Put(put) => put.run(&mut out),
             Self::Get(get) => get.run(&mut out),
             Self::Inspect(inspect) => inspect.run(&mut out),
-            Self::Snapshot(SnapshotArgs { command }) => match command {
-                SnapshotCommand::Save(save) => save.run(&mut out),
-                SnapshotCommand::Restore(restore) => restore.run(&mut out),
-            },
+            Self::Snapshot(SnapshotCommand::Save(save)) => save.run(&mut out),
+            Self::Snapshot(SnapshotCommand::Restore(restore)) => restore.run(&mut out),
             Self::Completions { shell } => {
                 // clap_complete panics if it cannot write.
                 let mut script = Vec::new();
@@ -216,10 +206,11 @@ mod tests {
         let Some(Command::Inspect(inspect)) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(inspect.path, Path::new("-dir"));
         let restore = "snapshot restore file -id 2 -cluster http://a:1,http://b:2 -cluster-id 0x5";
-        let Some(Command::Snapshot(snapshot)) = read(restore).expect("a command").command else {
-            panic!("it is a command")
+        let Some(Command::Snapshot(SnapshotCommand::Restore(restore))) =
+            read(restore).expect("a command").command
+        else {
+            panic!("it restores")
         };
-        let SnapshotCommand::Restore(restore) = snapshot.command else { panic!("it restores") };
         assert_eq!((restore.id, restore.cluster.len(), restore.cluster_id), (2, 2, Some(5)));
     }
 

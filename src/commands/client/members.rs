@@ -31,13 +31,6 @@ pub struct StatusCommand {
 }
 
 /// `member`: lists and changes the members.
-#[derive(Clone, Debug, Args)]
-pub struct MemberArgs {
-    #[command(subcommand)]
-    command: MemberCommand,
-}
-
-/// The subcommands of `member`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum MemberCommand {
     /// List the members
@@ -124,19 +117,19 @@ impl StatusCommand {
     }
 }
 
-impl MemberArgs {
+impl MemberCommand {
     /// Runs the subcommand, and writes the result to `out`.
     ///
     /// # Errors
     /// [`Error::Refused`] with the cluster's reason, or the reason why no endpoint answered.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let done = match &self.command {
-            MemberCommand::List { json, at } => {
+        let done = match self {
+            Self::List { json, at } => {
                 let answer = at.client()?.run(async |client| client.get("/members").await)?;
                 let members = answer.json()?;
                 if *json { answer.text() } else { member_table(&members) }
             }
-            MemberCommand::Add { id, url, at } => {
+            Self::Add { id, url, at } => {
                 let members = at.client()?.run(async |client| {
                     // Before the change: it also proves that this is no client port, where the
                     // request would set a key.
@@ -146,7 +139,7 @@ impl MemberArgs {
                 })?;
                 format!("added member {id} as a learner\n{}", start_command(*id, url, &members))
             }
-            MemberCommand::Remove { id, at } => {
+            Self::Remove { id, at } => {
                 at.client()?.run(async |client| {
                     client.require_member(*id).await?;
                     client.change(Method::DELETE, *id, "").await
@@ -155,7 +148,7 @@ impl MemberArgs {
                     "removed member {id}: it stops by itself, and its id cannot be used again\n"
                 )
             }
-            MemberCommand::Move { id, url, at } => {
+            Self::Move { id, url, at } => {
                 let old = at.client()?.run(async |client| {
                     let old = client.require_member(*id).await?;
                     client.change(Method::PUT, *id, url).await?;
@@ -165,7 +158,7 @@ impl MemberArgs {
                     "moved member {id} from {old} to {url}: start it there, with --peer-url {url}\n"
                 )
             }
-            MemberCommand::Transfer { id, at } => {
+            Self::Transfer { id, at } => {
                 let leader = at.client()?.run(async |client| client.transfer(*id).await)?;
                 match leader {
                     Some(id) => format!("member {id} leads\n"),
