@@ -54,7 +54,7 @@ impl Replayed {
     /// What the log holds, and where its torn last frame starts.
     pub fn recovered(self, dir: &Path) -> Recovered {
         let Replay { summary, entries, base, .. } = self.replay;
-        let Summary { identity, incarnations, marks, hard_state } = summary;
+        let Summary { identity, incarnations, marks, hard_state, .. } = summary;
         let last = self.segments.last().expect("a replay has a segment");
         let cut = last.torn.then(|| (last.path(dir), last.length));
         let marks = marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect();
@@ -283,8 +283,15 @@ fn replay_frame(
     if is_head {
         let head = check_head(records.next().transpose()?, previous, segment.number)?;
         match previous {
-            None => replay.base = head.last_index,
-            Some(_) => replay.check_last_index(head.last_index)?,
+            None => (replay.base, replay.summary.last_index) = (head.last_index, head.last_index),
+            Some(_) if replay.summary.last_index != head.last_index => {
+                let reason = format!(
+                    "the log ended at index {} when this segment was created, now it ends at {}",
+                    head.last_index, replay.summary.last_index
+                );
+                return Err(reason.into());
+            }
+            Some(_) => {}
         }
     }
     for record in records {

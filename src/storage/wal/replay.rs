@@ -21,11 +21,14 @@ pub(super) struct Summary {
     pub marks: BTreeMap<u64, u64>,
     /// The hard state of raft.
     pub hard_state: HardState,
+    /// The index of the last entry, 0 for an empty log.
+    pub last_index: u64,
 }
 
 impl Summary {
-    /// Appends its records to `payload`, which holds the head record.
-    pub fn put(&self, payload: &mut Vec<u8>) {
+    /// Appends the records of the head of segment `number` to `payload`.
+    pub fn put_head(&self, payload: &mut Vec<u8>, number: u64, previous_bytes: u64) {
+        format::put_head(payload, number, previous_bytes, self.last_index);
         format::put_identity(payload, &self.identity);
         for (&member_id, &incarnation) in &self.incarnations {
             format::put_incarnation(payload, member_id, incarnation);
@@ -50,33 +53,67 @@ impl Summary {
         self.marks.last_key_value().map_or(0, |(&index, _)| index)
     }
 
-    /// Checks that a new identity changes the cluster id only, and only if that was unknown.
+    /// Sets the identity. A new one changes the cluster id only, and only if that was unknown.
     ///
     /// # Errors
     /// A message with both identities.
-    pub fn check_identity(&self, identity: &Identity) -> Result<(), String> {
+    pub fn set_identity(&mut self, identity: &Identity) -> Result<(), String> {
         let known = &self.identity;
         let same_member =
             (known.member_id, known.incarnation) == (identity.member_id, identity.incarnation);
         if known.member_id == 0 || same_member && (known.cluster_id == 0 || known == identity) {
+            self.identity = identity.clone();
             return Ok(());
         }
         Err(format!("it names {identity:?}, but the log belongs to {known:?}"))
     }
 
-    /// Checks that a mark names the same term for its index as an earlier mark.
+    /// Adds a mark of a snapshot that this member made.
     ///
     /// # Errors
-    /// A message with both terms.
-    pub fn check_mark(&self, mark: SnapshotId) -> Result<(), String> {
+    /// A message if it is above the last index, or if an earlier mark has another term.
+    pub fn add_mark(&mut self, mark: SnapshotId) -> Result<(), String> {
         let SnapshotId { index, term } = mark;
-        match self.marks.get(&index) {
-            Some(&known) if known != term => Err(format!(
+        let last = self.last_index;
+        if last < index {
+            return Err(format!("it names a snapshot at index {index}, the log ends at {last}"));
+        }
+        match self.marks.insert(index, term) {
+            Some(known) if known != term => Err(format!(
                 "it names a snapshot at index {index} and term {term}, an earlier mark has term \
                  {known}"
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Adds a mark of a snapshot that replaced all entries.
+    ///
+    /// # Errors
+    /// A message if an earlier mark has another term.
+    pub fn install(&mut self, mark: SnapshotId) -> Result<(), String> {
+        self.last_index = mark.index;
+        self.add_mark(mark)
+    }
+
+    /// Makes `index` the last index.
+    ///
+    /// # Errors
+    /// A message if no entry can have this index here.
+    pub fn set_last_index(&mut self, index: u64) -> Result<(), String> {
+        if index == 0 {
+            return Err("it is entry 0, the first entry is 1".to_owned());
+        }
+        let newest_mark = self.newest_mark();
+        if index <= newest_mark {
+            return Err(format!("entry {index} would change the snapshot at index {newest_mark}"));
+        }
+        let last = self.last_index;
+        if last < index - 1 {
+            return Err(format!("entry {index} follows entry {last}"));
+        }
+        self.last_index = index;
+        Ok(())
     }
 }
 
@@ -97,25 +134,6 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// The index of the last entry, or `base` if there is none.
-    pub fn last_index(&self) -> u64 {
-        self.base + self.entries.len() as u64
-    }
-
-    /// Checks the last index that the head of the next segment states.
-    ///
-    /// # Errors
-    /// A message with both last indexes.
-    pub fn check_last_index(&self, stated: u64) -> Result<(), String> {
-        match self.last_index() {
-            found if found == stated => Ok(()),
-            found => Err(format!(
-                "the log ended at index {stated} when this segment was created, now it ends at \
-                 {found}"
-            )),
-        }
-    }
-
     /// Applies one record. The caller checks heads and closes, which belong to segments.
     ///
     /// # Errors
@@ -126,10 +144,7 @@ impl Replay {
                 return Err("a head that is not the first record of its segment".to_owned().into());
             }
             Record::Close => {}
-            Record::Identity(identity) => {
-                self.summary.check_identity(&identity)?;
-                self.summary.identity = identity;
-            }
+            Record::Identity(identity) => self.summary.set_identity(&identity)?,
             Record::Incarnation { member_id, incarnation } => {
                 self.summary.incarnations.insert(member_id, incarnation);
             }
@@ -137,8 +152,7 @@ impl Replay {
             Record::Install(mark) => {
                 // Raft dropped its log because it did not match the snapshot. The entries are invalid
                 // even where their indexes are above the snapshot.
-                self.summary.check_mark(mark)?;
-                self.summary.marks.insert(mark.index, mark.term);
+                self.summary.install(mark)?;
                 self.entries.clear();
                 self.base = mark.index;
             }
@@ -151,10 +165,6 @@ impl Replay {
     /// Applies a mark. It leaves the entries alone, also when a head repeats it.
     fn mark(&mut self, mark: SnapshotId) -> Result<(), String> {
         let SnapshotId { index, term } = mark;
-        let last = self.last_index();
-        if last < index {
-            return Err(format!("it names a snapshot at index {index}, the log ends at {last}"));
-        }
         let position = index.checked_sub(self.base).and_then(|count| count.checked_sub(1));
         let entry = position.and_then(|position| self.entries.get(position as usize));
         if let Some(held) = entry.map(|entry| entry.term).filter(|&held| held != term) {
@@ -162,25 +172,13 @@ impl Replay {
                 "it names a snapshot at index {index} and term {term}, the entry there has term {held}"
             ));
         }
-        self.summary.check_mark(mark)?;
-        self.summary.marks.insert(index, term);
-        Ok(())
+        self.summary.add_mark(mark)
     }
 
     /// Appends an entry and drops the entries that it replaces.
     fn push(&mut self, mut entry: Entry) -> Result<(), String> {
         let index = entry.index;
-        if index == 0 {
-            return Err("it is entry 0, the first entry is 1".to_owned());
-        }
-        let newest_mark = self.summary.newest_mark();
-        if index <= newest_mark {
-            return Err(format!("entry {index} would change the snapshot at index {newest_mark}"));
-        }
-        let last = self.last_index();
-        if last < index - 1 {
-            return Err(format!("entry {index} follows entry {last}"));
-        }
+        self.summary.set_last_index(index)?;
         // Truncate unconditionally, even if the dropped entries are above a snapshot and this one is
         // not. Skipping it would bring back entries that raft had truncated (etcd #22442).
         if self.base < index {

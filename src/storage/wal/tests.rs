@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::format::{Salt, VERSION};
 use super::reader::{Segment, replay_log};
+use super::replay::Summary;
 use super::writer::create_segment;
 use super::*;
 use crate::error::{Error, Result};
@@ -762,7 +763,8 @@ fn a_head_with_a_wrong_last_index_is_damage() {
     let read = replay_log(&DiskVfs, dir.path()).expect("a sound log");
     let closed = read.segments[2];
     let previous = Segment { length: closed.open_length(), closed: false, ..closed };
-    create_segment(&DiskVfs, dir.path(), Some(&previous), 9, &read.replay.summary).expect("made");
+    let summary = Summary { last_index: 9, ..read.replay.summary };
+    create_segment(&DiskVfs, dir.path(), Some(&previous), &summary).expect("made");
     let (path, offset, reason) = damage_of(dir.path());
     assert_eq!((path, offset), (segment_path(dir.path(), 3), 0));
     assert!(

@@ -31,7 +31,6 @@ pub struct Wal {
     file: Box<dyn VfsFile>,
     pub(super) allocated: u64,
     summary: Summary,
-    last_index: u64,
     buffer: Vec<u8>,
 }
 
@@ -45,7 +44,7 @@ impl Wal {
     /// If the member id is 0.
     pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
         let summary = Summary { identity: identity.clone(), ..Summary::default() };
-        Self::create_with(vfs, dir, None, 0, summary)
+        Self::create_with(vfs, dir, None, summary)
     }
 
     /// Creates a log whose entries up to the snapshot `made` are purged, with the hard state that raft
@@ -67,19 +66,19 @@ impl Wal {
             identity: identity.clone(),
             marks: [(made.index, made.term)].into(),
             hard_state: hard_state.clone(),
+            last_index: made.index,
             ..Summary::default()
         };
         // Segment 0 always begins at index 1. So this is segment 1 of a log that lost segment 0 to a
         // purge.
         let purged = Segment::default();
-        Self::create_with(vfs, dir, Some(&purged), made.index, summary)
+        Self::create_with(vfs, dir, Some(&purged), summary)
     }
 
     fn create_with(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
         previous: Option<&Segment>,
-        last_index: u64,
         summary: Summary,
     ) -> Result<Self> {
         assert_ne!(summary.identity.member_id, 0, "a member id is never 0");
@@ -87,7 +86,7 @@ impl Wal {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
         files::make_dir(&*vfs, dir)?;
-        let (segment, file) = create_segment(&*vfs, dir, previous, last_index, &summary)?;
+        let (segment, file) = create_segment(&*vfs, dir, previous, &summary)?;
         Ok(Self {
             vfs,
             dir: dir.to_owned(),
@@ -97,7 +96,6 @@ impl Wal {
             segments: vec![segment],
             file,
             summary,
-            last_index,
             buffer: Vec::new(),
         })
     }
@@ -145,7 +143,6 @@ impl Wal {
             file,
             allocated: current.length,
             summary,
-            last_index: replay.last_index(),
             buffer: Vec::new(),
             segments: segments.clone(),
         };
@@ -178,7 +175,6 @@ impl Wal {
         if frame.is_empty() {
             return Ok(());
         }
-        self.check(frame);
         let mut buffer = std::mem::take(&mut self.buffer);
         format::begin_frame(&mut buffer);
         put_records(&mut buffer, frame);
@@ -187,6 +183,10 @@ impl Wal {
         let is_full = current.length + length + format::CLOSE_BYTES > self.segment_bytes;
         if is_full && current.length > current.head_length {
             self.begin_segment()?;
+        }
+        // After the head of a new segment, which states what was before the frame.
+        if let Err(reason) = self.apply(frame) {
+            panic!("the frame cannot follow the log: {reason}");
         }
         let Segment { number, length: start, .. } = *self.current();
         let salt = Salt { incarnation: self.summary.identity.incarnation, segment: number };
@@ -201,7 +201,10 @@ impl Wal {
         let path = self.current().path(&self.dir);
         self.file.write_all_at(&buffer, start).map_err(Error::io("write to", &path))?;
         self.file.sync().map_err(Error::io("sync", &path))?;
-        self.advance(frame, length);
+        let current = self.segments.last_mut().expect("a log has a current segment");
+        current.length = end;
+        let last_entry = frame.entries.last().map_or(0, |entry| entry.index);
+        current.highest_index = current.highest_index.max(last_entry);
         buffer.clear();
         buffer.shrink_to(BUFFER_BYTES);
         self.buffer = buffer;
@@ -249,8 +252,7 @@ impl Wal {
             self.file.set_len(previous.length).map_err(Error::io("cut", &path))?;
             self.file.sync().map_err(Error::io("sync", &path))?;
         }
-        let (segment, file) =
-            create_segment(&*self.vfs, dir, Some(previous), self.last_index, &self.summary)?;
+        let (segment, file) = create_segment(&*self.vfs, dir, Some(previous), &self.summary)?;
         close_segment(&*self.file, dir, previous, incarnation)?;
         self.allocated = segment.length;
         self.segments.push(segment);
@@ -262,53 +264,29 @@ impl Wal {
         self.segments.last().expect("a log has a current segment")
     }
 
-    /// Asserts what a replay requires of a frame that follows the log.
-    fn check(&self, frame: &Frame<'_>) {
-        let mut last = self.last_index;
-        let mut newest_mark = self.summary.newest_mark();
-        if let Some(Err(reason)) = frame.identity.map(|new| self.summary.check_identity(new)) {
-            panic!("{reason}");
+    /// Applies the records of `frame` to the summary, by the rules of a replay.
+    fn apply(&mut self, frame: &Frame<'_>) -> std::result::Result<(), String> {
+        let summary = &mut self.summary;
+        if let Some(identity) = frame.identity {
+            summary.set_identity(identity)?;
         }
-        for mark in frame.made.into_iter().chain(frame.installed) {
-            if let Err(reason) = self.summary.check_mark(mark) {
-                panic!("{reason}");
-            }
-            newest_mark = newest_mark.max(mark.index);
-        }
+        summary.incarnations.extend(frame.incarnations.iter().copied());
         if let Some(made) = frame.made {
-            assert!(made.index <= last, "snapshot {} was made, the log ends at {last}", made.index);
+            summary.add_mark(made)?;
         }
         if let Some(installed) = frame.installed {
-            last = installed.index;
+            summary.install(installed)?;
         }
-        for (position, entry) in frame.entries.iter().enumerate() {
-            let index = entry.index;
-            assert!(index > newest_mark, "entry {index} is within the snapshot {newest_mark}");
-            let follows = index - 1 == last || position == 0 && index <= last;
-            assert!(follows, "entry {index} follows entry {last}");
-            last = index;
+        summary.trim();
+        for entry in frame.entries {
+            summary.set_last_index(entry.index)?;
         }
-    }
-
-    /// Updates the state after a frame of `length` bytes was synced.
-    fn advance(&mut self, frame: &Frame<'_>, length: u64) {
-        if let Some(identity) = frame.identity {
-            self.summary.identity = identity.clone();
-        }
-        self.summary.incarnations.extend(frame.incarnations.iter().copied());
-        for mark in frame.made.into_iter().chain(frame.installed) {
-            self.summary.marks.insert(mark.index, mark.term);
-        }
-        self.summary.trim();
+        let mut pairs = frame.entries.windows(2);
+        assert!(pairs.all(|pair| pair[0].index + 1 == pair[1].index), "the entries have a gap");
         if let Some(hard_state) = frame.hard_state {
-            self.summary.hard_state = hard_state.clone();
+            summary.hard_state = hard_state.clone();
         }
-        let last_entry = frame.entries.last().map(|entry| entry.index);
-        let last_installed = frame.installed.map(|mark| mark.index);
-        self.last_index = last_entry.or(last_installed).unwrap_or(self.last_index);
-        let current = self.segments.last_mut().expect("a log has a current segment");
-        current.length += length;
-        current.highest_index = current.highest_index.max(last_entry.unwrap_or(0));
+        Ok(())
     }
 }
 
@@ -340,15 +318,13 @@ pub(super) fn create_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     previous: Option<&Segment>,
-    last_index: u64,
     summary: &Summary,
 ) -> Result<(Segment, Box<dyn VfsFile>)> {
     let (number, previous_bytes) =
         previous.map_or((0, 0), |previous| (previous.number + 1, previous.length));
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_head(&mut frame, number, previous_bytes, last_index);
-    summary.put(&mut frame);
+    summary.put_head(&mut frame, number, previous_bytes);
     format::seal_frame(&mut frame, 0, Salt::default());
     let length = frame.len() as u64;
     let segment = Segment { number, length, head_length: length, ..Segment::default() };
