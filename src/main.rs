@@ -86,8 +86,8 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
     let keys = Arc::new(HttpKvApi {
         store: store.clone(),
-        ack: config.ack.into(),
-        read: config.read.into(),
+        ack: config.ack,
+        read: config.read,
         request_timeout: config.request_timeout,
         max_value_bytes: config.max_value_bytes,
         budget: BodyBudget::default(),

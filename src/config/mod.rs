@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 use slog::{Level, Logger};
@@ -138,12 +138,12 @@ pub struct Config {
     pub snapshot_catch_up_entries: u64,
 
     /// When to answer a PUT
-    #[arg(long, help_heading = REQUESTS, value_enum, default_value = "committed", env = "RAFTEXAMPLE_ACK")]
-    pub ack: AckFlag,
+    #[arg(long, help_heading = REQUESTS, value_parser = ack_parser(), default_value = "committed", env = "RAFTEXAMPLE_ACK")]
+    pub ack: Ack,
 
     /// How to answer a GET without a Raft-Read header
-    #[arg(long, help_heading = REQUESTS, value_enum, default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
-    pub read: ReadFlag,
+    #[arg(long, help_heading = REQUESTS, value_parser = read_parser(), default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
+    pub read: Consistency,
 
     /// Deadline of a client's request
     #[arg(long, value_name = "TIME", help_heading = REQUESTS, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
@@ -182,24 +182,6 @@ pub struct Config {
     file: Option<File>,
 }
 
-/// The values of `--ack`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AckFlag {
-    /// After it is committed and applied
-    Committed,
-    /// After it is handed to raft, as the original does; the write may be lost
-    Proposed,
-}
-
-/// The values of `--read`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ReadFlag {
-    /// With every acknowledged write
-    Linearizable,
-    /// From this member's state, as the original does; it may be stale
-    Local,
-}
-
 /// The values of `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -212,6 +194,24 @@ pub enum LogFormat {
 fn level_parser() -> impl TypedValueParser<Value = Level> {
     let names = PossibleValuesParser::new(["error", "warn", "info", "debug"]);
     names.try_map(|name| name.parse::<Level>().map_err(|()| "unknown level"))
+}
+
+fn ack_parser() -> impl TypedValueParser<Value = Ack> {
+    let names = PossibleValuesParser::new([
+        PossibleValue::new("committed").help("After it is committed and applied"),
+        PossibleValue::new("proposed")
+            .help("After it is handed to raft, as the original does; the write may be lost"),
+    ]);
+    names.map(|name| if name == "proposed" { Ack::Proposed } else { Ack::Committed })
+}
+
+fn read_parser() -> impl TypedValueParser<Value = Consistency> {
+    let names = PossibleValuesParser::new([
+        PossibleValue::new("linearizable").help("With every acknowledged write"),
+        PossibleValue::new("local")
+            .help("From this member's state, as the original does; it may be stale"),
+    ]);
+    names.map(|name| if name == "local" { Consistency::Local } else { Consistency::Linearizable })
 }
 
 pub(crate) fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
@@ -470,24 +470,6 @@ impl Config {
 fn resolve(authority: &str) -> std::result::Result<SocketAddr, String> {
     let mut addresses = authority.to_socket_addrs().map_err(|error| error.to_string())?;
     addresses.next().ok_or_else(|| "the host name has no address".into())
-}
-
-impl From<AckFlag> for Ack {
-    fn from(flag: AckFlag) -> Self {
-        match flag {
-            AckFlag::Committed => Ack::Committed,
-            AckFlag::Proposed => Ack::Proposed,
-        }
-    }
-}
-
-impl From<ReadFlag> for Consistency {
-    fn from(flag: ReadFlag) -> Self {
-        match flag {
-            ReadFlag::Linearizable => Consistency::Linearizable,
-            ReadFlag::Local => Consistency::Local,
-        }
-    }
 }
 
 #[cfg(test)]
