@@ -17,8 +17,9 @@
 //! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose) that passes it to `replicate`.
 //! 5. A port: the route, and the response to it.
 //! 6. `commands::inspect`: how `raftexample inspect` prints it. The compiler finds this place.
-//! 7. The versions of the log and of the peer protocol, because members of the release before would
-//!    skip the command: [`storage::wal`](crate::storage::wal) and [`transport`](crate::transport).
+//! 7. Three versions, because members of the release before would skip the command: `wal::VERSION`,
+//!    `snapshotter::VERSION` and the peer protocol's.
+//!    [`storage::wal`](crate::storage::wal#adding-a-format-version) lists the steps.
 //!
 //! # Snapshot
 //! The records in ascending order of their keys, so that equal states give equal bytes. Each record

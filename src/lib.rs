@@ -44,7 +44,7 @@
 //! | inbound: [`Inbound`](transport::Inbound) | transport → raft_node | 1,024 | 503 to the peer, whose raft repeats |
 //! | peers' bodies in memory | peer port | 192 MiB | 503 to the peer |
 //! | snapshots being received | peer port | 2, one per sender | 503 to the peer |
-//! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | none of its own: each reports one queued message or request | – |
+//! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | one for each message or request in the queues above | – |
 //! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
 //! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the next waits in the socket's backlog |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
@@ -81,17 +81,17 @@
 //!
 //! | question | place |
 //! |---|---|
-//! | On which event is a PUT answered 204? | [`raft_node::writes`], [`raft_node::state_machine`] |
+//! | On which event is a PUT answered 204? | [`raft_node::writes`] |
 //! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
-//! | What may be sent before the fdatasync? | [`raft_node::journal`] |
+//! | What may be sent before the fdatasync, and what happens if it fails? | [`raft_node::journal`] |
 //! | How does a follower serve a linearizable read? | [`raft_node::reads`] |
 //! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
 //! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
 //! | What if two membership changes meet? | [`raft_node::changes`] |
-//! | Which sender may speak? | `membership/admission.rs` |
-//! | What stops a wiped member from coming back? | [`raft_node::bootstrap`], `membership/admission.rs` |
+//! | Which sender may speak, and what stops a wiped member from coming back? | `membership/admission.rs` |
+//! | What happens when the queue to a peer is full, or the receiver's? | [`transport`] |
 //! | Which raft message may be stepped? | [`raft_node::validate`] |
-//! | Which bytes does a PUT write, and what tells a torn frame from damage? | [`storage::wal`] |
+//! | Which bytes does a PUT write, and what tells a torn frame from damage? | `storage/wal/format.rs` |
 //! | What changes to add a command? | [`kvstore`] |
 //! | How do I write another state machine? | [`raft_node::state_machine`], `examples/counter.rs` |
 

@@ -157,7 +157,7 @@ pub struct Config {
     #[arg(long, value_name = "TIME", help_heading = TIMERS, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
     pub tick: Duration,
 
-    /// Least ticks without a leader before an election; each wait is random, up to twice as long
+    /// Shortest election timeout in ticks; each is drawn at random from N to 2N - 1
     #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
     pub election_ticks: usize,
 

@@ -1,7 +1,15 @@
-//! Admission: what one member knows about who may speak to it.
+//! Admission: which senders may speak to this member.
 //!
-//! The node writes here, the node and the transport read. Requests are admitted by their headers,
+//! The node updates it; the node and the transport ask it. Requests are admitted by their headers,
 //! before a byte of the body is read.
+//!
+//! # What stops a wiped member from coming back
+//! A new data directory draws a new incarnation. Every member records the first incarnation that it
+//! hears for an id, durably, and refuses any other one
+//! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412). A member
+//! without a log bootstraps: it takes no raft message and only greets the others. Such a refusal ends
+//! it with exit status 1, and the message says to remove its id and to add it under a new one. See
+//! `raft_node/bootstrap.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -10,8 +10,8 @@
 //!   bootstrap too and, with this member, are a majority of the list;
 //! * with `--join`: a member that counts this id as a member has answered.
 //!
-//! A peer that sends raft messages takes this member for one of its own, and is greeted too, because
-//! all members that the list names may be gone. Its answer can only refuse.
+//! A peer that sends raft messages is greeted too, because all members that the list names may be gone.
+//! Its answer cannot start this member; it can only refuse it.
 //!
 //! A first member that has written its first entries and seen no election still counts as
 //! bootstrapping. Otherwise the first of two members that start together would keep the other one

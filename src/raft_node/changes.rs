@@ -7,8 +7,13 @@
 //! on all of them.
 //!
 //! # Two changes at once
-//! A change that arrives while another is pending is answered 409. Two kinds of request wait instead:
-//! those that arrive while the leader promotes a learner, and transfers of leadership.
+//! A request that arrives while another change is pending is answered 409, unless it changes nothing.
+//! These wait instead, and so do the requests queued after them:
+//! * a request that arrives while the leader promotes a learner;
+//! * a transfer of leadership;
+//! * any request, until the leader has applied an entry of its own term;
+//! * a removal or a move that needs a live majority, while the leader is new: it has not heard the
+//!   others yet.
 //!
 //! # The leader's own removal
 //! raft 0.7.0 panics when a leader that is not a member appends. So a leader first transfers leadership,

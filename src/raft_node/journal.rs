@@ -12,8 +12,15 @@
 //! | the same, in a Ready that commits a change of members | after it: see [`Journal::release_early`] |
 //! | a follower's acknowledgement, a vote | after it |
 //!
-//! A failed write or sync is an error that stops the process. Nothing is known about the file then, so
-//! nothing that depends on the frame is sent, answered or applied.
+//! # When a write or a sync fails
+//! Nothing is known about the file any more, so nothing that depends on the frame is sent, answered or
+//! applied, and the process ends:
+//! 1. [`Wal::save`] returns `Error::Io`, which names the operation and the file. Every caller up to
+//!    `serve.rs` returns it; none retries.
+//! 2. The task logs "the raft node stops" and drops the node. Requests that were proposed are answered
+//!    504, all others 503. The transport gets a second to send what is queued.
+//! 3. `main` lets the ports deliver these answers for a second, prints the error and exits with
+//!    status 1. The next start reads the file again.
 
 use std::time::Instant;
 

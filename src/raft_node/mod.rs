@@ -97,7 +97,8 @@ pub type ReportFn = Arc<dyn Fn(PeerReport) + Send + Sync>;
 /// One member's raft node: the composition of the owners.
 ///
 /// * `applied <= committed <= last`, and everything that was applied is in the write-ahead log.
-/// * Whatever is sent or answered depends only on what was synced before.
+/// * Every answer, vote and acknowledgement depends only on what was synced before. A leader's appends
+///   may leave earlier; [`journal`] says which.
 pub struct RaftNode {
     config: NodeConfig,
     logger: Logger,
@@ -190,7 +191,7 @@ impl RaftNode {
         Ok(())
     }
 
-    /// As [`handle_ready`](Self::handle_ready), up to the first write, which it leaves to that one.
+    /// As [`handle_ready`](Self::handle_ready), but stops before the first write.
     ///
     /// # Errors
     /// As [`handle_ready`](Self::handle_ready).
@@ -294,7 +295,7 @@ impl RaftNode {
         self.raw_node.raft.state == StateRole::Leader
     }
 
-    /// True if the next Ready writes. It is true for some that do not: all that may commit a change.
+    /// True if the next Ready writes. It may also be true if the Ready only might commit a change.
     fn needs_disk(&self) -> bool {
         let committed = self.raw_node.raft.raft_log.committed;
         let may_commit_change = committed > self.applied.index()

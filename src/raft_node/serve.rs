@@ -4,7 +4,7 @@
 //! This module decides only where the node runs: fdatasync blocks, so async workers handle reads and
 //! the heartbeats that confirm them, and everything else moves the node to a thread that may block. A
 //! turn of reads says whether it [needs the disk](Turn::NeedsDisk). The node stays on the thread until
-//! the next read. So neither reads among themselves nor writes among themselves wake another thread.
+//! the next read. A series of reads, or of writes, therefore wakes no other thread.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,8 +8,9 @@
 //! it replaces is removed. A crash in between leaves an orphan file, which the next start removes.
 //!
 //! # When one is made, and what goes
-//! The node asks for a snapshot after `--snapshot-count` entries or [`LOG_BYTES`] of log, and when raft
-//! needs one for a member that is too far behind. The state machine writes the file on a thread of its
+//! The node asks for a snapshot after `--snapshot-count` entries, after [`LOG_BYTES`] of log (less on
+//! some members, so that they do not all write at once), and when raft needs one for a member that is
+//! too far behind. If the last snapshot is large, the entries also have to be as many bytes. The state machine writes the file on a thread of its
 //! own. Afterwards the two newest snapshots stay, with the log from the older one on; a snapshot that
 //! is being sent stays until its transfer ends.
 

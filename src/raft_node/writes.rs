@@ -4,9 +4,13 @@
 //! same holds for one that could not be sent to a leader that just died. Once proposed, it is pending
 //! under the leader and term it was proposed to, and ends in one of these ways:
 //!
-//! * its entry is applied here: 204;
+//! * its entry is committed and applied on this member: 204. The state machine's task,
+//!   [`CommitReader`](super::state_machine::CommitReader), answers after `apply` returns;
 //! * the leader or the term changes, or a snapshot replaces the log: 504 at once;
-//! * the client's deadline passes: 504, from the client's side of the responder.
+//! * the client's deadline passes: 504, from the client's side of the responder;
+//! * this member stops: 504.
+//!
+//! With `--ack proposed`, as in the original, 204 comes when raft has taken the write.
 //!
 //! An index where another entry is committed instead needs no rule: that entry has another term.
 //! A pending write is never proposed a second time, because the first one may still be committed.

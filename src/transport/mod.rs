@@ -7,6 +7,13 @@
 //! is dropped, raft is told that the peer is unreachable, and raft repeats what it needs. A full queue
 //! drops messages too. So the raft node never blocks here, and memory is bounded.
 //!
+//! # When a queue is full
+//! * The queue to a peer: the message is dropped, and raft is told once that the peer is unreachable.
+//!   Proposals that were never sent go back to the node, which proposes them again.
+//! * The receiver's queue: a batch in a request of its own is answered 503. In a stream, the answer
+//!   ends with a line that says why. Either way the sender drops the batch and whatever is queued for
+//!   that peer, tells raft, and waits before it sends again. raft repeats what it needs.
+//!
 //! A snapshot has its own task and connection, so that heartbeats do not wait for it. Its end is always
 //! reported, because raft sends nothing else to that peer until then.
 //!

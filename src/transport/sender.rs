@@ -197,7 +197,7 @@ impl PeerSender {
         let patience = self.shared.config.half_election_timeout() + allowance(length);
         match self.shared.call(call, patience).await {
             Ok(answered) => {
-                // They arrived: what fails from here on is not theirs.
+                // These proposals arrived. A later failure does not concern them.
                 self.batches.proposals.clear();
                 self.succeeded();
                 if answered.may_stream && Instant::now() >= self.stream_from {

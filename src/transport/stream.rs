@@ -9,7 +9,7 @@
 //!                      │ number u64 LE │ length u32 LE │ batch │ …
 //!                      └───────────────┴───────────────┴───────┴───
 //! the answer's body:   17\n42\n…                  the number of the last frame that was taken,
-//!                      this member is stopping\n  or why no more are
+//!                      this member is stopping\n  or why the stream ends
 //! ```
 //! A frame is handled like a request to `/raft`: its sender is admitted again, its batch is delivered
 //! whole or not at all, and it is never sent again. Frames and requests share one numbering, so that a
@@ -363,7 +363,8 @@ impl Incoming {
         let messages = wire::messages(&batch)?;
         drop(batch);
         if length as usize > BUFFER_BYTES {
-            // What is left would keep the memory of all of it, for which room was taken only once.
+            // The rest of a large buffer would keep all of its memory, which the permit of the batch
+            // no longer covers.
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
         let silence = self.shared.config.election_timeout;

@@ -65,7 +65,7 @@ fn a_wiped_member_is_refused_and_replaced_without_loss() {
 #[test]
 #[ignore = "long: 40 wiped directories"]
 fn a_member_wiped_40_times_is_replaced_without_loss() {
-    // In the end it is members that joined and know nobody of their lists any more. Such a one cannot
-    // tell whether who calls it is of its cluster, unless it is told which one that is.
+    // In the end all members have joined, and every member of their lists is gone. Such a member cannot
+    // tell whether a caller belongs to its cluster, unless a flag names the cluster.
     wipe(40, &["--cluster-id", "7"]);
 }
