@@ -67,16 +67,13 @@ impl Members {
     pub fn check(&self, change: &MemberChange) -> Result<bool, RequestError> {
         match change {
             MemberChange::AddLearner { id, url } | MemberChange::AddVoter { id, url } => {
-                check_id(*id)?;
-                check_url(url).map_err(RequestError::Invalid)?;
-                self.check_not_removed(*id)?;
+                self.check_listener(*id, url)?;
                 if let Some(known) = self.urls.get(id) {
                     return Err(RequestError::Conflict(format!(
                         "{id} is a member already, at {known}"
                     )));
                 }
-                self.check_unused(url)?;
-                self.check_scheme(url)?;
+                self.check_url(url)?;
                 Ok(true)
             }
             MemberChange::Promote { id } if !self.learners.contains(id) => {
@@ -84,16 +81,13 @@ impl Members {
             }
             MemberChange::Promote { .. } => Ok(true),
             MemberChange::Move { id, url } => {
-                check_id(*id)?;
-                check_url(url).map_err(RequestError::Invalid)?;
-                self.check_not_removed(*id)?;
+                self.check_listener(*id, url)?;
                 match self.urls.get(id) {
                     None => return Err(RequestError::Conflict(format!("{id} is no member"))),
                     Some(known) if known == url => return Ok(false),
                     Some(_) => {}
                 }
-                self.check_unused(url)?;
-                self.check_scheme(url)?;
+                self.check_url(url)?;
                 Ok(true)
             }
             MemberChange::Remove { id } => {
@@ -111,7 +105,11 @@ impl Members {
         }
     }
 
-    fn check_not_removed(&self, id: NodeId) -> Result<(), RequestError> {
+    fn check_listener(&self, id: NodeId, url: &str) -> Result<(), RequestError> {
+        if id == 0 {
+            return Err(RequestError::Invalid("0 is no member id: ids start at 1".into()));
+        }
+        check_url(url).map_err(RequestError::Invalid)?;
         match self.removed.get(&id) {
             None => Ok(()),
             Some(index) => Err(RequestError::Gone(format!(
@@ -120,17 +118,14 @@ impl Members {
         }
     }
 
-    fn check_unused(&self, url: &str) -> Result<(), RequestError> {
-        match self.urls.iter().find(|(_, known)| *known == url) {
-            None => Ok(()),
-            Some((other, _)) => Err(RequestError::Conflict(format!(
+    /// Checks that no member has `url`, and that all members can connect to it: one with TLS and one
+    /// without could not.
+    fn check_url(&self, url: &str) -> Result<(), RequestError> {
+        if let Some((other, _)) = self.urls.iter().find(|(_, known)| *known == url) {
+            return Err(RequestError::Conflict(format!(
                 "{url} is the peer URL of member {other} already"
-            ))),
+            )));
         }
-    }
-
-    /// A member with TLS and one without could never connect to each other.
-    fn check_scheme(&self, url: &str) -> Result<(), RequestError> {
         match self.urls.values().find(|known| is_https(known) != is_https(url)) {
             None => Ok(()),
             Some(known) => Err(RequestError::Conflict(format!(
@@ -270,13 +265,6 @@ pub struct SnapshotData {
 /// How many of `n` members are a majority.
 pub fn majority(n: usize) -> usize {
     n / 2 + 1
-}
-
-fn check_id(id: NodeId) -> Result<(), RequestError> {
-    if id == 0 {
-        return Err(RequestError::Invalid("0 is no member id: ids start at 1".into()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

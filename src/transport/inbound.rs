@@ -27,7 +27,7 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::membership::Sender;
-use crate::ports::tls::{PeerCertificate, Reason};
+use crate::ports::tls::{PeerCertificate, Reason, check_member};
 use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
@@ -65,13 +65,13 @@ pub(super) enum Rejection {
 
 impl From<wire::WireError> for Rejection {
     fn from(error: wire::WireError) -> Self {
-        Rejection::Malformed(StatusCode::BAD_REQUEST, error.0)
+        malformed(error.0)
     }
 }
 
 impl From<codec::DecodeError> for Rejection {
     fn from(error: codec::DecodeError) -> Self {
-        Rejection::Malformed(StatusCode::BAD_REQUEST, error.to_string())
+        malformed(error.to_string())
     }
 }
 
@@ -89,6 +89,11 @@ impl Rejection {
             Rejection::Refused(refusal) => refusal.to_string(),
         }
     }
+}
+
+/// 400: the request violates the protocol.
+pub(super) fn malformed(why: impl Into<String>) -> Rejection {
+    Rejection::Malformed(StatusCode::BAD_REQUEST, why.into())
 }
 
 /// 503: the sender may try again.
@@ -191,48 +196,29 @@ fn respond(
     answer
 }
 
-/// What a request must name.
-#[derive(PartialEq, Eq)]
-enum Kind {
-    /// The sender may not know the cluster or the receiver.
-    Greeting,
-    /// It must name both.
-    Raft,
-}
-
 /// Admits the sender by its headers and the certificate of its connection.
-fn admit(shared: &Shared, parts: &Parts, kind: Kind) -> Result<(PeerHeader, Sender), Rejection> {
-    let header = wire::identity(&parts.headers)?;
-    check_certificate(shared, parts, header.from)?;
-    if kind == Kind::Raft && (header.to == 0 || header.cluster_id == 0) {
-        let why = "only a greeting may leave its receiver or its cluster open".to_owned();
-        return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
+pub(super) fn admit(shared: &Shared, parts: &Parts) -> Result<(PeerHeader, Sender), Rejection> {
+    let header = identify(shared, parts)?;
+    if header.to == 0 || header.cluster_id == 0 {
+        return Err(malformed("only a greeting may leave its receiver or its cluster open"));
     }
-    let sender = match kind {
-        Kind::Greeting => shared.admission.admit_greeting(&header)?,
-        Kind::Raft => shared.admission.admit(&header)?,
-    };
+    let sender = shared.admission.admit(&header)?;
     Ok((header, sender))
 }
 
-/// With TLS, a sender needs the certificate of the member that it names.
-fn check_certificate(shared: &Shared, parts: &Parts, from: NodeId) -> Result<(), Rejection> {
-    let Some(tls) = &shared.config.tls else { return Ok(()) };
+/// Reads the sender's identity. With TLS, a sender needs the certificate of the member that it names.
+fn identify(shared: &Shared, parts: &Parts) -> Result<PeerHeader, Rejection> {
+    let header = wire::identity(&parts.headers)?;
+    let Some(tls) = &shared.config.tls else { return Ok(header) };
+    let from = header.from;
     let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
-    certificate.check_member(from).map_err(|why| {
+    check_member(&certificate.certificate, from).map_err(|why| {
         tls.refuse(Reason::Name, certificate.address, format!("member {from}"), &why);
         Rejection::Certificate(why)
-    })
-}
-
-/// Admits the sender of raft messages, as [`admit`].
-pub(super) fn admit_raft(
-    shared: &Shared,
-    parts: &Parts,
-) -> Result<(PeerHeader, Sender), Rejection> {
-    admit(shared, parts, Kind::Raft)
+    })?;
+    Ok(header)
 }
 
 /// The length of a body that is at most `limit` bytes.
@@ -318,8 +304,7 @@ impl BodyReader {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
-                    let why = format!("the body broke off: {error}");
-                    return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
+                    return Err(malformed(format!("the body broke off: {error}")));
                 }
                 Err(_) => {
                     let why = "the body came too slowly".to_owned();
@@ -351,7 +336,7 @@ async fn ask_the_node<T>(
 }
 
 async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sender, Rejection> {
-    let (header, sender) = admit(shared, parts, Kind::Raft)?;
+    let (header, sender) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
     let messages = wire::messages(&batch)?;
@@ -359,8 +344,8 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sen
     let (answer, answer_rx) = match sender {
         Sender::Member => (None, None),
         Sender::Known | Sender::New => {
-            let (answer_tx, answer_rx) = oneshot::channel();
-            (Some(answer_tx), Some(answer_rx))
+            let (answer, answer_rx) = oneshot::channel();
+            (Some(answer), Some(answer_rx))
         }
     };
     let body = InboundBody::Messages { boot, number, messages, answer };
@@ -369,14 +354,14 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sen
         Some(answer_rx) => {
             ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await?;
         }
-        None => hand_over(shared, inbound)?,
+        None => deliver(shared, inbound)?,
     }
     Ok(sender)
 }
 
 /// Gives the node a request that it does not answer here. If the node is busy or gone, the request is
 /// dropped.
-pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejection> {
+pub(super) fn deliver(shared: &Shared, inbound: Inbound) -> Result<(), Rejection> {
     shared
         .inbound_tx
         .try_send(inbound)
@@ -385,7 +370,8 @@ pub(super) fn hand_over(shared: &Shared, inbound: Inbound) -> Result<(), Rejecti
 
 async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
     // The node answers every greeting itself.
-    let (header, _) = admit(shared, parts, Kind::Greeting)?;
+    let header = identify(shared, parts)?;
+    shared.admission.admit_greeting(&header)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let greeting = codec::decode(&bytes)?;
     let (answer, answer_rx) = oneshot::channel();
@@ -395,7 +381,7 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec
 }
 
 fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
-    admit(shared, parts, Kind::Raft)?;
+    admit(shared, parts)?;
     let status = shared.config.status.borrow();
     if !status.begun {
         return Err(not_ready("this member waits for its first start"));
@@ -409,12 +395,12 @@ async fn take_conf_change(
     body: Body,
 ) -> Result<Vec<u8>, Rejection> {
     // The node decides on the sender and the change in one step.
-    let (header, _) = admit(shared, parts, Kind::Raft)?;
+    let (header, _) = admit(shared, parts)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let change = codec::decode(&bytes)?;
     let deadline = Instant::now() + shared.config.request_timeout;
     let (responder, pending) = responder();
-    hand_over(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
+    deliver(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
     Ok(codec::encode(&pending.wait_until(deadline).await))
 }
 
@@ -448,7 +434,7 @@ impl Drop for ReceivingSlot {
 /// Receives a snapshot. The file is complete, checked and durable before the node sees the message. If
 /// the node refuses the message, it purges the file.
 async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<(), Rejection> {
-    let (header, _) = admit(shared, parts, Kind::Raft)?;
+    let (header, _) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let file = wire::snapshot_file(&parts.headers)?;
     let length = content_length(&parts.headers, u64::MAX)?;
@@ -458,11 +444,10 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
 
     let (message, first_chunk, head_length) = read_snapshot_message(&mut reader).await?;
     if head_length.checked_add(file.length) != Some(length) {
-        let why = format!(
+        return Err(malformed(format!(
             "a body of {length} bytes for a message of {head_length} and a file of {}",
             file.length
-        );
-        return Err(Rejection::Malformed(StatusCode::BAD_REQUEST, why));
+        )));
     }
 
     let (chunk_tx, chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
@@ -483,7 +468,7 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
     // file wrong.
     let checked = written.map_err(|()| not_ready("this member's disk failed"))?;
     fed?;
-    checked.map_err(|why| Rejection::Malformed(StatusCode::BAD_REQUEST, why))?;
+    checked.map_err(malformed)?;
 
     let (answer, answer_rx) = oneshot::channel();
     let body = InboundBody::Snapshot { boot, number, message, answer };
@@ -495,13 +480,12 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
 async fn read_snapshot_message(
     reader: &mut BodyReader,
 ) -> Result<(Message, Bytes, u64), Rejection> {
-    let malformed = |why: String| Rejection::Malformed(StatusCode::BAD_REQUEST, why);
     let mut head = BytesMut::new();
     let mut wanted = wire::LENGTH_BYTES;
     loop {
         while head.len() < wanted {
             let chunk = reader.chunk().await?;
-            let chunk = chunk.ok_or_else(|| malformed("the message is cut short".to_owned()))?;
+            let chunk = chunk.ok_or_else(|| malformed("the message is cut short"))?;
             head.extend_from_slice(&chunk);
         }
         let Some(length) = head.first_chunk::<{ wire::LENGTH_BYTES }>() else { continue };

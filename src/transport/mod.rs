@@ -78,12 +78,6 @@ pub const PEER_QUEUE_BYTES: u64 = 64 << 20;
 /// How many snapshots a member receives at once, from different senders.
 const SNAPSHOTS_RECEIVED_AT_ONCE: u32 = 2;
 
-/// How long no byte of a snapshot may move before it counts as failed.
-const SNAPSHOT_PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long any other body may take to arrive, beside what its length allows.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The slowest network, and the slowest sync, that a deadline allows for.
 const MINIMAL_RATE_BYTES_PER_SECOND: u64 = 10 << 20;
 
@@ -121,8 +115,8 @@ impl TransportConfig {
         Self {
             election_timeout,
             request_timeout: Duration::from_secs(5),
-            snapshot_progress_timeout: SNAPSHOT_PROGRESS_TIMEOUT,
-            body_timeout: BODY_TIMEOUT,
+            snapshot_progress_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(5),
             boot,
             metrics: Metrics::default(),
             tls: None,
@@ -343,16 +337,20 @@ impl Outbox for Transport {
             self.shared.report(PeerReport::SnapshotStatus { to, index, arrived: false });
             return;
         };
-        let on_its_way = peer.snapshot_on_its_way.clone();
-        let guard = outbound::SnapshotGuard::new(self.shared.clone(), to, index, on_its_way);
-        let (chunk_tx, body) = outbound::snapshot_body(&message, file.length);
+        let guard = outbound::SnapshotGuard {
+            shared: self.shared.clone(),
+            to,
+            index,
+            on_its_way: peer.snapshot_on_its_way.clone(),
+            arrived: false,
+        };
+        let (chunk_tx, chunk_rx) = mpsc::channel(outbound::CHUNKS_AHEAD);
         let (shared, running) = (self.shared.clone(), self.shared.running.subscribe());
         self.runtime.spawn_blocking(move || {
             let _running = running;
             outbound::read_file(&shared, index, term, file.length, &chunk_tx);
         });
-        let url = peer.url.clone();
-        self.spawn(outbound::send_snapshot(self.shared.clone(), url, file, body, guard));
+        self.spawn(outbound::send_snapshot(guard, peer.url.clone(), message, file, chunk_rx));
     }
 
     fn add_peer(&mut self, id: NodeId, url: &str) {
@@ -363,8 +361,8 @@ impl Outbox for Transport {
         let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();
-        let queue = sender::Queue { queue_rx, queued_bytes: queued_bytes.clone() };
-        let sender = sender::PeerSender::new(self.shared.clone(), id, url.clone(), queue);
+        let (shared, bytes) = (self.shared.clone(), queued_bytes.clone());
+        let sender = sender::PeerSender::new(shared, id, url.clone(), queue_rx, bytes);
         let running = self.shared.running.subscribe();
         // Closing drops the queue: the task drains it and ends.
         self.runtime.spawn(async move {

@@ -1,15 +1,14 @@
 //! Snapshots, greetings and forwarded changes: requests of their own.
 
 use std::io::{self, Read};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use raft::eraftpb::Message;
 use slog::{crit, info, warn};
 use tokio::sync::{mpsc, watch};
@@ -29,28 +28,17 @@ use crate::metrics::PeerLabel;
 const CHUNK_BYTES: usize = 128 << 10;
 
 /// Chunks that are read ahead of the network.
-const CHUNKS_AHEAD: usize = 4;
+pub(super) const CHUNKS_AHEAD: usize = 4;
 
 /// Reports the end of one snapshot, however it comes: sent, failed, aborted or panicked. Without it
 /// raft would wait for ever, and send this peer nothing else.
 pub(super) struct SnapshotGuard {
-    shared: Arc<Shared>,
-    to: NodeId,
-    index: Index,
-    on_its_way: Arc<AtomicBool>,
-    arrived: bool,
-}
-
-impl SnapshotGuard {
-    /// For the snapshot at `index` to `to`. `on_its_way` was set, and is cleared at the end.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        to: NodeId,
-        index: Index,
-        on_its_way: Arc<AtomicBool>,
-    ) -> Self {
-        Self { shared, to, index, on_its_way, arrived: false }
-    }
+    pub(super) shared: Arc<Shared>,
+    pub(super) to: NodeId,
+    pub(super) index: Index,
+    /// It was set, and is cleared at the end.
+    pub(super) on_its_way: Arc<AtomicBool>,
+    pub(super) arrived: bool,
 }
 
 impl Drop for SnapshotGuard {
@@ -59,67 +47,6 @@ impl Drop for SnapshotGuard {
         self.on_its_way.store(false, Ordering::Release);
         let (to, index, arrived) = (self.to, self.index, self.arrived);
         self.shared.report(PeerReport::SnapshotStatus { to, index, arrived });
-    }
-}
-
-/// The body of a snapshot: the framed message, then the file, as it is read.
-pub(super) struct SnapshotBody {
-    head: Option<Bytes>,
-    chunk_rx: mpsc::Receiver<io::Result<Bytes>>,
-    /// Bytes that are still to come.
-    remaining: u64,
-    /// Counts the bytes that the connection took; dropped with the body after the last one.
-    progress_tx: watch::Sender<u64>,
-}
-
-/// A snapshot's body and the end that its file, `length` bytes, is put into.
-pub(super) fn snapshot_body(
-    message: &Message,
-    length: u64,
-) -> (mpsc::Sender<io::Result<Bytes>>, SnapshotBody) {
-    let (chunk_tx, chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
-    let mut head = Vec::new();
-    wire::put_message(&mut head, message);
-    let remaining = head.len() as u64 + length;
-    let progress_tx = watch::Sender::new(0);
-    (chunk_tx, SnapshotBody { head: Some(head.into()), chunk_rx, remaining, progress_tx })
-}
-
-impl Body for SnapshotBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let chunk = match self.head.take() {
-            Some(head) => head,
-            None if self.remaining == 0 => return Poll::Ready(None),
-            None => match self.chunk_rx.poll_recv(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(chunk))) => chunk,
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
-                Poll::Ready(None) => {
-                    let why = format!("the file ended {} bytes early", self.remaining);
-                    let error = io::Error::new(io::ErrorKind::UnexpectedEof, why);
-                    return Poll::Ready(Some(Err(error)));
-                }
-            },
-        };
-        let length = chunk.len() as u64;
-        assert!(length <= self.remaining, "{length} bytes read, {} announced", self.remaining);
-        self.remaining -= length;
-        self.progress_tx.send_modify(|sent| *sent += length);
-        Poll::Ready(Some(Ok(Frame::data(chunk))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.remaining == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
     }
 }
 
@@ -156,31 +83,40 @@ pub(super) fn read_file(
     }
 }
 
-/// Sends one snapshot; `guard` reports how it ended.
+/// Sends one snapshot: the framed message, then the chunks of its file. `guard` reports how it ended.
 pub(super) async fn send_snapshot(
-    shared: Arc<Shared>,
-    url: Arc<str>,
-    file: SnapshotFile,
-    body: SnapshotBody,
     mut guard: SnapshotGuard,
+    url: Arc<str>,
+    message: Message,
+    file: SnapshotFile,
+    mut chunk_rx: mpsc::Receiver<io::Result<Bytes>>,
 ) {
-    let (to, index) = (guard.to, guard.index);
+    let (shared, to, index) = (guard.shared.clone(), guard.to, guard.index);
     info!(
         shared.logger,
         "sending snapshot at index {} to peer {}: {} bytes", index, to, file.length
     );
+    let mut head = Vec::new();
+    wire::put_message(&mut head, &message);
     let mut headers = HeaderMap::new();
     wire::put_sequence(&mut headers, shared.next_sequence());
     wire::put_snapshot_file(&mut headers, file);
-    let progress_rx = body.progress_tx.subscribe();
-    let body = reqwest::Body::wrap(body);
+    // hyper fails a body that is shorter.
+    headers.insert(CONTENT_LENGTH, (head.len() as u64 + file.length).into());
+    // Counts the bytes that the connection took; dropped with the body after the last one.
+    let progress_tx = watch::Sender::new(0);
+    let progress_rx = progress_tx.subscribe();
+    let chunks = stream::poll_fn(move |context| chunk_rx.poll_recv(context));
+    let body = stream::iter([Ok(Bytes::from(head))]).chain(chunks).inspect_ok(move |chunk| {
+        progress_tx.send_modify(|sent| *sent += chunk.len());
+    });
     let call = Call {
         client: &shared.snapshot_client,
         to,
         url: &url,
         path: "/raft/snapshot",
         headers,
-        body,
+        body: reqwest::Body::wrap_stream(body),
     };
     let patience = shared.config.snapshot_progress_timeout;
     let result = tokio::select! {
@@ -209,7 +145,7 @@ pub(super) async fn send_snapshot(
 /// answer for `answer_patience` after the last. The receiver syncs the file before it answers,
 /// hence the second one is longer.
 async fn stalled(
-    mut progress_rx: watch::Receiver<u64>,
+    mut progress_rx: watch::Receiver<usize>,
     patience: Duration,
     answer_patience: Duration,
 ) -> String {

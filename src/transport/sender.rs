@@ -26,42 +26,11 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// How long a removed peer's queue may take to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is known of a peer, for the log: one line per change.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Activity {
-    /// Nothing was sent yet.
-    Unknown,
-    Active,
-    Inactive,
-}
-
-/// What waits for one peer.
-pub(super) struct Queue {
-    pub(super) queue_rx: mpsc::Receiver<Message>,
-    /// The payload of what is in it.
-    pub(super) queued_bytes: Arc<AtomicU64>,
-}
-
-impl Queue {
-    async fn recv(&mut self) -> Option<Message> {
-        let message = self.queue_rx.recv().await?;
-        Some(self.taken(message))
-    }
-
-    fn try_recv(&mut self) -> Option<Message> {
-        let message = self.queue_rx.try_recv().ok()?;
-        Some(self.taken(message))
-    }
-
-    fn taken(&self, message: Message) -> Message {
-        self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
-        message
-    }
-}
-
 /// What waits for one peer, in batches.
 struct Batches {
-    queue: Queue,
+    queue_rx: mpsc::Receiver<Message>,
+    /// The payload of what is in the queue.
+    queued_bytes: Arc<AtomicU64>,
     /// Taken from the queue, but too large for the batch before it.
     held: Option<Message>,
     /// The proposals in the batch that is being sent.
@@ -69,13 +38,21 @@ struct Batches {
 }
 
 impl Batches {
+    fn try_recv(&mut self) -> Option<Message> {
+        let message = self.queue_rx.try_recv().ok()?;
+        self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
+        Some(message)
+    }
+
     /// Waits for a message and takes what is queued behind it, while it fits. `None` once the peer
     /// is removed and nothing is left. May be dropped and called again.
     async fn next(&mut self) -> Option<Vec<u8>> {
-        let mut next = match self.held.take() {
-            Some(message) => Some(message),
-            None => Some(self.queue.recv().await?),
-        };
+        if self.held.is_none() {
+            let message = self.queue_rx.recv().await?;
+            self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
+            self.held = Some(message);
+        }
+        let mut next = self.held.take();
         let mut batch = Vec::new();
         let mut messages = 0;
         self.proposals.clear();
@@ -90,7 +67,7 @@ impl Batches {
             if message.msg_type == MessageType::MsgPropose {
                 self.proposals.push(message);
             }
-            next = self.queue.try_recv();
+            next = self.try_recv();
         }
         Some(batch)
     }
@@ -108,7 +85,8 @@ pub(super) struct PeerSender {
     stream_from: Instant,
     /// The pause after the next that fails.
     stream_pause: Duration,
-    activity: Activity,
+    /// For the log, one line per change; `None` until a batch was sent.
+    is_active: Option<bool>,
     /// The pause after the next failure.
     backoff: Duration,
     sent_bytes: Counter,
@@ -116,18 +94,24 @@ pub(super) struct PeerSender {
 
 impl PeerSender {
     /// A sender of what is queued for peer `id` to `url`.
-    pub(super) fn new(shared: Arc<Shared>, id: NodeId, url: Arc<str>, queue: Queue) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: NodeId,
+        url: Arc<str>,
+        queue_rx: mpsc::Receiver<Message>,
+        queued_bytes: Arc<AtomicU64>,
+    ) -> Self {
         let sent_bytes = &shared.config.metrics.peer_sent_bytes;
         let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: id });
         Self {
             shared,
             id,
             url,
-            batches: Batches { queue, held: None, proposals: Vec::new() },
+            batches: Batches { queue_rx, queued_bytes, held: None, proposals: Vec::new() },
             stream: None,
             stream_from: Instant::now(),
             stream_pause: stream::PAUSE_MIN,
-            activity: Activity::Unknown,
+            is_active: None,
             backoff: BACKOFF_MIN,
             sent_bytes,
         }
@@ -221,8 +205,7 @@ impl PeerSender {
 
     fn succeeded(&mut self) {
         self.backoff = BACKOFF_MIN;
-        if self.activity != Activity::Active {
-            self.activity = Activity::Active;
+        if self.is_active.replace(true) != Some(true) {
             info!(self.shared.logger, "peer {} became active", self.id);
         }
     }
@@ -232,8 +215,7 @@ impl PeerSender {
         let backoff_max = self.shared.config.half_election_timeout();
         let failures = &self.shared.config.metrics.peer_failures;
         failures.get_or_create(&PeerLabel { peer: self.id }).inc();
-        if self.activity != Activity::Inactive {
-            self.activity = Activity::Inactive;
+        if self.is_active.replace(false) != Some(false) {
             let id = self.id;
             warn!(
                 self.shared.logger,
@@ -248,8 +230,8 @@ impl PeerSender {
             Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
         };
         unsent.extend(batches.held.take());
-        for _ in 0..batches.queue.queue_rx.len() {
-            unsent.extend(batches.queue.try_recv());
+        for _ in 0..batches.queue_rx.len() {
+            unsent.extend(batches.try_recv());
         }
         for message in unsent {
             self.shared.report_unsent(message);

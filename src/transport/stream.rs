@@ -22,7 +22,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,16 +30,19 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::call::{Call, Failure, answered};
-use super::inbound::{BodyReader, Deadline, Rejection, admit_raft, hand_over, not_ready, room_for};
+use super::inbound::{
+    BodyReader, Deadline, Rejection, admit, deliver, malformed, not_ready, room_for,
+};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{NodeId, PeerHeader};
 use crate::membership::Sender;
-use crate::ports::tls::{Changes, Tls};
 
 /// The length of a frame's number and length, in bytes.
 const FRAME_HEAD_BYTES: usize = 8 + 4;
@@ -56,8 +59,6 @@ const LINE_BYTES: usize = 1 << 10;
 pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-type Answer = Pin<Box<dyn Future<Output = Result<reqwest::Response, Failure>> + Send>>;
-
 /// Why a sender's stream is over.
 pub(super) enum End {
     /// All frames were taken.
@@ -71,9 +72,8 @@ pub(super) struct Outgoing {
     shared: Arc<Shared>,
     /// `None` once the last frame was handed over.
     frame_tx: Option<mpsc::Sender<Bytes>>,
-    /// `None` once the answer has begun.
-    begin: Option<Answer>,
-    answer: Option<reqwest::Response>,
+    /// The answer's body, once the peer has accepted the stream.
+    answer: BoxStream<'static, Result<Bytes, Failure>>,
     /// What came of the line that is not whole yet.
     line: Vec<u8>,
     /// The frames that were not taken yet, as far as we know: number and length.
@@ -93,11 +93,11 @@ impl Outgoing {
             Some((Ok::<_, Infallible>(frame), frame_rx))
         });
         let begin = begin(shared.clone(), to, url.clone(), reqwest::Body::wrap_stream(frames));
+        let body = begin.map_ok(|answer| answer.bytes_stream().map_err(Failure::lost));
         Self {
             shared: shared.clone(),
             frame_tx: Some(frame_tx),
-            begin: Some(Box::pin(begin)),
-            answer: None,
+            answer: body.try_flatten_stream().boxed(),
             line: Vec::new(),
             untold: VecDeque::new(),
             deadline: Instant::now() + shared.config.half_election_timeout(),
@@ -142,7 +142,7 @@ impl Outgoing {
         loop {
             let read = tokio::select! {
                 biased;
-                read = read(&mut self.begin, &mut self.answer) => read,
+                read = self.answer.try_next() => read,
                 // Sooner than the receiver would find that nothing comes.
                 () = sleep_until(self.deadline), if self.untold.is_empty() => return End::Quiet,
                 () = sleep_until(self.deadline) => {
@@ -189,20 +189,6 @@ fn lost(why: String) -> End {
     End::Failed(Failure::Lost(why))
 }
 
-/// The next of the answer's body; `None` at its end.
-async fn read(
-    begin: &mut Option<Answer>,
-    answer: &mut Option<reqwest::Response>,
-) -> Result<Option<Bytes>, Failure> {
-    if let Some(beginning) = begin {
-        let response = beginning.await;
-        *begin = None;
-        *answer = Some(response?);
-    }
-    let answer = answer.as_mut().expect("an answer that could not begin was the end");
-    answer.chunk().await.map_err(Failure::lost)
-}
-
 /// Sends the request's head, and judges the answer's.
 async fn begin(
     shared: Arc<Shared>,
@@ -236,9 +222,6 @@ struct Incoming {
     permit: Option<OwnedSemaphorePermit>,
     /// The last frame that was taken, if that was not told yet, and when to tell it.
     untold: Option<(u64, Instant)>,
-    closing_rx: watch::Receiver<bool>,
-    /// With TLS: the sender was let in by the files that were in use when the stream began.
-    changes: Option<Changes>,
     is_over: bool,
 }
 
@@ -247,7 +230,7 @@ struct Incoming {
 /// # Errors
 /// As for a request to `/raft`; 503 if the sender is not a member here.
 pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
-    let (header, sender) = admit_raft(shared, parts)?;
+    let (header, sender) = admit(shared, parts)?;
     let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
     check_member(sender)?;
     let election_timeout = shared.config.election_timeout;
@@ -259,15 +242,31 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<
         buffer: BytesMut::new(),
         permit: None,
         untold: None,
-        closing_rx: shared.closing.subscribe(),
-        changes: shared.config.tls.as_ref().map(Tls::changes),
         is_over: false,
     };
-    let lines = stream::unfold(incoming, async |mut incoming| {
-        let line = incoming.next_line().await?;
-        Some((Ok::<_, Infallible>(line), incoming))
+    let state = (incoming, closing(shared).boxed());
+    let lines = stream::unfold(state, async |(mut incoming, mut closing)| {
+        let line = incoming.next_line(&mut closing).await?;
+        Some((Ok::<_, Infallible>(line), (incoming, closing)))
     });
     Ok(Body::from_stream(lines))
+}
+
+/// Resolves with the reason when this end has to close a stream.
+fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<> {
+    let mut closing_rx = shared.closing.subscribe();
+    // The sender was admitted by the files that were in use when the stream began.
+    let replaced = match &shared.config.tls {
+        Some(tls) => tls.replaced().boxed(),
+        None => pending().boxed(),
+    };
+    async move {
+        tokio::select! {
+            biased;
+            _ = closing_rx.wait_for(|closing| *closing) => "this member is stopping",
+            () = replaced => "this member's certificates were replaced",
+        }
+    }
 }
 
 fn check_member(sender: Sender) -> Result<(), Rejection> {
@@ -279,7 +278,7 @@ fn check_member(sender: Sender) -> Result<(), Rejection> {
 
 impl Incoming {
     /// The next line of the answer; `None` at its end.
-    async fn next_line(&mut self) -> Option<Bytes> {
+    async fn next_line(&mut self, closing: &mut BoxFuture<'_, &'static str>) -> Option<Bytes> {
         if self.is_over {
             return None;
         }
@@ -291,44 +290,28 @@ impl Incoming {
                     None => std::future::pending().await,
                 }
             };
-            let mut closing_rx = self.closing_rx.clone();
-            let mut changes = self.changes.clone();
-            let changed = async {
-                match &mut changes {
-                    Some(changes) => changes.changed().await,
-                    None => std::future::pending().await,
-                }
-            };
             let taken = tokio::select! {
                 biased;
-                _ = closing_rx.wait_for(|closing| *closing) => {
-                    Err(not_ready("this member is stopping"))
-                }
-                () = changed => Err(not_ready("this member's certificates were replaced")),
+                why = &mut *closing => Err(not_ready(why)),
                 () = tell => {
                     let (number, _) = self.untold.take().expect("there is something to tell");
                     return Some(format!("{number}\n").into());
                 }
                 taken = self.take_frame() => taken,
             };
-            match taken {
+            let why = match taken {
                 Ok(Some(number)) => {
                     let interval = self.shared.config.election_timeout / TELLS_PER_TIMEOUT;
                     let at = self.untold.map_or_else(|| Instant::now() + interval, |(_, at)| at);
                     self.untold = Some((number, at));
+                    continue;
                 }
-                Ok(None) => {
-                    self.is_over = true;
-                    let (number, _) = self.untold.take()?;
-                    return Some(format!("{number}\n").into());
-                }
-                Err(rejection) => {
-                    self.is_over = true;
-                    let told = self.untold.take().map(|(number, _)| format!("{number}\n"));
-                    let why = rejection.why().replace(['\r', '\n'], " ");
-                    return Some(format!("{}{why}\n", told.unwrap_or_default()).into());
-                }
-            }
+                Ok(None) => String::new(),
+                Err(rejection) => rejection.why().replace(['\r', '\n'], " ") + "\n",
+            };
+            self.is_over = true;
+            let told = self.untold.take().map(|(number, _)| format!("{number}\n"));
+            return Some((told.unwrap_or_default() + &why).into());
         }
     }
 
@@ -343,7 +326,7 @@ impl Incoming {
             if !self.read_on().await? {
                 return match self.buffer.len() {
                     0 => Ok(None),
-                    _ => Err(wire::WireError("a frame is cut short".to_owned()).into()),
+                    _ => Err(malformed("a frame is cut short")),
                 };
             }
         };
@@ -355,7 +338,7 @@ impl Incoming {
         }
         while self.buffer.len() < FRAME_HEAD_BYTES + length as usize {
             if !self.read_on().await? {
-                return Err(wire::WireError("a batch is cut short".to_owned()).into());
+                return Err(malformed("a batch is cut short"));
             }
         }
         self.buffer.advance(FRAME_HEAD_BYTES);
@@ -373,7 +356,7 @@ impl Incoming {
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
         let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
-        hand_over(&self.shared, inbound)?;
+        deliver(&self.shared, inbound)?;
         Ok(Some(number))
     }
 

@@ -28,6 +28,11 @@ impl BodyBudget {
     pub fn available_bytes(&self) -> usize {
         self.0.available_permits()
     }
+
+    fn take(&self, bytes: usize) -> Result<BodyPermit, BodyError> {
+        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
+        self.0.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)
+    }
 }
 
 impl Default for BodyBudget {
@@ -37,20 +42,7 @@ impl Default for BodyBudget {
 }
 
 /// The part of a [`BodyBudget`] that one body uses. Keep it until the request is answered.
-#[derive(Debug, Default)]
-pub struct BodyPermit(Option<OwnedSemaphorePermit>);
-
-impl BodyPermit {
-    fn grow(&mut self, bytes: usize, budget: &BodyBudget) -> Result<(), BodyError> {
-        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
-        let more = budget.0.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)?;
-        match &mut self.0 {
-            Some(permit) => permit.merge(more),
-            none => *none = Some(more),
-        }
-        Ok(())
-    }
-}
+pub type BodyPermit = OwnedSemaphorePermit;
 
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +89,7 @@ async fn collect(
     max_bytes: usize,
     budget: &BodyBudget,
 ) -> Result<(Bytes, BodyPermit), BodyError> {
-    let mut permit = BodyPermit::default();
+    let mut permit = budget.take(0)?;
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -107,7 +99,7 @@ async fn collect(
         if data.len() > max_bytes - first.len().max(all.len()) {
             return Err(BodyError::TooLarge { max_bytes });
         }
-        permit.grow(data.len(), budget)?;
+        permit.merge(budget.take(data.len())?);
         if first.is_empty() && all.is_empty() {
             first = data;
             continue;

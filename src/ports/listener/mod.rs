@@ -32,7 +32,7 @@
 mod body;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -358,33 +358,16 @@ impl<S: HttpService> Connection<S> {
         // Below TLS, so that the timeout also covers handshakes and TLS's write buffer.
         let mut stream = Box::pin(TimeoutWriter::new(stream));
         stream.as_mut().set_timeout_pinned(Some(self.limits.stall_timeout));
+        let service = self.service.clone();
         let Some(tls) = self.tls.take() else {
-            let service = self.service.clone();
-            return self.serve_http(stream, service).await;
+            return self.serve_http(stream, service, pending()).await;
         };
         let Some(stream) = self.handshake(&tls, stream).await else { return };
         let certificates = stream.get_ref().1.peer_certificates();
         let certificate = certificates.and_then(|chain| chain.first()).map(|certificate| {
             PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
         });
-        let service = WithCertificate { service: self.service.clone(), certificate };
-        // When the certificate files change, the connection is closed: the client must authenticate
-        // again.
-        let mut changes = tls.changes();
-        let (stop_tx, stop_rx) = watch::channel(());
-        let mut told = std::mem::replace(&mut self.stop_rx, stop_rx);
-        let until = async {
-            tokio::select! {
-                () = changes.changed() => {}
-                _ = told.changed() => {}
-            }
-            drop(stop_tx);
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = self.serve_http(stream, service) => {}
-            () = until => {}
-        }
+        self.serve_http(stream, WithCertificate { service, certificate }, tls.replaced()).await;
     }
 
     /// Does the TLS handshake; `None` if it fails.
@@ -416,14 +399,26 @@ impl<S: HttpService> Connection<S> {
         }
     }
 
-    async fn serve_http<I>(mut self, stream: I, service: impl HttpService)
-    where
+    /// Serves requests until the client has gone, the port stops, or the certificate files are
+    /// `replaced`: then the client must authenticate again.
+    async fn serve_http<I>(
+        mut self,
+        stream: I,
+        service: impl HttpService,
+        replaced: impl Future<Output = ()>,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut connection = self.limits.protocol().serve_connection(TokioIo::new(stream), service);
+        let stop = async {
+            tokio::select! {
+                _ = self.stop_rx.changed() => {}
+                () = replaced => {}
+            }
+        };
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            _ = self.stop_rx.changed() => {
+            () = stop => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }

@@ -195,21 +195,20 @@ fn check_own(
     names: &[String],
     roots: &Arc<RootCertStore>,
 ) -> std::result::Result<Arc<WebPkiServerVerifier>, String> {
-    let failed = |error: &dyn std::fmt::Display| error.to_string();
     let (own, between) = key.cert.split_first().ok_or("it contains no certificate")?;
     for name in names {
         check_name(own, name)?;
     }
     let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
         .build()
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| error.to_string())?;
     let client = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
         .build()
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| error.to_string())?;
     let now = UnixTime::now();
     let name = server_name(&names[0])?;
-    server.verify_server_cert(own, between, &name, &[], now).map_err(|error| failed(&error))?;
-    client.verify_client_cert(own, between, now).map_err(|error| failed(&error))?;
+    server.verify_server_cert(own, between, &name, &[], now).map_err(|error| error.to_string())?;
+    client.verify_client_cert(own, between, now).map_err(|error| error.to_string())?;
     Ok(server)
 }
 

@@ -19,7 +19,7 @@ mod files;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -73,16 +73,10 @@ pub struct Tls {
     logger: Logger,
 }
 
-/// When each kind of refusal was last logged for each remote.
+/// When each kind of refusal was last logged for each remote: a client's IP address, because its port
+/// changes, or a server's URL.
 #[derive(Debug, Default)]
-struct Logged(Mutex<HashMap<(Remote, String), Instant>>);
-
-/// The other end of a connection, without its changing port.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Remote {
-    Address(IpAddr),
-    Url(String),
-}
+struct Logged(Mutex<HashMap<(String, String), Instant>>);
 
 /// Why the other end of a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,16 +104,6 @@ pub struct PeerCertificate {
     pub certificate: Arc<CertificateDer<'static>>,
     /// The client's address.
     pub address: SocketAddr,
-}
-
-impl PeerCertificate {
-    /// Checks that the certificate belongs to member `id`.
-    ///
-    /// # Errors
-    /// One line that names the member and the reason.
-    pub fn check_member(&self, id: NodeId) -> std::result::Result<(), String> {
-        check_member(&self.certificate, id)
-    }
 }
 
 /// Checks that a certificate, in DER, belongs to member `id`.
@@ -179,11 +163,15 @@ impl Tls {
         TlsAcceptor::from(self.loaded_rx.borrow().server.clone())
     }
 
-    /// Reports when files other than the current ones come into use.
-    pub fn changes(&self) -> Changes {
+    /// Resolves when files other than the current ones come into use.
+    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut loaded_rx = self.loaded_rx.clone();
         loaded_rx.mark_unchanged();
-        Changes(loaded_rx)
+        async move {
+            if loaded_rx.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// The configuration for connections to peers. Each handshake uses the files that are current then.
@@ -205,7 +193,7 @@ impl Tls {
     /// once a minute for each address.
     pub fn refuse(&self, reason: Reason, address: SocketAddr, kind: String, why: &str) {
         self.metrics.rejected(reason.word());
-        if self.logged.is_due(Remote::Address(address.ip()), kind) {
+        if self.logged.is_due(address.ip().to_string(), kind) {
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, address, why);
         }
     }
@@ -213,14 +201,14 @@ impl Tls {
     /// Like [`refuse`](Self::refuse), for the server at `url`.
     pub fn refuse_answer(&self, reason: Reason, url: &str, kind: String, why: &str) {
         self.metrics.rejected(reason.word());
-        if self.logged.is_due(Remote::Url(url.to_owned()), kind) {
+        if self.logged.is_due(url.to_owned(), kind) {
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, url, why);
         }
     }
 }
 
 impl Logged {
-    fn is_due(&self, remote: Remote, kind: String) -> bool {
+    fn is_due(&self, remote: String, kind: String) -> bool {
         let now = Instant::now();
         let is_recent = |at: &Instant| now.duration_since(*at) < REFUSAL_LOG_INTERVAL;
         let mut logged = self.0.lock().expect("nothing panics under it");
@@ -290,19 +278,6 @@ fn client_config_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsV
 /// The current certificate and CAs, for outgoing connections.
 #[derive(Debug)]
 struct Current(watch::Receiver<Loaded>);
-
-/// See [`Tls::changes`].
-#[derive(Clone, Debug)]
-pub struct Changes(watch::Receiver<Loaded>);
-
-impl Changes {
-    /// Waits until other files are in use. Cancel safe.
-    pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending().await
-        }
-    }
-}
 
 impl Current {
     fn outgoing<T>(&self, with: impl FnOnce(&Outgoing) -> T) -> T {
