@@ -1,6 +1,6 @@
-//! The six routes of the peer port.
+//! The six requests of the peer port.
 //!
-//! Each handler takes the same steps: headers → certificate → admission → room for the body → body →
+//! Each is handled in the same steps: headers → certificate → admission → room for the body → body →
 //! node → answer. A step that fails gives a [`Rejection`], and nothing of the request is delivered.
 
 use std::sync::Arc;
@@ -9,11 +9,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::Response;
-use axum::routing::post;
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use raft::eraftpb::{Message, MessageType};
@@ -41,16 +40,72 @@ const CHUNKS_AHEAD: usize = 4;
 
 /// The peer port.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/raft", post(messages))
-        .route("/raft/stream", post(stream))
-        .route("/raft/snapshot", post(snapshot))
-        .route("/raft/greeting", post(greeting))
-        .route("/raft/members", post(members))
-        .route("/raft/status", post(status))
-        .fallback(not_found)
-        .method_not_allowed_fallback(not_found)
-        .with_state(shared)
+    Router::new().fallback(handle).with_state(shared)
+}
+
+async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let path = if parts.method == Method::POST { parts.uri.path() } else { "" };
+    let taken = match path {
+        "/raft" => take_messages(&shared, &parts, body).await,
+        "/raft/stream" => super::stream::accept(&shared, &parts, body).map(Response::new),
+        "/raft/snapshot" => {
+            let mut closing_rx = shared.closing.subscribe();
+            tokio::select! {
+                biased;
+                _ = closing_rx.wait_for(|closing| *closing) => {
+                    Err(not_ready("this member is stopping"))
+                }
+                taken = take_snapshot(&shared, &parts, body) => taken,
+            }
+        }
+        "/raft/greeting" => take_greeting(&shared, &parts, body).await,
+        "/raft/members" => take_conf_change(&shared, &parts, body).await,
+        "/raft/status" => take_status(&shared, &parts),
+        _ => {
+            let why = "this is the port for peers; clients use the one given by --port\n";
+            return (StatusCode::NOT_FOUND, why).into_response();
+        }
+    };
+    // 0 if the sender did not say who it is.
+    let sender = wire::identity(&parts.headers).map_or(0, |header| header.from);
+    let mut answer = taken.unwrap_or_else(|rejection| reject(&shared, sender, rejection));
+    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.admission.header(sender)) {
+        // The flags allow no such URL; the sender will say that the answer is no member's.
+        error!(shared.logger, "cannot answer a peer: {}", error);
+    }
+    answer
+}
+
+/// The answer to a request that is not taken: one line with the reason.
+fn reject(shared: &Shared, sender: NodeId, rejection: Rejection) -> Response {
+    let why = rejection.why();
+    let mut headers = HeaderMap::new();
+    let (status, reason) = match &rejection {
+        Rejection::Malformed(status, _) => (*status, Some("malformed_request")),
+        // Counted where it is logged.
+        Rejection::Certificate(_) => (StatusCode::FORBIDDEN, None),
+        Rejection::Refused(refusal) => {
+            let reason = match refusal {
+                Refusal::Mismatch(_) => "mismatch",
+                Refusal::OtherIncarnation(_) => "other_incarnation",
+                Refusal::Removed { .. } => "removed_member",
+                Refusal::NotReady(_) => "not_ready",
+            };
+            (wire::put_refusal(&mut headers, refusal), Some(reason))
+        }
+    };
+    debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
+    if let Some(reason) = reason {
+        shared.config.metrics.rejected(reason);
+    }
+    let line = format!("{}\n", why.replace(['\r', '\n'], " "));
+    (status, headers, line).into_response()
+}
+
+/// 204: the request was taken.
+fn no_content() -> Response {
+    StatusCode::NO_CONTENT.into_response()
 }
 
 /// Why a request is not taken.
@@ -99,101 +154,6 @@ pub(super) fn malformed(why: impl Into<String>) -> Rejection {
 /// 503: the sender may try again.
 pub(super) fn not_ready(why: &str) -> Rejection {
     Rejection::Refused(Refusal::NotReady(why.to_owned()))
-}
-
-async fn not_found() -> (StatusCode, &'static str) {
-    (StatusCode::NOT_FOUND, "this is the port for peers; clients use the one given by --port\n")
-}
-
-async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let taken = take_messages(&shared, &parts, body).await;
-    let may_stream = matches!(taken, Ok(Sender::Member));
-    let mut answer = respond(&shared, &parts.headers, taken.map(|_| None));
-    if may_stream {
-        wire::put_may_stream(answer.headers_mut());
-    }
-    answer
-}
-
-async fn stream(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let accepted = super::stream::accept(&shared, &parts, body);
-    respond(&shared, &parts.headers, accepted.map(Some))
-}
-
-async fn snapshot(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let mut closing_rx = shared.closing.subscribe();
-    let taken = tokio::select! {
-        biased;
-        _ = closing_rx.wait_for(|closing| *closing) => Err(not_ready("this member is stopping")),
-        taken = take_snapshot(&shared, &parts, body) => taken,
-    };
-    respond(&shared, &parts.headers, taken.map(|()| None))
-}
-
-async fn greeting(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let taken = take_greeting(&shared, &parts, body).await;
-    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
-}
-
-async fn members(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let taken = take_conf_change(&shared, &parts, body).await;
-    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
-}
-
-async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
-    let taken = take_status(&shared, &parts);
-    respond(&shared, &parts.headers, taken.map(|answer| Some(answer.into())))
-}
-
-/// The answer: 204, 200 with a body, or one line with the reason. Its headers name this member.
-fn respond(
-    shared: &Shared,
-    headers: &HeaderMap,
-    taken: Result<Option<Body>, Rejection>,
-) -> Response {
-    // 0 if the sender did not say who it is.
-    let sender = wire::identity(headers).map_or(0, |header| header.from);
-    let mut answer = Response::new(Body::empty());
-    match taken {
-        Ok(None) => *answer.status_mut() = StatusCode::NO_CONTENT,
-        Ok(Some(body)) => *answer.body_mut() = body,
-        Err(rejection) => {
-            let why = rejection.why();
-            let (status, reason) = match &rejection {
-                Rejection::Malformed(status, _) => (*status, Some("malformed_request")),
-                // Counted where it is logged.
-                Rejection::Certificate(_) => (StatusCode::FORBIDDEN, None),
-                Rejection::Refused(refusal) => {
-                    let reason = match refusal {
-                        Refusal::Mismatch(_) => "mismatch",
-                        Refusal::OtherIncarnation(_) => "other_incarnation",
-                        Refusal::Removed { .. } => "removed_member",
-                        Refusal::NotReady(_) => "not_ready",
-                    };
-                    (wire::put_refusal(answer.headers_mut(), refusal), Some(reason))
-                }
-            };
-            debug!(shared.logger, "answered peer {} {}: {}", sender, status, why);
-            if let Some(reason) = reason {
-                shared.config.metrics.rejected(reason);
-            }
-            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-            answer.headers_mut().insert(CONTENT_TYPE, plain);
-            *answer.status_mut() = status;
-            *answer.body_mut() = format!("{}\n", why.replace(['\r', '\n'], " ")).into();
-        }
-    }
-    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.admission.header(sender)) {
-        // The flags allow no such URL; the sender will say that the answer is no member's.
-        error!(shared.logger, "cannot answer a peer: {}", error);
-    }
-    answer
 }
 
 /// Admits the sender by its headers and the certificate of its connection.
@@ -335,28 +295,29 @@ async fn ask_the_node<T>(
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
-async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Sender, Rejection> {
+async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Rejection> {
     let (header, sender) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
     let messages = wire::messages(&batch)?;
     drop(batch);
-    let (answer, answer_rx) = match sender {
-        Sender::Member => (None, None),
+    let inbound = |answer| {
+        let body = InboundBody::Messages { boot, number, messages, answer };
+        Inbound { header, body, bytes: Some(permit) }
+    };
+    let mut response = no_content();
+    match sender {
+        Sender::Member => {
+            deliver(shared, inbound(None))?;
+            wire::put_may_stream(response.headers_mut());
+        }
         Sender::Known | Sender::New => {
             let (answer, answer_rx) = oneshot::channel();
-            (Some(answer), Some(answer_rx))
+            let patience = shared.config.verdict_timeout();
+            ask_the_node(shared, inbound(Some(answer)), answer_rx, patience).await?;
         }
-    };
-    let body = InboundBody::Messages { boot, number, messages, answer };
-    let inbound = Inbound { header, body, bytes: Some(permit) };
-    match answer_rx {
-        Some(answer_rx) => {
-            ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout()).await?;
-        }
-        None => deliver(shared, inbound)?,
     }
-    Ok(sender)
+    Ok(response)
 }
 
 /// Gives the node a request that it does not answer here. If the node is busy or gone, the request is
@@ -368,7 +329,7 @@ pub(super) fn deliver(shared: &Shared, inbound: Inbound) -> Result<(), Rejection
         .map_err(|_| not_ready("this member has too much to do, or is stopping"))
 }
 
-async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec<u8>, Rejection> {
+async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Rejection> {
     // The node answers every greeting itself.
     let header = identify(shared, parts)?;
     shared.admission.admit_greeting(&header)?;
@@ -377,23 +338,23 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Vec
     let (answer, answer_rx) = oneshot::channel();
     let inbound = Inbound::new(header, InboundBody::Greeting { greeting, answer });
     let verdict = ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout());
-    Ok(codec::encode(&verdict.await?))
+    Ok(Response::new(codec::encode(&verdict.await?).into()))
 }
 
-fn take_status(shared: &Shared, parts: &Parts) -> Result<Vec<u8>, Rejection> {
+fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
     admit(shared, parts)?;
     let status = shared.config.status.borrow();
     if !status.begun {
         return Err(not_ready("this member waits for its first start"));
     }
-    Ok(codec::encode(&*status))
+    Ok(Response::new(codec::encode(&*status).into()))
 }
 
 async fn take_conf_change(
     shared: &Shared,
     parts: &Parts,
     body: Body,
-) -> Result<Vec<u8>, Rejection> {
+) -> Result<Response, Rejection> {
     // The node decides on the sender and the change in one step.
     let (header, _) = admit(shared, parts)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
@@ -401,7 +362,7 @@ async fn take_conf_change(
     let deadline = Instant::now() + shared.config.request_timeout;
     let (responder, pending) = responder();
     deliver(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
-    Ok(codec::encode(&pending.wait_until(deadline).await))
+    Ok(Response::new(codec::encode(&pending.wait_until(deadline).await).into()))
 }
 
 /// The right to write one snapshot: at most one per sender, and few overall.
@@ -433,7 +394,11 @@ impl Drop for ReceivingSlot {
 
 /// Receives a snapshot. The file is complete, checked and durable before the node sees the message. If
 /// the node refuses the message, it purges the file.
-async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<(), Rejection> {
+async fn take_snapshot(
+    shared: &Arc<Shared>,
+    parts: &Parts,
+    body: Body,
+) -> Result<Response, Rejection> {
     let (header, _) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let file = wire::snapshot_file(&parts.headers)?;
@@ -472,7 +437,8 @@ async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Resul
 
     let (answer, answer_rx) = oneshot::channel();
     let body = InboundBody::Snapshot { boot, number, message, answer };
-    ask_the_node(shared, Inbound::new(header, body), answer_rx, patience / 2).await
+    ask_the_node(shared, Inbound::new(header, body), answer_rx, patience / 2).await?;
+    Ok(no_content())
 }
 
 /// Reads the framed `MsgSnapshot`: the message, the bytes of the file that came with it, and the

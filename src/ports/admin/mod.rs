@@ -98,7 +98,7 @@ pub fn service(admin: Admin) -> impl HttpService {
         hashes: Semaphore::new(1),
         event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
     });
-    let member = post(members::add).put(members::relocate).delete(members::remove);
+    let member = post(members::change).put(members::change).delete(members::change);
     let router = Router::new()
         .route("/", get(async || page("text/html", include_str!("page.html"))))
         .route("/page.css", get(async || page("text/css", include_str!("page.css"))))
