@@ -26,7 +26,7 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::membership::Sender;
-use crate::ports::tls::{PeerCertificate, Reason, check_member};
+use crate::ports::tls::{CERTIFICATE_NAME, PeerCertificate, check_member};
 use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
@@ -79,7 +79,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
 
 /// The answer to a request that is not taken: one line with the reason.
 fn reject(shared: &Shared, sender: NodeId, rejection: Rejection) -> Response {
-    let why = rejection.why();
+    let why = rejection.to_string();
     let mut headers = HeaderMap::new();
     let (status, reason) = match &rejection {
         Rejection::Malformed(status, _) => (*status, Some("malformed_request")),
@@ -109,12 +109,16 @@ fn no_content() -> Response {
 }
 
 /// Why a request is not taken.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Rejection {
     /// The request violates the protocol: 400, 408, 411 or 413.
+    #[error("{1}")]
     Malformed(StatusCode, String),
     /// This sender is refused, or this member is not ready.
-    Refused(Refusal),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The certificate belongs to another member: 403.
+    #[error("{0}")]
     Certificate(String),
 }
 
@@ -127,22 +131,6 @@ impl From<wire::WireError> for Rejection {
 impl From<codec::DecodeError> for Rejection {
     fn from(error: codec::DecodeError) -> Self {
         malformed(error.to_string())
-    }
-}
-
-impl From<Refusal> for Rejection {
-    fn from(refusal: Refusal) -> Self {
-        Rejection::Refused(refusal)
-    }
-}
-
-impl Rejection {
-    /// The reason for the sender.
-    pub(super) fn why(&self) -> String {
-        match self {
-            Rejection::Malformed(_, why) | Rejection::Certificate(why) => why.clone(),
-            Rejection::Refused(refusal) => refusal.to_string(),
-        }
     }
 }
 
@@ -175,7 +163,7 @@ fn identify(shared: &Shared, parts: &Parts) -> Result<PeerHeader, Rejection> {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
     check_member(&certificate.certificate, from).map_err(|why| {
-        tls.refuse(Reason::Name, certificate.address, format!("member {from}"), &why);
+        tls.refuse(CERTIFICATE_NAME, certificate.address, format!("member {from}"), &why);
         Rejection::Certificate(why)
     })?;
     Ok(header)

@@ -19,15 +19,11 @@
 //!
 //! # Incoming
 //! The peer port serves [`Transport::router`]. [`Admission`] decides on the sender by its headers,
-//! before a byte of the body is read. The length of a body is bounded, and so is the time it may take.
-//! The bytes of all bodies together are bounded until the node has taken them. A malformed request is
-//! answered 400, and nothing of it is delivered.
+//! before a byte of the body is read. The length and the time of a body are bounded, and so are the bytes
+//! of all bodies until the node has taken them. Nothing of a malformed request is delivered. With TLS, a
+//! request or an answer in the name of another member is refused.
 //!
-//! With TLS, both ends show a certificate of the cluster's authority that names their member id. A
-//! request or an answer in the name of another member is refused before it is processed.
-//!
-//! The module `wire` documents requests and answers, header by header. Whether a message may be stepped
-//! is not decided here: the node validates each one.
+//! The module `wire` documents requests and answers, header by header. The node validates each message.
 
 mod api;
 mod call;

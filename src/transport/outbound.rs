@@ -30,8 +30,8 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Chunks that are read ahead of the network.
 pub(super) const CHUNKS_AHEAD: usize = 4;
 
-/// Reports the end of one snapshot, however it comes: sent, failed, aborted or panicked. Without it
-/// raft would wait for ever, and send this peer nothing else.
+/// Reports the end of one snapshot: sent, failed, aborted or panicked. Without a report, raft sends this
+/// peer nothing else.
 pub(super) struct SnapshotGuard {
     pub(super) shared: Arc<Shared>,
     pub(super) to: NodeId,
@@ -50,8 +50,8 @@ impl Drop for SnapshotGuard {
     }
 }
 
-/// Reads the snapshot at `index` and `term`, `length` bytes, into `chunk_tx`; blocks. That nobody
-/// wants it any more is a normal event.
+/// Reads the snapshot at `index` and `term`, `length` bytes, into `chunk_tx`; blocks. A closed channel
+/// is a normal event.
 pub(super) fn read_file(
     shared: &Shared,
     index: Index,
@@ -122,7 +122,7 @@ pub(super) async fn send_snapshot(
     let result = tokio::select! {
         answered = shared.call_without_deadline(call) => answered,
         why = stalled(progress_rx, patience, patience + allowance(file.length)) => {
-            Err(Failure::Lost(why))
+            Err(Failure::Unknown(why))
         }
     };
     match result {
@@ -141,9 +141,8 @@ pub(super) async fn send_snapshot(
     }
 }
 
-/// Returns once a snapshot makes no progress: no chunk was taken for `patience`, or there was no
-/// answer for `answer_patience` after the last. The receiver syncs the file before it answers,
-/// hence the second one is longer.
+/// Returns once a snapshot makes no progress: no chunk was taken for `patience`, or no answer came for
+/// `answer_patience`, which covers the receiver's sync, after the last.
 async fn stalled(
     mut progress_rx: watch::Receiver<usize>,
     patience: Duration,
@@ -165,13 +164,11 @@ async fn stalled(
     }
 }
 
-/// Greets whoever listens at `url`.
+/// Greets the member at `url`.
 pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) {
-    let body = codec::encode(&greeting).into();
-    let headers = HeaderMap::new();
-    let call =
-        Call { client: &shared.client, to: 0, url: &url, path: "/raft/greeting", headers, body };
-    let report = match shared.call(call, shared.config.half_election_timeout()).await {
+    let patience = shared.config.half_election_timeout();
+    let body = codec::encode(&greeting);
+    let report = match shared.ask(0, &url, "/raft/greeting", body, patience).await {
         Ok(Answered { header, body, .. }) => match codec::decode::<GreetingAnswer>(&body) {
             Ok(answer) => PeerReport::Greeted { url, header, answer },
             Err(error) => PeerReport::NotGreeted { url, why: error.to_string() },
@@ -199,14 +196,12 @@ pub(super) async fn forward_change(
     if !responder.mark_proposed() {
         return;
     }
-    let body = codec::encode(&change).into();
-    let headers = HeaderMap::new();
-    let call = Call { client: &shared.client, to, url: &url, path: "/raft/members", headers, body };
     // The leader answers within the request timeout; the answer has to come back, too.
     let patience = shared.config.request_timeout + shared.config.half_election_timeout();
-    let answer = match shared.call(call, patience).await {
+    let body = codec::encode(&change);
+    let answer = match shared.ask(to, &url, "/raft/members", body, patience).await {
         Ok(answered) => codec::decode::<Result<(), RequestError>>(&answered.body)
-            .unwrap_or_else(|error| Err(lost(to, &error))),
+            .unwrap_or_else(|error| Err(unknown(to, &error))),
         Err(failure) => {
             if let Some(refused) = failure.report() {
                 shared.report(refused);
@@ -215,7 +210,7 @@ pub(super) async fn forward_change(
                 Failure::NotSent(_) | Failure::Refused { .. } => RequestError::unavailable(
                     format!("member {to} leads and did not take the change ({failure})"),
                 ),
-                Failure::Lost(why) => lost(to, &why),
+                Failure::Unknown(why) => unknown(to, &why),
             })
         }
     };
@@ -223,6 +218,6 @@ pub(super) async fn forward_change(
 }
 
 /// The answer to a change that may have been made.
-fn lost(to: NodeId, why: &dyn std::fmt::Display) -> RequestError {
+fn unknown(to: NodeId, why: &dyn std::fmt::Display) -> RequestError {
     RequestError::unknown(format!("the leader, member {to}, stopped answering ({why})"))
 }

@@ -153,7 +153,7 @@ impl PeerSender {
                 Ok(()) => {}
                 // It ended while the batch waited, which is lost then: raft repeats it.
                 Err(stream::End::Quiet) => {
-                    self.end_stream(stream::End::Failed(Failure::Lost("it ended".into()))).await;
+                    self.end_stream(stream::End::Failed(Failure::Unknown("it ended".into()))).await;
                 }
                 Err(end) => self.end_stream(end).await,
             }
@@ -227,7 +227,7 @@ impl PeerSender {
         let batches = &mut self.batches;
         let mut unsent = match failure {
             Failure::NotSent(_) => std::mem::take(&mut batches.proposals),
-            Failure::Refused { .. } | Failure::Lost(_) => Vec::new(),
+            Failure::Refused { .. } | Failure::Unknown(_) => Vec::new(),
         };
         unsent.extend(batches.held.take());
         for _ in 0..batches.queue_rx.len() {

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
-use super::call::Call;
 use crate::channels::NodeId;
 use crate::codec;
 use crate::raft_node::status::Status;
@@ -25,25 +23,16 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub type Statuses = BTreeMap<NodeId, (Instant, Arc<Status>)>;
 
 /// Connects the admin port, which watches the cluster, with the transport, which asks the others.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ClusterWatch {
-    watched_until: watch::Sender<Instant>,
+    watched_until: watch::Sender<Option<Instant>>,
     statuses: watch::Sender<Statuses>,
-}
-
-impl Default for ClusterWatch {
-    fn default() -> Self {
-        Self {
-            watched_until: watch::Sender::new(Instant::now()),
-            statuses: watch::Sender::default(),
-        }
-    }
 }
 
 impl ClusterWatch {
     /// Has the other members asked for the next seconds. Returns their statuses; empty at first.
     pub fn watch(&self) -> watch::Receiver<Statuses> {
-        self.watched_until.send_replace(Instant::now() + WATCHED_FOR);
+        self.watched_until.send_replace(Some(Instant::now() + WATCHED_FOR));
         self.statuses.subscribe()
     }
 }
@@ -55,8 +44,8 @@ pub(super) async fn ask_others(shared: Arc<Shared>) {
     let mut requests = JoinSet::new();
     loop {
         // The sender is in `cluster`.
-        let _ = until_rx.wait_for(|until| *until > Instant::now()).await;
-        while *until_rx.borrow() > Instant::now() {
+        let _ = until_rx.wait_for(|until| *until > Some(Instant::now())).await;
+        while *until_rx.borrow() > Some(Instant::now()) {
             if shared.config.status.borrow().begun {
                 for (id, url) in shared.admission.other_members() {
                     requests.spawn(ask(shared.clone(), id, url));
@@ -72,11 +61,8 @@ pub(super) async fn ask_others(shared: Arc<Shared>) {
 
 /// Asks member `id` once. No answer is not an error.
 async fn ask(shared: Arc<Shared>, id: NodeId, url: String) {
-    let (headers, body) = (HeaderMap::new(), Vec::new().into());
-    let call =
-        Call { client: &shared.client, to: id, url: &url, path: "/raft/status", headers, body };
     let patience = shared.config.half_election_timeout();
-    if let Ok(answer) = shared.call(call, patience).await
+    if let Ok(answer) = shared.ask(id, &url, "/raft/status", Vec::new(), patience).await
         && shared.admission.admit(&answer.header).is_ok()
         && let Ok(status) = codec::decode::<Status>(&answer.body)
     {

@@ -70,7 +70,7 @@ pub(super) enum End {
 /// The sender's end.
 pub(super) struct Outgoing {
     shared: Arc<Shared>,
-    /// `None` once the last frame was handed over.
+    /// `None` after the last frame.
     frame_tx: Option<mpsc::Sender<Bytes>>,
     /// The answer's body, once the peer has accepted the stream.
     answer: BoxStream<'static, Result<Bytes, Failure>>,
@@ -93,7 +93,7 @@ impl Outgoing {
             Some((Ok::<_, Infallible>(frame), frame_rx))
         });
         let begin = begin(shared.clone(), to, url.clone(), reqwest::Body::wrap_stream(frames));
-        let body = begin.map_ok(|answer| answer.bytes_stream().map_err(Failure::lost));
+        let body = begin.map_ok(|answer| answer.bytes_stream().map_err(Failure::unknown));
         Self {
             shared: shared.clone(),
             frame_tx: Some(frame_tx),
@@ -105,7 +105,7 @@ impl Outgoing {
         }
     }
 
-    /// Hands `batch` over to the connection.
+    /// Gives `batch` to the connection.
     ///
     /// # Errors
     /// The end of the stream; the batch may have arrived.
@@ -120,7 +120,7 @@ impl Outgoing {
         if self.untold.len() == 1 {
             self.extend_deadline();
         }
-        let frame_tx = self.frame_tx.clone().expect("nothing is sent behind the last frame");
+        let frame_tx = self.frame_tx.clone().expect("nothing is sent after the last frame");
         tokio::select! {
             biased;
             Ok(permit) = frame_tx.reserve() => {
@@ -147,24 +147,24 @@ impl Outgoing {
                 () = sleep_until(self.deadline), if self.untold.is_empty() => return End::Quiet,
                 () = sleep_until(self.deadline) => {
                     let waiting = self.untold.len();
-                    return lost(format!("{waiting} batches were not taken in time"));
+                    return unknown(format!("{waiting} batches were not taken in time"));
                 }
             };
             let chunk = match read {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if self.untold.is_empty() => return End::Quiet,
-                Ok(None) => return lost("the stream ended".to_owned()),
+                Ok(None) => return unknown("the stream ended".to_owned()),
                 Err(failure) => return End::Failed(failure),
             };
             self.line.extend_from_slice(&chunk);
             while let Some(length) = self.line.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.line.drain(..=length).collect();
                 let line = String::from_utf8_lossy(&line[..length]).into_owned();
-                let Ok(number) = line.parse() else { return lost(line) };
+                let Ok(number) = line.parse() else { return unknown(line) };
                 self.told(number);
             }
             if self.line.len() > LINE_BYTES {
-                return lost("the answer has a line without end".to_owned());
+                return unknown("the answer has a line without end".to_owned());
             }
         }
     }
@@ -185,8 +185,8 @@ impl Outgoing {
     }
 }
 
-fn lost(why: String) -> End {
-    End::Failed(Failure::Lost(why))
+fn unknown(why: String) -> End {
+    End::Failed(Failure::Unknown(why))
 }
 
 /// Sends the request's head, and judges the answer's.
@@ -207,7 +207,7 @@ async fn begin(
     // It says why not.
     match shared.read_answer(&ours, response).await {
         Err(failure) => Err(failure),
-        Ok(_) => Err(Failure::Lost("no stream was begun".to_owned())),
+        Ok(_) => Err(Failure::Unknown("no stream was begun".to_owned())),
     }
 }
 
@@ -307,7 +307,7 @@ impl Incoming {
                     continue;
                 }
                 Ok(None) => String::new(),
-                Err(rejection) => rejection.why().replace(['\r', '\n'], " ") + "\n",
+                Err(rejection) => rejection.to_string().replace(['\r', '\n'], " ") + "\n",
             };
             self.is_over = true;
             let told = self.untold.take().map(|(number, _)| format!("{number}\n"));

@@ -74,7 +74,8 @@ const SNAPSHOT_CHECKSUM: HeaderName = HeaderName::from_static("raft-snapshot-che
 const REFUSAL: HeaderName = HeaderName::from_static("raft-refusal");
 const REMOVED_INDEX: HeaderName = HeaderName::from_static("raft-removed-index");
 
-/// The request or answer violates this protocol: 400.
+/// The request or answer violates this protocol: 400. It names the header that is missing or wrong, or
+/// the message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WireError(pub(super) String);
@@ -89,9 +90,6 @@ pub(super) struct Sequence {
 }
 
 /// Adds the headers that name the two ends.
-///
-/// # Errors
-/// [`WireError`] if the URL is no header value.
 pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Result<(), WireError> {
     let url = HeaderValue::from_str(&header.url)
         .map_err(|_| WireError(format!("the URL {:?} is not visible ASCII", header.url)))?;
@@ -108,9 +106,6 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
 }
 
 /// Reads the headers that [`put_identity`] wrote.
-///
-/// # Errors
-/// [`WireError`] naming the header that is missing or wrong.
 pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
     let protocol = text(headers, &PROTOCOL_HEADER)?;
     if protocol != PROTOCOL {
@@ -145,9 +140,6 @@ pub(super) fn put_sequence(headers: &mut HeaderMap, sequence: Sequence) {
 }
 
 /// Reads the headers that [`put_sequence`] wrote.
-///
-/// # Errors
-/// [`WireError`] naming the header that is missing or wrong.
 pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, WireError> {
     Ok(Sequence { boot: hexadecimal(headers, &BOOT, 16)?, number: decimal(headers, &NUMBER)? })
 }
@@ -169,9 +161,6 @@ pub(super) fn put_snapshot_file(headers: &mut HeaderMap, file: SnapshotFile) {
 }
 
 /// Reads the headers that [`put_snapshot_file`] wrote.
-///
-/// # Errors
-/// [`WireError`] naming the header that is missing or wrong.
 pub(super) fn snapshot_file(headers: &HeaderMap) -> Result<SnapshotFile, WireError> {
     let checksum = hexadecimal(headers, &SNAPSHOT_CHECKSUM, 8)?;
     let checksum = u32::try_from(checksum).expect("8 hexadecimal digits fit");
@@ -264,9 +253,6 @@ pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, WireError> {
 }
 
 /// Reads the one message that fills `encoded`, and copies its bytes.
-///
-/// # Errors
-/// [`WireError`] if it cannot be parsed.
 pub(super) fn message(encoded: &[u8]) -> Result<Message, WireError> {
     Message::parse_from_bytes(encoded)
         .map_err(|error| WireError(format!("not a raft message: {error}")))
@@ -291,22 +277,18 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, WireEr
 /// A number of decimal digits only.
 fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, WireError> {
     let value = text(headers, name)?;
+    // `parse` alone would accept a sign.
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
-    value
-        .parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or_else(|| WireError(format!("{name} is {value:?}, not a decimal number of 64 bits")))
+    let number = value.parse().ok().filter(|_| digits);
+    number.ok_or_else(|| WireError(format!("{name} is {value:?}, not a decimal number of 64 bits")))
 }
 
 /// A number of exactly `digits` hexadecimal digits.
 fn hexadecimal(headers: &HeaderMap, name: &HeaderName, digits: usize) -> Result<u64, WireError> {
     let value = text(headers, name)?;
     let well_formed = value.len() == digits && value.bytes().all(|byte| byte.is_ascii_hexdigit());
-    u64::from_str_radix(value, 16)
-        .ok()
-        .filter(|_| well_formed)
-        .ok_or_else(|| WireError(format!("{name} is {value:?}, not {digits} hexadecimal digits")))
+    let number = u64::from_str_radix(value, 16).ok().filter(|_| well_formed);
+    number.ok_or_else(|| WireError(format!("{name} is {value:?}, not {digits} hexadecimal digits")))
 }
 
 #[cfg(test)]

@@ -21,9 +21,6 @@
 //! Every client that reaches the port may use all of it, so it is off unless `--admin` is given.
 //! Web pages of other origins are refused by the [guard](crate::ports::guard): `Host` must be a
 //! loopback name, an IP address or an `--admin-name`, and `Origin` must be the same.
-//!
-//! The handlers read one [`Status`] and the metrics, and send requests over the channels that the
-//! client port uses.
 
 mod backup;
 mod checks;

@@ -1,10 +1,6 @@
 //! The HTTP/1.1 server of all ports, with a limit on every resource that a client can hold. The
 //! counterpart of the original's listener.go.
 //!
-//! The caller binds the socket: a taken port is an error before anything has started, and tests can
-//! listen on port 0. [`serve`] accepts connections until it is told to stop, and returns when every
-//! connection has ended.
-//!
 //! # Limits
 //! | resource | limit | beyond it |
 //! |---|---|---|
@@ -23,11 +19,7 @@
 //! open those has to stop.
 //!
 //! On a [`Port`] with TLS, each request carries the client's certificate, if there is one, as the
-//! extension [`PeerCertificate`]. A client that fails the handshake, or does not speak TLS, gets an
-//! alert.
-//!
-//! The original detects dead connections with TCP keep-alive. The timeouts here do that too, and also
-//! close connections of clients that are alive but silent.
+//! extension [`PeerCertificate`].
 
 mod body;
 
@@ -57,7 +49,7 @@ use tokio_rustls::server::TlsStream;
 
 pub use self::body::{BodyBudget, BodyError, BodyPermit, read_body};
 use crate::error::Error;
-use crate::ports::tls::{PeerCertificate, Reason, Tls, kind, tls_error};
+use crate::ports::tls::{PeerCertificate, TLS_HANDSHAKE, Tls, kind, tls_error};
 
 /// Connections to the client port at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
@@ -384,7 +376,7 @@ impl<S: HttpService> Connection<S> {
                 match tls_error(&error) {
                     Some(error) => {
                         let why = format!("the TLS handshake failed: {error}");
-                        tls.refuse(Reason::Handshake, self.address, kind(error), &why);
+                        tls.refuse(TLS_HANDSHAKE, self.address, kind(error), &why);
                     }
                     // The client closed the connection, as port scanners do.
                     None => debug!(self.logger, "a TLS handshake broke off"; "error" => %error),

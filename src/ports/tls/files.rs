@@ -55,13 +55,8 @@ pub(super) struct Outgoing {
 type Stamp = Option<(i64, i64, u64, u64)>;
 
 impl TlsFiles {
-    /// The files in the order of [`Purpose::flags`].
-    fn paths(&self) -> [Option<&Path>; 3] {
-        [Some(&self.cert), Some(&self.key), self.ca.as_deref()]
-    }
-
     pub(super) fn stamps(&self) -> [Stamp; 3] {
-        self.paths().map(|path| {
+        [Some(&self.cert), Some(&self.key), self.ca.as_ref()].map(|path| {
             let metadata = fs::metadata(path?).ok()?;
             Some((metadata.ctime(), metadata.ctime_nsec(), metadata.ino(), metadata.len()))
         })

@@ -78,24 +78,10 @@ pub struct Tls {
 #[derive(Debug, Default)]
 struct Logged(Mutex<HashMap<(String, String), Instant>>);
 
-/// Why the other end of a connection is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The handshake failed.
-    Handshake,
-    /// The certificate is not that of the member that the request names.
-    Name,
-}
-
-impl Reason {
-    /// The label in the metrics.
-    fn word(self) -> &'static str {
-        match self {
-            Reason::Handshake => "tls_handshake",
-            Reason::Name => "certificate_name",
-        }
-    }
-}
+/// The reason of a refusal in the metrics: the handshake failed.
+pub const TLS_HANDSHAKE: &str = "tls_handshake";
+/// The reason of a refusal in the metrics: the certificate does not contain the member's name.
+pub const CERTIFICATE_NAME: &str = "certificate_name";
 
 /// The authenticated client of a connection: an extension of its requests.
 #[derive(Clone, Debug)]
@@ -191,16 +177,16 @@ impl Tls {
 
     /// Counts the refusal of a client at `address`, and logs `why`. The same `kind` of refusal is logged
     /// once a minute for each address.
-    pub fn refuse(&self, reason: Reason, address: SocketAddr, kind: String, why: &str) {
-        self.metrics.rejected(reason.word());
+    pub fn refuse(&self, reason: &'static str, address: SocketAddr, kind: String, why: &str) {
+        self.metrics.rejected(reason);
         if self.logged.is_due(address.ip().to_string(), kind) {
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, address, why);
         }
     }
 
     /// Like [`refuse`](Self::refuse), for the server at `url`.
-    pub fn refuse_answer(&self, reason: Reason, url: &str, kind: String, why: &str) {
-        self.metrics.rejected(reason.word());
+    pub fn refuse_answer(&self, reason: &'static str, url: &str, kind: String, why: &str) {
+        self.metrics.rejected(reason);
         if self.logged.is_due(url.to_owned(), kind) {
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, url, why);
         }

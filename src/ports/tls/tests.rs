@@ -61,24 +61,24 @@ async fn refusals_are_counted_and_equal_ones_logged_once_a_minute() {
     let (tls, _) = with(metrics.clone(), Logger::root(Count(lines.clone()).fuse(), o!()));
     let logged = || lines.load(Ordering::SeqCst);
     for port in 1..=10 {
-        tls.refuse(Reason::Handshake, address(1, port), "one".into(), "why");
+        tls.refuse(TLS_HANDSHAKE, address(1, port), "one".into(), "why");
     }
     assert_eq!(logged(), 1, "the port is another each time");
-    tls.refuse(Reason::Handshake, address(1, 1), "another".into(), "why");
+    tls.refuse(TLS_HANDSHAKE, address(1, 1), "another".into(), "why");
     assert_eq!(logged(), 2, "another kind");
-    tls.refuse(Reason::Name, address(2, 1), "one".into(), "why");
+    tls.refuse(CERTIFICATE_NAME, address(2, 1), "one".into(), "why");
     assert_eq!(logged(), 3, "another address");
-    tls.refuse_answer(Reason::Name, "https://a:1", "one".into(), "why");
+    tls.refuse_answer(CERTIFICATE_NAME, "https://a:1", "one".into(), "why");
     assert_eq!(logged(), 4, "the other direction");
 
     for at in tls.logged.0.lock().expect("logged").values_mut() {
         *at -= REFUSAL_LOG_INTERVAL;
     }
-    tls.refuse(Reason::Handshake, address(1, 1), "one".into(), "why");
+    tls.refuse(TLS_HANDSHAKE, address(1, 1), "one".into(), "why");
     assert_eq!(logged(), 5, "a minute later");
 
     for kind in 0..2 * REFUSALS_REMEMBERED {
-        tls.refuse(Reason::Handshake, address(1, 1), kind.to_string(), "why");
+        tls.refuse(TLS_HANDSHAKE, address(1, 1), kind.to_string(), "why");
     }
     assert!(logged() <= 5 + REFUSALS_REMEMBERED, "{} lines", logged());
     assert!(tls.logged.0.lock().expect("logged").len() <= REFUSALS_REMEMBERED);
