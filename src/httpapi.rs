@@ -30,7 +30,7 @@ use axum::http::header::{
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use slog::{Logger, info};
@@ -129,8 +129,11 @@ impl HttpKvApi {
     ) -> Result<Response, ErrorResponse> {
         // The permit counts the value's bytes until the response is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
-        let acknowledged = self.store.propose(key.as_bytes(), value, self.ack, deadline).await?;
-        Ok(acknowledge(acknowledged))
+        let status = StatusCode::NO_CONTENT;
+        Ok(match self.store.propose(key.as_bytes(), value, self.ack, deadline).await? {
+            Acknowledged::Proposed => status.into_response(),
+            Acknowledged::Applied { index, term } => (status, entry(index, term)).into_response(),
+        })
     }
 
     async fn get(
@@ -145,12 +148,9 @@ impl HttpKvApi {
         };
         // The original lets Go guess a type from the value. With a fixed type, a browser cannot run
         // a stored value as a script.
-        let (index, term) = (found.index(), found.term());
-        let mut response = Body::from(found.into_value()).into_response();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        name_entry(headers, index, term);
-        Ok(response)
+        let content_type = [(CONTENT_TYPE, "application/octet-stream")];
+        let entry = entry(found.index(), found.term());
+        Ok((content_type, entry, Body::from(found.into_value())).into_response())
     }
 
     /// Reads the URL before the id, as the original does: a broken body is reported even if the id is
@@ -274,10 +274,10 @@ impl IntoResponse for ErrorResponse {
         // A message may quote the client. It stays one line.
         let mut body = self.message.replace(['\r', '\n'], " ");
         body.push('\n');
-        let mut response = (self.status, body).into_response();
+        let fixed =
+            [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+        let mut response = (self.status, fixed, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -291,26 +291,13 @@ impl IntoResponse for ErrorResponse {
 /// The response to any other method. It has one `Allow` header per method, as in the original.
 fn method_not_allowed() -> Response {
     let refused = ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
-    let mut response = refused.into_response();
-    for method in ["PUT", "GET", "POST", "DELETE"] {
-        response.headers_mut().append(ALLOW, HeaderValue::from_static(method));
-    }
-    response
+    let allowed = ["PUT", "GET", "POST", "DELETE"].map(|method| (ALLOW, method));
+    (AppendHeaders(allowed), refused).into_response()
 }
 
-/// The response to a write.
-fn acknowledge(acknowledged: Acknowledged) -> Response {
-    let mut response = StatusCode::NO_CONTENT.into_response();
-    if let Acknowledged::Applied { index, term } = acknowledged {
-        name_entry(response.headers_mut(), index, term);
-    }
-    response
-}
-
-/// Adds the headers that name the entry that wrote a value.
-fn name_entry(headers: &mut HeaderMap, index: Index, term: Term) {
-    headers.insert(RAFT_INDEX, HeaderValue::from(index));
-    headers.insert(RAFT_TERM, HeaderValue::from(term));
+/// The headers that name the entry that wrote a value.
+fn entry(index: Index, term: Term) -> [(HeaderName, u64); 2] {
+    [(RAFT_INDEX, index), (RAFT_TERM, term)]
 }
 
 /// The key in a request's target; `None` if the target is neither a path nor a URL.
