@@ -84,46 +84,29 @@ pub struct Counts {
     /// Milliseconds from the start to the last tick, plus one; 0 before it.
     last_tick: AtomicU64,
 
-    /// Times that this member followed another leader than before.
-    pub leader_changes: Counter,
-    /// Writes of this member's clients that are not proposed or applied yet.
-    pub proposals_pending: Gauge,
-    /// Writes of this member's clients that were committed.
-    pub proposals_committed: Counter,
-    /// Entries applied here, proposed by any member.
-    pub proposals_applied: Counter,
-    /// Writes of this member's clients with an unknown outcome.
-    pub proposals_failed: Counter,
-    /// Seconds from the first byte of a WAL frame to the end of its fdatasync.
-    pub wal_fsync: Histogram,
-    /// Seconds to apply a batch of entries.
-    pub apply: Histogram,
-    /// Bytes of raft messages and snapshots sent to a peer.
-    pub peer_sent_bytes: Family<PeerLabel, Counter>,
-    /// Bytes of raft messages and snapshots received from a peer.
-    pub peer_received_bytes: Family<PeerLabel, Counter>,
-    /// Requests that did not reach a peer.
-    pub peer_failures: Family<PeerLabel, Counter>,
-    /// Seconds from a heartbeat that requests a response to that response.
-    pub peer_round_trip: Family<PeerLabel, Histogram, fn() -> Histogram>,
-    /// Snapshots made of this member's own state.
-    pub snapshots_made: Counter,
-    /// Snapshots sent to peers, by outcome: `ok` or `failed`.
+    // `register` says what each of these counts.
+    pub(crate) leader_changes: Counter,
+    pub(crate) proposals_pending: Gauge,
+    pub(crate) proposals_committed: Counter,
+    pub(crate) proposals_applied: Counter,
+    pub(crate) proposals_failed: Counter,
+    pub(crate) wal_fsync: Histogram,
+    pub(crate) apply: Histogram,
+    pub(crate) peer_sent_bytes: Family<PeerLabel, Counter>,
+    pub(crate) peer_received_bytes: Family<PeerLabel, Counter>,
+    pub(crate) peer_failures: Family<PeerLabel, Counter>,
+    pub(crate) peer_round_trip: Family<PeerLabel, Histogram, fn() -> Histogram>,
+    pub(crate) snapshots_made: Counter,
+    /// By outcome: `ok` or `failed`.
     snapshots_sent: Family<WordLabel, Counter>,
-    /// Snapshots received that replaced this member's state.
-    pub snapshots_installed: Counter,
-    /// Requests and connections refused on any port, by reason.
+    pub(crate) snapshots_installed: Counter,
+    /// By reason.
     rejected: Family<WordLabel, Counter>,
-    /// Answered client requests.
     http_requests: Family<RequestLabels, Counter>,
-    /// Acknowledged PUTs.
-    pub puts: Answered,
-    /// GETs answered with a value.
-    pub gets: Answered,
-    /// Keys in the store.
-    pub keys: Gauge,
-    /// Bytes of the store's keys and values.
-    pub store_bytes: Gauge,
+    pub(crate) puts: Answered,
+    pub(crate) gets: Answered,
+    pub(crate) keys: Gauge,
+    pub(crate) store_bytes: Gauge,
 }
 
 impl Default for Counts {
@@ -192,28 +175,16 @@ impl Counts {
     /// Registers all metrics, to be encoded.
     pub fn register(&self, registry: &mut Registry) {
         let mut counter = |name, help, it: &Counter| registry.register(name, help, it.clone());
-        counter(
-            "leader_changes",
-            "Changes of the leader that this member follows",
-            &self.leader_changes,
-        );
-        counter(
-            "proposals_committed",
-            "Committed writes of own clients",
-            &self.proposals_committed,
-        );
+        let help = "Changes of the leader that this member follows";
+        counter("leader_changes", help, &self.leader_changes);
+        let help = "Committed writes of own clients";
+        counter("proposals_committed", help, &self.proposals_committed);
         counter("proposals_applied", "Applied entries", &self.proposals_applied);
-        counter(
-            "proposals_failed",
-            "Writes of own clients, outcome unknown",
-            &self.proposals_failed,
-        );
+        let help = "Writes of own clients, outcome unknown";
+        counter("proposals_failed", help, &self.proposals_failed);
         counter("snapshots_made", "Snapshots made of the own state", &self.snapshots_made);
-        counter(
-            "snapshots_installed",
-            "Snapshots received and installed",
-            &self.snapshots_installed,
-        );
+        let help = "Snapshots received and installed";
+        counter("snapshots_installed", help, &self.snapshots_installed);
         let mut gauge = |name, help, it: &Gauge| registry.register(name, help, it.clone());
         gauge("proposals_pending", "Writes of own clients in progress", &self.proposals_pending);
         gauge("keys", "Keys in the store", &self.keys);
