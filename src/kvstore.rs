@@ -244,7 +244,11 @@ impl StateMachine for Keys {
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
-        let map = read_snapshot(from)?;
+        let mut map = HashSet::new();
+        read_records(from, |pair| {
+            map.insert(pair);
+            Ok(())
+        })?;
         self.metrics.keys.set(map.len() as i64);
         self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
         *self.map.write() = map;
@@ -386,45 +390,29 @@ impl View {
     /// # Errors
     /// Those of `file`.
     pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
-        write_snapshot(self.0, file)
-    }
-}
-
-fn write_snapshot(view: Vec<KeyValue>, file: &mut dyn Write) -> io::Result<()> {
-    // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
-    // pointer to the key in every comparison takes three times as long.
-    let with_head = |pair: KeyValue| {
-        let mut head = [0; 16];
-        let length = pair.key().len().min(head.len());
-        head[..length].copy_from_slice(&pair.key()[..length]);
-        (u128::from_be_bytes(head), pair)
-    };
-    let mut ordered: Vec<_> = view.into_iter().map(with_head).collect();
-    ordered.sort_unstable_by(|(a_head, a), (b_head, b)| {
-        a_head.cmp(b_head).then_with(|| a.key().cmp(b.key()))
-    });
-    let mut record = Vec::new();
-    for (_, pair) in ordered {
-        let (key, value) = (pair.key(), pair.value());
-        record.clear();
-        codec::encode_into(
-            &Record { key, value, index: pair.index(), term: pair.term() },
-            &mut record,
-        );
-        let length = u32::try_from(record.len()).expect("records are at most 96 MiB");
-        file.write_all(&length.to_le_bytes())?;
-        file.write_all(&record)?;
-    }
-    Ok(())
-}
-
-fn read_snapshot(reader: impl Read) -> io::Result<HashSet<KeyValue>> {
-    let mut map = HashSet::new();
-    read_records(reader, |pair| {
-        map.insert(pair);
+        // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
+        // pointer to the key in every comparison takes three times as long.
+        let with_head = |pair: KeyValue| {
+            let mut head = [0; 16];
+            let length = pair.key().len().min(head.len());
+            head[..length].copy_from_slice(&pair.key()[..length]);
+            (u128::from_be_bytes(head), pair)
+        };
+        let mut ordered: Vec<_> = self.0.into_iter().map(with_head).collect();
+        ordered.sort_unstable_by(|(a_head, a), (b_head, b)| {
+            a_head.cmp(b_head).then_with(|| a.key().cmp(b.key()))
+        });
+        let mut record = Vec::new();
+        for (_, pair) in ordered {
+            let (key, value, index, term) = (pair.key(), pair.value(), pair.index(), pair.term());
+            record.clear();
+            codec::encode_into(&Record { key, value, index, term }, &mut record);
+            let length = u32::try_from(record.len()).expect("records are at most 96 MiB");
+            file.write_all(&length.to_le_bytes())?;
+            file.write_all(&record)?;
+        }
         Ok(())
-    })?;
-    Ok(map)
+    }
 }
 
 /// Reads the application bytes of a snapshot, and calls `take` with each record.
@@ -475,7 +463,7 @@ mod tests {
         ];
         let view = ORDERED.iter().rev().map(|key| KeyValue::new(key, b"value", 5, 2)).collect();
         let mut file = Vec::new();
-        write_snapshot(view, &mut file).expect("writing to memory succeeds");
+        View(view).write(&mut file).expect("writing to memory succeeds");
         let (mut rest, mut keys) = (&file[..], Vec::new());
         while let Some((length, after)) = rest.split_first_chunk() {
             let (record, after) = after.split_at(u32::from_le_bytes(*length) as usize);
@@ -483,6 +471,9 @@ mod tests {
             rest = after;
         }
         assert_eq!(keys, ORDERED);
-        assert_eq!(read_snapshot(&file[..]).expect("a snapshot").len(), ORDERED.len());
+        let logger = Logger::root(slog::Discard, slog::o!());
+        let mut restored = Keys::new(&NodeConfig::default(), logger);
+        restored.restore(&mut &file[..]).expect("a snapshot");
+        assert_eq!(restored.map.read().len(), ORDERED.len());
     }
 }
