@@ -8,7 +8,7 @@
 //! only messages of leaders and candidates are accepted from it.
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use super::{Index, NodeId, RequestId, Term};
 use crate::codec;
@@ -67,7 +67,6 @@ pub enum Invalid {
 /// Why it may not. The message then has no effect.
 pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), Invalid> {
     use MessageType::*;
-    let require = |holds: bool, why| if holds { Ok(()) } else { Err(Invalid::Other(why)) };
 
     require(message.to == view.id, "it is for another member")?;
     require(message.from == sender && sender != view.id, "it names another sender")?;
@@ -142,72 +141,59 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
     }
 }
 
+fn require(holds: bool, why: &'static str) -> Result<(), Invalid> {
+    if holds { Ok(()) } else { Err(Invalid::Other(why)) }
+}
+
 fn validate_proposal(message: &Message) -> Result<(), Invalid> {
     let is_request = |entry: &Entry| {
         entry.get_entry_type() == EntryType::EntryNormal
             && RequestId::from_bytes(&entry.context).is_some()
     };
-    if message.entries.is_empty() || !message.entries.iter().all(is_request) {
-        return Err(Invalid::Other("it proposes something that is no client's request"));
-    }
+    let are_requests = !message.entries.is_empty() && message.entries.iter().all(is_request);
+    require(are_requests, "it proposes something that is no client's request")?;
     // It would be appended, but neither it nor any later entry could reach another member.
-    if message.entries.iter().any(|entry| u64::from(entry.compute_size()) > ENTRY_BYTES_MAX) {
-        return Err(Invalid::Other("it proposes an entry that no append can hold"));
-    }
-    Ok(())
+    let fits = |entry: &Entry| u64::from(entry.compute_size()) <= ENTRY_BYTES_MAX;
+    require(message.entries.iter().all(fits), "it proposes an entry that no append can hold")
 }
 
 fn validate_append(message: &Message) -> Result<(), Invalid> {
     let (mut index, mut term) = (message.index, message.log_term);
     // raft takes term 0 as a match with any index beyond its log.
-    if (index == 0) != (term == 0) || term > message.term {
-        return Err(Invalid::Other("it names no possible term for the entry before its own"));
-    }
+    let is_possible = (index == 0) == (term == 0) && term <= message.term;
+    require(is_possible, "it names no possible term for the entry before its own")?;
     for entry in &message.entries {
-        if entry.index != index + 1 {
-            return Err(Invalid::Other("its entries have a gap"));
-        }
-        if entry.term < term.max(1) || entry.term > message.term {
-            return Err(Invalid::Other("the terms of its entries do not rise"));
-        }
+        require(entry.index == index + 1, "its entries have a gap")?;
+        let rises = (term.max(1)..=message.term).contains(&entry.term);
+        require(rises, "the terms of its entries do not rise")?;
         (index, term) = (entry.index, entry.term);
     }
     Ok(())
 }
 
 fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
-    let require = |holds: bool, why| if holds { Ok(()) } else { Err(Invalid::Other(why)) };
     let metadata = message.get_snapshot().get_metadata();
     let conf_state = metadata.get_conf_state();
     require((1..HIGHEST).contains(&metadata.index), "its snapshot has an impossible index")?;
     require((1..=message.term).contains(&metadata.term), "its snapshot has an impossible term")?;
-    require(is_simple(conf_state), "its snapshot has impossible members")?;
-    let mut ids = conf_state.voters.iter().chain(&conf_state.learners);
-    require(ids.any(|id| *id == view.id), "its snapshot does not count us as a member")?;
-    let Ok(data) = codec::decode::<SnapshotData>(&message.get_snapshot().data) else {
-        return Err(Invalid::Other("its snapshot's members cannot be decoded"));
-    };
     let mut ids: Vec<NodeId> =
         conf_state.voters.iter().chain(&conf_state.learners).copied().collect();
     ids.sort_unstable();
+    // raft can restore a ConfState that is not joint, with a voter, no id twice and no id 0.
+    let is_simple = !conf_state.voters.is_empty()
+        && !ids.contains(&0)
+        && ids.is_sorted_by(|one, next| one < next)
+        && conf_state.voters_outgoing.is_empty()
+        && conf_state.learners_next.is_empty()
+        && !conf_state.auto_leave;
+    require(is_simple, "its snapshot has impossible members")?;
+    require(ids.contains(&view.id), "its snapshot does not count us as a member")?;
+    let Ok(data) = codec::decode::<SnapshotData>(&message.get_snapshot().data) else {
+        return Err(Invalid::Other("its snapshot's members cannot be decoded"));
+    };
     let is_same = data.members.voters == conf_state.voters
         && data.members.learners == conf_state.learners
         && data.members.members.learners.iter().eq(&data.members.learners)
         && data.members.members.urls.keys().eq(&ids);
     require(is_same, "its snapshot names other members than its ConfState")
-}
-
-/// True for a ConfState that raft can restore: not joint, at least one voter, no id twice, no id 0.
-fn is_simple(conf_state: &ConfState) -> bool {
-    let mut ids: Vec<NodeId> =
-        conf_state.voters.iter().chain(&conf_state.learners).copied().collect();
-    let count = ids.len();
-    ids.sort_unstable();
-    ids.dedup();
-    !conf_state.voters.is_empty()
-        && ids.len() == count
-        && ids.first() != Some(&0)
-        && conf_state.voters_outgoing.is_empty()
-        && conf_state.learners_next.is_empty()
-        && !conf_state.auto_leave
 }
