@@ -220,7 +220,7 @@ impl Members {
 }
 
 /// What a snapshot holds about the members: in the file, and in raft's `Snapshot.data`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotMembers {
     /// The cluster that the snapshot belongs to.
     pub cluster_id: u64,

@@ -17,7 +17,7 @@ use super::bootstrap::first_urls;
 use super::snapshots::raft_snapshot;
 use crate::channels::{Index, NodeId, Term};
 use crate::error::{Error, REPLACE_MEMBER, Result};
-use crate::membership::{Admission, Members, Own, SnapshotMembers};
+use crate::membership::{Admission, Own, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
 use crate::storage::snapshotter::{Snapshot, Snapshotter};
@@ -117,31 +117,23 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     info!(logger, "loading WAL at term {} and index {}", term, index);
 
     let snapshot_members = match &snapshot {
-        Some(snapshot) => read_members(&snapshotter, snapshot, &recovered.identity)?,
-        None => SnapshotMembers {
-            cluster_id: recovered.identity.cluster_id,
-            voters: Vec::new(),
-            learners: Vec::new(),
-            members: Members::default(),
-        },
+        Some(Snapshot { meta, .. }) => {
+            let path = snapshotter.path(SnapshotId { index, term });
+            decode_members(&path, meta, &recovered.identity)?
+        }
+        None => SnapshotMembers::default(),
     };
+    let identity = recovered.identity.clone();
     let own = Own {
         id,
-        incarnation: recovered.identity.incarnation,
+        incarnation: identity.incarnation,
         url: config.url.clone(),
         first_urls: first_urls(config),
-        restored_list: match &recovered.identity {
-            identity if identity.is_restored() => identity.first_urls_hash,
-            _ => 0,
-        },
+        restored_list: if identity.is_restored() { identity.first_urls_hash } else { 0 },
     };
-    let admission = Admission::new(
-        own,
-        recovered.identity.cluster_id,
-        snapshot_members.members.clone(),
-        recovered.incarnations.clone(),
-    );
-    let identity = recovered.identity.clone();
+    let (members, incarnations) =
+        (snapshot_members.members.clone(), recovered.incarnations.clone());
+    let admission = Admission::new(own, identity.cluster_id, members, incarnations);
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
     // Only now: a log that is refused may lack the segment that names these files.
     snapshotter.purge(&marks)?;
@@ -310,15 +302,6 @@ pub(crate) fn is_replaceable(
 ) -> bool {
     let older_index = older.map_or(0, |mark| mark.index);
     base <= older_index && last_entry.unwrap_or(0) >= newest.index
-}
-
-fn read_members(
-    snapshotter: &Snapshotter,
-    snapshot: &Snapshot,
-    identity: &Identity,
-) -> Result<SnapshotMembers> {
-    let path = snapshotter.path(SnapshotId { index: snapshot.index, term: snapshot.term });
-    decode_members(&path, &snapshot.meta, identity)
 }
 
 /// Reads the members from the `meta` bytes of the snapshot at `path`.
