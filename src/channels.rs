@@ -43,6 +43,12 @@ impl RequestId {
     /// The length of an encoded id in bytes.
     pub const LEN: usize = 24;
 
+    /// Moves to the next id of the same run, and returns it.
+    pub fn advance(&mut self) -> Self {
+        self.counter += 1;
+        *self
+    }
+
     /// Encodes: member, boot and counter, 8 bytes each, little-endian.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];

@@ -66,10 +66,6 @@ impl Applied {
         self.members.urls.contains_key(&id)
     }
 
-    pub fn is_voter(&self, id: NodeId) -> bool {
-        self.conf_state.voters.contains(&id)
-    }
-
     /// What a snapshot at the applied index says of the members.
     pub fn snapshot_members(&self, cluster_id: u64) -> SnapshotMembers {
         // Sorted, because raft's own order differs from member to member.

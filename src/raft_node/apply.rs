@@ -91,7 +91,7 @@ impl RaftNode {
     }
 
     pub(super) fn update_admission(&self) {
-        let cluster_id = self.journal.cluster_id();
+        let cluster_id = self.journal.identity().cluster_id;
         self.peers.update_admission(cluster_id, &self.applied, self.raw_node.store());
     }
 
@@ -113,7 +113,7 @@ impl RaftNode {
         if matches!(self.lifecycle, Lifecycle::Leaving(_)) {
             return;
         }
-        let (cluster_id, log) = (self.journal.cluster_id(), self.raw_node.store());
+        let (cluster_id, log) = (self.journal.identity().cluster_id, self.raw_node.store());
         let (applied, config) = (&self.applied, &self.config);
         let request = self.snapshots.request_if_due(applied, cluster_id, log, config, &self.logger);
         if let Some(request) = request {
@@ -123,11 +123,8 @@ impl RaftNode {
 
     /// Announces the end of the replay, once this member has started.
     pub(super) fn note_replayed(&mut self) {
-        match self.lifecycle {
-            Lifecycle::Bootstrapping(_) => {}
-            Lifecycle::Running | Lifecycle::Leaving(_) => {
-                self.commits.note_applied(self.applied.index());
-            }
+        if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
+            self.commits.note_applied(self.applied.index());
         }
     }
 }

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::eraftpb::{Entry, EntryType, HardState};
 use slog::{Logger, warn};
 
-use super::{Greeting, NodeConfig, PeerReport};
+use super::{NodeConfig, PeerReport};
 use crate::channels::{GreetingAnswer, PeerHeader, Refusal};
 use crate::error::{Error, Result};
 use crate::membership::{MemberChange, majority};
@@ -48,10 +48,7 @@ pub(super) enum Start {
     /// As a first member of a new cluster.
     First,
     /// As a new member of this cluster.
-    Join {
-        /// The cluster's id.
-        cluster_id: u64,
-    },
+    Join { cluster_id: u64 },
 }
 
 impl Bootstrap {
@@ -166,11 +163,6 @@ impl Bootstrap {
 /// The first list of this member; empty if it joins.
 pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
     if config.join { Vec::new() } else { config.cluster.clone() }
-}
-
-/// What this member tells the others about itself.
-pub(super) fn greeting(config: &NodeConfig) -> Greeting {
-    Greeting { first_urls: first_urls(config) }
 }
 
 /// The beginning of a new cluster's log: the additions of the first members, all committed.

@@ -28,7 +28,6 @@ use slog::{Logger, info, warn};
 use super::applied::Applied;
 use super::clock::{Clock, Leadership};
 use super::peers::Peers;
-use super::writes::RequestIds;
 use super::{MemberRequest, NodeConfig, NodeId, Outbox, Responder};
 use crate::channels::{self, ConfChangeRequest, Pending, RequestId};
 use crate::error::RequestError;
@@ -50,7 +49,7 @@ pub(super) struct Context<'a> {
     /// True if this member takes part in raft, and was not removed.
     pub is_running: bool,
     pub raw_node: &'a mut RawNode<Log>,
-    pub ids: &'a mut RequestIds,
+    pub last_id: &'a mut RequestId,
     pub outbox: &'a mut dyn Outbox,
 }
 
@@ -166,11 +165,13 @@ impl Changes {
                 return self.start_transfer(request, None, node);
             }
             Ok(Verdict::Change(change)) => {
-                if request.responder.mark_proposed()
-                    && let Err((error, Some(responder))) =
-                        self.append(&change, Some(request.responder), node)
-                {
-                    responder.answer(Err(error));
+                if request.responder.mark_proposed() {
+                    match append(&change, node) {
+                        Ok((id, under)) => {
+                            self.pending = Some((id, under, Some(request.responder)))
+                        }
+                        Err(error) => request.responder.answer(Err(error)),
+                    }
                 }
             }
         }
@@ -220,36 +221,11 @@ impl Changes {
         if let Some(&id) = learners.iter().find(has_caught_up) {
             // If raft refuses, the next tick tries again.
             self.promotion_tried = node.clock.now();
-            if self.append(&MemberChange::Promote { id }, None, node).is_ok() {
+            if let Ok((request, under)) = append(&MemberChange::Promote { id }, node) {
                 info!(node.logger, "promoting learner {}", id);
+                self.pending = Some((request, under, None));
             }
         }
-    }
-
-    /// Has raft append a change; returns the responder with the reason if it did not.
-    fn append(
-        &mut self,
-        change: &MemberChange,
-        responder: Option<Responder<()>>,
-        node: &mut Context<'_>,
-    ) -> Result<(), (RequestError, Option<Responder<()>>)> {
-        let id = node.ids.next();
-        let context = id.to_bytes().to_vec();
-        let proposed = node.raw_node.propose_conf_change(context.clone(), change.to_conf_change());
-        let appended = node.raw_node.raft.raft_log.unstable_entries().last();
-        let is_appended = appended.is_some_and(|entry| {
-            entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
-        });
-        if let Err(error) = proposed {
-            let error = RequestError::unavailable(format!("raft did not take it ({error})"));
-            return Err((error, responder));
-        }
-        if !is_appended {
-            let why = "raft put the change aside because another is pending: try again";
-            return Err((RequestError::Conflict(why.into()), responder));
-        }
-        self.pending = Some((id, Leadership::of(node.raw_node), responder));
-        Ok(())
     }
 
     /// Forwards a client's request to the leader. If a member forwarded it here, the leader has changed
@@ -408,6 +384,27 @@ impl Changes {
             self.fail_all("the leader changed");
         }
     }
+}
+
+/// Has raft append a change; returns under which id and leader it is pending.
+fn append(
+    change: &MemberChange,
+    node: &mut Context<'_>,
+) -> Result<(RequestId, Leadership), RequestError> {
+    let id = node.last_id.advance();
+    let context = id.to_bytes().to_vec();
+    node.raw_node
+        .propose_conf_change(context.clone(), change.to_conf_change())
+        .map_err(|error| RequestError::unavailable(format!("raft did not take it ({error})")))?;
+    let appended = node.raw_node.raft.raft_log.unstable_entries().last();
+    let is_appended = appended.is_some_and(|entry| {
+        entry.get_entry_type() == EntryType::EntryConfChange && entry.context == context
+    });
+    if !is_appended {
+        let why = "raft put the change aside because another is pending: try again";
+        return Err(RequestError::Conflict(why.into()));
+    }
+    Ok((id, Leadership::of(node.raw_node)))
 }
 
 /// A change that has an effect, with the members and the ConfState after it.

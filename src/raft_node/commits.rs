@@ -25,7 +25,6 @@ impl Commits {
         Self { tx, outstanding_bytes: Arc::default(), replay_until: Some(replay_until) }
     }
 
-    /// True if the state machine has too much to apply.
     pub fn is_full(&self) -> bool {
         self.outstanding_bytes.load(Ordering::Relaxed) > OUTSTANDING_BYTES_MAX
     }
@@ -36,7 +35,6 @@ impl Commits {
         let _ = self.tx.send(commit);
     }
 
-    /// Publishes entries of `bytes` bytes.
     pub fn send_entries(&self, entries: Vec<CommittedEntry>, bytes: u64) {
         if !entries.is_empty() {
             let applied = BacklogPermit::new(bytes, &self.outstanding_bytes);
@@ -44,7 +42,6 @@ impl Commits {
         }
     }
 
-    /// Has the replay end at `index`.
     pub fn replay_until(&mut self, index: Index) {
         self.replay_until = Some(index);
     }

@@ -4,7 +4,7 @@ use raft::SnapshotStatus;
 use raft::eraftpb::{Message, MessageType};
 use slog::{debug, info, warn};
 
-use super::bootstrap::{Start, first_entries, first_urls, greeting};
+use super::bootstrap::{Start, first_entries, first_urls};
 use super::lifecycle::Lifecycle;
 use super::peers::Sequence;
 use super::validate::{Invalid, View, validate};
@@ -100,7 +100,7 @@ impl RaftNode {
             }
         };
         for url in urls {
-            self.outbox.greet(&url, greeting(&self.config));
+            self.outbox.greet(&url, Greeting { first_urls: first_urls(&self.config) });
         }
     }
 
@@ -207,10 +207,7 @@ impl RaftNode {
             && !self.journal.identity().is_restored()
             && self.journal.term_and_vote() == (1, 0)
             && self.raw_node.raft.raft_log.last_index() == first_members;
-        match self.lifecycle {
-            Lifecycle::Bootstrapping(_) => true,
-            Lifecycle::Running | Lifecycle::Leaving(_) => is_untouched,
-        }
+        is_untouched || matches!(self.lifecycle, Lifecycle::Bootstrapping(_))
     }
 
     /// Steps one message if it is valid. raft-rs trusts its peers, so what would make it panic has to
@@ -268,7 +265,8 @@ impl RaftNode {
         header: &PeerHeader,
         message: Message,
     ) -> Result<std::result::Result<(), Refusal>> {
-        let (cluster_id, raft_log) = (self.journal.cluster_id(), &self.raw_node.raft.raft_log);
+        let (cluster_id, raft_log) =
+            (self.journal.identity().cluster_id, &self.raw_node.raft.raft_log);
         match self.snapshots.receive(&message, cluster_id, raft_log)? {
             Err(refusal) => Ok(Err(refusal)),
             Ok(length) => {
@@ -308,7 +306,8 @@ impl RaftNode {
             | PeerReport::NotGreeted { .. }
             | PeerReport::Refused { .. } => match &mut self.lifecycle {
                 Lifecycle::Bootstrapping(bootstrap) => {
-                    bootstrap.take_report(report, self.config.id, self.journal.cluster_id())?;
+                    let known = self.journal.identity().cluster_id;
+                    bootstrap.take_report(report, self.config.id, known)?;
                     self.start_if_bootstrapped()?;
                 }
                 Lifecycle::Running | Lifecycle::Leaving(_) => self.take_answer(report)?,

@@ -59,13 +59,8 @@ impl Journal {
         Self { wal, identity, hard_state, is_unsaved: false, metrics, _lock: lock }
     }
 
-    /// Whose log this is.
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    pub fn cluster_id(&self) -> u64 {
-        self.identity.cluster_id
     }
 
     /// Term and vote as raft last reported them.
@@ -73,7 +68,6 @@ impl Journal {
         (self.hard_state.term, self.hard_state.vote)
     }
 
-    /// Bytes of the log's segments.
     pub fn bytes(&self) -> u64 {
         self.wal.bytes()
     }

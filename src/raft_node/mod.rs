@@ -45,8 +45,7 @@ use slog::{Logger, debug};
 use tokio::sync::{mpsc, watch};
 
 use crate::channels::{
-    Commit, Greeting, Index, MemberRequest, NodeId, PeerReport, RequestId, Responder,
-    SnapshotRestore, Term,
+    Commit, Index, MemberRequest, NodeId, PeerReport, RequestId, Responder, SnapshotRestore, Term,
 };
 use crate::error::{Error, Result};
 use crate::storage::log::{Log, entry_bytes};
@@ -89,7 +88,7 @@ pub use serve::{RaftNodeHandle, new_raft_node};
 use snapshots::Snapshots;
 use status::StatusBoard;
 pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus};
-use writes::{RequestIds, Writes};
+use writes::Writes;
 
 /// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
 pub type ReportFn = Arc<dyn Fn(PeerReport) + Send + Sync>;
@@ -115,7 +114,8 @@ pub struct RaftNode {
     commits: Commits,
     status: StatusBoard,
     clock: Clock,
-    ids: RequestIds,
+    /// The id that was given out last.
+    last_id: RequestId,
 }
 
 /// What a turn needs to go on.
@@ -147,8 +147,8 @@ impl RaftNode {
         let (snapshot, members) = (replayed.snapshot, replayed.snapshot_members);
         let (index, term) = snapshot.as_ref().map_or((0, 0), |it| (it.index, it.term));
         let snapshot_bytes = snapshot.as_ref().map_or(0, |it| it.file.length);
-        let snapshots = Snapshots::new(snapshotter, report, replayed.marks)
-            .with_sizes(log.bytes_after(index), snapshot_bytes);
+        let sizes = (log.bytes_after(index), snapshot_bytes);
+        let snapshots = Snapshots::new(snapshotter, report, replayed.marks, sizes);
         let commits = Commits::new(commit_tx, hard_state.commit);
         let metrics = config.metrics.clone();
         let mut node = Self {
@@ -168,7 +168,7 @@ impl RaftNode {
             commits,
             status: StatusBoard::new(status_tx),
             clock: Clock::default(),
-            ids: RequestIds::new(config.id, config.boot),
+            last_id: RequestId { member: config.id, boot: config.boot, counter: 0 },
             config,
             logger,
         };
@@ -192,9 +192,6 @@ impl RaftNode {
     }
 
     /// As [`handle_ready`](Self::handle_ready), but stops before the first write.
-    ///
-    /// # Errors
-    /// As [`handle_ready`](Self::handle_ready).
     pub fn handle_ready_without_disk(&mut self) -> Result<Turn> {
         self.turn(false)
     }
@@ -323,7 +320,7 @@ impl RaftNode {
             clock: &self.clock,
             is_running,
             raw_node: &mut self.raw_node,
-            ids: &mut self.ids,
+            last_id: &mut self.last_id,
             outbox: &mut *self.outbox,
         });
         if !is_running {
@@ -336,7 +333,7 @@ impl RaftNode {
             && (self.is_leader() || !self.peers.is_out_of_reach(raft.leader_id))
             && !self.commits.is_full();
         if takes_writes {
-            self.writes.propose(&mut self.raw_node, &mut self.ids);
+            self.writes.propose(&mut self.raw_node, &mut self.last_id);
         }
         self.reads.start_round(&mut self.raw_node, &self.config, self.clock.now());
     }

@@ -169,7 +169,6 @@ impl Peers {
         filter.is_new(boot, number)
     }
 
-    /// Counts a message that is being sent.
     pub fn note_sent(&mut self, message: &Message) {
         use MessageType::*;
         let Some(peer) = self.connected.get_mut(&message.to) else { return };
@@ -191,7 +190,6 @@ impl Peers {
         }
     }
 
-    /// Observes how long a heartbeat's round trip took.
     pub fn note_heartbeat_response(&mut self, from: NodeId, metrics: &Metrics) {
         let peer = self.connected.get_mut(&from);
         if let Some(sent) = peer.and_then(|peer| peer.heartbeat_sent.take()) {
@@ -205,14 +203,12 @@ impl Peers {
         self.connected.values_mut().for_each(|peer| peer.heartbeat_sent = None);
     }
 
-    /// Notes that a message to a peer was dropped.
     pub fn note_unreachable(&mut self, id: NodeId) {
         if let Some(peer) = self.connected.get_mut(&id) {
             peer.heartbeat_sent = None;
         }
     }
 
-    /// Notes that proposals could not be sent to a leader.
     pub fn note_out_of_reach(&mut self, id: NodeId) {
         if let Some(peer) = self.connected.get_mut(&id) {
             peer.is_out_of_reach = true;
@@ -268,7 +264,8 @@ impl Peers {
         config: &NodeConfig,
     ) -> Vec<String> {
         let since = clock.ago(config.election_ticks);
-        let is_forgotten = !applied.is_voter(config.id) && !self.was_heard_since(leader, since);
+        let is_forgotten = !applied.conf_state().voters.contains(&config.id)
+            && !self.was_heard_since(leader, since);
         if is_forgotten && applied.members().urls.is_empty() {
             return config.cluster.iter().filter(|url| **url != config.url).cloned().collect();
         }

@@ -139,7 +139,7 @@ async fn run(
     let start = move || {
         start_raft(config, vfs, channels, transport_config, status_tx, &runtime, &started_logger)
     };
-    let Started { serving, router, transport_ended } = on_a_thread(start).await?;
+    let (serving, router, transport_ended) = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
         port,
@@ -176,14 +176,8 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     }
 }
 
-struct Started<F> {
-    serving: Box<Serving>,
-    /// What the peer port serves.
-    router: axum::Router,
-    /// Resolves after the node, which owns the transport, was dropped.
-    transport_ended: F,
-}
-
+/// Replays the directory and makes the node. Returns also what the peer port serves, and a future that
+/// resolves after the node, which owns the transport, was dropped.
 fn start_raft(
     config: NodeConfig,
     vfs: Arc<dyn Vfs>,
@@ -192,7 +186,7 @@ fn start_raft(
     status_tx: watch::Sender<Status>,
     runtime: &Handle,
     logger: &Logger,
-) -> Result<Started<impl Future<Output = ()> + use<>>> {
+) -> Result<(Box<Serving>, axum::Router, impl Future<Output = ()> + use<>)> {
     let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
     let replayed = replay_wal(&config, vfs, logger)?;
     let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
@@ -226,7 +220,7 @@ fn start_raft(
     let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
     let next_tick = Instant::now() + tick;
     let serving = Box::new(Serving { node, inputs, commit_tx, tick, next_tick });
-    Ok(Started { serving, router, transport_ended })
+    Ok((serving, router, transport_ended))
 }
 
 struct Inputs {
@@ -474,7 +468,6 @@ mod tests {
     use crate::channels::{
         Ack, Greeting, MemberRequest, NodeId, PeerHeader, Responder, SnapshotFile,
     };
-    use crate::metrics::Metrics;
     use crate::storage::DiskVfs;
     use crate::transport::Outbox;
 
@@ -508,25 +501,7 @@ mod tests {
     /// ends of what it is fed from.
     fn serving(room: usize) -> (Box<Serving>, Ends) {
         let dir = tempfile::tempdir().expect("a directory");
-        let url = "http://127.0.0.1:9021".to_owned();
-        let config = NodeConfig {
-            id: 1,
-            url: url.clone(),
-            cluster: vec![url],
-            join: false,
-            cluster_id: None,
-            data_dir: dir.path().into(),
-            snapshot_count: 10_000,
-            snapshot_catch_up_entries: 10_000,
-            tick: Duration::from_millis(100),
-            election_ticks: 10,
-            randomized_election_ticks: 10..20,
-            heartbeat_ticks: 1,
-            request_timeout: Duration::from_secs(5),
-            boot: 1,
-            incarnation: 1,
-            metrics: Metrics::default(),
-        };
+        let config = NodeConfig { data_dir: dir.path().into(), ..NodeConfig::default() };
         let logger = Logger::root(slog::Discard, slog::o!());
         let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");
         let header = replayed.admission().header(1);

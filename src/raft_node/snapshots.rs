@@ -56,23 +56,15 @@ pub(super) struct Snapshots {
 }
 
 impl Snapshots {
-    pub fn new(files: Snapshotter, report: ReportFn, kept: Vec<SnapshotId>) -> Self {
-        Self {
-            files,
-            report,
-            kept,
-            making: None,
-            sending: BTreeMap::new(),
-            received: Vec::new(),
-            log_bytes: 0,
-            last_bytes: 0,
-        }
-    }
-
-    /// Sets what there was at the start: the log above the snapshot, and the snapshot, in bytes.
-    #[must_use]
-    pub fn with_sizes(self, log_bytes: u64, last_bytes: u64) -> Self {
-        Self { log_bytes, last_bytes, ..self }
+    /// The last argument: the log above the newest snapshot, and that snapshot, in bytes.
+    pub fn new(
+        files: Snapshotter,
+        report: ReportFn,
+        kept: Vec<SnapshotId>,
+        (log_bytes, last_bytes): (u64, u64),
+    ) -> Self {
+        let (sending, received) = (BTreeMap::new(), Vec::new());
+        Self { files, report, kept, making: None, sending, received, log_bytes, last_bytes }
     }
 
     /// The newest snapshot's index, or 0.
@@ -85,7 +77,6 @@ impl Snapshots {
         self.making.is_some()
     }
 
-    /// Counts log that was written.
     pub fn note_log(&mut self, bytes: u64) {
         self.log_bytes += bytes;
     }
@@ -218,7 +209,6 @@ impl Snapshots {
         SnapshotFile { length: data.length, checksum: data.checksum }
     }
 
-    /// Notes that the transfer to a member has ended.
     pub fn sent(&mut self, to: NodeId) {
         self.sending.remove(&to);
     }

@@ -159,8 +159,8 @@ pub fn connect<M: StateMachine>(
     let machine = Arc::new(RwLock::new(machine));
     let (replayed_tx, replayed_rx) = watch::channel(false);
     let metrics = config.metrics.clone();
-    let request_timeout = config.request_timeout;
     let reader = CommitReader { machine: machine.clone(), replayed_tx, metrics, logger };
+    let request_timeout = config.request_timeout;
     (Handle { requests, replayed_rx, machine, request_timeout }, reader)
 }
 
@@ -197,9 +197,6 @@ impl<M: StateMachine> Handle<M> {
     }
 
     /// As [`propose`](Self::propose), with a deadline.
-    ///
-    /// # Errors
-    /// As [`propose`](Self::propose).
     pub async fn propose_until(
         &self,
         data: impl Into<Bytes>,

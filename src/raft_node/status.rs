@@ -194,7 +194,7 @@ impl RaftNode {
         let role = self.role();
         let status = Status {
             id: self.config.id,
-            cluster_id: self.journal.cluster_id(),
+            cluster_id: self.journal.identity().cluster_id,
             role,
             term: raft.term,
             vote: raft.vote,

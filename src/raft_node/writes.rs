@@ -21,33 +21,15 @@ use bytes::Bytes;
 use raft::RawNode;
 use raft::eraftpb::{Entry, Message, MessageType};
 
+use super::Responder;
 use super::clock::Leadership;
 use super::config::APPEND_BYTES_MAX;
-use super::{NodeId, Responder};
 use crate::channels::{Ack, Acknowledged, Proposal, RequestId};
 use crate::error::RequestError;
 use crate::storage::log::Log;
 
 /// Writes that wait for a leader; the next one is answered 503.
 const WAITING_WRITES_MAX: usize = 4096;
-
-/// The ids of this run's requests.
-pub(super) struct RequestIds {
-    member: NodeId,
-    boot: u64,
-    counter: u64,
-}
-
-impl RequestIds {
-    pub fn new(member: NodeId, boot: u64) -> Self {
-        Self { member, boot, counter: 0 }
-    }
-
-    pub fn next(&mut self) -> RequestId {
-        self.counter += 1;
-        RequestId { member: self.member, boot: self.boot, counter: self.counter }
-    }
-}
 
 /// The writes that are not answered yet.
 #[derive(Default)]
@@ -67,22 +49,21 @@ impl Writes {
         self.queue.push_back(proposal);
     }
 
-    /// How many are not answered yet.
     pub fn count(&self) -> usize {
         self.queue.len() + self.pending.len()
     }
 
     /// Proposes the waiting writes to raft, many in one message.
-    pub fn propose(&mut self, raw_node: &mut RawNode<Log>, ids: &mut RequestIds) {
+    pub fn propose(&mut self, raw_node: &mut RawNode<Log>, last_id: &mut RequestId) {
         loop {
             let batch = self.next_batch();
             if batch.is_empty() {
                 return;
             }
-            let batch_ids: Vec<RequestId> = batch.iter().map(|_| ids.next()).collect();
+            let batch_ids: Vec<RequestId> = batch.iter().map(|_| last_id.advance()).collect();
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
-            message.from = ids.member;
+            message.from = last_id.member;
             let entries = batch.iter().zip(&batch_ids).map(|(proposal, id)| Entry {
                 data: proposal.data.clone(),
                 context: Bytes::copy_from_slice(&id.to_bytes()),
