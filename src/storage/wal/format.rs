@@ -153,72 +153,56 @@ pub(crate) struct Head {
     pub last_index: u64,
 }
 
-/// Appends a head record to `payload`.
-pub(super) fn put_head(payload: &mut Vec<u8>, segment: u64, previous_bytes: u64, last_index: u64) {
-    put(payload, HEAD, |body| {
-        body.extend_from_slice(&MAGIC);
-        body.extend_from_slice(&VERSION.to_le_bytes());
-        put_numbers(body, &[segment, previous_bytes, last_index]);
-    });
-}
-
-/// Appends an identity record to `payload`.
-pub(super) fn put_identity(payload: &mut Vec<u8>, identity: &Identity) {
-    let Identity { cluster_id, member_id, incarnation, first_urls_hash } = *identity;
-    put(payload, IDENTITY, |body| {
-        put_numbers(body, &[cluster_id, member_id, incarnation, first_urls_hash]);
-    });
-}
-
-/// Appends an incarnation record to `payload`.
-pub(super) fn put_incarnation(payload: &mut Vec<u8>, member_id: u64, incarnation: u64) {
-    put(payload, INCARNATION, |body| put_numbers(body, &[member_id, incarnation]));
-}
-
-/// Appends a mark record to `payload`.
-pub(super) fn put_mark(payload: &mut Vec<u8>, mark: SnapshotId) {
-    put(payload, MARK, |body| put_numbers(body, &[mark.index, mark.term]));
-}
-
-/// Appends an install record to `payload`.
-pub(super) fn put_install(payload: &mut Vec<u8>, mark: SnapshotId) {
-    put(payload, INSTALL, |body| put_numbers(body, &[mark.index, mark.term]));
-}
-
-/// Appends an entry record to `payload`.
-pub(super) fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
-    put(payload, ENTRY, |body| {
-        put_numbers(body, &[entry.index, entry.term]);
-        body.push(match entry.entry_type {
-            EntryType::EntryNormal => 0,
-            EntryType::EntryConfChange => 1,
-            EntryType::EntryConfChangeV2 => 2,
-        });
-        body.extend_from_slice(&length(&entry.context).to_le_bytes());
-        body.extend_from_slice(&entry.context);
-        body.extend_from_slice(&entry.data);
-    });
-}
-
-/// Appends a hard state record to `payload`.
-pub(super) fn put_hard_state(payload: &mut Vec<u8>, hard_state: &HardState) {
-    put(payload, HARD_STATE, |body| {
-        put_numbers(body, &[hard_state.term, hard_state.vote, hard_state.commit]);
-    });
-}
-
-/// Appends a close record to `payload`.
-pub(super) fn put_close(payload: &mut Vec<u8>) {
-    put(payload, CLOSE, |_| {});
-}
-
-fn put(payload: &mut Vec<u8>, kind: u8, put_body: impl FnOnce(&mut Vec<u8>)) {
-    payload.push(kind);
-    payload.extend_from_slice(&[0; 4]);
+/// Appends `record` to `payload`.
+pub(super) fn put(payload: &mut Vec<u8>, record: &Record) {
     let start = payload.len();
-    put_body(payload);
-    let body_length = length(&payload[start..]);
-    payload[start - 4..start].copy_from_slice(&body_length.to_le_bytes());
+    payload.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
+    let kind = match record {
+        Record::Head(head) => {
+            payload.extend_from_slice(&MAGIC);
+            payload.extend_from_slice(&VERSION.to_le_bytes());
+            put_numbers(payload, &[head.segment, head.previous_bytes, head.last_index]);
+            HEAD
+        }
+        Record::Identity(identity) => {
+            let Identity { cluster_id, member_id, incarnation, first_urls_hash } = *identity;
+            put_numbers(payload, &[cluster_id, member_id, incarnation, first_urls_hash]);
+            IDENTITY
+        }
+        Record::Incarnation { member_id, incarnation } => {
+            put_numbers(payload, &[*member_id, *incarnation]);
+            INCARNATION
+        }
+        Record::Mark(mark) => {
+            put_numbers(payload, &[mark.index, mark.term]);
+            MARK
+        }
+        Record::Install(mark) => {
+            put_numbers(payload, &[mark.index, mark.term]);
+            INSTALL
+        }
+        Record::Entry(entry) => {
+            put_numbers(payload, &[entry.index, entry.term]);
+            payload.push(match entry.entry_type {
+                EntryType::EntryNormal => 0,
+                EntryType::EntryConfChange => 1,
+                EntryType::EntryConfChangeV2 => 2,
+            });
+            payload.extend_from_slice(&length(&entry.context).to_le_bytes());
+            payload.extend_from_slice(&entry.context);
+            payload.extend_from_slice(&entry.data);
+            ENTRY
+        }
+        Record::HardState(hard_state) => {
+            put_numbers(payload, &[hard_state.term, hard_state.vote, hard_state.commit]);
+            HARD_STATE
+        }
+        Record::Close => CLOSE,
+    };
+    let body = start + RECORD_HEADER_BYTES;
+    let body_length = length(&payload[body..]);
+    payload[start] = kind;
+    payload[start + 1..body].copy_from_slice(&body_length.to_le_bytes());
 }
 
 fn put_numbers(body: &mut Vec<u8>, numbers: &[u64]) {

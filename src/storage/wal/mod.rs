@@ -91,16 +91,8 @@
 //! | snapshot file: its layout, its meta bytes, the state machine's records | [`snapshotter::VERSION`], the peer protocol |
 //! | body or header of a request between members | the peer protocol |
 //!
-//! The peer protocol is `PROTOCOL` in `transport/wire.rs`. Steps:
-//!
-//! 1. Raise the constants.
-//! 2. Run `cargo test --lib pinned`. For each encoding that changed, a test fails and prints the new
-//!    bytes. Put them into the test.
-//! 3. If [`VERSION`] was raised, remove the directory `tests/data/v1` (the old number) and create its
-//!    successor with `UPDATE_GOLDEN=1 cargo test --test core data`. If only [`snapshotter::VERSION`]
-//!    was raised, the same command replaces the files in the existing directory.
-//! 4. Say in the changelog how to upgrade: stop all members, replace the program, restore from a
-//!    backup or replace the members one after the other.
+//! The peer protocol is `PROTOCOL` in `transport/wire.rs`. The
+//! [contributor's guide](crate::guide::contributing#adding-a-format-version) has the steps.
 //!
 //! [`snapshotter::VERSION`]: super::snapshotter::VERSION
 
@@ -179,14 +171,17 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// True if the frame has no records.
-    pub fn is_empty(&self) -> bool {
-        self.identity.is_none()
-            && self.incarnations.is_empty()
-            && self.made.is_none()
-            && self.installed.is_none()
-            && self.entries.is_empty()
-            && self.hard_state.is_none()
+    fn records(&self) -> impl Iterator<Item = Record> {
+        let incarnations = self.incarnations.iter();
+        let incarnations = incarnations
+            .map(|&(member_id, incarnation)| Record::Incarnation { member_id, incarnation });
+        let identity = self.identity.cloned().map(Record::Identity).into_iter();
+        identity
+            .chain(incarnations)
+            .chain(self.made.map(Record::Mark))
+            .chain(self.installed.map(Record::Install))
+            .chain(self.entries.iter().cloned().map(Record::Entry))
+            .chain(self.hard_state.cloned().map(Record::HardState))
     }
 }
 

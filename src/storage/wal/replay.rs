@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{Entry, HardState};
 
-use super::format::{self, Fault, Record};
+use super::format::{self, Head, Record};
 use super::{Identity, SnapshotId};
 
 /// How many marks a segment's head repeats. A member keeps as many snapshots.
@@ -26,18 +26,19 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Appends the records of the head of segment `number` to `payload`.
-    pub fn put_head(&self, payload: &mut Vec<u8>, number: u64, previous_bytes: u64) {
-        format::put_head(payload, number, previous_bytes, self.last_index);
-        format::put_identity(payload, &self.identity);
+    /// Appends the records of the head of `segment` to `payload`.
+    pub fn put_head(&self, payload: &mut Vec<u8>, segment: u64, previous_bytes: u64) {
+        let head = Head { segment, previous_bytes, last_index: self.last_index };
+        format::put(payload, &Record::Head(head));
+        format::put(payload, &Record::Identity(self.identity.clone()));
         for (&member_id, &incarnation) in &self.incarnations {
-            format::put_incarnation(payload, member_id, incarnation);
+            format::put(payload, &Record::Incarnation { member_id, incarnation });
         }
         let older = self.marks.len().saturating_sub(MARKS_IN_HEAD);
         for (&index, &term) in self.marks.iter().skip(older) {
-            format::put_mark(payload, SnapshotId { index, term });
+            format::put(payload, &Record::Mark(SnapshotId { index, term }));
         }
-        format::put_hard_state(payload, &self.hard_state);
+        format::put(payload, &Record::HardState(self.hard_state.clone()));
     }
 
     /// Drops the marks that no head repeats any more.
@@ -53,31 +54,58 @@ impl Summary {
         self.marks.last_key_value().map_or(0, |(&index, _)| index)
     }
 
-    /// Sets the identity. A new one changes the cluster id only, and only if that was unknown.
+    /// Applies one record. Heads and closes belong to segments and change nothing here.
     ///
     /// # Errors
-    /// A message with both identities.
-    pub fn set_identity(&mut self, identity: &Identity) -> Result<(), String> {
-        let known = &self.identity;
-        let same_member =
-            (known.member_id, known.incarnation) == (identity.member_id, identity.incarnation);
-        if known.member_id == 0 || same_member && (known.cluster_id == 0 || known == identity) {
-            self.identity = identity.clone();
-            return Ok(());
+    /// A message if it cannot follow the records before it.
+    pub fn apply(&mut self, record: &Record) -> Result<(), String> {
+        let (known, last) = (&self.identity, self.last_index);
+        match record {
+            Record::Head(_) | Record::Close => {}
+            // A new identity changes the cluster id only, and only if that was unknown.
+            Record::Identity(new) => {
+                let same_member =
+                    (known.member_id, known.incarnation) == (new.member_id, new.incarnation);
+                let follows = same_member && (known.cluster_id == 0 || known == new);
+                if known.member_id != 0 && !follows {
+                    return Err(format!("it names {new:?}, but the log belongs to {known:?}"));
+                }
+                self.identity = new.clone();
+            }
+            Record::Incarnation { member_id, incarnation } => {
+                self.incarnations.insert(*member_id, *incarnation);
+            }
+            Record::Mark(SnapshotId { index, .. }) if last < *index => {
+                return Err(format!(
+                    "it names a snapshot at index {index}, the log ends at {last}"
+                ));
+            }
+            Record::Mark(mark) => self.add_mark(*mark)?,
+            Record::Install(mark) => {
+                self.add_mark(*mark)?;
+                self.last_index = mark.index;
+            }
+            Record::Entry(Entry { index: 0, .. }) => {
+                return Err("it is entry 0, the first entry is 1".to_owned());
+            }
+            Record::Entry(Entry { index, .. }) => {
+                let newest = self.newest_mark();
+                if *index <= newest {
+                    return Err(format!(
+                        "entry {index} would change the snapshot at index {newest}"
+                    ));
+                }
+                if last < index - 1 {
+                    return Err(format!("entry {index} follows entry {last}"));
+                }
+                self.last_index = *index;
+            }
+            Record::HardState(hard_state) => self.hard_state = hard_state.clone(),
         }
-        Err(format!("it names {identity:?}, but the log belongs to {known:?}"))
+        Ok(())
     }
 
-    /// Adds a mark of a snapshot that this member made.
-    ///
-    /// # Errors
-    /// A message if it is above the last index, or if an earlier mark has another term.
-    pub fn add_mark(&mut self, mark: SnapshotId) -> Result<(), String> {
-        let SnapshotId { index, term } = mark;
-        let last = self.last_index;
-        if last < index {
-            return Err(format!("it names a snapshot at index {index}, the log ends at {last}"));
-        }
+    fn add_mark(&mut self, SnapshotId { index, term }: SnapshotId) -> Result<(), String> {
         match self.marks.insert(index, term) {
             Some(known) if known != term => Err(format!(
                 "it names a snapshot at index {index} and term {term}, an earlier mark has term \
@@ -85,35 +113,6 @@ impl Summary {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// Adds a mark of a snapshot that replaced all entries.
-    ///
-    /// # Errors
-    /// A message if an earlier mark has another term.
-    pub fn install(&mut self, mark: SnapshotId) -> Result<(), String> {
-        self.last_index = mark.index;
-        self.add_mark(mark)
-    }
-
-    /// Makes `index` the last index.
-    ///
-    /// # Errors
-    /// A message if no entry can have this index here.
-    pub fn set_last_index(&mut self, index: u64) -> Result<(), String> {
-        if index == 0 {
-            return Err("it is entry 0, the first entry is 1".to_owned());
-        }
-        let newest_mark = self.newest_mark();
-        if index <= newest_mark {
-            return Err(format!("entry {index} would change the snapshot at index {newest_mark}"));
-        }
-        let last = self.last_index;
-        if last < index - 1 {
-            return Err(format!("entry {index} follows entry {last}"));
-        }
-        self.last_index = index;
-        Ok(())
     }
 }
 
@@ -137,61 +136,55 @@ impl Replay {
     /// Applies one record. The caller checks heads and closes, which belong to segments.
     ///
     /// # Errors
-    /// [`Fault::Damage`] if it cannot follow the records before it.
-    pub fn apply(&mut self, record: Record) -> Result<(), Fault> {
+    /// A message if it cannot follow the records before it.
+    pub fn apply(&mut self, record: Record) -> Result<(), String> {
         match record {
             Record::Head(_) => {
-                return Err("a head that is not the first record of its segment".to_owned().into());
+                return Err("a head that is not the first record of its segment".to_owned());
             }
-            Record::Close => {}
-            Record::Identity(identity) => self.summary.set_identity(&identity)?,
-            Record::Incarnation { member_id, incarnation } => {
-                self.summary.incarnations.insert(member_id, incarnation);
-            }
-            Record::Mark(mark) => self.mark(mark)?,
+            Record::Mark(mark) => self.check_term(mark)?,
+            _ => {}
+        }
+        self.summary.apply(&record)?;
+        match record {
+            // Raft dropped its log because it did not match the snapshot. The entries are invalid even
+            // where their indexes are above the snapshot.
             Record::Install(mark) => {
-                // Raft dropped its log because it did not match the snapshot. The entries are invalid
-                // even where their indexes are above the snapshot.
-                self.summary.install(mark)?;
                 self.entries.clear();
                 self.base = mark.index;
             }
-            Record::Entry(entry) => self.push(entry)?,
-            Record::HardState(hard_state) => self.summary.hard_state = hard_state,
+            Record::Entry(entry) => self.push(entry),
+            // A mark leaves the entries alone, also when a head repeats it.
+            _ => {}
         }
         Ok(())
     }
 
-    /// Applies a mark. It leaves the entries alone, also when a head repeats it.
-    fn mark(&mut self, mark: SnapshotId) -> Result<(), String> {
-        let SnapshotId { index, term } = mark;
+    /// Checks that the entry at the index of a mark has the term of the mark.
+    fn check_term(&self, SnapshotId { index, term }: SnapshotId) -> Result<(), String> {
         let position = index.checked_sub(self.base).and_then(|count| count.checked_sub(1));
-        let entry = position.and_then(|position| self.entries.get(position as usize));
-        if let Some(held) = entry.map(|entry| entry.term).filter(|&held| held != term) {
-            return Err(format!(
+        match position.and_then(|position| self.entries.get(position as usize)) {
+            Some(Entry { term: held, .. }) if *held != term => Err(format!(
                 "it names a snapshot at index {index} and term {term}, the entry there has term {held}"
-            ));
+            )),
+            _ => Ok(()),
         }
-        self.summary.add_mark(mark)
     }
 
     /// Appends an entry and drops the entries that it replaces.
-    fn push(&mut self, mut entry: Entry) -> Result<(), String> {
-        let index = entry.index;
-        self.summary.set_last_index(index)?;
+    fn push(&mut self, mut entry: Entry) {
         // Truncate unconditionally, even if the dropped entries are above a snapshot and this one is
         // not. Skipping it would bring back entries that raft had truncated (etcd #22442).
-        if self.base < index {
-            self.entries.truncate((index - self.base - 1) as usize);
+        if self.base < entry.index {
+            self.entries.truncate((entry.index - self.base - 1) as usize);
         } else {
             self.entries.clear();
-            self.base = index - 1;
+            self.base = entry.index - 1;
         }
         if self.drops_contents {
             entry.context.clear();
             entry.data.clear();
         }
         self.entries.push(entry);
-        Ok(())
     }
 }

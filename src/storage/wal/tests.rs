@@ -602,7 +602,7 @@ fn a_value_that_looks_like_a_frame_is_not_taken_for_one() {
     let forged = |at: u64| {
         let mut frame = Vec::new();
         format::begin_frame(&mut frame);
-        format::put_hard_state(&mut frame, &hard_state(99, 1, 1));
+        format::put(&mut frame, &Record::HardState(hard_state(99, 1, 1)));
         format::seal_frame(&mut frame, at, Salt { incarnation: 0, segment: 0 });
         frame
     };
@@ -728,16 +728,11 @@ fn a_segment_that_is_not_closed_before_frames_is_damage() {
 
 #[test]
 fn a_close_is_the_only_record_of_its_frame() {
-    let with_close = |put: fn(&mut Vec<u8>)| {
-        fault_of(|frame| {
-            format::put_close(frame);
-            put(frame);
-        })
-    };
-    let puts: [fn(&mut Vec<u8>); 2] =
-        [format::put_close, |frame| format::put_hard_state(frame, &hard_state(9, 9, 9))];
-    for put in puts {
-        let reason = with_close(put);
+    for other in [Record::Close, Record::HardState(hard_state(9, 9, 9))] {
+        let reason = fault_of(|frame| {
+            format::put(frame, &Record::Close);
+            format::put(frame, &other);
+        });
         assert!(reason.contains("a close shares its frame"), "{reason}");
     }
 }
@@ -859,7 +854,7 @@ fn another_format_version_is_refused_by_name() {
     let dir = TempDir::new().expect("a directory");
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_head(&mut frame, 0, 0, 0);
+    format::put(&mut frame, &Record::Head(Head { segment: 0, previous_bytes: 0, last_index: 0 }));
     let at = format::HEADER_BYTES + 5 + 8;
     frame[at] = 5;
     format::seal_frame(&mut frame, 0, Salt::default());
@@ -895,21 +890,25 @@ fn fault_of(put: impl FnOnce(&mut Vec<u8>)) -> String {
     reason
 }
 
+fn fault_of_record(record: &Record) -> String {
+    fault_of(|frame| format::put(frame, record))
+}
+
 #[test]
 fn a_whole_frame_with_impossible_contents_is_damage() {
     let foreign = Identity { member_id: 4, ..identity() };
     let cases: [(&str, String); 10] = [
-        ("entry 10 follows entry 8", fault_of(|frame| format::put_entry(frame, &entry(10, 1, "")))),
-        ("entry 5 would change", fault_of(|frame| format::put_entry(frame, &entry(5, 1, "")))),
-        ("the first entry is 1", fault_of(|frame| format::put_entry(frame, &entry(0, 1, "")))),
-        ("the log ends at 8", fault_of(|frame| format::put_mark(frame, mark(9, 1)))),
-        ("the entry there has term 1", fault_of(|frame| format::put_mark(frame, mark(7, 2)))),
+        ("entry 10 follows entry 8", fault_of_record(&Record::Entry(entry(10, 1, "")))),
+        ("entry 5 would change", fault_of_record(&Record::Entry(entry(5, 1, "")))),
+        ("the first entry is 1", fault_of_record(&Record::Entry(entry(0, 1, "")))),
+        ("the log ends at 8", fault_of_record(&Record::Mark(mark(9, 1)))),
+        ("the entry there has term 1", fault_of_record(&Record::Mark(mark(7, 2)))),
+        ("term 2, an earlier mark has term 1", fault_of_record(&Record::Install(mark(5, 2)))),
+        ("the log belongs to", fault_of_record(&Record::Identity(foreign))),
         (
-            "term 2, an earlier mark has term 1",
-            fault_of(|frame| format::put_install(frame, mark(5, 2))),
+            "not the first record of its segment",
+            fault_of_record(&Record::Head(Head { segment: 0, previous_bytes: 0, last_index: 0 })),
         ),
-        ("the log belongs to", fault_of(|frame| format::put_identity(frame, &foreign))),
-        ("not the first record of its segment", fault_of(|frame| format::put_head(frame, 0, 0, 0))),
         ("unknown record kind 9", fault_of(|frame| frame.extend_from_slice(&[9, 0, 0, 0, 0]))),
         ("needs 9 more bytes", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
     ];

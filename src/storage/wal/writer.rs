@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
-use super::format::{self, Salt};
+use super::format::{self, Record, Salt};
 use super::reader::{Replayed, Segment, parse_name, replay_log};
 use super::replay::Summary;
 use super::{ALLOCATE_BYTES, Frame, Identity, Recovered, SEGMENT_BYTES, SnapshotId};
@@ -172,12 +172,14 @@ impl Wal {
     /// # Panics
     /// If the frame cannot follow the log. A replay would call it damage.
     pub fn save(&mut self, frame: &Frame<'_>) -> Result<()> {
-        if frame.is_empty() {
+        if frame.records().next().is_none() {
             return Ok(());
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         format::begin_frame(&mut buffer);
-        put_records(&mut buffer, frame);
+        for record in frame.records() {
+            format::put(&mut buffer, &record);
+        }
         let length = format::frame_bytes(buffer.len() - format::HEADER_BYTES) as u64;
         let current = self.current();
         let is_full = current.length + length + format::CLOSE_BYTES > self.segment_bytes;
@@ -185,9 +187,14 @@ impl Wal {
             self.begin_segment()?;
         }
         // After the head of a new segment, which states what was before the frame.
-        if let Err(reason) = self.apply(frame) {
-            panic!("the frame cannot follow the log: {reason}");
+        for record in frame.records() {
+            if let Err(reason) = self.summary.apply(&record) {
+                panic!("the frame cannot follow the log: {reason}");
+            }
         }
+        self.summary.trim();
+        let mut pairs = frame.entries.windows(2);
+        assert!(pairs.all(|pair| pair[0].index + 1 == pair[1].index), "the entries have a gap");
         let Segment { number, length: start, .. } = *self.current();
         let salt = Salt { incarnation: self.summary.identity.incarnation, segment: number };
         format::seal_frame(&mut buffer, start, salt);
@@ -263,53 +270,6 @@ impl Wal {
     pub(super) fn current(&self) -> &Segment {
         self.segments.last().expect("a log has a current segment")
     }
-
-    /// Applies the records of `frame` to the summary, by the rules of a replay.
-    fn apply(&mut self, frame: &Frame<'_>) -> std::result::Result<(), String> {
-        let summary = &mut self.summary;
-        if let Some(identity) = frame.identity {
-            summary.set_identity(identity)?;
-        }
-        summary.incarnations.extend(frame.incarnations.iter().copied());
-        if let Some(made) = frame.made {
-            summary.add_mark(made)?;
-        }
-        if let Some(installed) = frame.installed {
-            summary.install(installed)?;
-        }
-        summary.trim();
-        for entry in frame.entries {
-            summary.set_last_index(entry.index)?;
-        }
-        let mut pairs = frame.entries.windows(2);
-        assert!(pairs.all(|pair| pair[0].index + 1 == pair[1].index), "the entries have a gap");
-        if let Some(hard_state) = frame.hard_state {
-            summary.hard_state = hard_state.clone();
-        }
-        Ok(())
-    }
-}
-
-/// Appends the records of `frame` to `payload`, in the order of its fields.
-fn put_records(payload: &mut Vec<u8>, frame: &Frame<'_>) {
-    if let Some(identity) = frame.identity {
-        format::put_identity(payload, identity);
-    }
-    for &(member_id, incarnation) in frame.incarnations {
-        format::put_incarnation(payload, member_id, incarnation);
-    }
-    if let Some(made) = frame.made {
-        format::put_mark(payload, made);
-    }
-    if let Some(installed) = frame.installed {
-        format::put_install(payload, installed);
-    }
-    for entry in frame.entries {
-        format::put_entry(payload, entry);
-    }
-    if let Some(hard_state) = frame.hard_state {
-        format::put_hard_state(payload, hard_state);
-    }
 }
 
 /// Creates the segment after `previous`, or segment 0, with its head only. The segment gets its name
@@ -347,7 +307,7 @@ fn close_segment(
     let start = segment.open_length();
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_close(&mut frame);
+    format::put(&mut frame, &Record::Close);
     format::seal_frame(&mut frame, start, Salt { incarnation, segment: segment.number });
     file.write_all_at(&frame, start).map_err(Error::io("write to", &path))?;
     file.sync().map_err(Error::io("sync", &path))?;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::super::format::{self, Salt};
-use super::super::{Identity, SnapshotId};
+use super::super::{Head, Identity, Record, SnapshotId};
 use crate::channels::{Greeting, GreetingAnswer, MemberRequest, RequestId};
 use crate::codec;
 use crate::error::RequestError;
@@ -28,9 +28,9 @@ fn assert_pinned(raise: &str, what: &str, encoded: &[u8], pinned: &str) {
     );
 }
 
-fn record(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+fn encoded(record: &Record) -> Vec<u8> {
     let mut bytes = Vec::new();
-    put(&mut bytes);
+    format::put(&mut bytes, record);
     bytes
 }
 
@@ -44,32 +44,28 @@ fn the_records_of_the_log_are_pinned() {
     let identity = Identity { cluster_id: 5, member_id: 6, incarnation: 7, first_urls_hash: 8 };
     let id = SnapshotId { index: 3, term: 2 };
     let hard_state = HardState { term: 2, vote: 1, commit: 9, ..HardState::default() };
-    let put_entry = |kind| record(|to| format::put_entry(to, &entry(kind)));
-    for (what, encoded, pinned) in [
+    let put_entry = |kind| encoded(&Record::Entry(entry(kind)));
+    for (what, bytes, pinned) in [
         (
             "a head",
-            record(|to| format::put_head(to, 2, 3, 4)),
+            encoded(&Record::Head(Head { segment: 2, previous_bytes: 3, last_index: 4 })),
             "01 24000000 726166742d77616c 01000000 0200000000000000 0300000000000000 \
              0400000000000000",
         ),
         (
             "an identity",
-            record(|to| format::put_identity(to, &identity)),
+            encoded(&Record::Identity(identity)),
             "02 20000000 0500000000000000 0600000000000000 0700000000000000 0800000000000000",
         ),
         (
             "an incarnation",
-            record(|to| format::put_incarnation(to, 1, 2)),
+            encoded(&Record::Incarnation { member_id: 1, incarnation: 2 }),
             "03 10000000 0100000000000000 0200000000000000",
         ),
-        (
-            "a mark",
-            record(|to| format::put_mark(to, id)),
-            "04 10000000 0300000000000000 0200000000000000",
-        ),
+        ("a mark", encoded(&Record::Mark(id)), "04 10000000 0300000000000000 0200000000000000"),
         (
             "an install",
-            record(|to| format::put_install(to, id)),
+            encoded(&Record::Install(id)),
             "05 10000000 0300000000000000 0200000000000000",
         ),
         (
@@ -89,16 +85,16 @@ fn the_records_of_the_log_are_pinned() {
         ),
         (
             "a hard state",
-            record(|to| format::put_hard_state(to, &hard_state)),
+            encoded(&Record::HardState(hard_state)),
             "07 18000000 0200000000000000 0100000000000000 0900000000000000",
         ),
-        ("a close", record(format::put_close), "08 00000000"),
+        ("a close", encoded(&Record::Close), "08 00000000"),
     ] {
-        assert_pinned(WAL, what, &encoded, pinned);
+        assert_pinned(WAL, what, &bytes, pinned);
     }
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put_close(&mut frame);
+    format::put(&mut frame, &Record::Close);
     format::seal_frame(&mut frame, 64, Salt { incarnation: 7, segment: 2 });
     let pinned = "05000000 2235e145 00000000 b263520e 0800000000 ffffffffffffffffffffff";
     assert_pinned(WAL, "a frame", &frame, pinned);
