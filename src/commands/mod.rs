@@ -1,12 +1,5 @@
 //! The command line: the server's flags ([`Config`]), or one of the commands with its own flags.
-//!
-//! Exit statuses, for the server and the commands:
-//!
-//! | status | meaning |
-//! |---|---|
-//! | 0 | success; for the server: stopped by a signal, or removed from its cluster |
-//! | 1 | failure, or `get` found no such key: one line on standard error |
-//! | 2 | invalid command line, environment or configuration file: one line on standard error |
+//! `--help` lists the exit statuses. A failure prints one line on standard error.
 
 pub mod client;
 pub mod inspect;
