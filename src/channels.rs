@@ -51,23 +51,15 @@ impl RequestId {
 
     /// Encodes: member, boot and counter, 8 bytes each, little-endian.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        bytes[0..8].copy_from_slice(&self.member.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.boot.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.counter.to_le_bytes());
-        bytes
+        let words = [self.member, self.boot, self.counter].map(u64::to_le_bytes);
+        words.as_flattened().try_into().expect("three times 8 bytes")
     }
 
     /// Decodes what [`to_bytes`](Self::to_bytes) wrote; `None` if the length differs.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (member, rest) = bytes.split_first_chunk::<8>()?;
-        let (boot, rest) = rest.split_first_chunk::<8>()?;
-        let counter: &[u8; 8] = rest.try_into().ok()?;
-        Some(Self {
-            member: u64::from_le_bytes(*member),
-            boot: u64::from_le_bytes(*boot),
-            counter: u64::from_le_bytes(*counter),
-        })
+        let (&[member, boot, counter], []) = bytes.as_chunks() else { return None };
+        let [member, boot, counter] = [member, boot, counter].map(u64::from_le_bytes);
+        Some(Self { member, boot, counter })
     }
 }
 

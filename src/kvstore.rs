@@ -100,13 +100,8 @@ impl KeyValue {
 
     fn new(key: &[u8], value: &[u8], index: Index, term: Term) -> Self {
         let key_length = u32::try_from(key.len()).expect("entries are far smaller than 4 GiB");
-        let mut bytes = Vec::with_capacity(Self::HEAD_BYTES + key.len() + value.len());
-        bytes.extend_from_slice(&index.to_le_bytes());
-        bytes.extend_from_slice(&term.to_le_bytes());
-        bytes.extend_from_slice(&key_length.to_le_bytes());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(value);
-        Self(bytes.into())
+        let (index, term) = (index.to_le_bytes(), term.to_le_bytes());
+        Self([&index, &term, &key_length.to_le_bytes()[..], key, value].concat().into())
     }
 
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {

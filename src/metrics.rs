@@ -4,7 +4,6 @@
 //! fail. Gauges of the raft state (term, commit index, …) are not here: the admin port makes them from
 //! the node's [`Status`](crate::raft_node::Status) at each request.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,16 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::channels::NodeId;
 
 /// A handle on the metrics of one member. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics(Arc<Counts>);
-
-impl Deref for Metrics {
-    type Target = Counts;
-
-    fn deref(&self) -> &Counts {
-        &self.0
-    }
-}
+pub type Metrics = Arc<Counts>;
 
 /// The label of metrics per peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

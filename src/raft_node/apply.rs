@@ -5,12 +5,12 @@ use slog::{error, info};
 
 use super::clock::{self, Leadership};
 use super::lifecycle::{Leaving, Lifecycle};
+use super::snapshots::snapshot_id;
 use super::{RaftNode, holds_change};
 use crate::channels::{Commit, CommittedEntry, RequestId};
 use crate::error::Result;
 use crate::membership::MemberChange;
 use crate::storage::log::entry_bytes;
-use crate::storage::wal::SnapshotId;
 
 impl RaftNode {
     /// Hands a received snapshot to the state machine, and takes the members from it.
@@ -18,13 +18,12 @@ impl RaftNode {
         if snapshot.is_empty() {
             return Ok(());
         }
-        let metadata = snapshot.get_metadata();
-        let id = SnapshotId { index: metadata.index, term: metadata.term };
+        let id = snapshot_id(snapshot);
         info!(self.logger, "publishing snapshot at index {}", id.index);
-        let (restore, members) = self.snapshots.install(id, snapshot)?;
+        let (restore, members) = self.snapshots.install(snapshot)?;
         self.commits.send(Commit::Restore(restore));
-        let replaced = (members.members, metadata.get_conf_state().clone());
-        self.applied.advance(id.index, id.term, Some(replaced));
+        let conf_state = snapshot.get_metadata().get_conf_state().clone();
+        self.applied.advance(id.index, id.term, Some((members.members, conf_state)));
         // A write that was proposed here may be in the snapshot, or not: nothing tells.
         let failed = self.writes.fail_all("a snapshot replaced the log");
         self.config.metrics.proposals_failed.inc_by(failed);

@@ -27,6 +27,7 @@ use std::time::Instant;
 use raft::Ready;
 use raft::eraftpb::{Entry, HardState, Message};
 
+use super::snapshots::snapshot_id;
 use super::{Index, NodeId, Term};
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -118,10 +119,10 @@ impl Journal {
 
     fn write_frame(&mut self, ready: &Ready, log: &mut Log) -> Result<()> {
         let installed = (!ready.snapshot().is_empty()).then(|| {
-            let metadata = ready.snapshot().get_metadata();
-            let (index, commit) = (metadata.index, self.hard_state.commit);
+            let id = snapshot_id(ready.snapshot());
+            let (index, commit) = (id.index, self.hard_state.commit);
             assert!(commit >= index, "commit {commit} is below the snapshot at {index}");
-            SnapshotId { index, term: metadata.term }
+            id
         });
         let began = Instant::now();
         self.save(Frame { installed, entries: ready.entries(), ..Frame::default() })?;
@@ -175,7 +176,7 @@ impl Journal {
         self.wal.purge(index)
     }
 
-    /// Writes one frame with whatever of the hard state is unsaved.
+    /// Writes one frame, with the hard state if it is unsaved.
     fn save(&mut self, frame: Frame<'_>) -> Result<()> {
         let hard_state = self.is_unsaved.then_some(&self.hard_state);
         self.wal.save(&Frame { hard_state, ..frame })?;

@@ -378,13 +378,8 @@ impl RaftNode {
     }
 
     fn may_end(&self) -> bool {
-        match &self.lifecycle {
-            Lifecycle::Bootstrapping(_) | Lifecycle::Running => false,
-            Lifecycle::Leaving(leaving) => {
-                let members = self.applied.members();
-                leaving.may_end(&self.raw_node.raft, members, self.clock.now())
-            }
-        }
+        let Lifecycle::Leaving(leaving) = &self.lifecycle else { return false };
+        leaving.may_end(&self.raw_node.raft, self.applied.members(), self.clock.now())
     }
 }
 

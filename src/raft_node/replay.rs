@@ -271,7 +271,6 @@ fn load_snapshot(
         Err(error @ Error::Io { .. }) => Error::Refused(format!("{error}; {REPLACE_MEMBER}")),
         Err(error) => return Err(error),
     };
-    // The log has to reach from the older snapshot, or from its beginning, up to the damaged one.
     let last_entry = recovered.entries.last().map(|entry| entry.index);
     if !is_replaceable(newest, older, recovered.base, last_entry) {
         return Err(damage);

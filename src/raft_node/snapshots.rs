@@ -120,7 +120,11 @@ impl Snapshots {
         self.log_bytes = 0;
         let (files, report) = (self.files.clone(), self.report.clone());
         let save = Box::new(move |body: SnapshotBody<'_>| {
-            report(PeerReport::SnapshotMade(save_snap(&files, id, &meta, body)));
+            let made = files.create(id.index, id.term, &meta).and_then(|mut writer| {
+                body(&mut writer).map_err(Error::io("write to", writer.path()))?;
+                writer.finish()
+            });
+            report(PeerReport::SnapshotMade(made));
         });
         Some(SnapshotRequest { index: id.index, save })
     }
@@ -161,8 +165,7 @@ impl Snapshots {
         cluster_id: u64,
         raft_log: &raft::RaftLog<Log>,
     ) -> Result<std::result::Result<u64, Refusal>> {
-        let metadata = message.get_snapshot().get_metadata();
-        let id = SnapshotId { index: metadata.index, term: metadata.term };
+        let id = snapshot_id(message.get_snapshot());
         let refuse = |why: &str| {
             Ok(Err(Refusal::NotReady(format!("the snapshot at index {}: {why}", id.index))))
         };
@@ -186,11 +189,8 @@ impl Snapshots {
     }
 
     /// Opens a received snapshot, which raft accepted and the journal names, for the state machine.
-    pub fn install(
-        &mut self,
-        id: SnapshotId,
-        snapshot: &Snapshot,
-    ) -> Result<(SnapshotRestore, SnapshotMembers)> {
+    pub fn install(&mut self, snapshot: &Snapshot) -> Result<(SnapshotRestore, SnapshotMembers)> {
+        let id = snapshot_id(snapshot);
         let data: SnapshotData =
             codec::decode(&snapshot.data).expect("a snapshot is validated before it is stepped");
         let (_, reader) = self.files.open_received(id)?;
@@ -201,11 +201,10 @@ impl Snapshots {
 
     /// Notes that `message` takes a snapshot along; returns the file to send.
     pub fn start_sending(&mut self, message: &Message) -> SnapshotFile {
-        let metadata = message.get_snapshot().get_metadata();
         // From the message, not from the log: a newer one may have been made since raft asked for it.
         let data: SnapshotData =
             codec::decode(&message.get_snapshot().data).expect("this member encoded it");
-        self.sending.insert(message.to, SnapshotId { index: metadata.index, term: metadata.term });
+        self.sending.insert(message.to, snapshot_id(message.get_snapshot()));
         SnapshotFile { length: data.length, checksum: data.checksum }
     }
 
@@ -242,6 +241,11 @@ impl Snapshots {
     }
 }
 
+pub(super) fn snapshot_id(snapshot: &Snapshot) -> SnapshotId {
+    let metadata = snapshot.get_metadata();
+    SnapshotId { index: metadata.index, term: metadata.term }
+}
+
 /// A snapshot in raft's form. Its data is everything but the state, which is a file.
 pub(super) fn raft_snapshot(
     id: SnapshotId,
@@ -255,17 +259,4 @@ pub(super) fn raft_snapshot(
     let SnapshotFile { length, checksum } = file;
     snapshot.data = codec::encode(&SnapshotData { members, length, checksum }).into();
     snapshot
-}
-
-/// Writes a snapshot's file. The journal names it only afterwards.
-fn save_snap(
-    files: &Snapshotter,
-    id: SnapshotId,
-    meta: &[u8],
-    body: SnapshotBody<'_>,
-) -> Result<SnapshotFile> {
-    let mut writer = files.create(id.index, id.term, meta)?;
-    let written = body(&mut writer);
-    written.map_err(Error::io("write to", writer.path()))?;
-    writer.finish()
 }
