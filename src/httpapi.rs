@@ -172,7 +172,6 @@ impl HttpKvApi {
         self.change_members(MemberRequest::Remove { id }, deadline).await
     }
 
-    /// Reads a body that is a peer URL.
     pub(crate) async fn read_url(
         &self,
         method: &str,
@@ -308,7 +307,6 @@ fn key(target: &Uri) -> Option<Cow<'_, str>> {
     target.path_and_query().map(|path| Cow::Borrowed(path.as_str()))
 }
 
-/// How current a GET with these headers is.
 fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, ErrorResponse> {
     let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {

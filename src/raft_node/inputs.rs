@@ -104,7 +104,6 @@ impl RaftNode {
         }
     }
 
-    /// Takes in one request of a peer, and answers it.
     fn receive(&mut self, inbound: Inbound) -> Result<()> {
         let bytes = inbound.bytes() as u64;
         let Inbound { header, body, .. } = inbound;
@@ -243,7 +242,6 @@ impl RaftNode {
         }
     }
 
-    /// What a message of member `sender` is validated against.
     fn view(&self, sender: NodeId, has_file: bool) -> View {
         let raft = &self.raw_node.raft;
         View {
@@ -259,7 +257,6 @@ impl RaftNode {
         }
     }
 
-    /// Steps a snapshot whose file was received.
     fn step_snapshot(
         &mut self,
         header: &PeerHeader,
@@ -277,7 +274,6 @@ impl RaftNode {
         }
     }
 
-    /// Takes in what became of something that this member sent or made.
     fn take_report(&mut self, report: PeerReport) -> Result<()> {
         match report {
             PeerReport::Unreachable(id) => {

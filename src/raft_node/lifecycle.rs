@@ -27,7 +27,6 @@ pub(super) enum Lifecycle {
 pub(super) struct Leaving {
     /// The entry that removed this member.
     pub removal: Index,
-    /// The tick of the deadline.
     pub until_tick: u64,
 }
 

@@ -106,7 +106,6 @@ impl Reads {
         self.confirmed.extract_if(.., move |(index, _)| *index <= applied).map(|(_, it)| it)
     }
 
-    /// Drops what no client waits for.
     pub fn forget_closed(&mut self) {
         self.waiting.retain(|(_, responder)| !responder.is_closed());
         for (_, responders) in &mut self.confirmed {

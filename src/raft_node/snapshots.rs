@@ -72,7 +72,6 @@ impl Snapshots {
         self.kept.last().map_or(0, |id| id.index)
     }
 
-    /// True from the request to the state machine until the file is reported.
     pub fn is_making(&self) -> bool {
         self.making.is_some()
     }

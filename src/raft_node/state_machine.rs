@@ -252,8 +252,7 @@ impl<M: StateMachine> Handle<M> {
     /// [`RequestError::Unavailable`] if the replay takes longer.
     pub async fn wait_until_replayed(&self, deadline: Instant) -> Result<(), RequestError> {
         let mut replayed_rx = self.replayed_rx.clone();
-        let replayed = tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await;
-        match replayed {
+        match tokio::time::timeout_at(deadline, replayed_rx.wait_for(|yes| *yes)).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(RequestError::unavailable("this member is still replaying its log")),
         }

@@ -170,7 +170,6 @@ impl StatusBoard {
 }
 
 impl RaftNode {
-    /// Makes the part of the status that is made once in a tick.
     pub(super) fn refresh_status(&mut self) {
         let metrics = &self.config.metrics;
         let tick_ms = self.config.tick.as_millis() as u64;

@@ -139,7 +139,6 @@ impl Writes {
         failed.map(|(_, (_, responder))| responder.answer(Err(error()))).count() as u64
     }
 
-    /// Drops what no client waits for.
     pub fn forget_closed(&mut self) {
         self.queue.retain(|proposal| !proposal.responder.is_closed());
         self.pending.retain(|_, (_, responder)| !responder.is_closed());
