@@ -36,10 +36,10 @@ pub const PATCHES: [Patch; 8] = [
     Patch {
         name: "a truncation is not applied on replay",
         file: "src/storage/wal/replay.rs",
-        text: "self.entries.truncate((index - self.base - 1) as usize);",
-        becomes: "let place = (index - self.base - 1) as usize;\n\
+        text: "self.entries.truncate((entry.index - self.base - 1) as usize);",
+        becomes: "let place = (entry.index - self.base - 1) as usize;\n\
                   if place < self.entries.len() {\n\
-                  self.entries[place] = K::keep(entry);\n\
+                  self.entries[place] = entry;\n\
                   return Ok(());\n\
                   }",
         seeds: 3_000,
