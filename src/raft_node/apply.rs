@@ -3,6 +3,7 @@
 use raft::eraftpb::{Entry, EntryType, Snapshot};
 use slog::{error, info};
 
+use super::changes;
 use super::clock::{self, Leadership};
 use super::lifecycle::{Leaving, Lifecycle};
 use super::snapshots::snapshot_id;
@@ -72,15 +73,18 @@ impl RaftNode {
     fn apply_change(&mut self, entry: &Entry) {
         let own = self.config.id;
         let (applied, raw_node) = (&mut self.applied, &mut self.raw_node);
-        match self.changes.apply(entry, applied, raw_node, own, &self.logger) {
-            None => {}
-            Some(MemberChange::Remove { id }) if id == own => {
+        let change = changes::apply(entry, applied, raw_node, own, &self.logger);
+        match &change {
+            Err(_) | Ok(None) => {}
+            Ok(Some(MemberChange::Remove { id })) if *id == own => {
                 self.changes.answer_own_removal();
                 let until_tick = self.clock.now() + self.config.election_ticks as u64;
                 self.lifecycle = Lifecycle::Leaving(Leaving { removal: entry.index, until_tick });
             }
-            Some(_) => self.connect_members(),
+            Ok(Some(_)) => self.connect_members(),
         }
+        // Last: a client that is told of a change may rely on all of it.
+        self.changes.answer(entry, change.map(|_| ()));
     }
 
     /// Connects the members, after telling admission who they are.

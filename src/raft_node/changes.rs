@@ -300,7 +300,7 @@ impl Changes {
         if !request.responder.mark_proposed() {
             return None;
         }
-        info!(node.logger, "handing leadership over to {}", to);
+        info!(node.logger, "transferring leadership to {}", to);
         node.raw_node.transfer_leader(to);
         let until = node.clock.now() + node.config.election_ticks as u64;
         self.transfer = Some((request, until));
@@ -339,36 +339,14 @@ impl Changes {
         }
     }
 
-    /// Applies a committed change, which every member decides alike: the state it decides on is the
-    /// same. Returns the change if it had an effect.
-    pub fn apply(
-        &mut self,
-        entry: &Entry,
-        applied: &mut Applied,
-        raw_node: &mut RawNode<Log>,
-        own: NodeId,
-        logger: &Logger,
-    ) -> Option<MemberChange> {
-        let effect = effect_of(entry, applied, raw_node, own);
-        if let Err(why) = &effect {
-            warn!(logger, "a committed change of members does nothing: {}", why;
-                "index" => entry.index);
-        }
-        let answer = effect.as_ref().map(|_| ()).map_err(Clone::clone);
-        let (change, replaced) = effect.ok().flatten().unzip();
-        applied.advance(entry.index, entry.term, replaced);
-        match &change {
-            None => {}
-            Some(MemberChange::Move { id, url }) => info!(logger, "member {} moved to {}", id, url),
-            Some(_) => log_configuration(applied.conf_state(), own, logger),
-        }
+    /// Answers the request that `entry` carries out, if it was proposed here.
+    pub fn answer(&mut self, entry: &Entry, answer: Result<(), RequestError>) {
         let id = RequestId::from_bytes(&entry.context);
         if let Some((_, _, Some(responder))) =
             self.pending.take_if(|(pending, _, _)| Some(*pending) == id)
         {
             responder.answer(answer);
         }
-        change
     }
 
     /// Answers the pending change with 504.
@@ -405,6 +383,33 @@ fn append(
         return Err(RequestError::Conflict(why.into()));
     }
     Ok((id, Leadership::of(node.raw_node)))
+}
+
+/// Applies a committed change, which every member decides alike: the state it decides on is the same.
+/// Returns the change if it had an effect.
+pub(super) fn apply(
+    entry: &Entry,
+    applied: &mut Applied,
+    raw_node: &mut RawNode<Log>,
+    own: NodeId,
+    logger: &Logger,
+) -> Result<Option<MemberChange>, RequestError> {
+    let (change, replaced) = match effect_of(entry, applied, raw_node, own) {
+        Ok(effect) => {
+            let (change, replaced) = effect.unzip();
+            (Ok(change), replaced)
+        }
+        Err(why) => (Err(why), None),
+    };
+    applied.advance(entry.index, entry.term, replaced);
+    match &change {
+        Err(why) => warn!(logger, "a committed change of members does nothing: {}", why;
+            "index" => entry.index),
+        Ok(None) => {}
+        Ok(Some(MemberChange::Move { id, url })) => info!(logger, "member {} moved to {}", id, url),
+        Ok(Some(_)) => log_configuration(applied.conf_state(), own, logger),
+    }
+    change
 }
 
 /// A change that has an effect, with the members and the ConfState after it.
@@ -459,7 +464,8 @@ fn log_configuration(conf_state: &ConfState, own: NodeId, logger: &Logger) {
 /// The moves in the log above the applied index: each member's id and new URL.
 pub(super) fn pending_moves(log: &Log, applied: &Applied) -> Vec<(NodeId, String)> {
     let changes = log.conf_changes_after(applied.index());
-    let moves = changes.iter().filter_map(|entry| match MemberChange::decode(&entry.data) {
+    let single = changes.iter().filter(|it| it.get_entry_type() == EntryType::EntryConfChange);
+    let moves = single.filter_map(|entry| match MemberChange::decode(&entry.data) {
         Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
         _ => None,
     });

@@ -36,6 +36,8 @@ const PATIENCE_PER_WRITE: u32 = 4;
 const INBOUND_MAX: usize = 1024;
 /// How long messages to peers may take to leave when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the state machine may apply what the node left in commitC when it stopped.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a snapshot that is being made may take when the node stops.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -52,24 +54,30 @@ pub struct RaftNodeHandle {
 }
 
 impl RaftNodeHandle {
-    /// Waits for the node's end: because proposeC was closed, or by an error.
+    /// Waits for the node's end: because proposeC was closed, or by an error. A state machine that
+    /// failed is not waited for, nor is one that has not applied the rest of commitC a second later.
     ///
     /// # Errors
     /// What stopped the node.
     pub async fn join(self) -> Result<()> {
         // An error of `.await` is a panic; its message is on standard error.
-        let node = self
-            .done_rx
-            .await
-            .unwrap_or_else(|_| Err(Error::Refused("the raft node panicked".into())));
-        match self.machine {
-            // The node stops in order if the state machine's task fails, so that task's error is
-            // the cause.
-            Some(machine) => machine
-                .await
-                .unwrap_or_else(|_| Err(Error::Refused("the state machine panicked".into())))
-                .and(node),
-            None => node,
+        let panicked = |what: &str| Err(Error::Refused(format!("the {what} panicked")));
+        let node = async { self.done_rx.await.unwrap_or_else(|_| panicked("raft node")) };
+        let Some(machine) = self.machine else { return node.await };
+        let machine = async { machine.await.unwrap_or_else(|_| panicked("state machine")) };
+        tokio::pin!(node, machine);
+        tokio::select! {
+            biased;
+            // It ends without an error only after the node has closed commitC.
+            machine = &mut machine => match machine {
+                Ok(()) => node.await,
+                failed => failed,
+            },
+            node = &mut node => match tokio::time::timeout(DRAIN_TIMEOUT, machine).await {
+                // If the state machine failed, the node stopped because of that.
+                Ok(machine) => machine.and(node),
+                Err(_) => node,
+            },
         }
     }
 }
@@ -557,6 +565,35 @@ mod tests {
         let _open = close(ends);
         serve_channels(serving).await.1.expect("it was told to stop");
         answers.iter_mut().filter_map(|answer_rx| answer_rx.try_recv().ok()).count()
+    }
+
+    fn handle_of(
+        node: impl Future<Output = Result<()>> + Send + 'static,
+        machine: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> RaftNodeHandle {
+        let (done_tx, done_rx) = oneshot::channel();
+        tokio::spawn(async move {
+            let _ = done_tx.send(node.await);
+        });
+        let status = watch::channel(Status::default()).1;
+        let machine = Some(tokio::spawn(machine));
+        RaftNodeHandle { status, cluster: Arc::default(), done_rx, machine }
+    }
+
+    /// A disk that hangs must not hide why the process has to end.
+    #[tokio::test]
+    async fn a_failed_state_machine_does_not_wait_for_the_node() {
+        let failed = async { Err(Error::Refused("it failed".into())) };
+        let joined = handle_of(std::future::pending(), failed).join().await;
+        assert!(joined.is_err_and(|error| error.to_string().contains("it failed")));
+    }
+
+    #[tokio::test]
+    async fn a_state_machine_that_hangs_does_not_hold_up_the_end() {
+        let begun = Instant::now();
+        let joined = handle_of(async { Err(Error::Removed) }, std::future::pending()).join().await;
+        assert!(matches!(joined, Err(Error::Removed)));
+        assert!(begun.elapsed() >= DRAIN_TIMEOUT, "it may have had something to apply");
     }
 
     /// Peers that always have something to say must not keep a node from stopping: so it stops with

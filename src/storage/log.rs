@@ -123,7 +123,7 @@ impl Log {
         let first = index.max(self.compacted_index) + 1;
         let skipped = (first - self.compacted_index - 1) as usize;
         let kept = self.entries.iter().enumerate().skip(skipped);
-        kept.filter(|(_, kept)| kept.entry_type == EntryType::EntryConfChange)
+        kept.filter(|(_, kept)| kept.entry_type != EntryType::EntryNormal)
             .map(|(place, kept)| kept.entry(self.compacted_index + 1 + place as Index))
             .collect()
     }

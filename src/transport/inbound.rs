@@ -331,6 +331,14 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
 
 fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
     admit(shared, parts)?;
+    if *shared.closing.borrow() {
+        return Err(not_ready("this member is stopping"));
+    }
+    // The status of a node that hangs would call it alive.
+    let hangs_after = 2 * shared.config.election_timeout;
+    if shared.config.metrics.since_last_tick().is_some_and(|since| since > hangs_after) {
+        return Err(not_ready("this member's raft node hangs"));
+    }
     let status = shared.config.status.borrow();
     if !status.begun {
         return Err(not_ready("this member waits for its first start"));

@@ -15,6 +15,7 @@ mod stream;
 
 use super::*;
 use crate::channels::{GreetingAnswer, Pending, Refusal, responder};
+use crate::codec;
 use crate::membership::{MemberChange, Members, Own};
 use crate::storage::failing::FailingVfs;
 
@@ -1007,6 +1008,35 @@ async fn a_removed_peers_queue_is_drained() {
     // The task that asks for statuses runs until the transport closes.
     let running = &one.transport.shared.running;
     eventually("the peer's task ended", || running.receiver_count() == 1).await;
+}
+
+/// Otherwise the page of another member would show it alive, with its last status for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hangs_has_no_status() {
+    let metrics = Metrics::default();
+    let (status_tx, status) = watch::channel(Status { begun: true, ..Status::default() });
+    let of_the_node = metrics.clone();
+    let two = Member::start_with(2, 1_000, |config| {
+        (config.metrics, config.status) = (of_the_node, status);
+    })
+    .await;
+    let one = Member::start(1).await;
+    let shared = &one.transport.shared;
+    let ask = async || {
+        let answer = shared.ask(2, &two.url, "/raft/status", Vec::new(), ELECTION_TIMEOUT).await;
+        answer.map(|answer| codec::decode::<Status>(&answer.body).expect("a status"))
+    };
+    metrics.ticked();
+    assert!(ask().await.is_ok(), "it has just ticked");
+    let hangs = async || ask().await.is_err_and(|error| format!("{error:?}").contains("hangs"));
+    let begun = Instant::now();
+    while !hangs().await {
+        assert!(begun.elapsed() < DEADLINE, "it has not ticked since");
+    }
+    assert!(begun.elapsed() >= ELECTION_TIMEOUT, "a slow disk is no end: {:?}", begun.elapsed());
+    metrics.ticked();
+    assert!(ask().await.is_ok(), "it ticks again");
+    drop(status_tx);
 }
 
 #[tokio::test(flavor = "multi_thread")]
