@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clients::Clients;
 use crate::runner::{FAST, Run, rounds};
-use crate::support::processes::{Client, PATIENCE, Signal, eventually, files_in, put, serves};
+use crate::support::processes::{Client, PATIENCE, Signal, files_in, put, serves};
 
 const SMALL: [&str; 4] = ["--snapshot-count", "100", "--snapshot-catch-up-entries", "10"];
 /// Entries written while a member is away: every leader drops what it misses.
@@ -19,7 +19,7 @@ const LARGE_VALUES: usize = 24;
 const LARGE_VALUE_BYTES: usize = 1 << 20;
 /// The log line of a member that installed a received snapshot.
 const INSTALLED: &str = "finished publishing snapshot at index";
-/// Attempts to meet a snapshot half way.
+/// Attempts to have a snapshot sent, or to meet it half way.
 const TRIES_MAX: usize = 10;
 
 fn start(kind: &str) -> Run {
@@ -134,14 +134,17 @@ fn part_of_snapshot(dir: &Path) -> Option<(String, u64)> {
     parts.max()
 }
 
-/// Waits until a member has installed `count` snapshots since its start and has the entries that it
-/// missed.
-fn installed(run: &mut Run, id: u64, count: usize, missed: &str) {
-    let member = run.cluster.process(id);
-    eventually(PATIENCE, &format!("member {id} installs snapshot {count}"), || {
-        member.stderr().matches(INSTALLED).count() >= count
-    });
-    assert_eq!(run.cluster.get(id, "/while-away").as_deref(), Some(missed), "at member {id}");
+/// Pauses member `id` for so long that it needs a snapshot. Returns false if the log brought what it
+/// missed: a leader that is slow to make its snapshots still had it.
+fn catches_up_by_snapshot(run: &mut Run, clients: &Clients, id: u64) -> bool {
+    let installed = |run: &mut Run| run.cluster.process(id).stderr().matches(INSTALLED).count();
+    let before = installed(run);
+    run.cluster.process(id).pause();
+    let missed = leave_behind(run, clients, id);
+    run.inject();
+    run.cluster.process(id).signal(Signal::SIGCONT);
+    assert_eq!(run.cluster.get(id, "/while-away"), Some(missed), "at member {id}");
+    installed(run) > before
 }
 
 /// etcd #18055: a second snapshot right after the first, to a member that was not restarted.
@@ -156,12 +159,10 @@ fn two_in_a_row(default_rounds: usize) {
         // Clients that wait for the paused member write nothing.
         let ids = run.cluster.ids().into_iter().filter(|id| *id != receiver);
         clients.set_members(&ids.map(|id| run.cluster.address(id)).collect::<Vec<_>>());
-        for count in 1..=2 {
-            run.cluster.process(receiver).pause();
-            let missed = leave_behind(&mut run, &clients, receiver);
-            run.inject();
-            run.cluster.process(receiver).signal(Signal::SIGCONT);
-            installed(&mut run, receiver, count, &missed);
+        for _ in 1..=2 {
+            let by_snapshot =
+                (0..TRIES_MAX).any(|_| catches_up_by_snapshot(&mut run, &clients, receiver));
+            assert!(by_snapshot, "no snapshot reaches member {receiver}");
         }
         clients.set_members(&run.cluster.addresses());
         // Its disk must equal its memory.
