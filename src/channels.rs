@@ -2,10 +2,11 @@
 
 use std::any::Any;
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -63,79 +64,50 @@ impl RequestId {
     }
 }
 
+/// An answer. Beside that to a proposal stands the state machine's output, whose type the raft node
+/// between the two halves does not know.
+type Answer<T> = Result<(T, Option<Box<dyn Any + Send>>), RequestError>;
+
 /// Makes the two halves of one request's answer.
 pub fn responder<T>() -> (Responder<T>, Pending<T>) {
-    let (responder, pending, _) = responder_with_output::<T, ()>();
-    (responder, pending)
-}
-
-/// As [`responder`], for a proposal: the state machine's output, an `O`, comes with the answer. The
-/// raft node between the two halves does not know its type.
-pub fn responder_with_output<T, O: Send + 'static>() -> (Responder<T>, Pending<T>, Output<O>) {
-    let shared =
-        Arc::new(Shared { proposed: AtomicBool::new(false), output: Slot::<O>::default() });
+    let proposed = Arc::new(AtomicBool::new(false));
     let (answer_tx, answer_rx) = oneshot::channel();
-    let responder = Responder { shared: shared.clone(), answer_tx };
-    (responder, Pending { shared: shared.clone(), answer_rx }, Output(shared))
-}
-
-/// What the two halves share, in one allocation.
-#[derive(Debug)]
-struct Shared<S: ?Sized> {
-    /// True from when the request is proposed.
-    proposed: AtomicBool,
-    /// A [`Slot`], of whatever type.
-    output: S,
-}
-
-type Slot<O> = Mutex<Option<O>>;
-type AnyShared = Arc<Shared<dyn Any + Send + Sync>>;
-
-/// The place of a proposal's output.
-pub struct Output<O>(Arc<Shared<Slot<O>>>);
-
-impl<O> Output<O> {
-    /// The output; present once the proposal was answered with [`Acknowledged::Applied`].
-    pub fn take(self) -> Option<O> {
-        self.0.output.lock().expect("nothing panics under this lock").take()
-    }
+    (Responder { proposed: proposed.clone(), answer_tx }, Pending { proposed, answer_rx })
 }
 
 /// The half of a request's answer that travels with the request. It is answered once; dropping it
 /// unanswered says that this member is stopping.
 #[derive(Debug)]
 pub struct Responder<T> {
-    shared: AnyShared,
-    answer_tx: oneshot::Sender<Result<T, RequestError>>,
+    /// True from when the request is proposed.
+    proposed: Arc<AtomicBool>,
+    answer_tx: oneshot::Sender<Answer<T>>,
 }
 
 impl<T> Responder<T> {
     /// Marks the request as proposed: its outcome is unknown until it is answered. Returns false if the
     /// client has given up; then the caller must not propose it.
     pub fn mark_proposed(&self) -> bool {
-        // `Pending::wait_until` closes the channel and then reads `proposed`. With a fence on both
+        // `Pending::answer_until` closes the channel and then reads `proposed`. With a fence on both
         // sides, at least one of the two sees what the other did.
-        self.shared.proposed.store(true, Ordering::SeqCst);
+        self.proposed.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         !self.answer_tx.is_closed()
     }
 
     /// Takes [`mark_proposed`](Self::mark_proposed) back: nothing was proposed after all.
     pub fn mark_not_proposed(&self) {
-        self.shared.proposed.store(false, Ordering::SeqCst);
+        self.proposed.store(false, Ordering::SeqCst);
     }
 
     /// Answers the request. A client that no longer waits is a normal event.
     pub fn answer(self, answer: Result<T, RequestError>) {
-        let _ = self.answer_tx.send(answer);
+        let _ = self.answer_tx.send(answer.map(|answer| (answer, None)));
     }
 
-    /// Answers a proposal that was applied. The output is dropped if the proposer does not want it.
-    pub fn answer_with<O: Send + 'static>(self, answer: T, output: O) {
-        if let Some(slot) = self.shared.output.downcast_ref::<Slot<O>>() {
-            *slot.lock().expect("nothing panics under this lock") = Some(output);
-        }
-        self.answer(Ok(answer));
+    /// Answers a proposal that was applied.
+    pub fn answer_with(self, answer: T, output: impl Any + Send) {
+        let _ = self.answer_tx.send(Ok((answer, Some(Box::new(output)))));
     }
 
     /// True once the client gave up.
@@ -147,15 +119,15 @@ impl<T> Responder<T> {
 /// The half of a request's answer that the request's handler keeps.
 #[derive(Debug)]
 pub struct Pending<T> {
-    shared: AnyShared,
-    answer_rx: oneshot::Receiver<Result<T, RequestError>>,
+    proposed: Arc<AtomicBool>,
+    answer_rx: oneshot::Receiver<Answer<T>>,
 }
 
 impl<T> Pending<T> {
     /// The answer if it has arrived, or an error if it never will.
     pub fn try_take(&mut self) -> Option<Result<T, RequestError>> {
         match self.answer_rx.try_recv() {
-            Ok(answer) => Some(answer),
+            Ok(answer) => Some(answer.map(|(answer, _)| answer)),
             Err(oneshot::error::TryRecvError::Empty) => None,
             Err(oneshot::error::TryRecvError::Closed) => {
                 Some(Err(RequestError::unknown("this member stopped")))
@@ -168,7 +140,18 @@ impl<T> Pending<T> {
     /// # Errors
     /// The request's own error; past the deadline, or when this member stops,
     /// [`RequestError::Unavailable`] if nothing was proposed, else [`RequestError::Unknown`].
-    pub async fn wait_until(mut self, deadline: Instant) -> Result<T, RequestError> {
+    pub async fn wait_until(self, deadline: Instant) -> Result<T, RequestError> {
+        self.answer_until(deadline).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`wait_until`](Self::wait_until), for a proposal: returns the state machine's output.
+    pub async fn output_until<O: 'static>(self, deadline: Instant) -> Result<O, RequestError> {
+        let (_, output) = self.answer_until(deadline).await?;
+        let output = output.and_then(|output| output.downcast().ok());
+        Ok(*output.expect("an applied proposal is answered with its output"))
+    }
+
+    async fn answer_until(mut self, deadline: Instant) -> Answer<T> {
         let why = match tokio::time::timeout_at(deadline, &mut self.answer_rx).await {
             Ok(Ok(answer)) => return answer,
             Ok(Err(_)) => "this member is stopping",
@@ -182,7 +165,7 @@ impl<T> Pending<T> {
                 "the deadline passed"
             }
         };
-        if self.shared.proposed.load(Ordering::SeqCst) {
+        if self.proposed.load(Ordering::SeqCst) {
             Err(RequestError::unknown(why))
         } else {
             Err(RequestError::unavailable(format!(
@@ -192,13 +175,14 @@ impl<T> Pending<T> {
     }
 }
 
-/// The answer to a request that its channel did not take.
-pub fn not_taken<T>(error: &mpsc::error::TrySendError<T>) -> RequestError {
-    let why = match error {
-        mpsc::error::TrySendError::Full(_) => "too many requests are waiting",
-        mpsc::error::TrySendError::Closed(_) => "this member is stopping",
-    };
-    RequestError::unavailable(why)
+/// A request that its channel did not take.
+impl<T> From<TrySendError<T>> for RequestError {
+    fn from(error: TrySendError<T>) -> Self {
+        Self::unavailable(match error {
+            TrySendError::Full(_) => "too many requests are waiting",
+            TrySendError::Closed(_) => "this member is stopping",
+        })
+    }
 }
 
 /// When a write is acknowledged (flag `--ack`).

@@ -27,7 +27,7 @@ use super::{NodeConfig, RaftNodeHandle, new_raft_node};
 use crate::channels::{
     Ack, Acknowledged, CONF_CHANGES_MAX, Commit, CommittedEntry, ConfChangeRequest, Index,
     MemberRequest, Proposal, REQUESTS_MAX, ReadRequest, Requests, SnapshotRequest, SnapshotRestore,
-    Term, not_taken, responder, responder_with_output,
+    Term, responder,
 };
 use crate::error::{Error, RequestError};
 use crate::metrics::Metrics;
@@ -202,11 +202,10 @@ impl<M: StateMachine> Handle<M> {
         data: impl Into<Bytes>,
         deadline: Instant,
     ) -> Result<M::Output, RequestError> {
-        let (responder, pending, output) = responder_with_output();
+        let (responder, pending) = responder();
         let proposal = Proposal { data: data.into(), ack: Ack::Committed, responder };
-        self.requests.propose_tx.try_send(proposal).map_err(|error| not_taken(&error))?;
-        pending.wait_until(deadline).await?;
-        Ok(output.take().expect("the output is stored before the answer"))
+        self.requests.propose_tx.try_send(proposal)?;
+        pending.output_until(deadline).await
     }
 
     /// Hands `data` to raft and returns, as the original does. The entry may still be lost, and its
@@ -221,7 +220,7 @@ impl<M: StateMachine> Handle<M> {
     ) -> Result<(), RequestError> {
         let (responder, pending) = responder();
         let proposal = Proposal { data: data.into(), ack: Ack::Proposed, responder };
-        self.requests.propose_tx.try_send(proposal).map_err(|error| not_taken(&error))?;
+        self.requests.propose_tx.try_send(proposal)?;
         pending.wait_until(deadline).await.map(|_| ())
     }
 
@@ -241,8 +240,7 @@ impl<M: StateMachine> Handle<M> {
     /// As [`read`](Self::read).
     pub async fn wait_until_current(&self, deadline: Instant) -> Result<(), RequestError> {
         let (responder, pending) = responder();
-        let request = ReadRequest { responder };
-        self.requests.read_tx.try_send(request).map_err(|error| not_taken(&error))?;
+        self.requests.read_tx.try_send(ReadRequest { responder })?;
         pending.wait_until(deadline).await
     }
 
@@ -287,7 +285,7 @@ impl<M: StateMachine> Handle<M> {
     ) -> Result<(), RequestError> {
         let (responder, pending) = responder();
         let request = ConfChangeRequest { change, forwarded, responder };
-        self.requests.conf_change_tx.try_send(request).map_err(|error| not_taken(&error))?;
+        self.requests.conf_change_tx.try_send(request)?;
         pending.wait_until(deadline).await
     }
 
