@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::channels::NodeId;
 
@@ -36,6 +36,20 @@ struct RequestLabels {
     status: u16,
 }
 
+/// Makes a metric and registers it.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// As [`add`], for a histogram of durations.
+fn add_durations(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let metric = durations();
+    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
 /// A histogram of durations in seconds, from 10 microseconds to 5 seconds.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(1e-5, 2.0, 20))
@@ -50,8 +64,9 @@ pub struct Answered {
 }
 
 impl Answered {
-    fn new() -> Self {
-        Self { count: AtomicU64::new(0), micros: AtomicU64::new(0), seconds: durations() }
+    fn new(registry: &mut Registry, name: &str, help: &str) -> Self {
+        let seconds = add_durations(registry, name, help);
+        Self { count: AtomicU64::new(0), micros: AtomicU64::new(0), seconds }
     }
 
     /// Counts a request that took `duration`.
@@ -74,7 +89,7 @@ pub struct Counts {
     /// Milliseconds from the start to the last tick, plus one; 0 before it.
     last_tick: AtomicU64,
 
-    // `register` says what each of these counts.
+    // `default` says what each of these counts.
     pub(crate) leader_changes: Counter,
     pub(crate) proposals_pending: Gauge,
     pub(crate) proposals_committed: Counter,
@@ -97,33 +112,47 @@ pub struct Counts {
     pub(crate) gets: Answered,
     pub(crate) keys: Gauge,
     pub(crate) store_bytes: Gauge,
+    registry: Registry,
 }
 
 impl Default for Counts {
     fn default() -> Self {
+        let mut registry = Registry::with_prefix("raftexample");
+        let to = &mut registry;
+        // The admin port shows them in this order.
         Self {
             started: Instant::now(),
             last_tick: AtomicU64::new(0),
-            leader_changes: Counter::default(),
-            proposals_pending: Gauge::default(),
-            proposals_committed: Counter::default(),
-            proposals_applied: Counter::default(),
-            proposals_failed: Counter::default(),
-            wal_fsync: durations(),
-            apply: durations(),
-            peer_sent_bytes: Family::default(),
-            peer_received_bytes: Family::default(),
-            peer_failures: Family::default(),
-            peer_round_trip: Family::new_with_constructor(durations),
-            snapshots_made: Counter::default(),
-            snapshots_sent: Family::default(),
-            snapshots_installed: Counter::default(),
-            rejected: Family::default(),
-            http_requests: Family::default(),
-            puts: Answered::new(),
-            gets: Answered::new(),
-            keys: Gauge::default(),
-            store_bytes: Gauge::default(),
+            leader_changes: add(
+                to,
+                "leader_changes",
+                "Changes of the leader that this member follows",
+            ),
+            proposals_committed: add(to, "proposals_committed", "Committed writes of own clients"),
+            proposals_applied: add(to, "proposals_applied", "Applied entries"),
+            proposals_failed: add(to, "proposals_failed", "Writes of own clients, outcome unknown"),
+            snapshots_made: add(to, "snapshots_made", "Snapshots made of the own state"),
+            snapshots_installed: add(to, "snapshots_installed", "Snapshots received and installed"),
+            proposals_pending: add(to, "proposals_pending", "Writes of own clients in progress"),
+            keys: add(to, "keys", "Keys in the store"),
+            store_bytes: add(to, "store_bytes", "Bytes of keys and values in the store"),
+            wal_fsync: add_durations(to, "wal_fsync", "Time to write and sync a frame of the log"),
+            apply: add_durations(to, "apply", "Time to apply a batch of entries"),
+            puts: Answered::new(to, "put", "Time to acknowledge a PUT"),
+            gets: Answered::new(to, "get", "Time to answer a GET with a value"),
+            peer_sent_bytes: add(to, "peer_sent_bytes", "Bytes sent to a peer"),
+            peer_received_bytes: add(to, "peer_received_bytes", "Bytes received from a peer"),
+            peer_failures: add(to, "peer_failures", "Requests that did not reach a peer"),
+            peer_round_trip: {
+                let metric = Family::new_with_constructor(durations as fn() -> Histogram);
+                let help = "Time from a heartbeat to its response";
+                to.register_with_unit("peer_round_trip", help, Unit::Seconds, metric.clone());
+                metric
+            },
+            snapshots_sent: add(to, "snapshots_sent", "Snapshots sent to peers"),
+            rejected: add(to, "rejected", "Requests and connections refused on any port"),
+            http_requests: add(to, "http_requests", "Answered client requests"),
+            registry,
         }
     }
 }
@@ -162,41 +191,8 @@ impl Counts {
         self.snapshots_sent.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Registers all metrics, to be encoded.
-    pub fn register(&self, registry: &mut Registry) {
-        let mut counter = |name, help, it: &Counter| registry.register(name, help, it.clone());
-        let help = "Changes of the leader that this member follows";
-        counter("leader_changes", help, &self.leader_changes);
-        let help = "Committed writes of own clients";
-        counter("proposals_committed", help, &self.proposals_committed);
-        counter("proposals_applied", "Applied entries", &self.proposals_applied);
-        let help = "Writes of own clients, outcome unknown";
-        counter("proposals_failed", help, &self.proposals_failed);
-        counter("snapshots_made", "Snapshots made of the own state", &self.snapshots_made);
-        let help = "Snapshots received and installed";
-        counter("snapshots_installed", help, &self.snapshots_installed);
-        let mut gauge = |name, help, it: &Gauge| registry.register(name, help, it.clone());
-        gauge("proposals_pending", "Writes of own clients in progress", &self.proposals_pending);
-        gauge("keys", "Keys in the store", &self.keys);
-        gauge("store_bytes", "Bytes of keys and values in the store", &self.store_bytes);
-        let mut histogram = |name, help, it: &Histogram| {
-            registry.register_with_unit(name, help, Unit::Seconds, it.clone());
-        };
-        histogram("wal_fsync", "Time to write and sync a frame of the log", &self.wal_fsync);
-        histogram("apply", "Time to apply a batch of entries", &self.apply);
-        histogram("put", "Time to acknowledge a PUT", &self.puts.seconds);
-        histogram("get", "Time to answer a GET with a value", &self.gets.seconds);
-        let mut per_peer = |name, help, it: &Family<PeerLabel, Counter>| {
-            registry.register(name, help, it.clone());
-        };
-        per_peer("peer_sent_bytes", "Bytes sent to a peer", &self.peer_sent_bytes);
-        per_peer("peer_received_bytes", "Bytes received from a peer", &self.peer_received_bytes);
-        per_peer("peer_failures", "Requests that did not reach a peer", &self.peer_failures);
-        let (name, help) = ("peer_round_trip", "Time from a heartbeat to its response");
-        registry.register_with_unit(name, help, Unit::Seconds, self.peer_round_trip.clone());
-        registry.register("snapshots_sent", "Snapshots sent to peers", self.snapshots_sent.clone());
-        let help = "Requests and connections refused on any port";
-        registry.register("rejected", help, self.rejected.clone());
-        registry.register("http_requests", "Answered client requests", self.http_requests.clone());
+    /// All metrics, to be encoded.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 }

@@ -10,7 +10,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode, encode_registry};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -152,10 +152,11 @@ pub(super) async fn events(
 
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let mut registry = Registry::with_prefix("raftexample");
-    shared.admin.metrics.register(&mut registry);
     register_status(&mut registry, &shared.admin.status.borrow());
     let mut lines = String::new();
-    encode(&mut lines, &registry).expect("writing to a string cannot fail");
+    encode_registry(&mut lines, shared.admin.metrics.registry())
+        .and_then(|()| encode(&mut lines, &registry))
+        .expect("writing to a string cannot fail");
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], lines).into_response()
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::CertificateError;
 use slog::{Drain, o};
@@ -83,14 +82,12 @@ async fn refusals_are_counted_and_equal_ones_logged_once_a_minute() {
     assert!(logged() <= 5 + REFUSALS_REMEMBERED, "{} lines", logged());
     assert!(tls.logged.0.lock().expect("logged").len() <= REFUSALS_REMEMBERED);
 
-    let mut registry = Registry::default();
-    metrics.register(&mut registry);
     let mut text = String::new();
-    encode(&mut text, &registry).expect("it can be encoded");
+    encode(&mut text, metrics.registry()).expect("it can be encoded");
     let handshakes = 12 + 2 * REFUSALS_REMEMBERED;
     for line in [
-        format!("rejected_total{{reason=\"tls_handshake\"}} {handshakes}"),
-        "rejected_total{reason=\"certificate_name\"} 2".to_owned(),
+        format!("raftexample_rejected_total{{reason=\"tls_handshake\"}} {handshakes}"),
+        "raftexample_rejected_total{reason=\"certificate_name\"} 2".to_owned(),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
     }
