@@ -14,7 +14,7 @@
 //! 1. `Command`: a variant, added at the end, because the encoding counts variants.
 //! 2. [`Keys::apply`](StateMachine::apply): what it does to the map, and to the two gauges.
 //! 3. [`Acknowledged`], if its proposer is to learn more than the entry's index and term.
-//! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose) that passes it to `replicate`.
+//! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose).
 //! 5. A port: the route, and the response to it.
 //! 6. `commands::inspect`: how `raftexample inspect` prints it. The compiler finds this place.
 //! 7. Three versions, because members of the release before would skip the command: `wal::VERSION`,
@@ -63,16 +63,6 @@ pub(crate) enum Command<'a> {
         #[serde(borrow, with = "serde_bytes")]
         value: &'a [u8],
     },
-}
-
-impl<'a> Command<'a> {
-    /// Decodes an entry's payload.
-    ///
-    /// # Errors
-    /// If the bytes are not a command of this store.
-    pub(crate) fn decode(data: &'a [u8]) -> Result<Self, codec::DecodeError> {
-        codec::decode(data)
-    }
 }
 
 /// One key in a snapshot.
@@ -216,7 +206,7 @@ impl StateMachine for Keys {
     type Output = Acknowledged;
 
     fn apply(&mut self, Entry { index, term, data }: Entry<'_>) -> Acknowledged {
-        match Command::decode(data) {
+        match codec::decode(data) {
             Ok(Command::Put { key, value }) => {
                 let new = KeyValue::new(key, value, index, term);
                 let new_bytes = new.bytes();
@@ -292,16 +282,6 @@ impl KvStore {
         let data = codec::encode(&Command::Put { key, value: &value });
         // The request's wait must not hold a second copy of the value.
         drop(value);
-        self.replicate(data, ack, deadline).await
-    }
-
-    /// Replicates an encoded [`Command`].
-    async fn replicate(
-        &self,
-        data: Vec<u8>,
-        ack: Ack,
-        deadline: Instant,
-    ) -> Result<Acknowledged, RequestError> {
         match ack {
             Ack::Committed => self.node.propose_until(data, deadline).await,
             Ack::Proposed => {
@@ -364,20 +344,13 @@ impl View {
 
     /// The CRC32C of the bytes that [`write`](Self::write) writes.
     pub fn checksum(self) -> u32 {
-        struct Checksum(u32);
-        impl Write for Checksum {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0 = crc32c::crc32c_append(self.0, bytes);
-                Ok(bytes.len())
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let mut checksum = Checksum(0);
-        self.write(&mut checksum).expect("computing a checksum cannot fail");
-        checksum.0
+        let mut checksum = 0;
+        let add = |bytes: &[u8]| {
+            checksum = crc32c::crc32c_append(checksum, bytes);
+            Ok(())
+        };
+        self.each_record(add).expect("computing a checksum cannot fail");
+        checksum
     }
 
     /// Writes the state as the module's documentation describes.
@@ -385,6 +358,11 @@ impl View {
     /// # Errors
     /// Those of `file`.
     pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
+        self.each_record(|bytes| file.write_all(bytes))
+    }
+
+    /// Calls `take` with the bytes of each record, its length included.
+    fn each_record(self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
         // pointer to the key in every comparison takes three times as long.
         let with_head = |pair: KeyValue| {
@@ -403,8 +381,8 @@ impl View {
             record.clear();
             codec::encode_into(&Record { key, value, index, term }, &mut record);
             let length = u32::try_from(record.len()).expect("records are at most 96 MiB");
-            file.write_all(&length.to_le_bytes())?;
-            file.write_all(&record)?;
+            take(&length.to_le_bytes())?;
+            take(&record)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Found;
 use crate::channels::{NodeId, RequestId};
+use crate::codec;
 use crate::error::{Error, Result};
 use crate::kvstore::{Command, KeyValue};
 use crate::membership::{MemberChange, SnapshotMembers};
@@ -278,7 +279,7 @@ fn content(entry: &Entry) -> (Vec<(&'static str, Value)>, String) {
         EntryType::EntryNormal if entry.data.is_empty() => {
             (vec![("content", "nothing".into())], "empty, the first of a leader".to_owned())
         }
-        EntryType::EntryNormal => match Command::decode(&entry.data) {
+        EntryType::EntryNormal => match codec::decode(&entry.data) {
             Ok(Command::Put { key, value }) => {
                 let (key_bytes, value_bytes) = (key.len(), value.len());
                 let (key, value) = (escaped(key), escaped(value));
