@@ -19,6 +19,7 @@
 //! page of another site are refused, because such a page could add a member.
 
 use std::borrow::Cow;
+use std::num::IntErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -320,46 +321,31 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency,
     }
 }
 
-/// Why an id is invalid, in Go's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum ParseUintError {
-    /// It is not a number in any notation.
-    #[error("invalid syntax")]
-    Syntax,
-    /// It does not fit in 64 bits.
-    #[error("value out of range")]
-    Range,
-}
-
 /// Parses `text` as Go's `strconv.ParseUint(text, 0, 64)` does.
 ///
 /// A prefix selects the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. An underscore may
 /// separate two digits, or the prefix and a digit. There is no sign.
 ///
 /// # Errors
-/// See [`ParseUintError`].
-fn parse_uint(text: &str) -> Result<u64, ParseUintError> {
+/// Why it is no such number, in Go's words.
+fn parse_uint(text: &str) -> Result<u64, &'static str> {
+    const SYNTAX: &str = "invalid syntax";
     let (base, digits) = match text.as_bytes() {
-        [] => return Err(ParseUintError::Syntax),
-        [b'0', b'x' | b'X', digits @ ..] if !digits.is_empty() => (16, digits),
-        [b'0', b'o' | b'O', digits @ ..] if !digits.is_empty() => (8, digits),
-        [b'0', b'b' | b'B', digits @ ..] if !digits.is_empty() => (2, digits),
-        [b'0', digits @ ..] => (8, digits),
-        digits => (10, digits),
+        [b'0', b'x' | b'X', _, ..] => (16, &text[2..]),
+        [b'0', b'o' | b'O', _, ..] => (8, &text[2..]),
+        [b'0', b'b' | b'B', _, ..] => (2, &text[2..]),
+        [b'0', ..] => (8, text),
+        _ => (10, text),
     };
-    let mut value: u64 = 0;
-    for &byte in digits.iter().filter(|&&byte| byte != b'_') {
-        let digit = char::from(byte).to_digit(base).ok_or(ParseUintError::Syntax)?;
-        value = value
-            .checked_mul(u64::from(base))
-            .and_then(|value| value.checked_add(u64::from(digit)))
-            .ok_or(ParseUintError::Range)?;
+    let is_misplaced = text.starts_with('_') || text.ends_with('_') || text.contains("__");
+    let digits = digits.replace('_', "");
+    match u64::from_str_radix(&digits, base) {
+        // Rust allows a sign.
+        _ if digits.starts_with('+') => Err(SYNTAX),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => Err("value out of range"),
+        Ok(value) if !is_misplaced => Ok(value),
+        _ => Err(SYNTAX),
     }
-    // Here the text consists of the prefix, digits and underscores.
-    if text.starts_with('_') || text.ends_with('_') || text.contains("__") {
-        return Err(ParseUintError::Syntax);
-    }
-    Ok(value)
 }
 
 #[cfg(test)]
