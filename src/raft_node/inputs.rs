@@ -213,11 +213,18 @@ impl RaftNode {
     /// be kept from it.
     fn step(&mut self, header: &PeerHeader, message: Message, has_file: bool) {
         let (message_type, from) = (message.get_msg_type(), header.from);
-        match validate(&message, from, &self.view(from, has_file)) {
+        let view = View {
+            raft: &self.raw_node.raft,
+            is_leaving: matches!(self.lifecycle, Lifecycle::Leaving(_)),
+            sender_is_member: self.applied.is_member(from),
+            has_file,
+        };
+        match validate(&message, from, &view) {
             Ok(()) => {}
-            Err(Invalid::CommitBeyondLog { commit, last_index }) => {
+            Err(Invalid::CommitBeyondLog) => {
                 self.config.metrics.rejected("commit_beyond_log");
-                return self.peers.log_lost_data(from, commit, last_index, &self.logger);
+                let last_index = self.raw_node.raft.raft_log.last_index();
+                return self.peers.log_lost_data(from, message.commit, last_index, &self.logger);
             }
             Err(Invalid::Other(why)) => {
                 self.config.metrics.rejected("invalid_message");
@@ -239,21 +246,6 @@ impl RaftNode {
         if let Err(error) = self.raw_node.step(message) {
             debug!(self.logger, "raft did not take a message"; "from" => from,
                 "type" => ?message_type, "error" => %error);
-        }
-    }
-
-    fn view(&self, sender: NodeId, has_file: bool) -> View {
-        let raft = &self.raw_node.raft;
-        View {
-            id: self.config.id,
-            term: raft.term,
-            leader: raft.leader_id,
-            is_leader: self.is_leader(),
-            last_index: raft.raft_log.last_index(),
-            is_persisted: raft.raft_log.persisted == raft.raft_log.last_index(),
-            is_leaving: matches!(self.lifecycle, Lifecycle::Leaving(_)),
-            sender_is_member: self.applied.is_member(sender),
-            has_file,
         }
     }
 

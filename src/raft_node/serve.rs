@@ -143,10 +143,37 @@ async fn run(
         cluster,
         ..TransportConfig::new(election_timeout, config.boot)
     };
-    let (runtime, started_logger) = (Handle::current(), logger.clone());
+    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
+    let node_logger = logger.clone();
     let start = move || {
-        start_raft(config, vfs, channels, transport_config, status_tx, &runtime, &started_logger)
+        let (tick, logger) = (config.tick, node_logger);
+        let replayed = replay_wal(&config, vfs, &logger)?;
+        let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
+        let (report_tx, report_rx) = mpsc::unbounded_channel();
+        let transport = Transport::new(
+            transport_config,
+            replayed.admission(),
+            replayed.snapshotter(),
+            inbound_tx,
+            report_tx.clone(),
+            Handle::current(),
+            logger.clone(),
+        )?;
+        let report = Arc::new(move |report| {
+            // A closed queue means that the node has stopped.
+            let _ = report_tx.send(report);
+        });
+        let (router, ended) = (transport.router(), transport.ended());
+        let (outbox, commits) = (Box::new(transport), commit_tx.clone());
+        let mut node = RaftNode::new(config, replayed, outbox, commits, report, status_tx, logger)?;
+        // What beginning or replaying made necessary.
+        node.handle_ready()?;
+        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+        let next_tick = Instant::now() + tick;
+        let serving = Box::new(Serving { node, inputs, commit_tx, tick, next_tick });
+        Ok((serving, router, ended))
     };
+    // The last of these resolves after the node, which owns the transport, was dropped.
     let (serving, router, transport_ended) = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
@@ -182,53 +209,6 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
             Err(_) => std::future::pending().await,
         },
     }
-}
-
-/// Replays the directory and makes the node. Returns also what the peer port serves, and a future that
-/// resolves after the node, which owns the transport, was dropped.
-fn start_raft(
-    config: NodeConfig,
-    vfs: Arc<dyn Vfs>,
-    channels: Channels,
-    transport_config: TransportConfig,
-    status_tx: watch::Sender<Status>,
-    runtime: &Handle,
-    logger: &Logger,
-) -> Result<(Box<Serving>, axum::Router, impl Future<Output = ()> + use<>)> {
-    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
-    let replayed = replay_wal(&config, vfs, logger)?;
-    let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
-    let (report_tx, report_rx) = mpsc::unbounded_channel();
-    let transport = Transport::new(
-        transport_config,
-        replayed.admission(),
-        replayed.snapshotter(),
-        inbound_tx,
-        report_tx.clone(),
-        runtime.clone(),
-        logger.clone(),
-    )?;
-    let tick = config.tick;
-    let report = Arc::new(move |report| {
-        // A closed queue means that the node has stopped.
-        let _ = report_tx.send(report);
-    });
-    let (router, transport_ended) = (transport.router(), transport.ended());
-    let mut node = RaftNode::new(
-        config,
-        replayed,
-        Box::new(transport),
-        commit_tx.clone(),
-        report,
-        status_tx,
-        logger.clone(),
-    )?;
-    // What beginning or replaying made necessary.
-    node.handle_ready()?;
-    let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
-    let next_tick = Instant::now() + tick;
-    let serving = Box::new(Serving { node, inputs, commit_tx, tick, next_tick });
-    Ok((serving, router, transport_ended))
 }
 
 struct Inputs {
@@ -289,15 +269,6 @@ struct Serving {
     next_tick: Instant,
 }
 
-/// What a turn starts with.
-#[expect(clippy::large_enum_variant, reason = "one at a time, for one turn")]
-enum Start {
-    /// This input.
-    With(Input),
-    /// What the last turn left: it needs the disk, or a tick is due.
-    Rest,
-}
-
 /// Feeds the node until proposeC is closed or the state machine is gone.
 async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
     let mut result = Ok(serving.next_input().await);
@@ -309,10 +280,10 @@ async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>)
             tokio::task::yield_now().await;
         }
         result = match serving.handle_reads(first) {
-            Ok(None) => Ok(serving.next_input().await),
-            Ok(Some(start)) => {
+            Ok((Turn::Done, _)) => Ok(serving.next_input().await),
+            Ok((Turn::NeedsDisk, input)) => {
                 let turns = on_a_thread(move || {
-                    let result = serving.handle_all(start);
+                    let result = serving.handle_all(input);
                     (serving, result)
                 });
                 (serving, result) = turns.await;
@@ -353,13 +324,13 @@ impl Serving {
         proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
     }
 
-    /// A turn of reads, on an async worker. Returns what is left for a thread that may block: the first
-    /// input that is not a read, or what the reads led to.
-    fn handle_reads(&mut self, first: Input) -> Result<Option<Start>> {
+    /// A turn of reads, on an async worker. What is left for a thread that may block is the first input
+    /// that is not a read, or what the reads led to.
+    fn handle_reads(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
         let (mut next, mut left) = (Some(first), TURN_INPUTS_MAX);
         while let Some(input) = next.take() {
             if !is_read(&input) {
-                return Ok(Some(Start::With(input)));
+                return Ok((Turn::NeedsDisk, Some(input)));
             }
             self.node.handle(input)?;
             left -= 1;
@@ -368,28 +339,27 @@ impl Serving {
             }
         }
         let is_tick_due = Instant::now() >= self.next_tick;
-        if is_tick_due || self.node.handle_ready_without_disk()? == Turn::NeedsDisk {
-            return Ok(Some(Start::Rest));
-        }
-        Ok(None)
+        let turn =
+            if is_tick_due { Turn::NeedsDisk } else { self.node.handle_ready_without_disk()? };
+        Ok((turn, None))
     }
 
     /// Turns of all inputs, on a thread that may block, until the next input is a read: that one is
     /// returned.
-    fn handle_all(&mut self, mut start: Start) -> Result<Option<Input>> {
+    fn handle_all(&mut self, mut input: Option<Input>) -> Result<Option<Input>> {
         let runtime = Handle::current();
         loop {
             // As in `serve_channels`.
             std::thread::yield_now();
             let began = Instant::now();
-            self.turn(start)?;
+            self.turn(input)?;
             let patience = began.elapsed() / PATIENCE_PER_WRITE;
             let turn = runtime.block_on(self.wait_for_acknowledgements(patience))?;
-            start = if turn == Turn::NeedsDisk && !self.is_over() {
-                Start::Rest
+            input = if turn == Turn::NeedsDisk && !self.is_over() {
+                None
             } else {
                 match runtime.block_on(self.next_input()) {
-                    Some(input) if !is_read(&input) => Start::With(input),
+                    Some(input) if !is_read(&input) => Some(input),
                     next => return Ok(next),
                 }
             };
@@ -418,13 +388,10 @@ impl Serving {
         Ok(Turn::Done)
     }
 
-    /// Takes a turn's share of what is queued.
-    fn turn(&mut self, start: Start) -> Result<()> {
+    /// Takes a turn's share of what is queued, after `first`.
+    fn turn(&mut self, first: Option<Input>) -> Result<()> {
         let (mut left, mut bytes) = (TURN_INPUTS_MAX, 0);
-        let mut next = match start {
-            Start::With(input) => Some(input),
-            Start::Rest => self.inputs.try_next(),
-        };
+        let mut next = first.or_else(|| self.inputs.try_next());
         while let Some(input) = next.take() {
             bytes += match &input {
                 Input::Propose(proposal) => proposal.data.len(),
@@ -620,11 +587,11 @@ mod tests {
             reads.push(pending);
         }
         let first = serving.inputs.try_next().expect("a read");
-        serving.handle_reads(first).expect("handled");
+        let _ = serving.handle_reads(first).expect("handled");
         assert_eq!(serving.inputs.read_rx.len(), BEHIND);
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
         let first = serving.inputs.try_next().expect("a read");
-        serving.turn(Start::With(first)).expect("handled");
+        serving.turn(Some(first)).expect("handled");
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
     }
 
@@ -645,10 +612,10 @@ mod tests {
         let first = serving.inputs.try_next().expect("a read");
         let last = serving.node.raft().raft_log.persisted;
         let left = serving.handle_reads(first).expect("handled");
-        assert!(matches!(left, Some(Start::Rest)), "the write waits for a turn on a thread");
+        assert!(matches!(left, (Turn::NeedsDisk, None)), "the write waits for a turn on a thread");
         assert!(serving.node.needs_sync());
         assert_eq!(serving.node.raft().raft_log.persisted, last, "nothing was written");
-        serving.turn(Start::Rest).expect("handled");
+        serving.turn(None).expect("handled");
         assert!(serving.node.raft().raft_log.persisted > last);
     }
 }

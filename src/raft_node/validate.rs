@@ -9,10 +9,12 @@
 
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::{Raft, StateRole};
 
-use super::{Index, NodeId, RequestId, Term};
+use super::{NodeId, RequestId};
 use crate::codec;
 use crate::membership::SnapshotData;
+use crate::storage::log::Log;
 use crate::transport::PEER_BODY_BYTES;
 
 /// No index or term is ever this high. Arithmetic on valid ones cannot overflow.
@@ -26,19 +28,8 @@ const ENTRY_BYTES_MAX: u64 = PEER_BODY_BYTES - 1024;
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// What a message is validated against.
-pub struct View {
-    /// This member.
-    pub id: NodeId,
-    /// Its term.
-    pub term: Term,
-    /// The leader it follows; 0 if none.
-    pub leader: NodeId,
-    /// True if this member leads.
-    pub is_leader: bool,
-    /// The last index of its log.
-    pub last_index: Index,
-    /// True if all of the log is on disk.
-    pub is_persisted: bool,
+pub(super) struct View<'a> {
+    pub raft: &'a Raft<Log>,
     /// True if this member was removed and stays only until the others know.
     pub is_leaving: bool,
     /// True if the sender is a member in the state applied here.
@@ -48,15 +39,9 @@ pub struct View {
 }
 
 /// Why a message is dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Invalid {
+pub(super) enum Invalid {
     /// The leader counts on entries that this member does not have: its data is lost.
-    CommitBeyondLog {
-        /// What the leader says is committed here.
-        commit: Index,
-        /// The last index of this member's log.
-        last_index: Index,
-    },
+    CommitBeyondLog,
     /// No member sends such a message.
     Other(&'static str),
 }
@@ -65,11 +50,15 @@ pub enum Invalid {
 ///
 /// # Errors
 /// Why it may not. The message then has no effect.
-pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), Invalid> {
+pub(super) fn validate(message: &Message, sender: NodeId, view: &View<'_>) -> Result<(), Invalid> {
     use MessageType::*;
 
-    require(message.to == view.id, "it is for another member")?;
-    require(message.from == sender && sender != view.id, "it names another sender")?;
+    let raft = view.raft;
+    let is_leader = raft.state == StateRole::Leader;
+    let last_index = raft.raft_log.last_index();
+    let is_persisted = raft.raft_log.persisted == last_index;
+    require(message.to == raft.id, "it is for another member")?;
+    require(message.from == sender && sender != raft.id, "it names another sender")?;
     let from_anyone = matches!(
         message.get_msg_type(),
         MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgSnapshot
@@ -83,18 +72,18 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
     require(numbers.iter().all(|number| *number < HIGHEST), "it holds an impossible number")?;
     if matches!(message.get_msg_type(), MsgPropose | MsgReadIndex) {
         require(message.term == 0, "a forwarded request has no term")?;
-        require(view.is_leader, "a request was forwarded to a member that does not lead")?;
+        require(is_leader, "a request was forwarded to a member that does not lead")?;
         require(!view.is_leaving, "a request was forwarded to a member that was removed")?;
     } else {
         require(message.term != 0, "it has no term")?;
-        let highest = view.term.saturating_add(TERM_LEAP_MAX).min(HIGHEST);
+        let highest = raft.term.saturating_add(TERM_LEAP_MAX).min(HIGHEST);
         require(message.term <= highest, "its term is impossibly high")?;
     }
 
     match message.get_msg_type() {
         MsgPropose => {
             require(
-                message.log_term == view.term,
+                message.log_term == raft.term,
                 "it was proposed to the leader of another term",
             )?;
             validate_proposal(message)
@@ -104,15 +93,13 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
             "a read carries one context",
         ),
         MsgAppend => validate_append(message),
-        MsgHeartbeat if message.commit > view.last_index => {
-            Err(Invalid::CommitBeyondLog { commit: message.commit, last_index: view.last_index })
-        }
+        MsgHeartbeat if message.commit > last_index => Err(Invalid::CommitBeyondLog),
         MsgHeartbeat | MsgHeartbeatResponse => require(
             message.context.is_empty() || message.context.len() == RequestId::LEN,
             "its context is not a read's",
         ),
         MsgAppendResponse => require(
-            !view.is_leader || message.index <= view.last_index || message.reject,
+            !is_leader || message.index <= last_index || message.reject,
             "it acknowledges entries that do not exist",
         ),
         MsgRequestVote | MsgRequestPreVote => require(
@@ -123,16 +110,16 @@ pub fn validate(message: &Message, sender: NodeId, view: &View) -> Result<(), In
         // raft asserts that the whole log is on disk when it wins an election, and requests votes only
         // then. A leader has won already.
         MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
-            require(view.is_leader || view.is_persisted, "it answers what was not asked yet")
+            require(is_leader || is_persisted, "it answers what was not asked yet")
         }
         // A member that needs only its own vote wins at once, so the same holds here.
         MsgTimeoutNow => require(
-            message.term == view.term && message.from == view.leader && view.is_persisted,
+            message.term == raft.term && message.from == raft.leader_id && is_persisted,
             "only the leader transfers leadership, and only to a member whose log is on disk",
         ),
         MsgSnapshot => {
             require(view.has_file, "a snapshot comes with its file")?;
-            validate_snapshot(message, view)
+            validate_snapshot(message, raft.id)
         }
         // Local to one node, or never sent by this program.
         MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgTransferLeader => {
@@ -171,7 +158,7 @@ fn validate_append(message: &Message) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
+fn validate_snapshot(message: &Message, own: NodeId) -> Result<(), Invalid> {
     let metadata = message.get_snapshot().get_metadata();
     let conf_state = metadata.get_conf_state();
     require((1..HIGHEST).contains(&metadata.index), "its snapshot has an impossible index")?;
@@ -187,7 +174,7 @@ fn validate_snapshot(message: &Message, view: &View) -> Result<(), Invalid> {
         && conf_state.learners_next.is_empty()
         && !conf_state.auto_leave;
     require(is_simple, "its snapshot has impossible members")?;
-    require(ids.contains(&view.id), "its snapshot does not count us as a member")?;
+    require(ids.contains(&own), "its snapshot does not count us as a member")?;
     let Ok(data) = codec::decode::<SnapshotData>(&message.get_snapshot().data) else {
         return Err(Invalid::Other("its snapshot's members cannot be decoded"));
     };
