@@ -270,17 +270,6 @@ pub struct Requests {
     pub conf_change_tx: mpsc::Sender<ConfChangeRequest>,
 }
 
-impl Requests {
-    /// Requests to a node that has stopped: each is answered [`RequestError::Unavailable`].
-    pub fn closed() -> Self {
-        Self {
-            propose_tx: mpsc::channel(1).0,
-            read_tx: mpsc::channel(1).0,
-            conf_change_tx: mpsc::channel(1).0,
-        }
-    }
-}
-
 /// confChangeC: a request about the members, answered after its entry is applied.
 #[derive(Debug)]
 pub struct ConfChangeRequest {

@@ -93,9 +93,11 @@ impl RaftNode {
         self.peers.connect(&self.applied, &mut *self.outbox);
     }
 
+    /// Tells admission what is applied and what the log will move.
     pub(super) fn update_admission(&self) {
         let cluster_id = self.journal.identity().cluster_id;
-        self.peers.update_admission(cluster_id, &self.applied, self.raw_node.store());
+        let moves = changes::pending_moves(self.raw_node.store(), &self.applied);
+        self.peers.admission().update(cluster_id, self.applied.members(), moves);
     }
 
     /// Answers the requests whose outcome a change of leader or term makes unknown.

@@ -95,9 +95,15 @@ impl Default for NodeConfig {
     }
 }
 
-/// raft-rs's configuration. Every field is set, so no default of raft-rs is in use.
-fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
-    raft::Config {
+/// Makes raft from a log; `applied` is the index that the state machine holds.
+pub(super) fn start_raft(
+    config: &NodeConfig,
+    applied: Index,
+    log: Log,
+    logger: &Logger,
+) -> Result<RawNode<Log>> {
+    // Every field is set, so no default of raft-rs is in use.
+    let raft_config = raft::Config {
         id: config.id,
         election_tick: config.election_ticks,
         heartbeat_tick: config.heartbeat_ticks,
@@ -117,16 +123,7 @@ fn raft_config(config: &NodeConfig, applied: Index) -> raft::Config {
         priority: 0,
         max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
         max_committed_size_per_ready: OUTSTANDING_BYTES_MAX,
-    }
-}
-
-/// Makes raft from a log; `applied` is the index that the state machine holds.
-pub(super) fn start_raft(
-    config: &NodeConfig,
-    applied: Index,
-    log: Log,
-    logger: &Logger,
-) -> Result<RawNode<Log>> {
-    RawNode::new(&raft_config(config, applied), log, logger)
+    };
+    RawNode::new(&raft_config, log, logger)
         .map_err(|error| Error::Refused(format!("raft cannot start: {error}")))
 }

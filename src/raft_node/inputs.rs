@@ -127,7 +127,12 @@ impl RaftNode {
                 if verdict.is_ok()
                     && self.peers.is_new(header.from, Sequence::Snapshots, boot, number)
                 {
-                    verdict = self.step_snapshot(&header, message)?;
+                    let id = self.journal.identity().cluster_id;
+                    let raft_log = &self.raw_node.raft.raft_log;
+                    verdict = self.snapshots.receive(&message, id, raft_log)?.map(|length| {
+                        self.count_received(header.from, length);
+                        self.step(&header, message, true);
+                    });
                 }
                 if verdict.is_err() {
                     // The file came in vain.
@@ -246,23 +251,6 @@ impl RaftNode {
         if let Err(error) = self.raw_node.step(message) {
             debug!(self.logger, "raft did not take a message"; "from" => from,
                 "type" => ?message_type, "error" => %error);
-        }
-    }
-
-    fn step_snapshot(
-        &mut self,
-        header: &PeerHeader,
-        message: Message,
-    ) -> Result<std::result::Result<(), Refusal>> {
-        let (cluster_id, raft_log) =
-            (self.journal.identity().cluster_id, &self.raw_node.raft.raft_log);
-        match self.snapshots.receive(&message, cluster_id, raft_log)? {
-            Err(refusal) => Ok(Err(refusal)),
-            Ok(length) => {
-                self.count_received(header.from, length);
-                self.step(header, message, true);
-                Ok(Ok(()))
-            }
         }
     }
 

@@ -86,7 +86,6 @@ use reads::Reads;
 pub use replay::Replayed;
 pub use serve::{RaftNodeHandle, new_raft_node};
 use snapshots::Snapshots;
-use status::StatusBoard;
 pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus};
 use writes::Writes;
 
@@ -112,7 +111,7 @@ pub struct RaftNode {
     reads: Reads,
     changes: Changes,
     commits: Commits,
-    status: StatusBoard,
+    status_tx: watch::Sender<Status>,
     clock: Clock,
     /// The id that was given out last.
     last_id: RequestId,
@@ -166,7 +165,7 @@ impl RaftNode {
             reads: Reads::default(),
             changes: Changes::default(),
             commits,
-            status: StatusBoard::new(status_tx),
+            status_tx,
             clock: Clock::default(),
             last_id: RequestId { member: config.id, boot: config.boot, counter: 0 },
             config,

@@ -9,7 +9,6 @@ use raft::{ProgressState, RawNode, StateRole};
 use slog::{Logger, error, warn};
 
 use super::applied::Applied;
-use super::changes::pending_moves;
 use super::clock::Clock;
 use super::journal::Journal;
 use super::{NodeConfig, NodeId, Outbox, PeerStatus, Progress, SendState, Sent};
@@ -107,11 +106,6 @@ impl Peers {
         for (id, _) in self.connected.extract_if(.., is_gone) {
             outbox.remove_peer(id);
         }
-    }
-
-    /// Tells admission what is applied and what the log will move.
-    pub fn update_admission(&self, cluster_id: u64, applied: &Applied, log: &Log) {
-        self.admission.update(cluster_id, applied.members(), pending_moves(log, applied));
     }
 
     /// Decides whether a sender may speak, and notes that it was heard. Its incarnation is durable

@@ -26,10 +26,12 @@ use crate::storage::wal::{Identity, Recovered, SnapshotId, Wal};
 /// What a node starts from, as it was on disk.
 pub struct Replayed {
     pub(super) wal: Wal,
-    pub(super) snapshotter: Snapshotter,
+    /// The snapshot files, shared with the transport.
+    pub snapshotter: Snapshotter,
     pub(super) identity: Identity,
     pub(super) lock: Box<dyn std::any::Any + Send>,
-    pub(super) admission: Arc<Admission>,
+    /// Which senders may speak, shared with the transport.
+    pub admission: Arc<Admission>,
     pub(super) log: Log,
     pub(super) hard_state: HardState,
     pub(super) marks: Vec<SnapshotId>,
@@ -39,16 +41,6 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    /// Which senders may speak, shared with the transport.
-    pub fn admission(&self) -> Arc<Admission> {
-        self.admission.clone()
-    }
-
-    /// The snapshot files, shared with the transport.
-    pub fn snapshotter(&self) -> Snapshotter {
-        self.snapshotter.clone()
-    }
-
     /// Sets the length of a segment of the write-ahead log, and how far it is filled with zeros ahead of
     /// its frames, in bytes.
     #[must_use]

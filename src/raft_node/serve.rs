@@ -152,8 +152,8 @@ async fn run(
         let (report_tx, report_rx) = mpsc::unbounded_channel();
         let transport = Transport::new(
             transport_config,
-            replayed.admission(),
-            replayed.snapshotter(),
+            replayed.admission.clone(),
+            replayed.snapshotter.clone(),
             inbound_tx,
             report_tx.clone(),
             Handle::current(),
@@ -479,7 +479,7 @@ mod tests {
         let config = NodeConfig { data_dir: dir.path().into(), ..NodeConfig::default() };
         let logger = Logger::root(slog::Discard, slog::o!());
         let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");
-        let header = replayed.admission().header(1);
+        let header = replayed.admission.header(1);
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (report_tx, report_rx) = mpsc::unbounded_channel();
         let report = Arc::new(move |report| {

@@ -20,7 +20,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use slog::{Logger, info};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{NodeConfig, RaftNodeHandle, new_raft_node};
@@ -144,7 +143,7 @@ pub fn start<M: StateMachine>(
     let (handle, reader) = connect(&config, machine, requests, logger.clone());
     let (commit_rx, mut node) =
         new_raft_node(config, Arc::new(DiskVfs), port, propose_rx, read_rx, conf_change_rx, logger);
-    node.machine = Some(reader.spawn(commit_rx));
+    node.machine = Some(tokio::spawn(reader.read_commits(commit_rx)));
     (handle, node)
 }
 
@@ -304,28 +303,21 @@ pub struct CommitReader<M> {
 }
 
 impl<M: StateMachine> CommitReader<M> {
-    /// Follows commitC in a task, until the channel is closed or a snapshot cannot be restored. The
-    /// task runs on the runtime that serves the requests: a second thread would delay every answer.
-    pub fn spawn(
-        self,
-        commit_rx: mpsc::UnboundedReceiver<Commit>,
-    ) -> JoinHandle<crate::error::Result<()>> {
-        tokio::spawn(self.read_commits(commit_rx))
-    }
-
-    async fn read_commits(
+    /// Follows commitC until the channel is closed or a snapshot cannot be restored. It runs on the
+    /// runtime that serves the requests: a second thread would delay every answer.
+    ///
+    /// # Errors
+    /// Those of [`handle`](Self::handle).
+    pub async fn read_commits(
         mut self,
         mut commit_rx: mpsc::UnboundedReceiver<Commit>,
     ) -> crate::error::Result<()> {
         while let Some(commit) = commit_rx.recv().await {
-            match commit {
-                // These take time in proportion to the state.
-                Commit::Restore(_) | Commit::Snapshot(_) => {
-                    tokio::task::block_in_place(|| self.handle(commit))?;
-                }
-                Commit::Entries { .. } | Commit::Reads(_) | Commit::Replayed => {
-                    self.handle(commit)?;
-                }
+            // These take time in proportion to the state.
+            if matches!(commit, Commit::Restore(_) | Commit::Snapshot(_)) {
+                tokio::task::block_in_place(|| self.handle(commit))?;
+            } else {
+                self.handle(commit)?;
             }
         }
         Ok(())
@@ -426,7 +418,8 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let (propose_tx, propose_rx) = mpsc::channel(8);
-            let requests = Requests { propose_tx, ..Requests::closed() };
+            let (read_tx, conf_change_tx) = (mpsc::channel(1).0, mpsc::channel(1).0);
+            let requests = Requests { propose_tx, read_tx, conf_change_tx };
             let logger = Logger::root(slog::Discard, slog::o!());
             let (sum, reader) = connect(&NodeConfig::default(), Sum::default(), requests, logger);
             Self { sum, reader, propose_rx, index: 0 }

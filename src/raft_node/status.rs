@@ -1,10 +1,10 @@
 //! What a node tells about itself: to the admin port, and to the other members.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 
 use raft::StateRole;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::RaftNode;
 use super::lifecycle::Lifecycle;
@@ -138,44 +138,13 @@ pub enum SendState {
     Snapshot,
 }
 
-/// The node's end of the status channel.
-pub(super) struct StatusBoard {
-    tx: watch::Sender<Status>,
-    /// Made at a tick, to be published with the next status.
-    tick: Option<TickStatus>,
-}
-
-impl StatusBoard {
-    pub fn new(tx: watch::Sender<Status>) -> Self {
-        Self { tx, tick: None }
-    }
-
-    pub fn set_tick(&mut self, tick: TickStatus) {
-        self.tick = Some(tick);
-    }
-
-    /// Publishes `status`, whose members and tick part are left empty: these two are large and rarely
-    /// change. Receivers are woken only if something changed.
-    pub fn publish(&mut self, status: Status, members: &Members) {
-        self.tx.send_if_modified(|old| {
-            let old_members = std::mem::take(&mut old.members);
-            let tick = std::mem::take(&mut old.tick);
-            let is_new = *old != status || old_members != *members || self.tick.is_some();
-            *old = status;
-            old.members = if old_members == *members { old_members } else { members.clone() };
-            old.tick = self.tick.take().unwrap_or(tick);
-            is_new
-        });
-    }
-}
-
 impl RaftNode {
     pub(super) fn refresh_status(&mut self) {
         let metrics = &self.config.metrics;
         let tick_ms = self.config.tick.as_millis() as u64;
         let now = self.clock.now();
         let age_ms = |tick: u64| (now - tick).saturating_mul(tick_ms);
-        self.status.set_tick(TickStatus {
+        let tick = TickStatus {
             uptime_ms: metrics.uptime().as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").into(),
             wal_bytes: self.journal.bytes(),
@@ -184,9 +153,11 @@ impl RaftNode {
             puts: metrics.puts.totals(),
             gets: metrics.gets.totals(),
             peers: self.peers.statuses(&self.raw_node, age_ms),
-        });
+        };
+        self.status_tx.send_modify(|status| status.tick = tick);
     }
 
+    /// Publishes the status. Receivers are woken only if something changed.
     pub(super) fn publish_status(&mut self) {
         let raft = &self.raw_node.raft;
         self.config.metrics.proposals_pending.set(self.writes.count() as i64);
@@ -208,7 +179,15 @@ impl RaftNode {
             learners: self.applied.conf_state().learners.clone(),
             tick: TickStatus::default(),
         };
-        self.status.publish(status, self.applied.members());
+        let members = self.applied.members();
+        self.status_tx.send_if_modified(|old| {
+            // These two are large and rarely change. They are moved, so that the rest can be compared.
+            let (old_members, tick) = (take(&mut old.members), take(&mut old.tick));
+            let is_new = *old != status || old_members != *members;
+            let members = if old_members == *members { old_members } else { members.clone() };
+            *old = Status { members, tick, ..status };
+            is_new
+        });
     }
 
     fn role(&self) -> Role {

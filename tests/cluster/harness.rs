@@ -308,7 +308,7 @@ impl Cluster {
         let requests = Requests { propose_tx, read_tx, conf_change_tx: conf_change_tx.clone() };
         let config = &self.member(id).config;
         let (store, commit_reader) = KvStore::new(config, requests, logger.clone());
-        let store_done = commit_reader.spawn(commit_rx);
+        let store_done = tokio::spawn(commit_reader.read_commits(commit_rx));
         let service = service(HttpKvApi {
             store: store.clone(),
             ack: Ack::Committed,

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::harness::{
     Cluster, Options, PATIENCE, Raw, eventually, logger, lookup_local, propose, within,
 };
+use crate::support::config::closed;
 
 /// The snapshot at an index is requested after the entries up to it and before all others. It is
 /// made when the state machine reaches that index.
@@ -99,7 +100,7 @@ struct Store {
 impl Store {
     fn new() -> Self {
         let (propose_tx, propose_rx) = mpsc::channel(1);
-        let requests = Requests { propose_tx, ..Requests::closed() };
+        let requests = Requests { propose_tx, ..closed() };
         let logger = logger(0, Arc::default());
         let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger);
         reader.handle(Commit::Replayed).unwrap();

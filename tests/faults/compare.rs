@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::EntryType;
 use raftexample::channels::{
-    BacklogPermit, Commit, CommittedEntry, Requests, SnapshotRequest, SnapshotRestore,
+    BacklogPermit, Commit, CommittedEntry, SnapshotRequest, SnapshotRestore,
 };
 use raftexample::kvstore::KvStore;
 use raftexample::raft_node::NodeConfig;
@@ -17,6 +17,7 @@ use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::{Recovered, Wal};
 
+use crate::support::config::closed;
 use crate::support::logs;
 use crate::support::processes::{files_in, leaders};
 
@@ -81,7 +82,7 @@ impl Stopped {
         }
         let logger = logs::discard();
         let config = NodeConfig::default();
-        let (_store, mut reader) = KvStore::new(&config, Requests::closed(), logger);
+        let (_store, mut reader) = KvStore::new(&config, closed(), logger);
         let mut applied = 0;
         if let Some(((at, term), bytes)) = base {
             applied = *at;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
+use crate::support::config::closed;
 use raft::eraftpb::Message;
 use raftexample::channels::{
     Commit, Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Requests, Responder,
@@ -124,7 +125,7 @@ impl Process {
     ) -> Result<Self> {
         let replayed = replay_wal(config, vfs, logger)?;
         let replayed = replayed.with_segments(segment_bytes, segment_bytes / 4);
-        let (admission, snapshotter) = (replayed.admission(), replayed.snapshotter());
+        let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Status::default());
         let reports = Arc::new(Mutex::new(Vec::new()));
@@ -144,7 +145,7 @@ impl Process {
             logger.clone(),
         )?;
         let (read_tx, read_rx) = mpsc::channel(64);
-        let requests = Requests { read_tx, ..Requests::closed() };
+        let requests = Requests { read_tx, ..closed() };
         let (store, reader) = KvStore::new(config, requests, logger.clone());
         Ok(Self {
             node,

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
-use raftexample::channels::NodeId;
+use raftexample::channels::{NodeId, Requests};
 use raftexample::raft_node::NodeConfig;
+use tokio::sync::mpsc;
 
 /// The data directory of every member in memory.
 pub const DATA: &str = "/data";
 
 pub fn url(id: NodeId) -> String {
     format!("http://127.0.0.1:{}", 9020 + id)
+}
+
+/// The channels to a node that has stopped.
+pub fn closed() -> Requests {
+    let (propose_tx, read_tx) = (mpsc::channel(1).0, mpsc::channel(1).0);
+    Requests { propose_tx, read_tx, conf_change_tx: mpsc::channel(1).0 }
 }
 
 /// The configuration of the first start of member `id` of `n`.

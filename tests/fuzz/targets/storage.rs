@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState};
 use raftexample::channels::{
-    BacklogPermit, Commit, CommittedEntry, Requests, SnapshotBody, SnapshotFile, SnapshotRequest,
+    BacklogPermit, Commit, CommittedEntry, SnapshotBody, SnapshotFile, SnapshotRequest,
     SnapshotRestore,
 };
 use raftexample::codec;
@@ -20,6 +20,7 @@ use raftexample::storage::snapshotter::{Received, Snapshotter};
 use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
 
 use super::Choices;
+use crate::support::config::closed;
 use crate::support::logs;
 use crate::support::memory::{
     DATA, Fault, MemVfs, Member, StateRecord, Survives, Transcript, config, entry, put,
@@ -286,7 +287,7 @@ pub fn wal_operations(data: &[u8]) {
 // Snapshots and the state machine
 
 fn new_store() -> CommitReader<Keys> {
-    KvStore::new(&NodeConfig::default(), Requests::closed(), logs::discard()).1
+    KvStore::new(&NodeConfig::default(), closed(), logs::discard()).1
 }
 
 /// The application bytes of a snapshot of the store.

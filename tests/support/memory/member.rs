@@ -29,7 +29,7 @@ use super::disk::{MemVfs, Survives};
 use super::outbox::{ListOutbox, Sent};
 use super::state::{State, decode_state, put};
 use super::transcript::{CommitTap, Transcript, logger};
-use crate::support::config::DATA;
+use crate::support::config::{DATA, closed};
 
 type RequestResult<T> = std::result::Result<T, RequestError>;
 
@@ -150,7 +150,7 @@ impl Member {
         let logger = logger(id, transcript.clone(), logs.clone());
         let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
         let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
-        let (admission, snapshotter) = (replayed.admission(), replayed.snapshotter());
+        let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, rx) = mpsc::unbounded_channel();
         let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));
         transcript.taps.lock().unwrap().insert(id, tap.clone());
@@ -172,7 +172,7 @@ impl Member {
             status_tx,
             logger.clone(),
         )?;
-        let (store, reader) = KvStore::new(config, Requests::closed(), logger);
+        let (store, reader) = KvStore::new(config, closed(), logger);
         let mut member = Self {
             id,
             config: config.clone(),
