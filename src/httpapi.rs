@@ -74,6 +74,9 @@ pub struct HttpKvApi {
     pub logger: Logger,
 }
 
+/// A response, or one that reports an error.
+pub(crate) type Answer<T = Response> = Result<T, ErrorResponse>;
+
 /// The service for [`serve`](crate::ports::listener::serve). One handler takes every path and method,
 /// so that no router interprets the target.
 pub fn service(api: impl Into<Arc<HttpKvApi>>) -> impl HttpService + HttpService<Body> {
@@ -122,12 +125,7 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
 }
 
 impl HttpKvApi {
-    async fn put(
-        &self,
-        key: &str,
-        body: Body,
-        deadline: Instant,
-    ) -> Result<Response, ErrorResponse> {
+    async fn put(&self, key: &str, body: Body, deadline: Instant) -> Answer {
         // The permit counts the value's bytes until the response is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
         let status = StatusCode::NO_CONTENT;
@@ -137,12 +135,7 @@ impl HttpKvApi {
         })
     }
 
-    async fn get(
-        &self,
-        key: &str,
-        headers: &HeaderMap,
-        deadline: Instant,
-    ) -> Result<Response, ErrorResponse> {
+    async fn get(&self, key: &str, headers: &HeaderMap, deadline: Instant) -> Answer {
         let consistency = consistency(headers, self.read)?;
         let Some(found) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
             return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
@@ -156,19 +149,14 @@ impl HttpKvApi {
 
     /// Reads the URL before the id, as the original does: a broken body is reported even if the id is
     /// invalid. The node validates the URL.
-    async fn post(
-        &self,
-        key: &str,
-        body: Body,
-        deadline: Instant,
-    ) -> Result<Response, ErrorResponse> {
+    async fn post(&self, key: &str, body: Body, deadline: Instant) -> Answer {
         let (url, _permit) = self.read("POST", body, URL_BYTES_MAX, deadline).await?;
         let id = self.id("POST", key)?;
         let url = utf8(url)?;
         self.change_members(MemberRequest::Add { id, url }, deadline).await
     }
 
-    async fn delete(&self, key: &str, deadline: Instant) -> Result<Response, ErrorResponse> {
+    async fn delete(&self, key: &str, deadline: Instant) -> Answer {
         let id = self.id("DELETE", key)?;
         self.change_members(MemberRequest::Remove { id }, deadline).await
     }
@@ -178,17 +166,13 @@ impl HttpKvApi {
         method: &str,
         body: Body,
         deadline: Instant,
-    ) -> Result<String, ErrorResponse> {
+    ) -> Answer<String> {
         let (url, _permit) = self.read(method, body, URL_BYTES_MAX, deadline).await?;
         utf8(url)
     }
 
     /// Asks the leader for a membership change, and responds 204 once this change is applied.
-    pub(crate) async fn change_members(
-        &self,
-        change: MemberRequest,
-        deadline: Instant,
-    ) -> Result<Response, ErrorResponse> {
+    pub(crate) async fn change_members(&self, change: MemberRequest, deadline: Instant) -> Answer {
         self.store.node().change_members(change, deadline).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     }
@@ -200,7 +184,7 @@ impl HttpKvApi {
         body: Body,
         max_bytes: usize,
         deadline: Instant,
-    ) -> Result<(Bytes, BodyPermit), ErrorResponse> {
+    ) -> Answer<(Bytes, BodyPermit)> {
         let error = match read_body(body, max_bytes, &self.budget, deadline).await {
             Ok(read) => return Ok(read),
             Err(error) => error,
@@ -222,7 +206,7 @@ impl HttpKvApi {
     }
 
     /// Parses the member's id from `key`, the target of a `method` request.
-    fn id(&self, method: &str, key: &str) -> Result<NodeId, ErrorResponse> {
+    fn id(&self, method: &str, key: &str) -> Answer<NodeId> {
         let digits = key.get(1..).unwrap_or_default();
         parse_uint(digits).map_err(|error| {
             info!(self.logger, "Failed to convert ID for conf change ({})", error;
@@ -232,7 +216,7 @@ impl HttpKvApi {
     }
 }
 
-fn utf8(url: Bytes) -> Result<String, ErrorResponse> {
+fn utf8(url: Bytes) -> Answer<String> {
     String::from_utf8(url.into()).map_err(|_| {
         let why = "the body must be the member's peer URL in UTF-8";
         ErrorResponse::new(StatusCode::BAD_REQUEST, why)
@@ -308,7 +292,7 @@ fn key(target: &Uri) -> Option<Cow<'_, str>> {
     target.path_and_query().map(|path| Cow::Borrowed(path.as_str()))
 }
 
-fn consistency(headers: &HeaderMap, default: Consistency) -> Result<Consistency, ErrorResponse> {
+fn consistency(headers: &HeaderMap, default: Consistency) -> Answer<Consistency> {
     let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {
         (None, _) => Ok(default),

@@ -98,55 +98,24 @@ pub fn new_raft_node(
     let (commit_tx, commit_rx) = mpsc::unbounded_channel();
     let (done_tx, done_rx) = oneshot::channel();
     let (status_tx, status) = watch::channel(Status::default());
-    let port = port.into();
     let cluster = Arc::<ClusterWatch>::default();
-    let channels = Channels { propose_rx, read_rx, conf_change_rx, commit_tx };
-    let watched = cluster.clone();
-    tokio::spawn(async move {
-        let result = run(config, vfs, port, channels, status_tx, watched, &logger).await;
-        match &result {
-            Ok(()) => info!(logger, "the raft node stopped"),
-            Err(Error::Removed) => info!(logger, "{}", Error::Removed),
-            Err(error) => error!(logger, "the raft node stops: {}", error),
-        }
-        let _ = done_tx.send(result);
-    });
-    (commit_rx, RaftNodeHandle { status, cluster, done_rx, machine: None })
-}
-
-struct Channels {
-    propose_rx: mpsc::Receiver<Proposal>,
-    read_rx: mpsc::Receiver<ReadRequest>,
-    conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
-    commit_tx: mpsc::UnboundedSender<Commit>,
-}
-
-async fn run(
-    config: NodeConfig,
-    vfs: Arc<dyn Vfs>,
-    port: Port,
-    channels: Channels,
-    status_tx: watch::Sender<Status>,
-    cluster: Arc<ClusterWatch>,
-    logger: &Logger,
-) -> Result<()> {
-    if is_https(&config.url) != port.tls.is_some() {
-        let why = format!("the peer URL {} and the certificates do not go together", config.url);
-        return Err(Error::Config(why));
-    }
-    let election_timeout = config.tick * config.election_ticks as u32;
+    let port = port.into();
     let transport_config = TransportConfig {
         request_timeout: config.request_timeout,
         metrics: config.metrics.clone(),
         tls: port.tls.clone(),
-        status: status_tx.subscribe(),
-        cluster,
-        ..TransportConfig::new(election_timeout, config.boot)
+        status: status.clone(),
+        cluster: cluster.clone(),
+        ..TransportConfig::new(config.tick * config.election_ticks as u32, config.boot)
     };
-    let Channels { propose_rx, read_rx, conf_change_rx, commit_tx } = channels;
     let node_logger = logger.clone();
     let start = move || {
         let (tick, logger) = (config.tick, node_logger);
+        if is_https(&config.url) != transport_config.tls.is_some() {
+            let url = &config.url;
+            let why = format!("the peer URL {url} and the certificates do not go together");
+            return Err(Error::Config(why));
+        }
         let replayed = replay_wal(&config, vfs, &logger)?;
         let (inbound_tx, inbound_rx) = mpsc::channel(INBOUND_MAX);
         let (report_tx, report_rx) = mpsc::unbounded_channel();
@@ -170,10 +139,27 @@ async fn run(
         node.handle_ready()?;
         let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
         let next_tick = Instant::now() + tick;
-        let serving = Box::new(Serving { node, inputs, commit_tx, tick, next_tick });
-        Ok((serving, router, ended))
+        Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), router, ended))
     };
-    // The last of these resolves after the node, which owns the transport, was dropped.
+    tokio::spawn(async move {
+        let result = run(start, port, logger.clone()).await;
+        match &result {
+            Ok(()) => info!(logger, "the raft node stopped"),
+            Err(Error::Removed) => info!(logger, "{}", Error::Removed),
+            Err(error) => error!(logger, "the raft node stops: {}", error),
+        }
+        let _ = done_tx.send(result);
+    });
+    (commit_rx, RaftNodeHandle { status, cluster, done_rx, machine: None })
+}
+
+/// Runs a node from its `start`, which blocks, to its end. With the node come what the peer port serves
+/// and a future that resolves after the node, which owns the transport, was dropped.
+async fn run<E: Future<Output = ()> + Send + 'static>(
+    start: impl FnOnce() -> Result<(Box<Serving>, axum::Router, E)> + Send + 'static,
+    port: Port,
+    logger: Logger,
+) -> Result<()> {
     let (serving, router, transport_ended) = on_a_thread(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
@@ -183,7 +169,7 @@ async fn run(
         async {
             let _ = stop_rx.await;
         },
-        logger.clone(),
+        logger,
     ));
     let (mut serving, result) = serve_channels(serving).await;
     let result = on_a_thread(move || {
