@@ -313,8 +313,7 @@ pub enum Commit {
     Replayed,
 }
 
-/// The share of a batch of entries in the backlog of commitC. Dropping it, after the batch is applied,
-/// gives the bytes back to the node, which takes no more entries while the backlog is full.
+/// The share of a batch of entries in the backlog of commitC, to be dropped after the batch is applied.
 #[derive(Debug)]
 pub struct BacklogPermit {
     bytes: u64,

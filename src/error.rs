@@ -1,8 +1,7 @@
 //! The two error types: [`RequestError`] answers a request, [`Error`] stops a member.
 //!
 //! An error names both sides of a mismatch, the place, and the remedy. Impossible states assert
-//! instead. A failed write or sync is an [`Error`] that ends the process: the member neither retries it
-//! nor sends anything that depends on it.
+//! instead.
 
 use std::fmt::Display;
 use std::io;

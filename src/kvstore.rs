@@ -1,13 +1,7 @@
 //! The key-value store: a [`StateMachine`] with a hash map, the twin of the original's kvstore.go.
 //!
-//! It knows nothing of raft-rs or HTTP: bytes in, bytes out. A write leaves on proposeC as an encoded
-//! `Command` and returns on commitC, on every member, in the same order. Only then is it applied
-//! and answered.
-//!
-//! ```text
-//! KvStore::propose ─▶ Handle::propose_until ─▶ (raft) ─▶ Keys::apply ─▶ the output ─▶ the caller
-//! KvStore::lookup ──▶ Handle::wait_until_current ─▶ (raft) ─▶ the map ─▶ the caller
-//! ```
+//! It knows nothing of raft-rs or HTTP: bytes in, bytes out. [`state_machine`] shows the way of an
+//! encoded `Command` to [`Keys::apply`](StateMachine::apply), on every member in the same order.
 //!
 //! # Adding a command
 //! A new replicated command changes these places, in this order:
@@ -36,7 +30,7 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -185,22 +179,10 @@ pub struct Keys {
 
 /// The map, with a lock of its own: only looking up and replacing a pointer happens under it. Copying
 /// a large value, or reading a snapshot, does not keep lookups waiting.
-#[derive(Default)]
-struct Map(RwLock<HashSet<KeyValue>>);
+type Map = RwLock<HashSet<KeyValue>>;
 
-impl Map {
-    fn read(&self) -> RwLockReadGuard<'_, HashSet<KeyValue>> {
-        self.0.read().expect("no thread panics while it holds the map")
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashSet<KeyValue>> {
-        self.0.write().expect("no thread panics while it holds the map")
-    }
-
-    fn view(&self) -> View {
-        View(self.read().iter().cloned().collect())
-    }
-}
+/// Why the lock is never poisoned.
+const NO_PANIC: &str = "no thread panics while it holds the map";
 
 impl StateMachine for Keys {
     type Output = Acknowledged;
@@ -211,7 +193,7 @@ impl StateMachine for Keys {
                 let new = KeyValue::new(key, value, index, term);
                 let new_bytes = new.bytes();
                 // The guard is dropped at the end of this statement, before the old record is freed.
-                let old = self.map.write().replace(new);
+                let old = self.map.write().expect(NO_PANIC).replace(new);
                 self.metrics.keys.inc_by(i64::from(old.is_none()));
                 self.metrics.store_bytes.inc_by(new_bytes - old.map_or(0, |old| old.bytes()));
             }
@@ -224,7 +206,7 @@ impl StateMachine for Keys {
     }
 
     fn snapshot(&self) -> impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static {
-        let view = self.map.view();
+        let view = View::of(&self.map);
         move |file| view.write(file)
     }
 
@@ -236,7 +218,7 @@ impl StateMachine for Keys {
         })?;
         self.metrics.keys.set(map.len() as i64);
         self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
-        *self.map.write() = map;
+        *self.map.write().expect(NO_PANIC) = map;
         Ok(())
     }
 }
@@ -270,8 +252,7 @@ impl KvStore {
     /// Sets `key` to `value`, and returns once the write is acknowledged as `ack` says.
     ///
     /// # Errors
-    /// [`RequestError::Unavailable`] if nothing was proposed, [`RequestError::Unknown`] if the write
-    /// may still be applied. It is never proposed twice.
+    /// As [`Handle::propose`].
     pub async fn propose(
         &self,
         key: &[u8],
@@ -304,12 +285,12 @@ impl KvStore {
             Consistency::Linearizable => self.node.wait_until_current(deadline).await?,
             Consistency::Local => self.node.wait_until_replayed(deadline).await?,
         }
-        Ok(self.map.read().get(key).cloned())
+        Ok(self.map.read().expect(NO_PANIC).get(key).cloned())
     }
 
     /// The state at this moment.
     pub fn view(&self) -> View {
-        self.map.view()
+        View::of(&self.map)
     }
 
     /// The handle on the node: waiting for a current state, and membership.
@@ -331,6 +312,10 @@ impl Keys {
 pub struct View(Vec<KeyValue>);
 
 impl View {
+    fn of(map: &Map) -> Self {
+        Self(map.read().expect(NO_PANIC).iter().cloned().collect())
+    }
+
     /// The number of keys.
     pub fn keys(&self) -> usize {
         self.0.len()
@@ -447,6 +432,6 @@ mod tests {
         let logger = Logger::root(slog::Discard, slog::o!());
         let mut restored = Keys::new(&NodeConfig::default(), logger);
         restored.restore(&mut &file[..]).expect("a snapshot");
-        assert_eq!(restored.map.read().len(), ORDERED.len());
+        assert_eq!(restored.map.read().expect(NO_PANIC).len(), ORDERED.len());
     }
 }

@@ -54,9 +54,7 @@
 //!
 //! # How a member ends
 //! - In order: the last sender of proposeC is dropped. The node finishes its turn and closes commitC.
-//! - By a failed write or fdatasync: the error leaves `handle_ready` before anything that depends on the
-//!   frame is sent. It ends the task in [`raft_node::serve`]; `join` hands it to `main.rs`, which prints one
-//!   line and exits with status 1. Requests in flight are answered 503 or 504.
+//! - By a failed write or fdatasync: [`raft_node::journal`] has the steps.
 //! - By a panic in any thread: the process aborts, in release builds.
 //!
 //! # The parts, and what may import what

@@ -125,11 +125,4 @@ impl RaftNode {
             self.commits.send(Commit::Snapshot(request));
         }
     }
-
-    /// Announces the end of the replay, once this member has started.
-    pub(super) fn note_replayed(&mut self) {
-        if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
-            self.commits.note_applied(self.applied.index());
-        }
-    }
 }

@@ -6,7 +6,6 @@ use slog::{debug, info, warn};
 
 use super::bootstrap::{Start, first_entries, first_urls};
 use super::lifecycle::Lifecycle;
-use super::peers::Sequence;
 use super::validate::{Invalid, View, validate};
 use super::{NodeId, PeerReport, RaftNode, start_raft};
 use crate::channels::{ConfChangeRequest, Greeting, GreetingAnswer, PeerHeader, Proposal};
@@ -112,7 +111,7 @@ impl RaftNode {
                 let verdict = self.admit(&header)?;
                 if verdict.is_ok() {
                     self.count_received(header.from, bytes);
-                    if self.peers.is_new(header.from, Sequence::Batches, boot, number) {
+                    if self.peers.is_new_batch(header.from, boot, number) {
                         for message in messages {
                             self.step(&header, message, false);
                         }
@@ -124,9 +123,7 @@ impl RaftNode {
             }
             InboundBody::Snapshot { boot, number, message, answer } => {
                 let mut verdict = self.admit(&header)?;
-                if verdict.is_ok()
-                    && self.peers.is_new(header.from, Sequence::Snapshots, boot, number)
-                {
+                if verdict.is_ok() && self.peers.is_new_snapshot(header.from, boot, number) {
                     let id = self.journal.identity().cluster_id;
                     let raft_log = &self.raw_node.raft.raft_log;
                     verdict = self.snapshots.receive(&message, id, raft_log)?.map(|length| {

@@ -236,7 +236,9 @@ impl RaftNode {
             self.reads.take_states(read_states, &self.config);
         }
         self.snapshots.end_turn()?;
-        self.note_replayed();
+        if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
+            self.commits.note_applied(self.applied.index());
+        }
         for responders in self.reads.take_applied(self.applied.index()) {
             self.commits.send(Commit::Reads(responders));
         }

@@ -51,13 +51,6 @@ struct Peer {
     heartbeat_sent: Option<Instant>,
 }
 
-/// The two sequences of what a peer sends.
-#[derive(Clone, Copy)]
-pub(super) enum Sequence {
-    Batches,
-    Snapshots,
-}
-
 /// Lets each batch through once: a `MsgPropose` that is delivered twice would be applied twice.
 ///
 /// A late batch of an earlier run passes too, since raft allows for late messages. Two boot ids do not
@@ -154,13 +147,17 @@ impl Peers {
     }
 
     /// True if a batch of an admitted sender was not delivered before.
-    pub fn is_new(&mut self, from: NodeId, sequence: Sequence, boot: u64, number: u64) -> bool {
-        let peer = self.connected.get_mut(&from).expect("it was admitted");
-        let filter = match sequence {
-            Sequence::Batches => &mut peer.batches,
-            Sequence::Snapshots => &mut peer.snapshots,
-        };
-        filter.is_new(boot, number)
+    pub fn is_new_batch(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
+        self.admitted(from).batches.is_new(boot, number)
+    }
+
+    /// As [`is_new_batch`](Self::is_new_batch), for a snapshot.
+    pub fn is_new_snapshot(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
+        self.admitted(from).snapshots.is_new(boot, number)
+    }
+
+    fn admitted(&mut self, id: NodeId) -> &mut Peer {
+        self.connected.get_mut(&id).expect("it was admitted")
     }
 
     pub fn note_sent(&mut self, message: &Message) {

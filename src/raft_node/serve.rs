@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use raft::eraftpb::MessageType;
+use raft::eraftpb::{Message, MessageType};
 use slog::{Logger, error, info};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -227,21 +227,19 @@ impl Inputs {
 /// True for a read, and for the messages of a known member that carry reads and confirm them. Handling
 /// such an input writes nothing.
 fn is_read(input: &Input) -> bool {
+    use MessageType::*;
+    let is_of_read = |message: &Message| {
+        matches!(
+            message.get_msg_type(),
+            MsgReadIndex | MsgReadIndexResp | MsgHeartbeat | MsgHeartbeatResponse
+        )
+    };
     match input {
         Input::Read(_) => true,
-        Input::Inbound(inbound) => {
-            matches!(&inbound.body, InboundBody::Messages { messages, answer: None, .. } if {
-                messages.iter().all(|message| {
-                    matches!(
-                        message.get_msg_type(),
-                        MessageType::MsgReadIndex
-                            | MessageType::MsgReadIndexResp
-                            | MessageType::MsgHeartbeat
-                            | MessageType::MsgHeartbeatResponse
-                    )
-                })
-            })
-        }
+        Input::Inbound(inbound) => match &inbound.body {
+            InboundBody::Messages { messages, answer: None, .. } => messages.iter().all(is_of_read),
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -424,8 +422,6 @@ impl Serving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use raft::eraftpb::Message;
-
     use crate::channels::{
         Ack, Greeting, MemberRequest, NodeId, PeerHeader, Responder, SnapshotFile,
     };
