@@ -75,7 +75,7 @@ pub const PATCHES: [Patch; 8] = [
     Patch {
         name: "a proposal is taken in any term",
         file: "src/raft_node/validate.rs",
-        text: "message.log_term == view.term",
+        text: "message.log_term == raft.term",
         becomes: "message.log_term <= HIGHEST",
         seeds: 10_000,
     },
