@@ -358,7 +358,7 @@ pub struct SnapshotRequest {
 /// The two ends of a request between members, or of its response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerHeader {
-    /// The sender's cluster; 0 while a joining member does not know it.
+    /// The sender's cluster; 0 while it does not know it.
     pub cluster_id: u64,
     /// The sender.
     pub from: NodeId,
@@ -371,6 +371,9 @@ pub struct PeerHeader {
     pub moved: Index,
     /// The receiver; 0 in a greeting to a URL whose member is unknown.
     pub to: NodeId,
+    /// The incarnation that the message is for; 0 while the sender knows none, and counts on nothing
+    /// that the receiver has.
+    pub to_incarnation: u64,
 }
 
 /// What a member tells a peer before the first raft message.
@@ -378,15 +381,29 @@ pub struct PeerHeader {
 pub struct Greeting {
     /// The peer URLs of the first `--cluster` list; empty for a member that joined.
     pub first_urls: Vec<String>,
+    /// True once the sender takes part in raft.
+    pub begun: bool,
 }
 
 /// What a peer answers to a greeting.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GreetingAnswer {
-    /// True while the peer bootstraps, or has no raft state but its first entries.
-    pub beginning: bool,
+    /// True once the peer takes part in raft, in the cluster that its header names. Before, that id
+    /// says which first members it has agreed on; 0 while it waits for some.
+    pub begun: bool,
     /// True if the sender's id is a member in the peer's applied state.
     pub counts_as_member: bool,
+    /// What the sender's incarnation has acknowledged, if the peer leads.
+    pub acknowledged: Option<Matched>,
+}
+
+/// How much of the log a member has acknowledged to a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Matched {
+    /// The leader's term, in which it was acknowledged.
+    pub term: Term,
+    /// The last entry.
+    pub index: Index,
 }
 
 /// Why a member does not take a message.

@@ -198,13 +198,13 @@ mod tests {
         let cli = read("inspect -- -dir").expect("a command");
         let Some(Command::Inspect(inspect)) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(inspect.path, Path::new("-dir"));
-        let restore = "snapshot restore file -id 2 -cluster http://a:1,http://b:2 -cluster-id 0x5";
+        let restore = "snapshot restore file -peer-url http://a:1 -data-dir d";
         let Some(Command::Snapshot(SnapshotCommand::Restore(restore))) =
             read(restore).expect("a command").command
         else {
             panic!("it restores")
         };
-        assert_eq!((restore.id, restore.cluster.len(), restore.cluster_id), (2, 2, Some(5)));
+        assert_eq!((&*restore.peer_url, restore.data_dir.to_str()), ("http://a:1", Some("d")));
     }
 
     #[test]

@@ -1,17 +1,13 @@
-//! `raftexample snapshot restore`: makes a member of a new cluster from a backup.
+//! `raftexample snapshot restore`: makes a new cluster of one member from a backup.
 //!
 //! The backup is a snapshot file as [`storage::snapshotter`](crate::storage::snapshotter) describes it.
-//! Each first member of the new cluster is restored from the same file with the same `--cluster` list:
-//! it gets the snapshot, with the new members in it, and a log that starts after it. Indexes and terms
-//! continue from the backup's, so each value keeps the index and term of the entry that wrote it.
+//! Member 1 gets the snapshot, with itself as the only member, and a log that starts after it. Indexes
+//! and terms continue from the backup's, so each value keeps the index and term of the entry that wrote
+//! it. The other members are added to it and join, as to any cluster.
 //!
-//! # Isolation from other clusters
-//!
-//! By default the cluster id is a hash of the list and the backup. So the restored members accept each
-//! other, and refuse members of the backup's cluster and empty members with the same list, whose id is
-//! a hash of the list alone. If `--cluster-id` sets the id, incarnations separate them: half of each is
-//! that hash ([`restored_incarnation`]). Otherwise an empty member could bootstrap, and have other
-//! entries committed at the indexes of the backup.
+//! The member's incarnation is new, and so is the cluster's id, which is made from it. So a backup that
+//! is restored twice makes two clusters, whose members refuse each other, and those of the backup's
+//! cluster.
 //!
 //! # States after a crash
 //!
@@ -29,13 +25,12 @@ use clap::Args;
 use raft::eraftpb::HardState;
 
 use crate::codec;
-use crate::config::{check_members, parse_cluster_id};
+use crate::config::check_members;
 use crate::error::{Error, Result};
 use crate::kvstore::read_records;
-use crate::membership::{Members, SnapshotMembers, is_https, restored_incarnation};
-use crate::raft_node::replay::{
-    RESTORING, derived_cluster_id, lock, snap_dir, sync_above, wal_dir,
-};
+use crate::membership::{Members, SnapshotMembers};
+use crate::raft_node::bootstrap::{cluster_id, list_hash};
+use crate::raft_node::replay::{RESTORING, lock, snap_dir, sync_above, wal_dir};
 use crate::raft_node::validate::HIGHEST;
 use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
 use crate::storage::wal::{Identity, SnapshotId, Wal};
@@ -47,28 +42,17 @@ pub struct Restore {
     /// Backup made by `snapshot save`, or a copy of any .snap file
     pub file: PathBuf,
 
-    /// Id of the member to make: its position in --cluster, from 1
-    #[arg(long, env = "RAFTEXAMPLE_ID")]
-    pub id: u64,
+    /// Peer URL of the new cluster's first member
+    #[arg(long, value_name = "URL", env = "RAFTEXAMPLE_PEER_URL")]
+    pub peer_url: String,
 
-    /// Peer URLs of the new cluster's members, comma-separated; the same for each member
-    #[arg(
-        long,
-        value_name = "URLS",
-        value_delimiter = ',',
-        required = true,
-        env = "RAFTEXAMPLE_CLUSTER"
-    )]
-    pub cluster: Vec<String>,
-
-    /// Directory in which raftexample-ID and raftexample-ID-snap are created
+    /// Directory in which raftexample-1 and raftexample-1-snap are created
     #[arg(long, value_name = "DIR", default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
     pub data_dir: PathBuf,
-
-    /// Id of the new cluster, never used before [default: derived from --cluster and FILE]
-    #[arg(long, value_name = "ID", value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
-    pub cluster_id: Option<u64>,
 }
+
+/// The restored member.
+const ID: u64 = 1;
 
 impl Restore {
     /// Creates the member's directories, and writes one line about them to `out`.
@@ -77,56 +61,26 @@ impl Restore {
     /// [`Error::Config`] for invalid flags, [`Error::Corrupt`] and [`Error::Refused`] for an unusable
     /// backup, [`Error::Refused`] if the directories are not empty; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        check_members(self.id, &self.cluster)?;
-        if self.id > self.cluster.len() as u64 {
-            return Err(Error::Config(format!(
-                "--id {} is beyond the {} members in --cluster: restore those, and add others later with `member add`",
-                self.id,
-                self.cluster.len()
-            )));
-        }
-        if let Some(other) =
-            self.cluster.iter().find(|url| is_https(url) != is_https(&self.cluster[0]))
-        {
-            return Err(Error::Config(format!(
-                "--cluster mixes {other} and {}: use https:// in all URLs or in none",
-                self.cluster[0]
-            )));
-        }
+        check_members(ID, std::slice::from_ref(&self.peer_url))?;
         let files = ReadOnlyVfs::new(|_| {});
         let (backup, keys) = check_backup(&files, &self.file)?;
-        let identity = self.identity(&backup)?;
+        let incarnation = getrandom::u64()
+            .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
+        let identity = Identity {
+            cluster_id: cluster_id([(self.peer_url.as_str(), incarnation)].into_iter()),
+            member_id: ID,
+            incarnation,
+            first_urls_hash: list_hash(std::slice::from_ref(&self.peer_url)),
+        };
         self.write(Arc::new(DiskVfs), backup, &identity, &files)?;
         writeln!(
             out,
-            "restored member {} of cluster {:016x} from {}, {keys} keys; restore all members, then start them with --cluster {}",
-            self.id,
+            "restored member {ID} of cluster {:016x} from {}, {keys} keys; start it with --id {ID} --cluster {}, then add the others with `raftexample member add`",
             identity.cluster_id,
             self.file.display(),
-            self.cluster.join(",")
+            self.peer_url
         )
         .map_err(Error::io("write to", Path::new("standard output")))
-    }
-
-    /// The identity of the new member.
-    fn identity(&self, backup: &Backup) -> Result<Identity> {
-        let list = derived_cluster_id(&self.cluster);
-        let restoration = derived_cluster_id(&[&self.cluster[..], &[backup.name()]].concat());
-        let cluster_id = self.cluster_id.unwrap_or(restoration);
-        if cluster_id == backup.cluster_id || cluster_id == list {
-            let whose = if cluster_id == list { "empty members" } else { "the backup's cluster" };
-            return Err(Error::Config(format!(
-                "--cluster-id 0x{cluster_id:016x} is already the id of {whose}: choose another, or leave it out"
-            )));
-        }
-        let random = getrandom::u64()
-            .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
-        Ok(Identity {
-            cluster_id,
-            member_id: self.id,
-            incarnation: restored_incarnation(restoration, random),
-            first_urls_hash: list,
-        })
     }
 
     /// Writes the snapshot, then the log that names it.
@@ -137,8 +91,8 @@ impl Restore {
         identity: &Identity,
         files: &ReadOnlyVfs,
     ) -> Result<()> {
-        let wal_dir = wal_dir(&self.data_dir, self.id);
-        let snap_dir = snap_dir(&self.data_dir, self.id);
+        let wal_dir = wal_dir(&self.data_dir, ID);
+        let snap_dir = snap_dir(&self.data_dir, ID);
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
         vfs.create_dir_all(&wal_dir).map_err(Error::io("create directory", &wal_dir))?;
         sync_above(&*vfs, &self.data_dir)?;
@@ -151,12 +105,15 @@ impl Restore {
         let marked = vfs.create(&marker).and_then(|file| file.sync());
         marked.and_then(|()| vfs.sync_dir(&wal_dir)).map_err(Error::io("create", &marker))?;
 
-        let urls = (1..).zip(self.cluster.iter().cloned()).collect();
         let members = SnapshotMembers {
             cluster_id: identity.cluster_id,
-            voters: (1..=self.cluster.len() as u64).collect(),
+            voters: vec![ID],
             learners: Vec::new(),
-            members: Members { urls, ..Members::default() },
+            members: Members {
+                urls: [(ID, self.peer_url.clone())].into(),
+                incarnations: [(ID, identity.incarnation)].into(),
+                ..Members::default()
+            },
         };
         let SnapshotId { index, term } = backup.mark;
         let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir)?;
@@ -164,7 +121,7 @@ impl Restore {
         let again = load_file(files, &self.file)?;
         if (again.file.length, again.file.checksum) != (backup.length, backup.checksum) {
             return Err(Error::Refused(format!(
-                "{} was replaced while it was read: remove {} and {}, and restore all members from the same file",
+                "{} was replaced while it was read: remove {} and {}, and restore again",
                 self.file.display(),
                 wal_dir.display(),
                 snap_dir.display()
@@ -191,8 +148,7 @@ impl Restore {
             // A lock file alone is no data. Whether a member holds the lock is checked later.
             if let Some(name) = names.iter().find(|name| *name != "lock") {
                 return Err(Error::Refused(format!(
-                    "cannot restore member {} from {}: {} is not empty, it contains {name}; move {} and {} away, or choose another --data-dir",
-                    self.id,
+                    "cannot restore member {ID} from {}: {} is not empty, it contains {name}; move {} and {} away, or choose another --data-dir",
                     self.file.display(),
                     dir.display(),
                     wal_dir.display(),
@@ -207,17 +163,8 @@ impl Restore {
 /// A backup that was checked.
 struct Backup {
     mark: SnapshotId,
-    cluster_id: u64,
     length: u64,
     checksum: u32,
-}
-
-impl Backup {
-    /// Distinguishes it from other backups, and from URLs, which contain no space.
-    fn name(&self) -> String {
-        let Self { mark: SnapshotId { index, term }, cluster_id, length, checksum } = self;
-        format!("snapshot {term} {index} {cluster_id} {length} {checksum}")
-    }
 }
 
 /// Reads all of a backup. Returns its number of keys, too.
@@ -227,7 +174,7 @@ fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
     let refuse = |why: String| {
         Error::Refused(format!("cannot restore from {}: {why}; use another backup", path.display()))
     };
-    let members = SnapshotMembers::decode(&meta).map_err(|error| refuse(error.to_string()))?;
+    SnapshotMembers::decode(&meta).map_err(|error| refuse(error.to_string()))?;
     if !(1..HIGHEST).contains(&index) || !(1..HIGHEST).contains(&term) {
         return Err(refuse(format!("index {index} or term {term} is out of range")));
     }
@@ -237,11 +184,7 @@ fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
         Ok(())
     })
     .map_err(|error| refuse(format!("it does not contain keys and values: {error}")))?;
-    let backup = Backup {
-        mark: SnapshotId { index, term },
-        cluster_id: members.cluster_id,
-        length: file.length,
-        checksum: file.checksum,
-    };
+    let backup =
+        Backup { mark: SnapshotId { index, term }, length: file.length, checksum: file.checksum };
     Ok((backup, keys))
 }

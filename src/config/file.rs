@@ -289,7 +289,7 @@ mod tests {
     fn any_flag_can_be_set_by_its_long_name() {
         let text = r#"{
             "id": 2, "cluster": ["http://a:1", "http://b:2"], "port": 12380, "join": true,
-            "data-dir": "x", "host": "0.0.0.0", "peer-url": "http://b:2", "cluster-id": "0x77",
+            "data-dir": "x", "host": "0.0.0.0", "peer-url": "http://b:2", "lift-quarantine": true,
             "snapshot-count": 18446744073709551615, "ack": "proposed", "tick": "50ms"
         }"#;
         let config = read(text, "").expect("a good file");
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(config.data_dir.to_str(), Some("x"));
         assert_eq!(config.host.map(|host| host.to_string()).as_deref(), Some("0.0.0.0"));
         assert_eq!(config.own_url(), "http://b:2");
-        assert_eq!((config.cluster_id, config.snapshot_count), (Some(0x77), u64::MAX));
+        assert_eq!((config.lift_quarantine, config.snapshot_count), (true, u64::MAX));
         assert_eq!(config.tick, Duration::from_millis(50));
         assert_eq!(config.election_ticks, 10, "what is not set has its default");
         let config =

@@ -125,9 +125,20 @@ pub struct Config {
     #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_CLIENT_CA")]
     pub client_ca: Option<PathBuf>,
 
-    /// Id of the cluster, decimal or 0x… [default: derived from the first --cluster list]
-    #[arg(long, value_name = "ID", help_heading = CLUSTER, value_parser = parse_cluster_id, env = "RAFTEXAMPLE_CLUSTER_ID")]
-    pub cluster_id: Option<u64>,
+    /// Take part again with a directory that lost acknowledged entries; writes may be lost
+    #[arg(
+        long,
+        help_heading = CLUSTER,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new(),
+        action = ArgAction::Set,
+        env = "RAFTEXAMPLE_LIFT_QUARANTINE"
+    )]
+    pub lift_quarantine: bool,
 
     /// Entries between two snapshots; from 10,000 on, more if the last snapshot was large
     #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = SNAPSHOT_COUNT, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
@@ -212,18 +223,6 @@ fn read_parser() -> impl TypedValueParser<Value = Consistency> {
             .help("From this member's state, as the original does; it may be stale"),
     ]);
     names.map(|name| if name == "local" { Consistency::Local } else { Consistency::Linearizable })
-}
-
-pub(crate) fn parse_cluster_id(text: &str) -> std::result::Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    match parsed {
-        Ok(0) => Err("the cluster id must not be 0".into()),
-        Ok(cluster_id) => Ok(cluster_id),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// Adds the second dash to flags in Go's style: `-id` becomes `--id`. Arguments after `--` stay as they
@@ -453,7 +452,7 @@ impl Config {
             url: self.own_url(),
             cluster: self.cluster.clone(),
             join: self.join,
-            cluster_id: self.cluster_id,
+            lift_quarantine: self.lift_quarantine,
             data_dir: self.data_dir.clone(),
             snapshot_count: self.snapshot_count,
             snapshot_catch_up_entries: self.snapshot_catch_up_entries,
@@ -546,7 +545,6 @@ mod tests {
             ("--request-timeout 300000000000years".into(), "--request-timeout"),
             ("--request-timeout 0s".into(), "--request-timeout"),
             ("--election-ticks 9223372036854775808".into(), "--election-ticks"),
-            ("--cluster-id 0".into(), "must not be 0"),
             ("--port 99999".into(), "99999"),
         ] {
             let error = config(&flags).expect_err(&flags);

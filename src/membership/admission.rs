@@ -4,12 +4,13 @@
 //! before a byte of the body is read.
 //!
 //! # What stops a wiped member from coming back
-//! A new data directory draws a new incarnation. Every member records the first incarnation that it
-//! hears for an id, durably, and refuses any other one
-//! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412). A member
-//! without a log bootstraps: it takes no raft message and only greets the others. Such a refusal ends
-//! it with exit status 1, and the message says to remove its id and to add it under a new one. See
-//! `raft_node/bootstrap.rs`.
+//! A new data directory draws a new incarnation. The entry that gives a member its vote binds its id to
+//! one incarnation: the first entries of a cluster, and later each promotion. So every member that
+//! counts a vote or an acknowledgement knows whose it has to be, and refuses any other one
+//! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412), whether the
+//! two ever met or not. A member without a log bootstraps: it takes no raft message and only greets the
+//! others. Such a refusal ends it with exit status 1, and the message says to remove its id and to add
+//! it under a new one. See `raft_node/bootstrap.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,10 +18,6 @@ use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::members::Members;
 use super::urls::{check_url, is_https};
 use crate::channels::{Index, NodeId, PeerHeader, Refusal};
-
-/// How many ids that never were members may have a recorded incarnation. A sender that knows the
-/// cluster id is trusted, so this bounds only mistakes.
-const OTHER_INCARNATIONS_MAX: usize = 64;
 
 /// What this member is, for as long as it runs.
 #[derive(Clone, Debug)]
@@ -33,20 +30,15 @@ pub struct Own {
     pub url: String,
     /// Its list of first URLs; empty if it joined.
     pub first_urls: Vec<String>,
-    /// If it was restored from a snapshot, the cluster id of an empty member with the same list;
-    /// otherwise 0.
-    pub restored_list: u64,
 }
 
 /// An admitted sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
-    /// A member whose incarnation is recorded. Its messages are answered before the node handles them.
+    /// A member. Its messages are answered before the node handles them.
     Member,
-    /// Its incarnation is recorded, but it is not a member here, or not yet: the node decides.
-    Known,
-    /// No incarnation is recorded for it. The node records it durably before it answers.
-    New,
+    /// Not a member here, or not yet: the node decides.
+    Stranger,
 }
 
 /// Decides which senders may speak.
@@ -58,12 +50,10 @@ pub struct Admission {
 
 #[derive(Debug)]
 struct Known {
-    /// 0 while this member joins a cluster.
+    /// 0 while this member does not know its cluster.
     cluster_id: u64,
     /// The members, as applied here.
     members: Members,
-    /// The first incarnation heard for each id.
-    incarnations: BTreeMap<NodeId, u64>,
     /// Members whose requests name a move that is not applied here yet: the index of its entry, and
     /// the new URL.
     announced_moves: BTreeMap<NodeId, (Index, String)>,
@@ -72,17 +62,11 @@ struct Known {
 }
 
 impl Admission {
-    /// Admission as of a start: `members` and `incarnations` are those on disk.
-    pub fn new(
-        own: Own,
-        cluster_id: u64,
-        members: Members,
-        incarnations: BTreeMap<NodeId, u64>,
-    ) -> Self {
+    /// Admission as of a start: `members` are those on disk.
+    pub fn new(own: Own, cluster_id: u64, members: Members) -> Self {
         let known = Known {
             cluster_id,
             members,
-            incarnations,
             announced_moves: BTreeMap::new(),
             pending_moves: Vec::new(),
         };
@@ -97,7 +81,7 @@ impl Admission {
         self.known.write().expect("no thread panics while it holds the lock")
     }
 
-    /// The id of this member's cluster; 0 while it joins one.
+    /// The id of this member's cluster; 0 while it is unknown.
     pub fn cluster_id(&self) -> u64 {
         self.known().cluster_id
     }
@@ -107,16 +91,18 @@ impl Admission {
         self.known().members.clone()
     }
 
-    /// The recorded incarnation of `id`.
-    pub fn incarnation_of(&self, id: NodeId) -> Option<u64> {
-        self.known().incarnations.get(&id).copied()
+    /// The incarnation that member `id` is bound to; 0 if it is bound to none.
+    pub fn bound_incarnation(&self, id: NodeId) -> u64 {
+        self.known().members.incarnations.get(&id).copied().unwrap_or(0)
     }
 
-    /// True if the header has this member's cluster and the recorded incarnation of its sender.
-    pub fn is_known(&self, header: &PeerHeader) -> bool {
+    /// True if the header has this member's cluster, and its sender is bound to the incarnation in it.
+    /// A member that has just joined knows no bindings, and believes all of its cluster.
+    pub fn is_bound(&self, header: &PeerHeader) -> bool {
         let known = self.known();
+        let bound = &known.members.incarnations;
         header.cluster_id == known.cluster_id
-            && known.incarnations.get(&header.from) == Some(&header.incarnation)
+            && (bound.is_empty() || bound.get(&header.from) == Some(&header.incarnation))
     }
 
     /// The other members, each with the URL where it listens: that of an announced move, if it is
@@ -134,8 +120,16 @@ impl Admission {
         !self.known().pending_moves.is_empty()
     }
 
-    /// The header of a message from this member to member `to`.
-    pub fn header(&self, to: NodeId) -> PeerHeader {
+    /// True if this member's log moves the sender away from where it listens. Its answers do not
+    /// count from there: it may be a copy of the directory that moved.
+    pub fn is_moved_away(&self, header: &PeerHeader) -> bool {
+        let known = self.known();
+        let moves = known.pending_moves.iter().filter(|(id, _)| *id == header.from);
+        moves.last().is_some_and(|(_, url)| *url != header.url)
+    }
+
+    /// The header of a message from this member to the incarnation `to_incarnation` of member `to`.
+    pub fn header(&self, to: NodeId, to_incarnation: u64) -> PeerHeader {
         let known = self.known();
         PeerHeader {
             cluster_id: known.cluster_id,
@@ -147,6 +141,7 @@ impl Admission {
                 _ => 0,
             },
             to,
+            to_incarnation,
         }
     }
 
@@ -161,11 +156,6 @@ impl Admission {
         announced_moves.retain(|id, (index, _)| {
             members.urls.contains_key(id) && *index > members.moved_at(*id)
         });
-    }
-
-    /// Records the incarnation of an admitted sender, after it was made durable.
-    pub fn record(&self, id: NodeId, incarnation: u64) {
-        self.known_mut().incarnations.insert(id, incarnation);
     }
 
     /// Notes that an admitted sender announces a move: from now on it may speak only from there.
@@ -184,22 +174,28 @@ impl Admission {
         self.known().admit(&self.own, header)
     }
 
-    /// Admits the sender of a greeting: it may not know this member's id yet, and a joiner does not
-    /// know the cluster's.
+    /// Admits the sender of a greeting, which may not know this member's id yet. Its cluster is not
+    /// checked: before a member has begun, that id says only what it has agreed on.
     ///
     /// # Errors
     /// The refusal to answer with.
     pub fn admit_greeting(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
         let known = self.known();
         let header = PeerHeader {
-            cluster_id: match header.cluster_id {
-                0 => known.cluster_id,
-                cluster_id => cluster_id,
-            },
+            cluster_id: known.cluster_id,
             to: if header.to == 0 { self.own.id } else { header.to },
             ..header.clone()
         };
-        known.admit(&self.own, &header)
+        known.check_ends(&self.own, &header)?;
+        known.admit_sender(&self.own, &header)
+    }
+
+    /// Checks that a sender belongs to this member's cluster.
+    ///
+    /// # Errors
+    /// [`Refusal::Mismatch`] naming both.
+    pub fn check_cluster(&self, header: &PeerHeader) -> Result<(), Refusal> {
+        self.known().check_cluster(&self.own, header)
     }
 }
 
@@ -212,13 +208,21 @@ impl Known {
     }
 
     fn admit(&self, own: &Own, header: &PeerHeader) -> Result<Sender, Refusal> {
-        if own.restored_list != 0 && header.cluster_id == own.restored_list {
+        if self.cluster_id == 0 {
+            return Err(Refusal::NotReady(format!("member {} has not begun yet", own.id)));
+        }
+        self.check_ends(own, header)?;
+        if ![0, own.incarnation].contains(&header.to_incarnation) {
             return Err(Refusal::Mismatch(format!(
-                "this is member {} of cluster {:016x}, which was restored from a snapshot, and member {} was not: stop it, remove its directories, and make them with `raftexample snapshot restore` from the same file",
-                own.id, self.cluster_id, header.from
+                "this is member {} with the data directory {:016x}, the message is for {:016x}",
+                own.id, own.incarnation, header.to_incarnation
             )));
         }
-        if header.cluster_id != self.cluster_id || self.cluster_id == 0 {
+        self.admit_sender(own, header)
+    }
+
+    fn check_cluster(&self, own: &Own, header: &PeerHeader) -> Result<(), Refusal> {
+        if header.cluster_id != self.cluster_id {
             return Err(Refusal::Mismatch(format!(
                 "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}",
                 own.id,
@@ -230,13 +234,18 @@ impl Known {
                 header.cluster_id
             )));
         }
+        Ok(())
+    }
+
+    fn check_ends(&self, own: &Own, header: &PeerHeader) -> Result<(), Refusal> {
+        self.check_cluster(own, header)?;
         if header.to != own.id {
             return Err(Refusal::Mismatch(format!(
                 "this is member {}, the message is for member {}",
                 own.id, header.to
             )));
         }
-        self.admit_sender(own, header)
+        Ok(())
     }
 
     fn admit_sender(&self, own: &Own, header: &PeerHeader) -> Result<Sender, Refusal> {
@@ -265,21 +274,19 @@ impl Known {
         if let Some(index) = self.members.removed.get(&id) {
             return Err(Refusal::Removed { id, index: *index });
         }
-        let incarnation = self.incarnations.get(&id);
-        if let Some(known) = incarnation
-            && *known != header.incarnation
+        if let Some(bound) = self.members.incarnations.get(&id)
+            && *bound != header.incarnation
         {
             return Err(Refusal::OtherIncarnation(format!(
-                "member {id} is known with the data directory {known:016x}, not {:016x}: if its data is lost, DELETE /{id} on another member and add it under a new id",
+                "member {id} has the data directory {bound:016x}, not {:016x}: if its data is lost, DELETE /{id} on another member and add it under a new id",
                 header.incarnation
             )));
         }
         self.check_place(header)?;
-        match incarnation {
-            Some(_) if self.members.urls.contains_key(&id) => Ok(Sender::Member),
-            Some(_) => Ok(Sender::Known),
-            None => self.admit_new(own, header),
-        }
+        Ok(match self.members.urls.contains_key(&id) {
+            true => Sender::Member,
+            false => Sender::Stranger,
+        })
     }
 
     /// Refuses a member at a URL where it does not listen: a copy of its directory has its incarnation
@@ -301,40 +308,6 @@ impl Known {
         }
         Ok(())
     }
-
-    /// Admits a sender without a recorded incarnation.
-    fn admit_new(&self, own: &Own, header: &PeerHeader) -> Result<Sender, Refusal> {
-        let id = header.from;
-        // The state of a first member from another origin contradicts this cluster's entries.
-        let is_not_restored = own.restored_list != 0
-            && id <= own.first_urls.len() as u64
-            && restoration(header.incarnation) != restoration(own.incarnation);
-        if is_not_restored {
-            return Err(Refusal::OtherIncarnation(format!(
-                "member {id} was not restored from the snapshot that this cluster was restored from: remove its directories, and make them with `raftexample snapshot restore` from the same file"
-            )));
-        }
-        let is_other = |id: &&NodeId| {
-            !self.members.urls.contains_key(id) && !self.members.removed.contains_key(id)
-        };
-        let others = self.incarnations.keys().filter(is_other).count();
-        if !self.members.urls.contains_key(&id) && others >= OTHER_INCARNATIONS_MAX {
-            return Err(Refusal::NotReady(format!(
-                "member {id} is unknown, and so are {others} other senders: add it first"
-            )));
-        }
-        Ok(Sender::New)
-    }
-}
-
-/// The incarnation of a restored member: the upper half names the restoration, which is one file and
-/// one list of members, and the lower half is random.
-pub fn restored_incarnation(restoration: u64, random: u64) -> u64 {
-    restoration >> 32 << 32 | random & u64::from(u32::MAX)
-}
-
-fn restoration(incarnation: u64) -> u64 {
-    incarnation >> 32
 }
 
 #[cfg(test)]
@@ -347,26 +320,24 @@ mod tests {
     }
 
     fn add(members: &mut Members, id: NodeId) {
-        members.apply(&MemberChange::AddVoter { id, url: url(id) }, id);
+        members.apply(&MemberChange::AddLearner { id, url: url(id) }, id);
     }
 
     fn remove(members: &mut Members, id: NodeId, index: Index) {
         members.apply(&MemberChange::Remove { id }, index);
     }
 
-    /// Member 1 of three. It has heard member 2, and member 4, which was removed.
+    /// Member 1 of three, of which member 3 is a learner. Member 4 was removed.
     fn admission() -> Admission {
         let mut members = Members::default();
         (1..=4).for_each(|id| add(&mut members, id));
+        for id in [1, 2] {
+            members.apply(&MemberChange::Promote { id, incarnation: 100 + id }, 10 + id);
+        }
         remove(&mut members, 4, 20);
-        let own = Own {
-            id: 1,
-            incarnation: 101,
-            url: url(1),
-            first_urls: (1..=3).map(url).collect(),
-            restored_list: 0,
-        };
-        Admission::new(own, 0xc1, members, [(2, 102), (4, 104)].into())
+        let own =
+            Own { id: 1, incarnation: 101, url: url(1), first_urls: (1..=3).map(url).collect() };
+        Admission::new(own, 0xc1, members)
     }
 
     fn from(id: NodeId) -> PeerHeader {
@@ -377,6 +348,7 @@ mod tests {
             url: url(id),
             moved: 0,
             to: 1,
+            to_incarnation: 101,
         }
     }
 
@@ -384,16 +356,21 @@ mod tests {
     fn every_part_of_a_header_decides_whether_it_is_admitted() {
         let admission = admission();
         assert_eq!(admission.admit(&from(2)), Ok(Sender::Member));
-        assert_eq!(admission.admit(&from(3)), Ok(Sender::New));
-        assert_eq!(admission.admit(&from(9)), Ok(Sender::New), "this member may lag");
+        assert_eq!(admission.admit(&from(3)), Ok(Sender::Member));
+        let wiped = PeerHeader { incarnation: 5, ..from(3) };
+        assert_eq!(admission.admit(&wiped), Ok(Sender::Member), "a learner is bound to none");
+        let anyone = PeerHeader { to_incarnation: 0, ..from(2) };
+        assert_eq!(admission.admit(&anyone), Ok(Sender::Member), "it knows no incarnation of us");
+        assert_eq!(admission.admit(&from(9)), Ok(Sender::Stranger), "this member may lag");
         assert_eq!(admission.admit(&from(4)), Err(Refusal::Removed { id: 4, index: 20 }));
         let elsewhere = PeerHeader { url: url(7), ..from(9) };
-        assert_eq!(admission.admit(&elsewhere), Ok(Sender::New), "it has no replicated URL");
+        assert_eq!(admission.admit(&elsewhere), Ok(Sender::Stranger), "it has no replicated URL");
 
         let mismatches = [
             ("another cluster", PeerHeader { cluster_id: 0xc2, ..from(2) }),
             ("no cluster", PeerHeader { cluster_id: 0, ..from(2) }),
             ("another receiver", PeerHeader { to: 2, ..from(2) }),
+            ("another directory of ours", PeerHeader { to_incarnation: 5, ..from(2) }),
             ("no receiver", PeerHeader { to: 0, ..from(2) }),
             ("no sender", from(0)),
             ("no URL", PeerHeader { url: String::new(), ..from(2) }),
@@ -426,19 +403,24 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_may_omit_cluster_and_receiver_and_nothing_else() {
+    fn a_greeting_may_omit_receiver_and_cluster_and_nothing_else() {
         let admission = admission();
-        let open = |header| PeerHeader { cluster_id: 0, to: 0, ..header };
+        let open = |header| PeerHeader { cluster_id: 0, to: 0, to_incarnation: 0, ..header };
         assert_eq!(admission.admit_greeting(&from(2)), Ok(Sender::Member));
         assert_eq!(admission.admit_greeting(&open(from(2))), Ok(Sender::Member));
-        assert_eq!(admission.admit_greeting(&open(from(3))), Ok(Sender::New));
-        assert_eq!(admission.admit_greeting(&open(from(9))), Ok(Sender::New));
+        assert_eq!(admission.admit_greeting(&open(from(3))), Ok(Sender::Member));
+        assert_eq!(admission.admit_greeting(&open(from(9))), Ok(Sender::Stranger));
+        let elsewhere = PeerHeader { cluster_id: 0xc2, ..open(from(9)) };
+        assert_eq!(admission.admit_greeting(&elsewhere), Ok(Sender::Stranger), "agreed on");
+        assert!(matches!(admission.check_cluster(&elsewhere), Err(Refusal::Mismatch(_))));
         let refusal = admission.admit_greeting(&open(from(4)));
         assert_eq!(refusal, Err(Refusal::Removed { id: 4, index: 20 }));
-        let refusal = admission.admit_greeting(&open(PeerHeader { incarnation: 5, ..from(2) }));
-        assert!(matches!(refusal, Err(Refusal::OtherIncarnation(_))), "{refusal:?}");
+        for cluster_id in [0, 0xc1, 0xc2] {
+            let wiped = PeerHeader { incarnation: 5, cluster_id, ..open(from(2)) };
+            let refusal = admission.admit_greeting(&wiped);
+            assert!(matches!(refusal, Err(Refusal::OtherIncarnation(_))), "{refusal:?}");
+        }
         for (what, header) in [
-            ("another cluster", PeerHeader { cluster_id: 0xc2, to: 0, ..from(2) }),
             ("another receiver", PeerHeader { cluster_id: 0, to: 2, ..from(2) }),
             ("another URL", open(PeerHeader { url: url(7), ..from(2) })),
             ("ourselves", open(from(1))),
@@ -446,48 +428,20 @@ mod tests {
             let refusal = admission.admit_greeting(&header);
             assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{what}: {refusal:?}");
         }
-        // Two joiners know no cluster, so neither can admit the other.
-        admission.update(0, &admission.members(), Vec::new());
-        let refusal = admission.admit_greeting(&open(from(9)));
-        assert!(matches!(refusal, Err(Refusal::Mismatch(_))), "{refusal:?}");
+        admission.update(0, &Members::default(), Vec::new());
+        assert_eq!(admission.admit_greeting(&open(from(9))), Ok(Sender::Stranger));
+        assert!(matches!(admission.admit(&open(from(9))), Err(Refusal::NotReady(_))));
     }
 
-    /// The incarnations of removed members stay recorded.
     #[test]
-    fn any_number_of_removed_ids_keeps_no_new_sender_out() {
+    fn answers_count_only_from_where_the_log_moves_a_member() {
         let admission = admission();
-        let mut members = admission.members();
-        for id in 100..200 {
-            add(&mut members, id);
-            remove(&mut members, id, id + 1);
-            admission.record(id, id);
-        }
-        admission.update(0xc1, &members, Vec::new());
-        assert_eq!(admission.admit(&from(9)), Ok(Sender::New));
-        assert_eq!(admission.admit_greeting(&from(9)), Ok(Sender::New));
-    }
-
-    #[test]
-    fn a_restored_member_admits_first_members_of_its_restoration() {
-        const RESTORATION: u64 = 0xabcd_ef01_2345_6789;
-        let incarnation = |random| restored_incarnation(RESTORATION, random);
-        let empty = admission();
-        let own = Own { restored_list: 0xc0, incarnation: incarnation(1), ..empty.own.clone() };
-        let admission = Admission::new(own, 0xc1, empty.members(), BTreeMap::new());
-        let restored = |id| PeerHeader { incarnation: incarnation(id), ..from(id) };
-        assert_eq!(admission.admit(&restored(2)), Ok(Sender::New));
-        assert_eq!(admission.admit_greeting(&restored(3)), Ok(Sender::New));
-        assert_eq!(admission.admit(&from(9)), Ok(Sender::New), "it joined later");
-        for refusal in [admission.admit(&from(3)), admission.admit_greeting(&from(3))] {
-            let Err(Refusal::OtherIncarnation(why)) = refusal else { panic!("{refusal:?}") };
-            assert!(why.contains("snapshot restore"), "it says what to do: {why}");
-        }
-        // An empty first member uses the cluster id of the list.
-        let empty = PeerHeader { cluster_id: 0xc0, ..from(3) };
-        for refusal in [admission.admit(&empty), admission.admit_greeting(&empty)] {
-            let Err(Refusal::Mismatch(why)) = refusal else { panic!("{refusal:?}") };
-            assert!(why.contains("snapshot restore"), "it says what to do: {why}");
-        }
+        assert!(!admission.is_moved_away(&from(2)));
+        admission.update(0xc1, &admission.members(), vec![(3, url(8)), (2, url(7))]);
+        assert!(admission.is_moved_away(&from(2)));
+        assert!(!admission.is_moved_away(&PeerHeader { url: url(7), ..from(2) }));
+        assert!(!admission.is_moved_away(&from(9)));
+        assert_eq!(admission.admit(&from(2)), Ok(Sender::Member), "the move may come to nothing");
     }
 
     #[test]
@@ -518,18 +472,5 @@ mod tests {
         assert!(matches!(admission.admit(&unaware), Err(Refusal::Mismatch(_))));
         admission.update(0xc1, &members, vec![(2, url(9))]);
         assert_eq!(admission.admit(&unaware), Ok(Sender::Member));
-    }
-
-    #[test]
-    fn the_recorded_ids_that_never_were_members_are_bounded() {
-        let admission = admission();
-        for id in 1000..1000 + OTHER_INCARNATIONS_MAX as u64 {
-            assert_eq!(admission.admit(&from(id)), Ok(Sender::New), "{id}");
-            admission.record(id, 100 + id);
-        }
-        let refusal = admission.admit(&from(9));
-        assert!(matches!(refusal, Err(Refusal::NotReady(_))), "{refusal:?}");
-        assert_eq!(admission.admit(&from(1000)), Ok(Sender::Known), "recorded before");
-        assert_eq!(admission.admit(&from(3)), Ok(Sender::New), "a member is always admitted");
     }
 }

@@ -21,11 +21,15 @@ pub enum MemberChange {
         id: NodeId,
         /// Its peer URL.
         url: String,
+        /// Its data directory.
+        incarnation: u64,
     },
     /// Give a learner a vote.
     Promote {
         /// The learner.
         id: NodeId,
+        /// The data directory whose progress was counted: no other one votes as this member.
+        incarnation: u64,
     },
     /// Change where a member listens for its peers. This means nothing to raft.
     Move {
@@ -56,39 +60,51 @@ impl MemberChange {
         let mut conf_change = ConfChange::default();
         conf_change.merge_from_bytes(data).map_err(|error| error.to_string())?;
         let id = conf_change.node_id;
-        let url = || {
-            std::str::from_utf8(&conf_change.context)
-                .map(str::to_owned)
+        let url_in = |bytes: &[u8]| {
+            String::from_utf8(bytes.to_vec())
                 .map_err(|_| format!("the URL of member {id} is not UTF-8"))
         };
+        let context = &conf_change.context[..];
+        // The changes that bind an id to a directory begin with its incarnation.
+        let bound = || match context.split_first_chunk() {
+            Some((incarnation, rest)) => Ok((u64::from_le_bytes(*incarnation), rest)),
+            None => Err(format!("the incarnation of member {id} is missing")),
+        };
         let change = match (conf_change.get_change_type(), conf_change.id) {
-            (ConfChangeType::AddNode, AS_NAMED) => Self::AddVoter { id, url: url()? },
-            (ConfChangeType::AddNode, PROMOTION) => Self::Promote { id },
-            (ConfChangeType::AddNode, MOVE) => Self::Move { id, url: url()? },
-            (ConfChangeType::AddLearnerNode, AS_NAMED) => Self::AddLearner { id, url: url()? },
+            (ConfChangeType::AddNode, AS_NAMED) => {
+                let (incarnation, url) = bound()?;
+                Self::AddVoter { id, url: url_in(url)?, incarnation }
+            }
+            (ConfChangeType::AddNode, PROMOTION) => Self::Promote { id, incarnation: bound()?.0 },
+            (ConfChangeType::AddNode, MOVE) => Self::Move { id, url: url_in(context)? },
+            (ConfChangeType::AddLearnerNode, AS_NAMED) => {
+                Self::AddLearner { id, url: url_in(context)? }
+            }
             (ConfChangeType::RemoveNode, AS_NAMED) => Self::Remove { id },
             (change, kind) => return Err(format!("{change:?} of kind {kind} for member {id}")),
         };
         Ok((conf_change, change))
     }
 
-    /// Raft's form of the change. As in the original, the URL is the context.
+    /// Raft's form of the change. As in the original, the URL is in the context.
     pub fn to_conf_change(&self) -> ConfChange {
-        let (kind, change_type, id, url) = match self {
+        let bound =
+            |incarnation: &u64, url: &str| [&incarnation.to_le_bytes(), url.as_bytes()].concat();
+        let (kind, change_type, id, context) = match self {
             Self::AddLearner { id, url } => {
-                (AS_NAMED, ConfChangeType::AddLearnerNode, id, &url[..])
+                (AS_NAMED, ConfChangeType::AddLearnerNode, id, url.clone().into_bytes())
             }
-            Self::AddVoter { id, url } => (AS_NAMED, ConfChangeType::AddNode, id, &url[..]),
-            Self::Promote { id } => (PROMOTION, ConfChangeType::AddNode, id, ""),
-            Self::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, &url[..]),
-            Self::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, ""),
+            Self::AddVoter { id, url, incarnation } => {
+                (AS_NAMED, ConfChangeType::AddNode, id, bound(incarnation, url))
+            }
+            Self::Promote { id, incarnation } => {
+                (PROMOTION, ConfChangeType::AddNode, id, bound(incarnation, ""))
+            }
+            Self::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, url.clone().into_bytes()),
+            Self::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, Vec::new()),
         };
-        let mut conf_change = ConfChange {
-            id: kind,
-            node_id: *id,
-            context: url.to_owned().into(),
-            ..ConfChange::default()
-        };
+        let mut conf_change =
+            ConfChange { id: kind, node_id: *id, context: context.into(), ..ConfChange::default() };
         conf_change.set_change_type(change_type);
         conf_change
     }

@@ -22,6 +22,8 @@ pub struct Members {
     pub learners: BTreeSet<NodeId>,
     /// For each member that moved, the index of the entry that set its current URL.
     pub moved: BTreeMap<NodeId, Index>,
+    /// The data directory of each voter. A learner is bound to one by its promotion.
+    pub incarnations: BTreeMap<NodeId, u64>,
 }
 
 /// What a client's request means in the current state.
@@ -66,7 +68,7 @@ impl Members {
     /// 400 if no state allows the change, 410 for a removed id, 409 if this state does not allow it.
     pub fn check(&self, change: &MemberChange) -> Result<bool, RequestError> {
         match change {
-            MemberChange::AddLearner { id, url } | MemberChange::AddVoter { id, url } => {
+            MemberChange::AddLearner { id, url } | MemberChange::AddVoter { id, url, .. } => {
                 self.check_listener(*id, url)?;
                 if let Some(known) = self.urls.get(id) {
                     return Err(RequestError::Conflict(format!(
@@ -76,7 +78,7 @@ impl Members {
                 self.check_url(url)?;
                 Ok(true)
             }
-            MemberChange::Promote { id } if !self.learners.contains(id) => {
+            MemberChange::Promote { id, .. } if !self.learners.contains(id) => {
                 Err(RequestError::Conflict(format!("{id} is no learner")))
             }
             MemberChange::Promote { .. } => Ok(true),
@@ -151,11 +153,13 @@ impl Members {
                 self.urls.insert(*id, url.clone());
                 self.learners.insert(*id);
             }
-            MemberChange::AddVoter { id, url } => {
+            MemberChange::AddVoter { id, url, incarnation } => {
                 self.urls.insert(*id, url.clone());
+                self.incarnations.insert(*id, *incarnation);
             }
-            MemberChange::Promote { id } => {
+            MemberChange::Promote { id, incarnation } => {
                 self.learners.remove(id);
+                self.incarnations.insert(*id, *incarnation);
             }
             MemberChange::Move { id, url } => {
                 self.urls.insert(*id, url.clone());
@@ -165,6 +169,7 @@ impl Members {
                 self.urls.remove(id);
                 self.learners.remove(id);
                 self.moved.remove(id);
+                self.incarnations.remove(id);
                 self.removed.insert(*id, index);
             }
         }
@@ -333,7 +338,7 @@ mod tests {
         assert!(matches!(state.check(&moved), Err(Conflict(why)) if why.contains("begin alike")));
 
         // A learner has no say, so it is nobody's to wait for.
-        let learner = MemberChange::Promote { id: 4 };
+        let learner = MemberChange::Promote { id: 4, incarnation: 104 };
         assert_eq!(state.learners, BTreeSet::from([4]));
         assert!(matches!(state.decide(&MemberRequest::Lead { to: Some(4) }), Err(Conflict(_))));
         assert_eq!(state.check(&learner), Ok(true));

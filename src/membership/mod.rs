@@ -6,8 +6,8 @@
 //!
 //! # Ids and incarnations
 //! An id is used once. A removed id stays in the removed set, because a member that was offline may
-//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory; each member
-//! records the first incarnation that it hears for an id. So a member that lost its directory, with
+//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory. The entry that
+//! gives a member its vote binds its id to one incarnation. So a member that lost its directory, with
 //! the votes and the entries in it, cannot pass for its former self (raft-rs panics otherwise:
 //! `to_commit out of range`).
 
@@ -16,7 +16,7 @@ mod changes;
 mod members;
 mod urls;
 
-pub use admission::{Admission, Own, Sender, restored_incarnation};
+pub use admission::{Admission, Own, Sender};
 pub use changes::MemberChange;
 pub use members::{Members, SnapshotData, SnapshotMembers, Verdict, majority};
 pub use urls::{authority, check_url, is_https};

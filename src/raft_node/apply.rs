@@ -9,7 +9,7 @@ use super::lifecycle::{Leaving, Lifecycle};
 use super::snapshots::snapshot_id;
 use super::{RaftNode, holds_change};
 use crate::channels::{Commit, CommittedEntry, RequestId};
-use crate::error::Result;
+use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::membership::MemberChange;
 use crate::storage::log::entry_bytes;
 
@@ -73,7 +73,7 @@ impl RaftNode {
     fn apply_change(&mut self, entry: &Entry) {
         let own = self.config.id;
         let (applied, raw_node) = (&mut self.applied, &mut self.raw_node);
-        let change = changes::apply(entry, applied, raw_node, own, &self.logger);
+        let change = changes::apply(entry, applied, raw_node, &self.peers, own, &self.logger);
         match &change {
             Err(_) | Ok(None) => {}
             Ok(Some(MemberChange::Remove { id })) if *id == own => {
@@ -87,6 +87,17 @@ impl RaftNode {
         self.changes.answer(entry, change.map(|_| ()));
     }
 
+    /// Stops this member if its vote is bound to another directory.
+    pub(super) fn check_own_binding(&self) -> Result<()> {
+        let (id, own) = (self.config.id, self.journal.identity().incarnation);
+        match self.applied.members().incarnations.get(&id) {
+            Some(bound) if *bound != own => Err(Error::Refused(format!(
+                "member {id} got its vote with the data directory {bound:016x}, and this is {own:016x}; {REPLACE_MEMBER}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Connects the members, after telling admission who they are.
     pub(super) fn connect_members(&mut self) {
         self.update_admission();
@@ -95,7 +106,10 @@ impl RaftNode {
 
     /// Tells admission what is applied and what the log will move.
     pub(super) fn update_admission(&self) {
-        let cluster_id = self.journal.identity().cluster_id;
+        let cluster_id = match &self.lifecycle {
+            Lifecycle::Bootstrapping(bootstrap) => bootstrap.cluster_id(),
+            _ => self.journal.identity().cluster_id,
+        };
         let moves = changes::pending_moves(self.raw_node.store(), &self.applied);
         self.peers.admission().update(cluster_id, self.applied.members(), moves);
     }

@@ -2,153 +2,253 @@
 //!
 //! A member that lost its data directory looks like a new one, and would vote a second time. So a
 //! member whose log holds nothing but its identity bootstraps: it greets the other members and answers
-//! their greetings, but takes no raft message. It starts when all of these hold:
+//! their greetings, but takes no raft message.
 //!
-//! * no answer knows its id under another incarnation, or as removed;
-//! * no answer comes from a member with another first list;
-//! * without `--join`: every other URL of the list has answered, or the answers come from members that
-//!   bootstrap too and, with this member, are a majority of the list;
-//! * with `--join`: a member that counts this id as a member has answered.
+//! # A new cluster
+//! It is begun by all of its first members, because a majority could not tell two lives of one list
+//! apart. Each has a *table*: the incarnation of every first member.
 //!
-//! A peer that sends raft messages is greeted too, because all members that the list names may be gone.
-//! Its answer cannot start this member; it can only refuse it.
+//! 1. A member learns another's incarnation from the answer to its own greeting at the listed URL, and
+//!    from nowhere else. It is durable before anything depends on it.
+//! 2. Until the table is complete, a newer incarnation replaces a recorded one: nobody can have begun.
+//!    A complete table is final, also across restarts.
+//! 3. List and table make the cluster id. A member with a complete table names it in every answer.
+//! 4. A member begins when every other one has answered with the same id. It also begins when one that
+//!    has begun answers or speaks under that id: then all had answered.
 //!
-//! A first member that has written its first entries and seen no election still counts as
-//! bootstrapping. Otherwise the first of two members that start together would keep the other one
-//! waiting until the third is there.
+//! A member that was wiped in between has another incarnation than the tables say. If nobody has begun,
+//! nobody can, nothing was acknowledged, and all members say so. A member that has begun refuses it, as
+//! it refuses every wiped member.
 //!
 //! First members then write what the original's StartNode writes: one addition for each of them, at
-//! term 1, committed, the same on all.
+//! term 1, committed, the same on all. The additions hold the incarnations, so these are replicated
+//! state from then on.
+//!
+//! # Joining
+//! With `--join`, a member begins when one that counts its id as a member has answered, in the cluster
+//! of that one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Entry, EntryType, HardState};
 use slog::{Logger, warn};
 
-use super::{NodeConfig, PeerReport};
+use super::journal::Journal;
+use super::{NodeConfig, NodeId, PeerReport};
 use crate::channels::{GreetingAnswer, PeerHeader, Refusal};
 use crate::error::{Error, Result};
-use crate::membership::{MemberChange, majority};
+use crate::membership::MemberChange;
 
-/// Senders of raft messages that are greeted in addition to the list.
-const CALLERS_MAX: usize = 8;
+/// What an operator does if the first members can never agree.
+const BEGIN_AGAIN: &str = "nobody has begun and nothing was acknowledged: stop all members, remove the directories of all of them, and start them again";
 
 /// What a bootstrapping member has found out.
 pub(super) struct Bootstrap {
-    /// The last answer from each of the other URLs, with the sender's header; or why there is none.
-    answers: BTreeMap<String, std::result::Result<(PeerHeader, GreetingAnswer), String>>,
-    /// The URLs of peers that sent raft messages and are not in the list.
-    callers: BTreeSet<String>,
+    /// The other URLs of the list, each with its position's id.
+    others: BTreeMap<String, NodeId>,
+    /// The incarnations of the first members, this one included, as they are on disk.
+    table: BTreeMap<NodeId, u64>,
+    /// The cluster id that list and table make; 0 while the table is not complete, or if this member
+    /// joins.
+    cluster_id: u64,
+    /// The members that have answered with this id.
+    agreed: BTreeSet<NodeId>,
+    /// The cluster of a member that has begun and lets this one begin.
+    begun_in: Option<u64>,
+    /// Why each of the other URLs does not count yet.
+    missing: BTreeMap<String, String>,
     /// What was logged last, so that it is logged once.
     logged: String,
 }
 
 /// How a bootstrap ends.
 pub(super) enum Start {
-    /// As a first member of a new cluster.
-    First,
+    /// As a first member of this new cluster.
+    First { cluster_id: u64, entries: Vec<Entry>, hard_state: HardState },
     /// As a new member of this cluster.
     Join { cluster_id: u64 },
 }
 
 impl Bootstrap {
-    pub fn new(config: &NodeConfig) -> Self {
-        let others = config.cluster.iter().filter(|url| **url != config.url);
-        let answers = others.map(|url| (url.clone(), Err("no answer yet".into())));
-        Self { answers: answers.collect(), callers: BTreeSet::new(), logged: String::new() }
+    /// A bootstrap with the incarnations of other first members that are on disk.
+    pub fn new(config: &NodeConfig, own: u64, recorded: BTreeMap<NodeId, u64>) -> Self {
+        let listed = config.cluster.iter().zip(1..).filter(|(url, _)| **url != config.url);
+        let others: BTreeMap<String, NodeId> = listed.map(|(url, id)| (url.clone(), id)).collect();
+        let missing = others.keys().map(|url| (url.clone(), "no answer yet".to_owned())).collect();
+        let mut table = if config.join { BTreeMap::new() } else { recorded };
+        table.insert(config.id, own);
+        let mut bootstrap = Self {
+            others,
+            table,
+            cluster_id: 0,
+            agreed: BTreeSet::new(),
+            begun_in: None,
+            missing,
+            logged: String::new(),
+        };
+        bootstrap.complete(config);
+        bootstrap
     }
 
     /// The URLs to greet.
     pub fn urls(&self) -> Vec<String> {
-        self.answers.keys().chain(&self.callers).cloned().collect()
+        self.others.keys().cloned().collect()
     }
 
-    /// Notes where a sender of raft messages listens.
-    pub fn note_caller(&mut self, url: &str) {
-        if self.callers.len() < CALLERS_MAX && !self.answers.contains_key(url) {
-            self.callers.insert(url.to_owned());
+    /// The id of the cluster that this member has agreed to begin; 0 while the table is not complete.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    fn complete(&mut self, config: &NodeConfig) {
+        if !config.join && self.table.len() == config.cluster.len() {
+            let first = config.cluster.iter().map(String::as_str).zip(self.table.values().copied());
+            self.cluster_id = cluster_id(first);
         }
     }
 
-    /// Takes the outcome of a greeting. `known` is this member's cluster id, or 0.
+    /// Notes that an admitted member spoke: only one that has begun does.
+    pub fn note_speaker(&mut self) {
+        self.begun_in = Some(self.cluster_id);
+    }
+
+    /// Takes the outcome of a greeting.
     ///
     /// # Errors
-    /// If the cluster refuses this member for good.
-    pub fn take_report(&mut self, report: PeerReport, id: u64, known: u64) -> Result<()> {
+    /// If the cluster refuses this member for good, or the table cannot be written.
+    pub fn take_report(
+        &mut self,
+        report: PeerReport,
+        config: &NodeConfig,
+        journal: &mut Journal,
+    ) -> Result<()> {
+        let id = config.id;
         match report {
-            PeerReport::Greeted { url, .. } if !self.answers.contains_key(&url) => {}
-            PeerReport::NotGreeted { url, .. } if !self.answers.contains_key(&url) => {
-                // It makes room for another caller, and may call again.
-                self.callers.remove(&url);
-            }
             PeerReport::Greeted { url, header, answer } => {
-                let outcome = if known != 0 && header.cluster_id != known {
-                    let theirs = header.cluster_id;
-                    Err(format!("it belongs to cluster {theirs:016x}, we to {known:016x}"))
-                } else {
-                    Ok((header, answer))
+                let Some(listed) = self.others.get(&url).copied() else { return Ok(()) };
+                let missing = match config.join {
+                    true => self.take_cluster(&header, &answer, config),
+                    false => self.take_first(listed, &header, &answer, config, journal)?,
                 };
-                self.answers.insert(url, outcome);
+                match missing {
+                    Ok(()) => self.missing.remove(&url),
+                    Err(why) => self.missing.insert(url, why),
+                };
             }
             PeerReport::NotGreeted { url, why } => {
-                // An earlier answer still says what that member knew of us.
-                let answer = self.answers.entry(url).or_insert_with(|| Err(String::new()));
-                if let Err(old) = answer {
-                    *old = why;
+                // What it answered before still holds.
+                if let Some(missing) = self.missing.get_mut(&url) {
+                    *missing = why;
                 }
             }
-            PeerReport::Refused { header, .. } if known != 0 && header.cluster_id != known => {}
-            PeerReport::Refused { header, refusal } => match refusal {
-                Refusal::OtherIncarnation(why) => {
-                    let from = header.from;
-                    return Err(Error::Refused(format!("member {from} refuses this one: {why}")));
-                }
-                Refusal::Removed { index, .. } => {
-                    return Err(Error::Refused(format!(
-                        "member {id} was removed at index {index}; an id is never used again: add this member under a new one"
-                    )));
-                }
-                Refusal::Mismatch(_) | Refusal::NotReady(_) => {}
-            },
+            PeerReport::Refused { header, refusal: Refusal::OtherIncarnation(why) } => {
+                let from = header.from;
+                return Err(Error::Refused(format!("member {from} refuses this one: {why}")));
+            }
+            PeerReport::Refused { refusal: Refusal::Removed { index, .. }, .. } => {
+                return Err(Error::Refused(format!(
+                    "member {id} was removed at index {index}; an id is never used again: add this member under a new one"
+                )));
+            }
             _ => {}
         }
         Ok(())
     }
 
-    /// How this member may start, or in one line what it waits for.
+    /// Takes the answer to a member that joins. Returns why it does not let this one begin.
+    fn take_cluster(
+        &mut self,
+        header: &PeerHeader,
+        answer: &GreetingAnswer,
+        config: &NodeConfig,
+    ) -> std::result::Result<(), String> {
+        if !answer.begun || header.cluster_id == 0 {
+            return Err("it has not begun itself".into());
+        }
+        if !answer.counts_as_member {
+            return Err(format!("it does not count {} as a member", config.id));
+        }
+        self.begun_in.get_or_insert(header.cluster_id);
+        Ok(())
+    }
+
+    /// Takes the answer of first member `id`. Returns why it does not let this one begin.
+    fn take_first(
+        &mut self,
+        id: NodeId,
+        header: &PeerHeader,
+        answer: &GreetingAnswer,
+        config: &NodeConfig,
+        journal: &mut Journal,
+    ) -> Result<std::result::Result<(), String>> {
+        if header.from != id {
+            return Ok(Err(format!("member {} answers there", header.from)));
+        }
+        if answer.begun {
+            if header.cluster_id == self.cluster_id && self.cluster_id != 0 {
+                self.begun_in = Some(self.cluster_id);
+                return Ok(Ok(()));
+            }
+            let theirs = header.cluster_id;
+            return Ok(Err(format!(
+                "it has begun in cluster {theirs:016x}; to join that one, start with --join"
+            )));
+        }
+        if self.cluster_id == 0 && self.table.get(&id) != Some(&header.incarnation) {
+            journal.record_incarnation(id, header.incarnation)?;
+            self.table.insert(id, header.incarnation);
+            self.complete(config);
+        }
+        let is_known = self.table[&id] == header.incarnation;
+        Ok(if self.cluster_id == 0 {
+            Ok(())
+        } else if !is_known || ![0, self.cluster_id].contains(&header.cluster_id) {
+            Err(format!("a data directory was lost before all had begun; {BEGIN_AGAIN}"))
+        } else if header.cluster_id == 0 {
+            Err("it waits for others".into())
+        } else {
+            self.agreed.insert(id);
+            Ok(())
+        })
+    }
+
+    /// How this member may begin, or in one line what it waits for.
     pub fn outcome(&self, config: &NodeConfig) -> std::result::Result<Start, String> {
-        let answered = || self.answers.values().flatten();
-        let missing: Vec<String> = self
-            .answers
-            .iter()
-            .filter_map(|(url, answer)| Some(format!("{url} ({})", answer.as_ref().err()?)))
-            .collect();
-        let missing = missing.join(", ");
-        if config.join {
-            let mut counting = answered().filter(|(_, answer)| answer.counts_as_member);
-            return match counting.next() {
-                Some((header, _)) => Ok(Start::Join { cluster_id: header.cluster_id }),
-                None => Err(format!(
-                    "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; {} answered{}{}",
-                    config.id,
-                    config.id,
-                    config.url,
-                    answered().count(),
-                    if missing.is_empty() { "" } else { ", but not " },
-                    missing
-                )),
-            };
+        let all_agree = self.cluster_id != 0 && self.agreed.len() == self.others.len();
+        match self.begun_in {
+            Some(cluster_id) if config.join => return Ok(Start::Join { cluster_id }),
+            Some(_) => return Ok(self.first(config)),
+            None if all_agree => return Ok(self.first(config)),
+            None => {}
         }
-        let all_bootstrap = answered().all(|(_, answer)| answer.beginning);
-        let with_us = answered().count() + 1;
-        if missing.is_empty() || (all_bootstrap && with_us >= majority(self.answers.len() + 1)) {
-            return Ok(Start::First);
-        }
-        Err(format!(
-            "waiting for {} before the first start; our --cluster is {}",
-            missing,
-            config.cluster.join(",")
-        ))
+        let missing = self.missing.iter().map(|(url, why)| format!("{url} ({why})"));
+        let missing = missing.collect::<Vec<_>>().join(", ");
+        Err(if config.join {
+            format!(
+                "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; asked {missing}",
+                config.id, config.id, config.url,
+            )
+        } else {
+            format!(
+                "waiting for {missing} before the first start; our --cluster is {}",
+                config.cluster.join(",")
+            )
+        })
+    }
+
+    /// The beginning of a new cluster's log: the additions of the first members, all committed.
+    fn first(&self, config: &NodeConfig) -> Start {
+        let additions = config.cluster.iter().zip(&self.table).map(|(url, (&id, &incarnation))| {
+            let mut entry = Entry { index: id, term: 1, ..Entry::default() };
+            entry.set_entry_type(EntryType::EntryConfChange);
+            entry.data =
+                MemberChange::AddVoter { id, url: url.clone(), incarnation }.encode().into();
+            entry
+        });
+        let entries: Vec<Entry> = additions.collect();
+        let commit = entries.len() as u64;
+        let hard_state = HardState { term: 1, vote: 0, commit, ..HardState::default() };
+        Start::First { cluster_id: self.cluster_id, entries, hard_state }
     }
 
     /// Logs what this member waits for, once for each reason.
@@ -165,16 +265,23 @@ pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
     if config.join { Vec::new() } else { config.cluster.clone() }
 }
 
-/// The beginning of a new cluster's log: the additions of the first members, all committed.
-pub(super) fn first_entries(config: &NodeConfig) -> (Vec<Entry>, HardState) {
-    let additions = config.cluster.iter().enumerate().map(|(position, url)| {
-        let id = position as u64 + 1;
-        let mut entry = Entry { index: id, term: 1, ..Entry::default() };
-        entry.set_entry_type(EntryType::EntryConfChange);
-        entry.data = MemberChange::AddVoter { id, url: url.clone() }.encode().into();
-        entry
-    });
-    let entries: Vec<Entry> = additions.collect();
-    let commit = entries.len() as u64;
-    (entries, HardState { term: 1, vote: 0, commit, ..HardState::default() })
+/// The id of the cluster that these members begin: URL and incarnation of each, in the order of their
+/// ids. A list that is begun again has new directories, and so another id.
+pub(crate) fn cluster_id<'a>(first: impl Iterator<Item = (&'a str, u64)>) -> u64 {
+    let mut text = String::new();
+    for (url, incarnation) in first {
+        text += &format!("{url} {incarnation:016x},");
+    }
+    hash(&text)
+}
+
+/// A hash of a `--cluster` list.
+pub(crate) fn list_hash(urls: &[String]) -> u64 {
+    hash(&urls.join(","))
+}
+
+/// FNV-1a, which is the same in every build; never 0, which means "unknown".
+fn hash(text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, step).max(1)
 }

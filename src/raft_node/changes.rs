@@ -221,7 +221,8 @@ impl Changes {
         if let Some(&id) = learners.iter().find(has_caught_up) {
             // If raft refuses, the next tick tries again.
             self.promotion_tried = node.clock.now();
-            if let Ok((request, under)) = append(&MemberChange::Promote { id }, node) {
+            let incarnation = node.peers.incarnation_of(id);
+            if let Ok((request, under)) = append(&MemberChange::Promote { id, incarnation }, node) {
                 info!(node.logger, "promoting learner {}", id);
                 self.pending = Some((request, under, None));
             }
@@ -391,10 +392,11 @@ pub(super) fn apply(
     entry: &Entry,
     applied: &mut Applied,
     raw_node: &mut RawNode<Log>,
+    peers: &Peers,
     own: NodeId,
     logger: &Logger,
 ) -> Result<Option<MemberChange>, RequestError> {
-    let (change, replaced) = match effect_of(entry, applied, raw_node, own) {
+    let (change, replaced) = match effect_of(entry, applied, raw_node, peers, own) {
         Ok(effect) => {
             let (change, replaced) = effect.unzip();
             (Ok(change), replaced)
@@ -420,6 +422,7 @@ fn effect_of(
     entry: &Entry,
     applied: &Applied,
     raw_node: &mut RawNode<Log>,
+    peers: &Peers,
     own: NodeId,
 ) -> Result<Option<Effect>, RequestError> {
     let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
@@ -429,6 +432,12 @@ fn effect_of(
     }
     let mut members = applied.members().clone();
     members.apply(&change, entry.index);
+    if let MemberChange::Promote { id, incarnation } = change
+        && peers.incarnation_of(id) != incarnation
+    {
+        // A vote may not begin with what another directory acknowledged.
+        forget_progress(raw_node, id);
+    }
     let conf_state = match change {
         // raft does not know URLs.
         MemberChange::Move { .. } => applied.conf_state().clone(),
@@ -461,13 +470,28 @@ fn log_configuration(conf_state: &ConfState, own: NodeId, logger: &Logger) {
     info!(logger, "{} switched to configuration voters=({}){}", own, voters, learners);
 }
 
+/// The changes in the log above the applied index.
+pub(super) fn pending_changes(log: &Log, applied: &Applied) -> Vec<MemberChange> {
+    let entries = log.conf_changes_after(applied.index()).into_iter();
+    let single = entries.filter(|it| it.get_entry_type() == EntryType::EntryConfChange);
+    single.filter_map(|entry| Some(MemberChange::decode(&entry.data).ok()?.1)).collect()
+}
+
 /// The moves in the log above the applied index: each member's id and new URL.
 pub(super) fn pending_moves(log: &Log, applied: &Applied) -> Vec<(NodeId, String)> {
-    let changes = log.conf_changes_after(applied.index());
-    let single = changes.iter().filter(|it| it.get_entry_type() == EntryType::EntryConfChange);
-    let moves = single.filter_map(|entry| match MemberChange::decode(&entry.data) {
-        Ok((_, MemberChange::Move { id, url })) => Some((id, url)),
+    let moves = pending_changes(log, applied).into_iter().filter_map(|change| match change {
+        MemberChange::Move { id, url } => Some((id, url)),
         _ => None,
     });
     moves.collect()
+}
+
+/// Has a leader count on nothing that member `id` acknowledged, and probe it.
+pub(super) fn forget_progress(raw_node: &mut RawNode<Log>, id: NodeId) {
+    if raw_node.raft.state == StateRole::Leader
+        && let Some(progress) = raw_node.raft.mut_prs().get_mut(id)
+    {
+        (progress.matched, progress.pending_snapshot, progress.committed_index) = (0, 0, 0);
+        progress.become_probe();
+    }
 }

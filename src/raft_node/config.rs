@@ -42,8 +42,8 @@ pub struct NodeConfig {
     pub cluster: Vec<String>,
     /// True if the member joins a running cluster.
     pub join: bool,
-    /// The cluster's id; `None` to derive it from the list.
-    pub cluster_id: Option<u64>,
+    /// True to take part again although this member lost entries that it had acknowledged.
+    pub lift_quarantine: bool,
     /// The directory that holds the member's two directories.
     pub data_dir: PathBuf,
     /// Entries between two snapshots. From [`SNAPSHOT_COUNT`] on, a large snapshot waits for more.
@@ -79,7 +79,7 @@ impl Default for NodeConfig {
             cluster: vec![url.clone()],
             url,
             join: false,
-            cluster_id: None,
+            lift_quarantine: false,
             data_dir: ".".into(),
             snapshot_count: SNAPSHOT_COUNT,
             snapshot_catch_up_entries: 10_000,

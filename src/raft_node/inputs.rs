@@ -1,17 +1,18 @@
 //! What each input does before the next Ready.
 
 use raft::SnapshotStatus;
-use raft::eraftpb::{Message, MessageType};
-use slog::{debug, info, warn};
+use raft::eraftpb::{HardState, Message, MessageType};
+use slog::{debug, error, info, warn};
 
-use super::bootstrap::{Start, first_entries, first_urls};
+use super::bootstrap::{Start, first_urls};
+use super::changes::{self, pending_changes};
 use super::lifecycle::Lifecycle;
 use super::validate::{Invalid, View, validate};
-use super::{NodeId, PeerReport, RaftNode, start_raft};
-use crate::channels::{ConfChangeRequest, Greeting, GreetingAnswer, PeerHeader, Proposal};
+use super::{Index, NodeId, PeerReport, RaftNode, start_raft};
+use crate::channels::{ConfChangeRequest, Greeting, GreetingAnswer, Matched, PeerHeader, Proposal};
 use crate::channels::{ReadRequest, Refusal};
-use crate::error::{Error, RequestError, Result};
-use crate::membership::Sender;
+use crate::error::{Error, REPLACE_MEMBER, RequestError, Result};
+use crate::membership::MemberChange;
 use crate::metrics::PeerLabel;
 use crate::storage::log::Log;
 use crate::transport::{Inbound, InboundBody};
@@ -54,7 +55,7 @@ impl RaftNode {
         self.clock.tick();
         self.config.metrics.ticked();
         self.reads.forget_confirmers();
-        if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
+        if self.lifecycle.takes_part() {
             self.raw_node.tick();
             self.campaign_alone();
         }
@@ -93,14 +94,23 @@ impl RaftNode {
         }
         let urls = match &self.lifecycle {
             Lifecycle::Bootstrapping(bootstrap) => bootstrap.urls(),
+            Lifecycle::Quarantined(_) => {
+                let others = self.peers.admission().other_members();
+                others.into_iter().map(|(_, url)| url).collect()
+            }
             Lifecycle::Running | Lifecycle::Leaving(_) => {
                 let leader = self.raw_node.raft.leader_id;
                 self.peers.urls_to_greet(&self.applied, leader, &self.clock, &self.config)
             }
         };
         for url in urls {
-            self.outbox.greet(&url, Greeting { first_urls: first_urls(&self.config) });
+            self.greet(&url);
         }
+    }
+
+    fn greet(&mut self, url: &str) {
+        let begun = !matches!(self.lifecycle, Lifecycle::Bootstrapping(_));
+        self.outbox.greet(url, Greeting { first_urls: first_urls(&self.config), begun });
     }
 
     fn receive(&mut self, inbound: Inbound) -> Result<()> {
@@ -108,7 +118,7 @@ impl RaftNode {
         let Inbound { header, body, .. } = inbound;
         match body {
             InboundBody::Messages { boot, number, messages, answer } => {
-                let verdict = self.admit(&header)?;
+                let verdict = self.admit(&header);
                 if verdict.is_ok() {
                     self.count_received(header.from, bytes);
                     if self.peers.is_new_batch(header.from, boot, number) {
@@ -122,7 +132,7 @@ impl RaftNode {
                 }
             }
             InboundBody::Snapshot { boot, number, message, answer } => {
-                let mut verdict = self.admit(&header)?;
+                let mut verdict = self.admit(&header);
                 if verdict.is_ok() && self.peers.is_new_snapshot(header.from, boot, number) {
                     let id = self.journal.identity().cluster_id;
                     let raft_log = &self.raw_node.raft.raft_log;
@@ -138,10 +148,10 @@ impl RaftNode {
                 let _ = answer.send(verdict);
             }
             InboundBody::Greeting { greeting, answer } => {
-                let verdict = self.answer_greeting(&header, &greeting)?;
+                let verdict = self.answer_greeting(&header, &greeting);
                 let _ = answer.send(verdict);
             }
-            InboundBody::ConfChange { change, responder } => match self.admit(&header)? {
+            InboundBody::ConfChange { change, responder } => match self.admit(&header) {
                 Ok(()) if !self.applied.is_member(header.from) => {
                     responder.answer(Err(RequestError::unavailable(format!(
                         "member {} is not a member here, and only members forward changes",
@@ -158,57 +168,80 @@ impl RaftNode {
     }
 
     /// Decides whether a sender may speak, and notes that it was heard.
-    fn admit(&mut self, header: &PeerHeader) -> Result<std::result::Result<(), Refusal>> {
-        if let Lifecycle::Bootstrapping(bootstrap) = &mut self.lifecycle {
-            if self.peers.admission().admit(header).is_ok() {
-                bootstrap.note_caller(&header.url);
+    fn admit(&mut self, header: &PeerHeader) -> std::result::Result<(), Refusal> {
+        let id = self.config.id;
+        match &mut self.lifecycle {
+            Lifecycle::Bootstrapping(bootstrap) => {
+                if self.peers.admission().admit(header).is_ok() {
+                    bootstrap.note_speaker();
+                }
+                return Err(Refusal::NotReady(format!("member {id} has not begun yet")));
             }
-            let why = format!("member {} has not begun yet", self.config.id);
-            return Ok(Err(Refusal::NotReady(why)));
+            Lifecycle::Quarantined(_) => {
+                return Err(Refusal::NotReady(format!("member {id} lost entries: see its log")));
+            }
+            Lifecycle::Running | Lifecycle::Leaving(_) => {}
         }
-        self.peers.admit(header, &self.clock, &mut self.journal, &mut *self.outbox)
+        let (from, incarnation) = (header.from, header.incarnation);
+        self.peers.admission().admit(header)?;
+        let former = self.peers.incarnation_of(from);
+        let is_other = former != incarnation && self.peers.is_connected(from);
+        // From its proposal on, a promotion counts the progress of the directory that it names.
+        if is_other && self.is_leader() && self.is_promoting_another(header) {
+            return Err(Refusal::NotReady(format!(
+                "member {from} is promoted with another data directory"
+            )));
+        }
+        self.peers.admit(header, &self.clock, &mut *self.outbox)?;
+        if is_other {
+            self.forget_progress(from, incarnation);
+        }
+        Ok(())
+    }
+
+    /// True if the log holds a promotion of the sender that names another incarnation.
+    fn is_promoting_another(&self, header: &PeerHeader) -> bool {
+        pending_changes(self.raw_node.store(), &self.applied).into_iter().any(|change| {
+            matches!(change, MemberChange::Promote { id, incarnation }
+                if id == header.from && incarnation != header.incarnation)
+        })
+    }
+
+    /// Counts on nothing that member `id` acknowledged: its directory is now `incarnation`, or unknown.
+    fn forget_progress(&mut self, id: NodeId, incarnation: u64) {
+        if self.peers.incarnation_of(id) != 0 {
+            changes::forget_progress(&mut self.raw_node, id);
+        }
+        self.peers.set_incarnation(id, incarnation, &mut *self.outbox);
     }
 
     fn answer_greeting(
         &mut self,
         header: &PeerHeader,
         greeting: &Greeting,
-    ) -> Result<std::result::Result<GreetingAnswer, Refusal>> {
-        let sender = match self.peers.admission().admit_greeting(header) {
-            Err(refusal) => return Ok(Err(refusal)),
-            Ok(sender) => sender,
-        };
+    ) -> std::result::Result<GreetingAnswer, Refusal> {
+        self.peers.admission().admit_greeting(header)?;
+        if greeting.begun {
+            self.peers.admission().check_cluster(header)?;
+        }
         let ours = first_urls(&self.config);
         let theirs = &greeting.first_urls;
         if !ours.is_empty() && !theirs.is_empty() && *theirs != ours {
-            return Ok(Err(Refusal::Mismatch(format!(
+            return Err(Refusal::Mismatch(format!(
                 "the sender's --cluster is {}, this member's is {}",
                 theirs.join(","),
                 ours.join(",")
-            ))));
+            )));
         }
-        let is_member = self.applied.is_member(header.from);
-        // First members are members to be. The id of any other sender is not bound to a directory yet:
-        // it may still come back with another one.
-        let is_first = matches!(self.lifecycle, Lifecycle::Bootstrapping(_))
-            && header.from <= ours.len() as u64;
-        if sender == Sender::New && (is_member || is_first) {
-            self.peers.record_incarnation(header, &mut self.journal)?;
-        }
-        Ok(Ok(GreetingAnswer {
-            beginning: self.counts_as_bootstrapping(),
-            counts_as_member: is_member,
-        }))
-    }
-
-    /// True while this member's state depends on no vote and no entry of another member.
-    fn counts_as_bootstrapping(&self) -> bool {
-        let first_members = self.config.cluster.len() as u64;
-        let is_untouched = !self.config.join
-            && !self.journal.identity().is_restored()
-            && self.journal.term_and_vote() == (1, 0)
-            && self.raw_node.raft.raft_log.last_index() == first_members;
-        is_untouched || matches!(self.lifecycle, Lifecycle::Bootstrapping(_))
+        let progress = self.raw_node.raft.prs().get(header.from).filter(|_| {
+            self.is_leader() && self.peers.incarnation_of(header.from) == header.incarnation
+        });
+        let term = self.raw_node.raft.term;
+        Ok(GreetingAnswer {
+            begun: !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)),
+            counts_as_member: self.applied.is_member(header.from),
+            acknowledged: progress.map(|progress| Matched { term, index: progress.matched }),
+        })
     }
 
     /// Steps one message if it is valid. raft-rs trusts its peers, so what would make it panic has to
@@ -226,7 +259,12 @@ impl RaftNode {
             Err(Invalid::CommitBeyondLog) => {
                 self.config.metrics.rejected("commit_beyond_log");
                 let last_index = self.raw_node.raft.raft_log.last_index();
-                return self.peers.log_lost_data(from, message.commit, last_index, &self.logger);
+                self.peers.log_lost_data(from, message.commit, last_index, &self.logger);
+                // Anyone may have sent that. What the member says at its own URL counts.
+                if let Some(url) = self.applied.members().urls.get(&from).cloned() {
+                    self.greet(&url);
+                }
+                return;
             }
             Err(Invalid::Other(why)) => {
                 self.config.metrics.rejected("invalid_message");
@@ -234,6 +272,19 @@ impl RaftNode {
                     "from" => from, "type" => ?message_type);
                 return;
             }
+        }
+        let answers = matches!(
+            message_type,
+            MessageType::MsgAppendResponse
+                | MessageType::MsgHeartbeatResponse
+                | MessageType::MsgRequestVoteResponse
+                | MessageType::MsgRequestPreVoteResponse
+        );
+        if answers && self.peers.admission().is_moved_away(header) {
+            return debug!(
+                self.logger,
+                "not counting an answer from where the log moves member {} away", from
+            );
         }
         if message_type == MessageType::MsgHeartbeatResponse {
             self.peers.note_heartbeat_response(from, &self.config.metrics);
@@ -279,33 +330,38 @@ impl RaftNode {
             | PeerReport::NotGreeted { .. }
             | PeerReport::Refused { .. } => match &mut self.lifecycle {
                 Lifecycle::Bootstrapping(bootstrap) => {
-                    let known = self.journal.identity().cluster_id;
-                    bootstrap.take_report(report, self.config.id, known)?;
+                    bootstrap.take_report(report, &self.config, &mut self.journal)?;
                     self.start_if_bootstrapped()?;
                 }
-                Lifecycle::Running | Lifecycle::Leaving(_) => self.take_answer(report)?,
+                _ => self.take_answer(report)?,
             },
         }
         Ok(())
     }
 
-    /// Takes in how a peer answered a member that runs.
+    /// Takes in how a peer answered a member that has begun.
     fn take_answer(&mut self, report: PeerReport) -> Result<()> {
         match report {
-            PeerReport::Greeted { header, .. } => match self.admit(&header)? {
-                Ok(()) => self.peers.note_greeted(header.from),
-                Err(refusal @ Refusal::OtherIncarnation(_)) => {
-                    self.peers.log_other_directory(&header.url, &refusal, &self.logger);
+            PeerReport::Greeted { url, header, answer } => {
+                if self.is_loss(&url, &header, &answer) {
+                    let lost = answer.acknowledged.expect("it is a loss").index;
+                    return self.quarantine(lost, header.from);
                 }
-                Err(_) => {}
-            },
+                match self.admit(&header) {
+                    Ok(()) => self.peers.note_greeted(header.from),
+                    Err(refusal @ Refusal::OtherIncarnation(_)) => {
+                        self.peers.log_other_directory(&header.url, &refusal, &self.logger);
+                    }
+                    Err(_) => {}
+                }
+            }
             PeerReport::Refused { header, refusal: Refusal::Removed { id, index } } => {
-                // Believed only from a member with the recorded incarnation, and only if this member
+                // Believed only from the member that its vote is bound to, and only if this member
                 // cannot know it itself, or waits for the single survivor to know it.
                 let survivor = [header.from];
                 let waits_for_it = matches!(self.lifecycle, Lifecycle::Leaving(_))
                     && self.applied.members().voters().eq(survivor);
-                if self.peers.admission().is_known(&header)
+                if self.peers.admission().is_bound(&header)
                     && id == self.config.id
                     && (index > self.applied.index() || waits_for_it)
                 {
@@ -314,9 +370,60 @@ impl RaftNode {
                     return Err(Error::Removed);
                 }
             }
+            PeerReport::Refused { header, .. } => {
+                // A learner that lost its directory is another one now, and has none of what the former
+                // one acknowledged.
+                let is_ours = header.cluster_id == self.journal.identity().cluster_id;
+                let is_learner = self.applied.members().learners.contains(&header.from);
+                let known = self.peers.incarnation_of(header.from);
+                if is_ours && is_learner && ![0, header.incarnation].contains(&known) {
+                    self.forget_progress(header.from, 0);
+                }
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// True if the leader at its own URL says that this directory acknowledged more than it holds. A
+    /// later leader may have had it dropped, but then this member knows of the later term.
+    fn is_loss(&self, url: &str, header: &PeerHeader, answer: &GreetingAnswer) -> bool {
+        let raft = &self.raw_node.raft;
+        let Some(Matched { term, index }) = answer.acknowledged else { return false };
+        self.applied.members().urls.get(&header.from).is_some_and(|applied| applied == url)
+            && self.peers.admission().is_bound(header)
+            && term >= raft.term
+            && index > raft.raft_log.last_index()
+    }
+
+    /// Takes no further part: a vote of this member could elect a leader without what it lost.
+    fn quarantine(&mut self, lost: Index, leader: NodeId) -> Result<()> {
+        if !matches!(self.lifecycle, Lifecycle::Quarantined(_)) {
+            self.journal.quarantine(lost)?;
+            self.lifecycle = Lifecycle::Quarantined(lost);
+            let last = self.raw_node.raft.raft_log.last_index();
+            error!(
+                self.logger,
+                "this member acknowledged entries up to {} to leader {}, but its log ends at {}",
+                lost,
+                leader,
+                last
+            );
+            self.log_quarantine();
+        }
+        Ok(())
+    }
+
+    /// Says what a quarantine means, and what to do.
+    pub(super) fn log_quarantine(&self) {
+        if let Lifecycle::Quarantined(lost) = &self.lifecycle {
+            error!(
+                self.logger,
+                "this member lost entries up to {} that it had acknowledged, and takes no part in the cluster: {}; if the other voters are no majority without it, start it once with --lift-quarantine, then restart the leader: writes may be lost",
+                lost,
+                REPLACE_MEMBER
+            );
+        }
     }
 
     /// Starts this member if nothing is in the way any more, and logs what is otherwise.
@@ -327,16 +434,17 @@ impl RaftNode {
                 if self.clock.now() >= self.config.election_ticks as u64 {
                     bootstrap.log_wait(why, &self.logger);
                 }
+                self.update_admission();
                 return Ok(());
             }
             Ok(Start::Join { cluster_id }) => {
-                self.journal.join(cluster_id)?;
+                self.journal.begin(cluster_id, &[], &HardState::default())?;
                 info!(self.logger, "joining cluster {:016x}", cluster_id);
             }
-            Ok(Start::First) => {
-                let (entries, hard_state) = first_entries(&self.config);
-                self.journal.bootstrap(&entries, &hard_state)?;
-                info!(self.logger, "starting as one of {} first members", entries.len());
+            Ok(Start::First { cluster_id, entries, hard_state }) => {
+                self.journal.begin(cluster_id, &entries, &hard_state)?;
+                info!(self.logger, "starting as one of {} first members", entries.len();
+                    "cluster" => format!("{cluster_id:016x}"));
                 self.commits.replay_until(hard_state.commit);
                 let log = Log::new((0, 0), entries, hard_state, Default::default(), None);
                 self.raw_node = start_raft(&self.config, 0, log, &self.logger)?;

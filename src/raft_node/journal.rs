@@ -65,7 +65,7 @@ impl Journal {
     }
 
     /// Term and vote as raft last reported them.
-    pub fn term_and_vote(&self) -> (Term, NodeId) {
+    fn term_and_vote(&self) -> (Term, NodeId) {
         (self.hard_state.term, self.hard_state.vote)
     }
 
@@ -150,25 +150,32 @@ impl Journal {
         self.save(Frame { made: Some(made), ..Frame::default() })
     }
 
-    /// Binds a member id to the incarnation that was heard first.
+    /// Records the incarnation of another first member.
     pub fn record_incarnation(&mut self, id: NodeId, incarnation: u64) -> Result<()> {
-        // Without the hard state: a stranger's greeting changes nothing else.
-        self.wal.save(&Frame { incarnations: &[(id, incarnation)], ..Frame::default() })
+        self.save(Frame { incarnations: &[(id, incarnation)], ..Frame::default() })
     }
 
-    /// Records the cluster that this member joins.
-    pub fn join(&mut self, cluster_id: u64) -> Result<()> {
+    /// Records that this member lost entries up to `index` that it had acknowledged; 0 takes it back.
+    pub fn quarantine(&mut self, index: Index) -> Result<()> {
+        self.save(Frame { quarantine: Some(index), ..Frame::default() })
+    }
+
+    /// Records the cluster that this member joins, or begins with `entries`, in one frame: a crash
+    /// leaves all of it or nothing.
+    pub fn begin(
+        &mut self,
+        cluster_id: u64,
+        entries: &[Entry],
+        hard_state: &HardState,
+    ) -> Result<()> {
+        if *hard_state != HardState::default() {
+            self.hard_state = hard_state.clone();
+            self.is_unsaved = true;
+        }
         let identity = Identity { cluster_id, ..self.identity.clone() };
-        self.save(Frame { identity: Some(&identity), ..Frame::default() })?;
+        self.save(Frame { identity: Some(&identity), entries, ..Frame::default() })?;
         self.identity = identity;
         Ok(())
-    }
-
-    /// Writes the beginning of a new cluster's log, in one frame: a crash leaves all of it or nothing.
-    pub fn bootstrap(&mut self, entries: &[Entry], hard_state: &HardState) -> Result<()> {
-        self.hard_state = hard_state.clone();
-        self.is_unsaved = true;
-        self.save(Frame { entries, ..Frame::default() })
     }
 
     /// Removes the segments that hold nothing above the entry at `index`.

@@ -11,6 +11,9 @@ use crate::storage::log::Log;
 pub(super) enum Lifecycle {
     /// It waits for the other members before its first start. It sends and takes no raft messages.
     Bootstrapping(Bootstrap),
+    /// It lost entries up to this index that it had acknowledged. It sends and takes no raft messages:
+    /// its vote could elect a leader without these entries.
+    Quarantined(Index),
     /// It takes part in raft.
     Running,
     /// It was removed, and ends as soon as the others can do without it.
@@ -28,6 +31,13 @@ pub(super) struct Leaving {
     /// The entry that removed this member.
     pub removal: Index,
     pub until_tick: u64,
+}
+
+impl Lifecycle {
+    /// True if this member sends and takes raft messages.
+    pub fn takes_part(&self) -> bool {
+        matches!(self, Self::Running | Self::Leaving(_))
+    }
 }
 
 impl Leaving {

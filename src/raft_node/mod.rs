@@ -72,7 +72,6 @@ pub mod validate;
 pub mod writes;
 
 use applied::Applied;
-use bootstrap::Bootstrap;
 use changes::{Changes, Context};
 use clock::{Clock, Leadership};
 use commits::Commits;
@@ -155,10 +154,7 @@ impl RaftNode {
             raw_node: start_raft(&config, index, log, &logger)?,
             journal: Journal::new(wal, identity, hard_state, metrics, lock),
             applied: Applied::new(index, term, members.members.clone(), members.conf_state()),
-            lifecycle: match replayed.beginning {
-                true => Lifecycle::Bootstrapping(Bootstrap::new(&config)),
-                false => Lifecycle::Running,
-            },
+            lifecycle: replayed.lifecycle,
             snapshots,
             peers: Peers::new(admission),
             writes: Writes::default(),
@@ -175,6 +171,11 @@ impl RaftNode {
             let reader = snapshot.reader;
             node.commits.send(Commit::Restore(SnapshotRestore { index, term, reader }));
         }
+        if matches!(node.lifecycle, Lifecycle::Quarantined(_)) && node.config.lift_quarantine {
+            node.journal.quarantine(0)?;
+            node.lifecycle = Lifecycle::Running;
+        }
+        node.log_quarantine();
         node.connect_members();
         node.start_if_bootstrapped()?;
         Ok(node)
@@ -236,6 +237,7 @@ impl RaftNode {
             self.reads.take_states(read_states, &self.config);
         }
         self.snapshots.end_turn()?;
+        self.check_own_binding()?;
         if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
             self.commits.note_applied(self.applied.index());
         }

@@ -6,15 +6,13 @@ use std::time::Instant;
 
 use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
-use slog::{Logger, error, warn};
+use slog::{Logger, warn};
 
 use super::applied::Applied;
 use super::clock::Clock;
-use super::journal::Journal;
 use super::{NodeConfig, NodeId, Outbox, PeerStatus, Progress, SendState, Sent};
 use crate::channels::{Index, PeerHeader, Refusal};
-use crate::error::{REPLACE_MEMBER, Result};
-use crate::membership::{Admission, Sender};
+use crate::membership::Admission;
 use crate::metrics::{Metrics, PeerLabel};
 use crate::storage::log::Log;
 
@@ -36,6 +34,9 @@ pub(super) struct Peers {
 #[derive(Default)]
 struct Peer {
     url: String,
+    /// The incarnation that messages are for: the one that its vote is bound to, or of a learner the
+    /// one that was heard last; 0 if none was. A leader's progress of the peer is all of this one.
+    incarnation: u64,
     is_member: bool,
     /// The tick at which it was last heard.
     last_heard: Option<u64>,
@@ -91,9 +92,11 @@ impl Peers {
     /// Connects the members that admission knows, and disconnects those that it no longer knows.
     pub fn connect(&mut self, applied: &Applied, outbox: &mut dyn Outbox) {
         for (id, url) in self.admission.other_members() {
-            outbox.add_peer(id, &url);
             let peer = self.connected.entry(id).or_default();
-            (peer.is_member, peer.url) = (true, url);
+            let bound = applied.members().incarnations.get(&id);
+            let incarnation = bound.copied().unwrap_or(peer.incarnation);
+            outbox.add_peer(id, &url, incarnation);
+            (peer.is_member, peer.url, peer.incarnation) = (true, url, incarnation);
         }
         let is_gone = |id: &NodeId, peer: &mut Peer| peer.is_member && !applied.is_member(*id);
         for (id, _) in self.connected.extract_if(.., is_gone) {
@@ -101,48 +104,54 @@ impl Peers {
         }
     }
 
-    /// Decides whether a sender may speak, and notes that it was heard. Its incarnation is durable
-    /// before anything is answered.
+    pub fn is_connected(&self, id: NodeId) -> bool {
+        self.connected.contains_key(&id)
+    }
+
+    /// The incarnation that messages to member `id` are for; 0 if it is unknown.
+    pub fn incarnation_of(&self, id: NodeId) -> u64 {
+        self.connected.get(&id).map_or(0, |peer| peer.incarnation)
+    }
+
+    /// Sends to another incarnation of `id`; 0 if it is unknown. What raft knows of the former one has
+    /// to be forgotten first.
+    pub fn set_incarnation(&mut self, id: NodeId, incarnation: u64, outbox: &mut dyn Outbox) {
+        if let Some(peer) = self.connected.get_mut(&id) {
+            peer.incarnation = incarnation;
+            outbox.add_peer(id, &peer.url, incarnation);
+        }
+    }
+
+    /// Decides whether a sender may speak, and notes that it was heard.
     pub fn admit(
         &mut self,
         header: &PeerHeader,
         clock: &Clock,
-        journal: &mut Journal,
         outbox: &mut dyn Outbox,
-    ) -> Result<std::result::Result<(), Refusal>> {
-        match self.admission.admit(header) {
-            Err(refusal) => return Ok(Err(refusal)),
-            Ok(Sender::New) => self.record_incarnation(header, journal)?,
-            Ok(Sender::Member | Sender::Known) => {}
-        }
+    ) -> std::result::Result<(), Refusal> {
+        self.admission.admit(header)?;
         let id = header.from;
         if !self.connected.contains_key(&id) {
             let strangers = self.connected.values().filter(|peer| !peer.is_member).count();
             if strangers >= STRANGERS_MAX {
-                return Ok(Err(Refusal::NotReady(format!(
+                return Err(Refusal::NotReady(format!(
                     "member {} hears of member {id} for the first time, and of too many others",
                     header.to
-                ))));
+                )));
             }
-            outbox.add_peer(id, &header.url);
-            self.connected.insert(id, Peer { url: header.url.clone(), ..Peer::default() });
+            let (url, incarnation) = (header.url.clone(), header.incarnation);
+            outbox.add_peer(id, &url, incarnation);
+            self.connected.insert(id, Peer { url, incarnation, ..Peer::default() });
         }
         let peer = self.connected.get_mut(&id).expect("it was inserted if it was missing");
         if peer.url != header.url {
             // It moved by an entry that is not applied here yet: answers go to the new URL.
             peer.url.clone_from(&header.url);
-            outbox.add_peer(id, &header.url);
+            outbox.add_peer(id, &header.url, peer.incarnation);
             self.admission.note_move(header);
         }
         peer.last_heard = Some(clock.now());
         peer.is_out_of_reach = false;
-        Ok(Ok(()))
-    }
-
-    /// Binds the sender's id to its incarnation, durably.
-    pub fn record_incarnation(&self, header: &PeerHeader, journal: &mut Journal) -> Result<()> {
-        journal.record_incarnation(header.from, header.incarnation)?;
-        self.admission.record(header.from, header.incarnation);
         Ok(())
     }
 
@@ -229,16 +238,15 @@ impl Peers {
         }
     }
 
-    /// Logs once that the leader counts on entries that this member does not have.
+    /// Logs once that a leader seems to count on entries that this member does not have.
     pub fn log_lost_data(&mut self, from: NodeId, commit: Index, last: Index, logger: &Logger) {
         if !std::mem::replace(&mut self.logged_lost_data, true) {
-            error!(
+            warn!(
                 logger,
-                "member {} says that index {} is committed here, but our log ends at {}: {}",
+                "member {} says that index {} is committed here, but our log ends at {}: asking it",
                 from,
                 commit,
-                last,
-                REPLACE_MEMBER
+                last
             );
         }
     }

@@ -13,7 +13,8 @@ use raft::eraftpb::HardState;
 use slog::{Logger, info, warn};
 
 use super::NodeConfig;
-use super::bootstrap::first_urls;
+use super::bootstrap::{Bootstrap, first_urls, list_hash};
+use super::lifecycle::Lifecycle;
 use super::snapshots::raft_snapshot;
 use crate::channels::{Index, NodeId, Term};
 use crate::error::{Error, REPLACE_MEMBER, Result};
@@ -37,7 +38,7 @@ pub struct Replayed {
     pub(super) marks: Vec<SnapshotId>,
     pub(super) snapshot: Option<Snapshot>,
     pub(super) snapshot_members: SnapshotMembers,
-    pub(super) beginning: bool,
+    pub(super) lifecycle: Lifecycle,
 }
 
 impl Replayed {
@@ -61,13 +62,6 @@ pub fn wal_dir(data_dir: &Path, id: NodeId) -> PathBuf {
 /// The directory of member `id`'s snapshots.
 pub fn snap_dir(data_dir: &Path, id: NodeId) -> PathBuf {
     data_dir.join(format!("raftexample-{id}-snap"))
-}
-
-/// The id of a cluster whose first list is `urls`: its FNV-1a hash, which is the same in every build.
-pub fn derived_cluster_id(urls: &[String]) -> u64 {
-    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    // 0 means "unknown".
-    urls.join(",").bytes().fold(0xcbf2_9ce4_8422_2325, hash).max(1)
 }
 
 /// Opens the member's directories, creating them if needed, and replays them.
@@ -94,9 +88,8 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let (wal, recovered) = open_wal(config, vfs, &wal_dir, &snapshotter, logger)?;
     check_identity(config, &recovered.identity, &wal_dir)?;
 
-    let beginning = recovered.entries.is_empty()
-        && recovered.marks.is_empty()
-        && recovered.hard_state == HardState::default();
+    // What a member begins with names its cluster.
+    let beginning = recovered.identity.cluster_id == 0;
     let listed = || config.cluster.get(id as usize - 1).filter(|listed| **listed != config.url);
     if let Some(listed) = (beginning && !config.join).then(listed).flatten() {
         return Err(Error::Config(format!(
@@ -121,11 +114,17 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         incarnation: identity.incarnation,
         url: config.url.clone(),
         first_urls: first_urls(config),
-        restored_list: if identity.is_restored() { identity.first_urls_hash } else { 0 },
     };
-    let (members, incarnations) =
-        (snapshot_members.members.clone(), recovered.incarnations.clone());
-    let admission = Admission::new(own, identity.cluster_id, members, incarnations);
+    let lifecycle = if beginning {
+        let recorded = recovered.incarnations.clone();
+        Lifecycle::Bootstrapping(Bootstrap::new(config, identity.incarnation, recorded))
+    } else if recovered.quarantine != 0 {
+        Lifecycle::Quarantined(recovered.quarantine)
+    } else {
+        Lifecycle::Running
+    };
+    let members = snapshot_members.members.clone();
+    let admission = Admission::new(own, identity.cluster_id, members);
     let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
     // Only now: a log that is refused may lack the segment that names these files.
     snapshotter.purge(&marks)?;
@@ -140,7 +139,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         marks,
         snapshot,
         snapshot_members,
-        beginning,
+        lifecycle,
     })
 }
 
@@ -202,14 +201,12 @@ pub(crate) fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::An
 }
 
 fn new_identity(config: &NodeConfig) -> Identity {
-    let derived = derived_cluster_id(&config.cluster);
-    let (cluster_id, first_urls_hash) = match config.cluster_id {
-        Some(cluster_id) => (cluster_id, 0),
-        // A joining member takes the id from the first member that counts it as a member.
-        None if config.join => (0, 0),
-        None => (derived, derived),
-    };
-    Identity { cluster_id, member_id: config.id, incarnation: config.incarnation, first_urls_hash }
+    Identity {
+        cluster_id: 0,
+        member_id: config.id,
+        incarnation: config.incarnation,
+        first_urls_hash: if config.join { 0 } else { list_hash(&config.cluster) },
+    }
 }
 
 /// Checks that the directory belongs to this member of this cluster.
@@ -221,24 +218,12 @@ fn check_identity(config: &NodeConfig, identity: &Identity, wal_dir: &Path) -> R
             identity.member_id, config.id
         )));
     }
-    let known = identity.cluster_id;
-    let is_first_list = identity.first_urls_hash == derived_cluster_id(&config.cluster);
-    if identity.is_restored() && (config.join || !is_first_list) {
+    if ![0, list_hash(&config.cluster)].contains(&identity.first_urls_hash) && !config.join {
         return Err(Error::Refused(format!(
-            "{dir} was restored from a snapshot, and was made with another --cluster list (cluster {known:016x}), or without --join: start with the list that it was restored for, and without --join"
+            "{dir} was made with another --cluster list: start with the first list, whatever members there are by now"
         )));
     }
-    match config.cluster_id {
-        Some(wanted) if known != 0 && known != wanted => Err(Error::Refused(format!(
-            "{dir} belongs to cluster {known:016x}, not to --cluster-id {wanted:016x}"
-        ))),
-        None if identity.first_urls_hash != 0 && !config.join && !is_first_list => {
-            Err(Error::Refused(format!(
-                "{dir} was made with another --cluster list (cluster {known:016x}): start with the first list, or with --cluster-id 0x{known:016x}"
-            )))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Loads the newest snapshot that the log names, or the older one if the newest is damaged and the log

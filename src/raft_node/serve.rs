@@ -434,7 +434,7 @@ mod tests {
     impl Outbox for Nowhere {
         fn send(&mut self, _: Message) {}
         fn send_snapshot(&mut self, _: Message, _: SnapshotFile) {}
-        fn add_peer(&mut self, _: NodeId, _: &str) {}
+        fn add_peer(&mut self, _: NodeId, _: &str, _: u64) {}
         fn remove_peer(&mut self, _: NodeId) {}
         fn greet(&mut self, _: &str, _: Greeting) {}
         fn forward_change(&mut self, _: NodeId, _: MemberRequest, _: Responder<()>) {}
@@ -449,7 +449,7 @@ mod tests {
             to: to.from,
             ..to.clone()
         };
-        let greeting = Greeting { first_urls: Vec::new() };
+        let greeting = Greeting { first_urls: Vec::new(), begun: false };
         let (answer, answer_rx) = oneshot::channel();
         (Inbound::new(header, InboundBody::Greeting { greeting, answer }), answer_rx)
     }
@@ -461,7 +461,7 @@ mod tests {
         let config = NodeConfig { data_dir: dir.path().into(), ..NodeConfig::default() };
         let logger = Logger::root(slog::Discard, slog::o!());
         let replayed = replay_wal(&config, Arc::new(DiskVfs), &logger).expect("an empty directory");
-        let header = replayed.admission.header(1);
+        let header = replayed.admission.header(1, 0);
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (report_tx, report_rx) = mpsc::unbounded_channel();
         let report = Arc::new(move |report| {

@@ -75,6 +75,8 @@ pub enum Role {
     #[default]
     #[serde(rename = "beginning")]
     Bootstrapping,
+    /// It lost entries that it had acknowledged, and takes no part.
+    Quarantined,
     /// It receives the log and has no vote.
     Learner,
     /// It follows a leader, or waits for one.
@@ -168,7 +170,7 @@ impl RaftNode {
             role,
             term: raft.term,
             vote: raft.vote,
-            leader: raft.leader_id,
+            leader: if self.lifecycle.takes_part() { raft.leader_id } else { 0 },
             commit: raft.raft_log.committed,
             applied: self.applied.index(),
             snapshot: self.snapshots.newest(),
@@ -194,6 +196,7 @@ impl RaftNode {
         let is_learner = self.applied.conf_state().learners.contains(&self.config.id);
         match (&self.lifecycle, self.raw_node.raft.state) {
             (Lifecycle::Bootstrapping(_), _) => Role::Bootstrapping,
+            (Lifecycle::Quarantined(_), _) => Role::Quarantined,
             (_, StateRole::Follower) if is_learner => Role::Learner,
             (_, StateRole::Follower) => Role::Follower,
             (_, StateRole::PreCandidate) => Role::PreCandidate,

@@ -181,6 +181,7 @@ fn validate_snapshot(message: &Message, own: NodeId) -> Result<(), Invalid> {
     let is_same = data.members.voters == conf_state.voters
         && data.members.learners == conf_state.learners
         && data.members.members.learners.iter().eq(&data.members.learners)
-        && data.members.members.urls.keys().eq(&ids);
+        && data.members.members.urls.keys().eq(&ids)
+        && data.members.members.incarnations.keys().eq(&data.members.voters);
     require(is_same, "its snapshot names other members than its ConfState")
 }

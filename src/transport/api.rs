@@ -21,9 +21,9 @@ pub trait Outbox: Send {
     /// [`PeerReport::SnapshotStatus`](crate::channels::PeerReport::SnapshotStatus).
     fn send_snapshot(&mut self, message: Message, file: SnapshotFile);
 
-    /// Sets where member `id` listens. The same URL again changes nothing. After a change, the old
-    /// queue drains to the old URL.
-    fn add_peer(&mut self, id: NodeId, url: &str);
+    /// Sets where member `id` listens, and which incarnation its messages are for; 0 if that is
+    /// unknown. The same again changes nothing. After a change, the old queue drains to the old one.
+    fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64);
 
     /// Accepts no more messages for member `id`. The queue drains for at most a second.
     fn remove_peer(&mut self, id: NodeId);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::http::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 
-use super::{IDLE_CONNECTION_TIMEOUT, Shared, TransportConfig, wire};
-use crate::channels::{NodeId, PeerHeader, PeerReport, Refusal};
+use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
+use crate::channels::{PeerHeader, PeerReport, Refusal};
 use crate::ports::tls::{
     CERTIFICATE_NAME, TLS_HANDSHAKE, Tls, check_member, kind, no_tls, tls_error,
 };
@@ -89,9 +89,7 @@ pub(super) struct Answered {
 /// One request: where it goes and what it says of itself.
 pub(super) struct Call<'a> {
     pub(super) client: &'a reqwest::Client,
-    /// The receiver; 0 if its id is not known.
-    pub(super) to: NodeId,
-    pub(super) url: &'a str,
+    pub(super) to: &'a Target,
     pub(super) path: &'static str,
     /// In addition to those that name the two ends.
     pub(super) headers: HeaderMap,
@@ -102,14 +100,13 @@ impl Shared {
     /// Sends a request without further headers, as [`call`](Self::call).
     pub(super) async fn ask(
         &self,
-        to: NodeId,
-        url: &str,
+        to: &Target,
         path: &'static str,
         body: Vec<u8>,
         patience: Duration,
     ) -> Result<Answered, Failure> {
         let (client, headers, body) = (&self.client, HeaderMap::new(), body.into());
-        self.call(Call { client, to, url, path, headers, body }, patience).await
+        self.call(Call { client, to, path, headers, body }, patience).await
     }
 
     /// Sends one request and waits for its answer, for `patience` altogether.
@@ -134,25 +131,26 @@ impl Shared {
         &self,
         call: Call<'_>,
     ) -> Result<(PeerHeader, reqwest::Response), Failure> {
-        let ours = self.admission.header(call.to);
+        let Target { id, incarnation, url: peer_url } = call.to;
+        let ours = self.admission.header(*id, *incarnation);
         let mut headers = call.headers;
         wire::put_identity(&mut headers, &ours)
             .map_err(|error| Failure::NotSent(error.to_string()))?;
-        let url = format!("{}{}", call.url.trim_end_matches('/'), call.path);
+        let url = format!("{}{}", peer_url.trim_end_matches('/'), call.path);
         let request = call.client.post(url).headers(headers).body(call.body);
         let response = request.send().await.map_err(|error| {
             if let Some(tls) = &self.config.tls
                 && let Some(error) = tls_error(&error)
             {
                 let why = format!("the TLS handshake failed: {error}");
-                tls.refuse_answer(TLS_HANDSHAKE, call.url, kind(error), &why);
+                tls.refuse_answer(TLS_HANDSHAKE, peer_url, kind(error), &why);
             }
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
             let why = cause(&error);
             if not_sent { Failure::NotSent(why) } else { Failure::Unknown(why) }
         })?;
-        self.check_certificate(call.url, &response)?;
+        self.check_certificate(peer_url, &response)?;
         Ok((ours, response))
     }
 

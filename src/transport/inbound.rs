@@ -70,7 +70,9 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     // 0 if the sender did not say who it is.
     let sender = wire::identity(&parts.headers).map_or(0, |header| header.from);
     let mut answer = taken.unwrap_or_else(|rejection| reject(&shared, sender, rejection));
-    if let Err(error) = wire::put_identity(answer.headers_mut(), &shared.admission.header(sender)) {
+    if let Err(error) =
+        wire::put_identity(answer.headers_mut(), &shared.admission.header(sender, 0))
+    {
         // The flags allow no such URL; the sender will say that the answer is no member's.
         error!(shared.logger, "cannot answer a peer: {}", error);
     }
@@ -299,7 +301,7 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
             deliver(shared, inbound(None))?;
             wire::put_may_stream(response.headers_mut());
         }
-        Sender::Known | Sender::New => {
+        Sender::Stranger => {
             let (answer, answer_rx) = oneshot::channel();
             let patience = shared.config.verdict_timeout();
             ask_the_node(shared, inbound(Some(answer)), answer_rx, patience).await?;

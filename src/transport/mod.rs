@@ -189,9 +189,19 @@ impl Shared {
     }
 }
 
+/// Whom a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    /// The member; 0 if its id is not known.
+    id: NodeId,
+    /// Its incarnation; 0 if it is not known.
+    incarnation: u64,
+    url: Arc<str>,
+}
+
 /// One peer, as the raft node sees it. Dropping it lets the peer's task drain the queue and end.
 struct Peer {
-    url: Arc<str>,
+    target: Target,
     queue_tx: mpsc::Sender<Message>,
     /// The payload of what is queued.
     queued_bytes: Arc<AtomicU64>,
@@ -346,19 +356,19 @@ impl Outbox for Transport {
             let _running = running;
             outbound::read_file(&shared, index, term, file.length, &chunk_tx);
         });
-        self.spawn(outbound::send_snapshot(guard, peer.url.clone(), message, file, chunk_rx));
+        self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file, chunk_rx));
     }
 
-    fn add_peer(&mut self, id: NodeId, url: &str) {
-        if self.peers.get(&id).is_some_and(|peer| *peer.url == *url) {
+    fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64) {
+        let target = Target { id, incarnation, url: url.into() };
+        if self.peers.get(&id).is_some_and(|peer| peer.target == target) {
             return;
         }
-        let url: Arc<str> = url.into();
         let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();
         let (shared, bytes) = (self.shared.clone(), queued_bytes.clone());
-        let sender = sender::PeerSender::new(shared, id, url.clone(), queue_rx, bytes);
+        let sender = sender::PeerSender::new(shared, target.clone(), queue_rx, bytes);
         let running = self.shared.running.subscribe();
         // Closing drops the queue: the task drains it and ends.
         self.runtime.spawn(async move {
@@ -366,7 +376,7 @@ impl Outbox for Transport {
             sender.run(removed_rx).await;
         });
         let peer = Peer {
-            url,
+            target,
             queue_tx,
             queued_bytes,
             _removed_tx: removed_tx,
@@ -390,8 +400,8 @@ impl Outbox for Transport {
             responder.answer(Err(RequestError::unavailable(why)));
             return;
         };
-        let (shared, url) = (self.shared.clone(), peer.url.clone());
-        self.spawn(outbound::forward_change(shared, to, url, change, responder));
+        let (shared, target) = (self.shared.clone(), peer.target.clone());
+        self.spawn(outbound::forward_change(shared, target, change, responder));
     }
 }
 

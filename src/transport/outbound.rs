@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::call::{Answered, Call, Failure};
-use super::{Shared, allowance, wire};
+use super::{Shared, Target, allowance, wire};
 use crate::channels::{
     Greeting, GreetingAnswer, Index, MemberRequest, NodeId, PeerReport, Refusal, Responder,
     SnapshotFile, Term,
@@ -86,7 +86,7 @@ pub(super) fn read_file(
 /// Sends one snapshot: the framed message, then the chunks of its file. `guard` reports how it ended.
 pub(super) async fn send_snapshot(
     mut guard: SnapshotGuard,
-    url: Arc<str>,
+    target: Target,
     message: Message,
     file: SnapshotFile,
     mut chunk_rx: mpsc::Receiver<io::Result<Bytes>>,
@@ -112,8 +112,7 @@ pub(super) async fn send_snapshot(
     });
     let call = Call {
         client: &shared.snapshot_client,
-        to,
-        url: &url,
+        to: &target,
         path: "/raft/snapshot",
         headers,
         body: reqwest::Body::wrap_stream(body),
@@ -168,7 +167,8 @@ async fn stalled(
 pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) {
     let patience = shared.config.half_election_timeout();
     let body = codec::encode(&greeting);
-    let report = match shared.ask(0, &url, "/raft/greeting", body, patience).await {
+    let target = Target { id: 0, incarnation: 0, url: url.as_str().into() };
+    let report = match shared.ask(&target, "/raft/greeting", body, patience).await {
         Ok(Answered { header, body, .. }) => match codec::decode::<GreetingAnswer>(&body) {
             Ok(answer) => PeerReport::Greeted { url, header, answer },
             Err(error) => PeerReport::NotGreeted { url, why: error.to_string() },
@@ -184,11 +184,10 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
     shared.report(report);
 }
 
-/// Forwards `change` to member `to`, and its answer to `responder`.
+/// Forwards `change` to `target`, and its answer to `responder`.
 pub(super) async fn forward_change(
     shared: Arc<Shared>,
-    to: NodeId,
-    url: Arc<str>,
+    target: Target,
     change: MemberRequest,
     responder: Responder<()>,
 ) {
@@ -199,7 +198,8 @@ pub(super) async fn forward_change(
     // The leader answers within the request timeout; the answer has to come back, too.
     let patience = shared.config.request_timeout + shared.config.half_election_timeout();
     let body = codec::encode(&change);
-    let answer = match shared.ask(to, &url, "/raft/members", body, patience).await {
+    let to = target.id;
+    let answer = match shared.ask(&target, "/raft/members", body, patience).await {
         Ok(answered) => codec::decode::<Result<(), RequestError>>(&answered.body)
             .unwrap_or_else(|error| Err(unknown(to, &error))),
         Err(failure) => {

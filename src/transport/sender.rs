@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::call::{Call, Failure};
-use super::{Shared, allowance, payload_bytes, stream, wire};
-use crate::channels::{NodeId, PeerReport};
+use super::{Shared, Target, allowance, payload_bytes, stream, wire};
+use crate::channels::PeerReport;
 use crate::metrics::PeerLabel;
 
 /// The most bytes in a batch of several messages; one message may be larger. Small enough that a
@@ -76,8 +76,7 @@ impl Batches {
 /// Sends one peer its batches, one after the other.
 pub(super) struct PeerSender {
     shared: Arc<Shared>,
-    id: NodeId,
-    url: Arc<str>,
+    target: Target,
     batches: Batches,
     /// While there is one, batches go by it.
     stream: Option<stream::Outgoing>,
@@ -93,20 +92,18 @@ pub(super) struct PeerSender {
 }
 
 impl PeerSender {
-    /// A sender of what is queued for peer `id` to `url`.
+    /// A sender of what is queued for `target`.
     pub(super) fn new(
         shared: Arc<Shared>,
-        id: NodeId,
-        url: Arc<str>,
+        target: Target,
         queue_rx: mpsc::Receiver<Message>,
         queued_bytes: Arc<AtomicU64>,
     ) -> Self {
         let sent_bytes = &shared.config.metrics.peer_sent_bytes;
-        let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: id });
+        let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: target.id });
         Self {
             shared,
-            id,
-            url,
+            target,
             batches: Batches { queue_rx, queued_bytes, held: None, proposals: Vec::new() },
             stream: None,
             stream_from: Instant::now(),
@@ -169,14 +166,8 @@ impl PeerSender {
         let mut headers = HeaderMap::new();
         wire::put_sequence(&mut headers, self.shared.next_sequence());
         let body = batch.into();
-        let call = Call {
-            client: &self.shared.client,
-            to: self.id,
-            url: &self.url,
-            path: "/raft",
-            headers,
-            body,
-        };
+        let call =
+            Call { client: &self.shared.client, to: &self.target, path: "/raft", headers, body };
         // Connecting is part of it: a peer that is not there is as bad as one that is silent.
         let patience = self.shared.config.half_election_timeout() + allowance(length);
         match self.shared.call(call, patience).await {
@@ -185,7 +176,7 @@ impl PeerSender {
                 self.batches.proposals.clear();
                 self.succeeded();
                 if answered.may_stream && Instant::now() >= self.stream_from {
-                    self.stream = Some(stream::Outgoing::open(&self.shared, self.id, &self.url));
+                    self.stream = Some(stream::Outgoing::open(&self.shared, &self.target));
                 }
             }
             Err(failure) => self.failed(&failure).await,
@@ -206,7 +197,7 @@ impl PeerSender {
     fn succeeded(&mut self) {
         self.backoff = BACKOFF_MIN;
         if self.is_active.replace(true) != Some(true) {
-            info!(self.shared.logger, "peer {} became active", self.id);
+            info!(self.shared.logger, "peer {} became active", self.target.id);
         }
     }
 
@@ -214,9 +205,9 @@ impl PeerSender {
     async fn failed(&mut self, failure: &Failure) {
         let backoff_max = self.shared.config.half_election_timeout();
         let failures = &self.shared.config.metrics.peer_failures;
-        failures.get_or_create(&PeerLabel { peer: self.id }).inc();
+        failures.get_or_create(&PeerLabel { peer: self.target.id }).inc();
         if self.is_active.replace(false) != Some(false) {
-            let id = self.id;
+            let id = self.target.id;
             warn!(
                 self.shared.logger,
                 "peer {} became inactive (message send to peer failed): {}", id, failure
@@ -240,7 +231,7 @@ impl PeerSender {
             self.shared.report(refused);
             self.backoff = backoff_max;
         }
-        self.shared.report(PeerReport::Unreachable(self.id));
+        self.shared.report(PeerReport::Unreachable(self.target.id));
         sleep(self.backoff.min(backoff_max)).await;
         self.backoff = (self.backoff * 2).min(backoff_max);
     }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::Shared;
+use super::{Shared, Target};
 use crate::channels::NodeId;
 use crate::codec;
 use crate::raft_node::status::Status;
@@ -48,7 +48,9 @@ pub(super) async fn ask_others(shared: Arc<Shared>) {
         while *until_rx.borrow() > Some(Instant::now()) {
             if shared.config.status.borrow().begun {
                 for (id, url) in shared.admission.other_members() {
-                    requests.spawn(ask(shared.clone(), id, url));
+                    let incarnation = shared.admission.bound_incarnation(id);
+                    let target = Target { id, incarnation, url: url.into() };
+                    requests.spawn(ask(shared.clone(), target));
                 }
             }
             sleep(INTERVAL).await;
@@ -59,16 +61,16 @@ pub(super) async fn ask_others(shared: Arc<Shared>) {
     }
 }
 
-/// Asks member `id` once. No answer is not an error.
-async fn ask(shared: Arc<Shared>, id: NodeId, url: String) {
+/// Asks a member once. No answer is not an error.
+async fn ask(shared: Arc<Shared>, target: Target) {
     let patience = shared.config.half_election_timeout();
-    if let Ok(answer) = shared.ask(id, &url, "/raft/status", Vec::new(), patience).await
+    if let Ok(answer) = shared.ask(&target, "/raft/status", Vec::new(), patience).await
         && shared.admission.admit(&answer.header).is_ok()
         && let Ok(status) = codec::decode::<Status>(&answer.body)
     {
         let status = (Instant::now(), Arc::new(status));
         shared.config.cluster.statuses.send_modify(|statuses| {
-            statuses.insert(id, status);
+            statuses.insert(target.id, status);
         });
     }
 }

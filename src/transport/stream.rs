@@ -40,8 +40,8 @@ use super::call::{Call, Failure, answered};
 use super::inbound::{
     BodyReader, Deadline, Rejection, admit, deliver, malformed, not_ready, room_for,
 };
-use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
-use crate::channels::{NodeId, PeerHeader};
+use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
+use crate::channels::PeerHeader;
 use crate::membership::Sender;
 
 /// The length of a frame's number and length, in bytes.
@@ -85,14 +85,14 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Begins a stream to peer `to` at `url`. Frames may be sent at once.
-    pub(super) fn open(shared: &Arc<Shared>, to: NodeId, url: &Arc<str>) -> Self {
+    /// Begins a stream to `target`. Frames may be sent at once.
+    pub(super) fn open(shared: &Arc<Shared>, target: &Target) -> Self {
         let (frame_tx, frame_rx) = mpsc::channel::<Bytes>(FRAMES_AHEAD);
         let frames = stream::unfold(frame_rx, async |mut frame_rx| {
             let frame = frame_rx.recv().await?;
             Some((Ok::<_, Infallible>(frame), frame_rx))
         });
-        let begin = begin(shared.clone(), to, url.clone(), reqwest::Body::wrap_stream(frames));
+        let begin = begin(shared.clone(), target.clone(), reqwest::Body::wrap_stream(frames));
         let body = begin.map_ok(|answer| answer.bytes_stream().map_err(Failure::unknown));
         Self {
             shared: shared.clone(),
@@ -192,13 +192,13 @@ fn unknown(why: String) -> End {
 /// Sends the request's head, and judges the answer's.
 async fn begin(
     shared: Arc<Shared>,
-    to: NodeId,
-    url: Arc<str>,
+    target: Target,
     body: reqwest::Body,
 ) -> Result<reqwest::Response, Failure> {
     let mut headers = HeaderMap::new();
     wire::put_sequence(&mut headers, shared.next_sequence());
-    let call = Call { client: &shared.client, to, url: &url, path: "/raft/stream", headers, body };
+    let client = &shared.client;
+    let call = Call { client, to: &target, path: "/raft/stream", headers, body };
     let (ours, response) = shared.send(call).await?;
     if response.status().is_success() {
         answered(&ours, response.status(), response.headers(), Vec::new())?;
@@ -272,7 +272,7 @@ fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<>
 fn check_member(sender: Sender) -> Result<(), Rejection> {
     match sender {
         Sender::Member => Ok(()),
-        Sender::Known | Sender::New => Err(not_ready("only members may stream")),
+        Sender::Stranger => Err(not_ready("only members may stream")),
     }
 }
 

@@ -36,7 +36,11 @@ fn named_url(id: NodeId) -> String {
 }
 
 fn three_members() -> Members {
-    Members { urls: (1..=3).map(|id| (id, named_url(id))).collect(), ..Members::default() }
+    Members {
+        urls: (1..=3).map(|id| (id, named_url(id))).collect(),
+        incarnations: (1..=3).map(|id| (id, INCARNATION)).collect(),
+        ..Members::default()
+    }
 }
 
 /// Keeps the lines of a log.
@@ -107,15 +111,8 @@ impl Member {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let own = Own {
-            id,
-            incarnation: INCARNATION,
-            url: named_url(id),
-            first_urls: Vec::new(),
-            restored_list: 0,
-        };
-        let incarnations = (1..=3).map(|id| (id, INCARNATION)).collect();
-        let admission = Arc::new(Admission::new(own, CLUSTER_ID, three_members(), incarnations));
+        let own = Own { id, incarnation: INCARNATION, url: named_url(id), first_urls: Vec::new() };
+        let admission = Arc::new(Admission::new(own, CLUSTER_ID, three_members()));
         let dir = tempfile::tempdir().expect("a directory");
         let vfs = FailingVfs::sound();
         let snapshotter = Snapshotter::new(vfs.clone(), dir.path()).expect("a directory");
@@ -168,6 +165,13 @@ impl Member {
         OwnRuntime(Some(runtime))
     }
 
+    /// Binds member 1 to another directory.
+    fn bind_member_1(&self) {
+        let mut members = three_members();
+        members.incarnations.insert(1, 8);
+        self.admission.update(CLUSTER_ID, &members, Vec::new());
+    }
+
     /// Applies the removal of member 1.
     fn remove_member_1(&self) -> Refusal {
         let mut members = three_members();
@@ -176,10 +180,11 @@ impl Member {
         Refusal::Removed { id: 1, index: 5 }
     }
 
-    /// Makes member 1 a sender that is known and no member, so that the node decides.
+    /// Makes member 1 a sender that is no member, so that the node decides.
     fn forget_member_1(&self) {
         let mut members = three_members();
         members.urls.remove(&1);
+        members.incarnations.remove(&1);
         self.admission.update(CLUSTER_ID, &members, Vec::new());
     }
 
@@ -331,9 +336,10 @@ async fn raw(url: &str, request: &[u8]) -> (u16, String) {
 }
 
 /// The headers of a request from member 1 to member 2.
-const HEADERS: &str = "host: x\r\nraft-protocol: 1\r\nraft-cluster-id: 00000000000000c1\r\n\
+const HEADERS: &str = "host: x\r\nraft-protocol: 2\r\nraft-cluster-id: 00000000000000c1\r\n\
     raft-from: 1\r\nraft-incarnation: 0000000000000007\r\nraft-from-url: http://127.0.0.1:1\r\n\
-    raft-to: 2\r\nraft-boot: 0000000000000001\r\nraft-number: 1\r\n";
+    raft-to: 2\r\nraft-to-incarnation: 0000000000000007\r\n\
+    raft-boot: 0000000000000001\r\nraft-number: 1\r\n";
 
 fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
@@ -345,7 +351,7 @@ fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 async fn messages_arrive_in_order_and_many_in_one_request() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for commit in 0..4_000 {
         one.transport.send(heartbeat(2, commit));
     }
@@ -353,7 +359,7 @@ async fn messages_arrive_in_order_and_many_in_one_request() {
     let mut last_number = 0;
     while arrived.len() < 4_000 {
         let inbound = two.inbound().await;
-        assert_eq!(inbound.header, one.admission.header(2));
+        assert_eq!(inbound.header, one.admission.header(2, INCARNATION));
         let InboundBody::Messages { boot, number, messages, answer } = inbound.body else {
             panic!("only messages were sent");
         };
@@ -372,7 +378,7 @@ async fn messages_arrive_in_order_and_many_in_one_request() {
 async fn large_messages_travel_alone_and_batches_stay_below_a_mebibyte() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for length in [3 << 20, 700 << 10, 700 << 10, 10] {
         let mut message = heartbeat(2, 0);
         message.context = vec![1; length].into();
@@ -400,7 +406,7 @@ async fn a_full_queue_drops_and_reports_unreachable_once() {
             }
         }
     });
-    one.transport.add_peer(2, &silent.await);
+    one.transport.add_peer(2, &silent.await, INCARNATION);
     // From its first request on, the peer's task takes nothing out of the queue.
     one.transport.send(heartbeat(2, 0));
     within(begun_rx.recv()).await;
@@ -419,7 +425,7 @@ async fn a_peer_that_is_down_is_reported_logged_once_and_found_again() {
     let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = port.local_addr().expect("address");
     drop(port);
-    one.transport.add_peer(2, &format!("http://{address}"));
+    one.transport.add_peer(2, &format!("http://{address}"), INCARNATION);
     for _ in 0..5 {
         one.transport.send(heartbeat(2, 0));
         one.unreachable(2).await;
@@ -454,7 +460,7 @@ async fn a_connection_without_an_answer_is_closed_after_half_an_election_timeout
         }
     })
     .await;
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     one.unreachable(2).await;
     one.transport.send(heartbeat(2, 0));
@@ -475,7 +481,7 @@ async fn a_connection_that_takes_no_bytes_is_given_up_too() {
         std::future::pending::<()>().await;
         drop(stream);
     });
-    one.transport.add_peer(2, &url.await);
+    one.transport.add_peer(2, &url.await, INCARNATION);
     let mut message = heartbeat(2, 0);
     message.context = vec![1; 20 << 20].into();
     one.transport.send(message);
@@ -508,7 +514,7 @@ async fn a_batch_is_never_sent_again() {
         }
     })
     .await;
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     for round in 0..20 {
         one.transport.send(heartbeat(2, 0));
         eventually("the first", || requests.load(Ordering::SeqCst) == 2 * round + 1).await;
@@ -531,7 +537,7 @@ fn proposal(to: NodeId, data: &'static [u8]) -> Message {
 async fn a_proposal_that_never_left_is_given_back_and_one_that_may_have_arrived_is_not() {
     let mut one = Member::start(1).await;
     let nobody = nobody().await;
-    one.transport.add_peer(2, &nobody);
+    one.transport.add_peer(2, &nobody, INCARNATION);
     one.transport.send(proposal(2, b"never left"));
     match one.report().await {
         PeerReport::NotProposed { to: 2, requests } => assert_eq!(requests[0].1, b"never left"[..]),
@@ -548,7 +554,7 @@ async fn a_proposal_that_never_left_is_given_back_and_one_that_may_have_arrived_
         read_request(&mut stream).await.expect("a request");
     })
     .await;
-    one.transport.add_peer(3, &url);
+    one.transport.add_peer(3, &url, INCARNATION);
     one.transport.send(proposal(3, b"may have arrived"));
     one.unreachable(3).await;
 }
@@ -568,7 +574,7 @@ async fn a_redirect_is_not_followed() {
         }
     })
     .await;
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     one.unreachable(2).await;
     assert_eq!(one.log.count("307"), 1);
@@ -592,7 +598,7 @@ async fn an_answer_from_another_member_or_cluster_is_an_error() {
             }
         })
         .await;
-        one.transport.add_peer(2, &url);
+        one.transport.add_peer(2, &url, INCARNATION);
         for _ in 0..3 {
             one.transport.send(heartbeat(2, 0));
             one.unreachable(2).await;
@@ -612,7 +618,7 @@ async fn garbage_is_answered_400_and_nothing_is_delivered() {
     {
         assert_eq!(raw(&two.url, &post("/raft", HEADERS, body)).await.0, 400, "{body:?}");
     }
-    for name in ["protocol: 1", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
+    for name in ["protocol: 2", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
     {
         let headers = HEADERS.replace(&format!("raft-{name}"), "x: y");
         assert_eq!(raw(&two.url, &post("/raft", &headers, &batch)).await.0, 400, "{name}");
@@ -695,19 +701,19 @@ async fn bytes_count_until_the_node_has_taken_the_messages() {
 async fn a_refusal_comes_before_the_body_and_reaches_the_senders_node() {
     let refuse: [fn(&Member); 3] = [
         |two| two.admission.update(0xc2, &three_members(), Vec::new()),
-        |two| two.admission.record(1, 8),
+        |two| two.bind_member_1(),
         |two| drop(two.remove_member_1()),
     ];
     for (refuse, status) in refuse.into_iter().zip([412, 412, 410]) {
         let mut one = Member::start(1).await;
         let mut two = Member::start(2).await;
         refuse(&two);
-        let refusal = two.admission.admit(&one.admission.header(2)).expect_err("refused");
-        one.transport.add_peer(2, &two.url);
+        let refusal = two.admission.admit(&one.admission.header(2, 0)).expect_err("refused");
+        one.transport.add_peer(2, &two.url, INCARNATION);
         one.transport.send(heartbeat(2, 0));
         match one.report().await {
             PeerReport::Refused { header, refusal: reported } => {
-                assert_eq!(header, two.admission.header(1));
+                assert_eq!(header, two.admission.header(1, 0));
                 assert_eq!(reported, refusal);
             }
             other => panic!("{other:?}"),
@@ -727,7 +733,7 @@ async fn the_node_decides_about_a_sender_that_is_no_member() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     two.forget_member_1();
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for verdict in [Ok(()), Err(Refusal::Removed { id: 1, index: 5 })] {
         one.transport.send(heartbeat(2, 0));
         let InboundBody::Messages { answer: Some(answer), .. } = two.inbound().await.body else {
@@ -749,7 +755,7 @@ async fn the_node_decides_about_a_sender_that_is_no_member() {
 async fn a_snapshot_streams_and_arrives_intact() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     one.send_snapshot(several_mebibytes());
     let inbound = two.inbound().await;
     assert_eq!(two.snapshot_bytes(), one.snapshot_bytes(), "before the node");
@@ -777,7 +783,7 @@ async fn a_snapshot_streams_and_arrives_intact() {
 async fn a_snapshot_that_is_not_what_it_should_be_is_not_delivered() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     let length = one.make_snapshot(&several_mebibytes()).length;
     one.transport.send_snapshot(snapshot_message(), SnapshotFile { length, checksum: 1 });
     assert!(!one.snapshot_arrived().await, "the checksum is wrong");
@@ -799,7 +805,7 @@ async fn a_snapshot_fails_if_the_receiver_dies_half_way() {
         let mut half = vec![0; 2 << 20];
         let _ = stream.read_exact(&mut half).await;
     });
-    one.transport.add_peer(2, &url.await);
+    one.transport.add_peer(2, &url.await, INCARNATION);
     one.send_snapshot(several_mebibytes());
     assert!(!one.snapshot_arrived().await);
     // And the next one may begin.
@@ -826,7 +832,7 @@ async fn a_snapshot_fails_if_the_receiver_stalls_or_never_answers() {
             }
             std::future::pending::<()>().await;
         });
-        one.transport.add_peer(2, &url.await);
+        one.transport.add_peer(2, &url.await, INCARNATION);
         // Larger than what the two sockets hold.
         one.send_snapshot(several_mebibytes().repeat(8));
         assert!(!one.snapshot_arrived().await);
@@ -862,7 +868,7 @@ async fn a_failed_disk_reaches_the_receivers_node() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     two.vfs.fail_after(1);
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     one.send_snapshot(several_mebibytes());
     assert!(!one.snapshot_arrived().await);
     assert!(matches!(two.report().await, PeerReport::DiskFailed(_)));
@@ -873,8 +879,8 @@ async fn a_failed_disk_reaches_the_receivers_node() {
 async fn greetings_are_answered_refused_or_not_answered() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    let greeting = Greeting { first_urls: vec!["http://a".to_owned()] };
-    let answer = GreetingAnswer { beginning: false, counts_as_member: true };
+    let greeting = Greeting { first_urls: vec!["http://a".to_owned()], begun: true };
+    let answer = GreetingAnswer { begun: true, counts_as_member: true, acknowledged: None };
     one.transport.greet(&two.url, greeting.clone());
     let inbound = two.inbound().await;
     assert_eq!(inbound.header.to, 0, "whoever listens there");
@@ -886,7 +892,7 @@ async fn greetings_are_answered_refused_or_not_answered() {
     match one.report().await {
         PeerReport::Greeted { url, header, answer: reported } => {
             assert_eq!(url, two.url);
-            assert_eq!(header, two.admission.header(1));
+            assert_eq!(header, two.admission.header(1, 0));
             assert_eq!(reported, answer);
         }
         other => panic!("{other:?}"),
@@ -907,9 +913,13 @@ async fn greetings_are_answered_refused_or_not_answered() {
 async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_with_the_reason() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    let greeting = Greeting { first_urls: Vec::new() };
-    two.admission.update(0xc2, &three_members(), Vec::new());
+    let greeting = Greeting { first_urls: Vec::new(), begun: true };
     one.transport.greet(&two.url, greeting.clone());
+    let InboundBody::Greeting { answer, .. } = two.inbound().await.body else {
+        panic!("a greeting was sent");
+    };
+    let mismatch = Refusal::Mismatch("this is cluster 00000000000000c2".to_owned());
+    answer.send(Err(mismatch)).expect("the handler waits");
     match one.report().await {
         PeerReport::NotGreeted { url, why } => {
             assert_eq!(url, two.url);
@@ -918,16 +928,15 @@ async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_
         other => panic!("{other:?}"),
     }
     // The other refusals are the node's to judge, with the header of who answered.
-    let refuse: [fn(&Member); 2] =
-        [|two| drop(two.remove_member_1()), |two| two.admission.record(1, 8)];
+    let refuse: [fn(&Member); 2] = [|two| drop(two.remove_member_1()), |two| two.bind_member_1()];
     for refuse in refuse {
         two.admission.update(CLUSTER_ID, &three_members(), Vec::new());
         refuse(&two);
-        let refusal = two.admission.admit(&one.admission.header(2)).expect_err("refused");
+        let refusal = two.admission.admit(&one.admission.header(2, 0)).expect_err("refused");
         one.transport.greet(&two.url, greeting.clone());
         match one.report().await {
             PeerReport::Refused { header, refusal: reported } => {
-                assert_eq!(header, two.admission.header(1));
+                assert_eq!(header, two.admission.header(1, 0));
                 assert_eq!(reported, refusal);
             }
             other => panic!("{refusal:?}: {other:?}"),
@@ -953,7 +962,7 @@ async fn a_change_is_forwarded_and_answered_as_the_leader_does() {
     let mut two = Member::start(2).await;
     let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))), "unknown peer");
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for answer in [Ok(()), Err(RequestError::Conflict("remove member 3 first".to_owned()))] {
         let pending = forward_change(&mut one);
         let InboundBody::ConfChange { change, responder } = two.inbound().await.body else {
@@ -981,11 +990,11 @@ async fn a_change_that_may_have_arrived_is_unknown_and_one_that_cannot_have_unav
             }
         }
     });
-    one.transport.add_peer(2, &url.await);
+    one.transport.add_peer(2, &url.await, INCARNATION);
     let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unknown(_))));
     assert_eq!(requests.load(Ordering::SeqCst), 1, "once");
-    one.transport.add_peer(2, &nobody().await);
+    one.transport.add_peer(2, &nobody().await, INCARNATION);
     let pending = forward_change(&mut one);
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))));
 }
@@ -994,7 +1003,7 @@ async fn a_change_that_may_have_arrived_is_unknown_and_one_that_cannot_have_unav
 async fn a_removed_peers_queue_is_drained() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for commit in 0..1_000 {
         one.transport.send(heartbeat(2, commit));
     }
@@ -1022,8 +1031,9 @@ async fn a_node_that_hangs_has_no_status() {
     .await;
     let one = Member::start(1).await;
     let shared = &one.transport.shared;
+    let target = Target { id: 2, incarnation: INCARNATION, url: two.url.as_str().into() };
     let ask = async || {
-        let answer = shared.ask(2, &two.url, "/raft/status", Vec::new(), ELECTION_TIMEOUT).await;
+        let answer = shared.ask(&target, "/raft/status", Vec::new(), ELECTION_TIMEOUT).await;
         answer.map(|answer| codec::decode::<Status>(&answer.body).expect("a status"))
     };
     metrics.ticked();
@@ -1053,7 +1063,7 @@ async fn closing_leaves_no_task_and_answers_everyone() {
             drop(stream);
         }
     });
-    one.transport.add_peer(2, &url.await);
+    one.transport.add_peer(2, &url.await, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     one.send_snapshot(several_mebibytes().repeat(8));
     let pending = forward_change(&mut one);

@@ -16,13 +16,14 @@
 //! # Headers
 //! | name | value | where |
 //! |---|---|---|
-//! | `raft-protocol` | `1` | everywhere |
-//! | `raft-cluster-id` | 16 hexadecimal digits; 0 while a joiner does not know it | everywhere |
+//! | `raft-protocol` | `2` | everywhere |
+//! | `raft-cluster-id` | 16 hexadecimal digits; 0 while the sender does not know it | everywhere |
 //! | `raft-from` | the sender's id, decimal, not 0 | everywhere |
 //! | `raft-incarnation` | the sender's, 16 hexadecimal digits | everywhere |
 //! | `raft-from-url` | the sender's peer URL, visible ASCII | everywhere |
 //! | `raft-moved` | the index of the entry that moved the sender there, decimal | where one did |
 //! | `raft-to` | the receiver's id, decimal; 0 in a greeting | everywhere |
+//! | `raft-to-incarnation` | the receiver's, 16 hexadecimal digits; 0 if the sender knows none | everywhere |
 //! | `raft-boot` | the sender's boot id, 16 hexadecimal digits | `/raft`, `…/stream`, `…/snapshot` |
 //! | `raft-number` | rises with each batch, and with each snapshot, of one boot | as `raft-boot` |
 //! | `raft-stream` | `1`: the next batches may be streamed | 204 |
@@ -51,7 +52,7 @@ use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotF
 /// The version of this protocol. It rises with every change of a request or of the meaning of an
 /// entry, because members of different versions would apply entries differently. A sender of another
 /// version is answered 400.
-const PROTOCOL: &str = "1";
+const PROTOCOL: &str = "2";
 
 /// The most messages in one batch. An empty message has a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;
@@ -66,6 +67,7 @@ const INCARNATION: HeaderName = HeaderName::from_static("raft-incarnation");
 const FROM_URL: HeaderName = HeaderName::from_static("raft-from-url");
 const MOVED: HeaderName = HeaderName::from_static("raft-moved");
 const TO: HeaderName = HeaderName::from_static("raft-to");
+const TO_INCARNATION: HeaderName = HeaderName::from_static("raft-to-incarnation");
 const BOOT: HeaderName = HeaderName::from_static("raft-boot");
 const NUMBER: HeaderName = HeaderName::from_static("raft-number");
 const STREAM: HeaderName = HeaderName::from_static("raft-stream");
@@ -102,6 +104,7 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
         put(headers, MOVED, &header.moved.to_string());
     }
     put(headers, TO, &header.to.to_string());
+    put(headers, TO_INCARNATION, &format!("{:016x}", header.to_incarnation));
     Ok(())
 }
 
@@ -120,6 +123,7 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
         url: text(headers, &FROM_URL)?.to_owned(),
         moved: if headers.contains_key(MOVED) { decimal(headers, &MOVED)? } else { 0 },
         to: decimal(headers, &TO)?,
+        to_incarnation: hexadecimal(headers, &TO_INCARNATION, 16)?,
     };
     if header.from == 0 {
         return Err(WireError(format!("{FROM} is 0, which is no member's id")));
@@ -307,7 +311,15 @@ mod tests {
 
     fn header() -> PeerHeader {
         let url = "http://127.0.0.1:9021".to_owned();
-        PeerHeader { cluster_id: u64::MAX, from: 1, incarnation: 7, url, moved: 9, to: 2 }
+        PeerHeader {
+            cluster_id: u64::MAX,
+            from: 1,
+            incarnation: 7,
+            url,
+            moved: 9,
+            to: 2,
+            to_incarnation: 8,
+        }
     }
 
     #[test]
@@ -323,7 +335,7 @@ mod tests {
     fn identity_refuses_each_header_that_is_missing_doubled_or_garbage() {
         let mut good = HeaderMap::new();
         put_identity(&mut good, &header()).expect("visible ASCII");
-        for name in [PROTOCOL_HEADER, CLUSTER_ID, FROM, INCARNATION, FROM_URL, TO] {
+        for name in [PROTOCOL_HEADER, CLUSTER_ID, FROM, INCARNATION, FROM_URL, TO, TO_INCARNATION] {
             let mut missing = good.clone();
             missing.remove(&name);
             assert!(identity(&missing).is_err(), "{name} missing");
@@ -347,7 +359,7 @@ mod tests {
         put_identity(&mut headers, &header()).expect("visible ASCII");
         headers.insert(PROTOCOL_HEADER, HeaderValue::from_static("7"));
         let WireError(why) = identity(&headers).expect_err("another version");
-        assert!(why.contains("version 1") && why.contains("version 7"), "{why}");
+        assert!(why.contains("version 2") && why.contains("version 7"), "{why}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use raftexample::codec;
 use raftexample::membership::{SnapshotData, SnapshotMembers};
 use raftexample::ports::tls::no_tls;
 use raftexample::raft_node::Status;
-use raftexample::raft_node::replay::{derived_cluster_id, snap_dir};
+use raftexample::raft_node::replay::snap_dir;
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::storage::wal::Wal;
@@ -36,6 +36,7 @@ struct Sender {
     incarnation: u64,
     url: String,
     to: NodeId,
+    to_incarnation: u64,
     boot: u64,
 }
 
@@ -48,13 +49,14 @@ struct Forger {
 }
 
 impl Forger {
-    fn new(cluster: &mut Cluster) -> Self {
+    /// Knows the cluster of `member`.
+    fn new(cluster: &Cluster, member: NodeId) -> Self {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(no_tls())
             .no_proxy()
             .build()
             .unwrap();
-        let cluster_id = derived_cluster_id(&cluster.config(1).cluster);
+        let cluster_id = cluster.status(member).cluster_id;
         Self { http, cluster_id, boot: getrandom::u64().unwrap(), number: 0 }
     }
 
@@ -67,6 +69,7 @@ impl Forger {
             incarnation: config.incarnation,
             url: config.url.clone(),
             to: 0,
+            to_incarnation: 0,
             boot: self.boot,
         }
     }
@@ -79,6 +82,7 @@ impl Forger {
             incarnation: 4711,
             url: "http://127.0.0.1:9".to_owned(),
             to: 0,
+            to_incarnation: 0,
             boot: self.boot,
         }
     }
@@ -97,12 +101,13 @@ impl Forger {
             .http
             .post(format!("{url}{path}"))
             .timeout(PATIENCE)
-            .header("raft-protocol", "1")
+            .header("raft-protocol", "2")
             .header("raft-cluster-id", format!("{:016x}", sender.cluster_id))
             .header("raft-from", sender.from.to_string())
             .header("raft-incarnation", format!("{:016x}", sender.incarnation))
             .header("raft-from-url", &sender.url)
             .header("raft-to", sender.to.to_string())
+            .header("raft-to-incarnation", format!("{:016x}", sender.to_incarnation))
             .header("raft-boot", format!("{:016x}", sender.boot))
             .header("raft-number", self.number.to_string());
         for (name, value) in more {
@@ -130,7 +135,7 @@ impl Forger {
     /// Greets a member. The node itself answers, after all earlier messages.
     async fn greet(&mut self, url: &str, sender: &Sender) {
         eventually(PATIENCE, "a greeting is answered", async || {
-            let greeting = codec::encode(&Greeting { first_urls: Vec::new() });
+            let greeting = codec::encode(&Greeting { first_urls: Vec::new(), begun: true });
             self.post(url, sender, "/raft/greeting", greeting, &[]).await == 200
         })
         .await;
@@ -331,7 +336,7 @@ impl Calm {
         cluster.caught_up(&[leader, follower, stopped]).await;
         cluster.stop(stopped).await;
         cluster.write(leader, "/key", "kept").await;
-        let forger = Forger::new(&mut cluster);
+        let forger = Forger::new(&cluster, leader);
         Self { cluster, forger, leader, follower, stopped, removed }
     }
 
@@ -482,7 +487,7 @@ async fn a_sender_that_may_not_speak_changes_nothing_whatever_it_says() {
         let answered = calm.forger.post(&url, &sender, "/raft/members", change, &[]).await;
         assert_eq!(answered, *status, "a change of {who}");
         if sender.cluster_id != 0 {
-            let greeting = codec::encode(&Greeting { first_urls: Vec::new() });
+            let greeting = codec::encode(&Greeting { first_urls: Vec::new(), begun: true });
             let answered = calm.forger.post(&url, &sender, "/raft/greeting", greeting, &[]).await;
             assert_eq!(answered, *status, "a greeting of {who}");
         }
@@ -519,7 +524,7 @@ const LET_THROUGH: &[Through] = {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valid_message_of_a_stranger_loses_no_committed_entry() {
     let mut cluster = Cluster::started(3, Options::default()).await;
-    let mut forger = Forger::new(&mut cluster);
+    let mut forger = Forger::new(&cluster, 1);
     let stranger = forger.stranger();
     for (number, (what, receivers, forge)) in LET_THROUGH.iter().enumerate() {
         let leader = cluster.leader().await;

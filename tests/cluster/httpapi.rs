@@ -105,6 +105,7 @@ async fn a_write_that_finds_no_leader_waits_for_one() {
     let client = cluster.client(1);
     let read = tokio::spawn(async move { client.get("/absent").await });
     cluster.start(2).await;
+    cluster.start(3).await;
     write.await.unwrap().expect(204);
     read.await.unwrap().expect(404);
     cluster.stop_all().await;

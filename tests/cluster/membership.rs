@@ -297,7 +297,7 @@ async fn a_joiner_wiped_before_it_was_added_is_welcome() {
     let mut cluster = Cluster::started(1, Options::default()).await;
     cluster.joiner(2);
     cluster.start(2).await;
-    cluster.until_logged(2, "1 answered").await;
+    cluster.until_logged(2, "does not count 2 as a member").await;
     cluster.stop(2).await;
     cluster.wipe(2);
     cluster.start(2).await;

@@ -14,20 +14,17 @@ fn assert_refused(end: &Error, texts: &[&str]) {
     }
 }
 
-/// The first member waits for a while if `is_alone`; the third joins a running majority if
-/// `is_late`.
-async fn start_in_order([first, second, third]: [u64; 3], is_alone: bool, is_late: bool) {
+/// Starts three first members. The first waits for a while if `is_alone`, the first two if `is_late`.
+async fn start_in_order(order: [u64; 3], is_alone: bool, is_late: bool) {
     let mut cluster = Cluster::new(3);
-    cluster.start(first).await;
-    if is_alone {
-        // Nothing may happen, which only time can show: longer than an election takes.
-        sleep(2 * ELECTION_TIMEOUT).await;
-        assert!(!cluster.status(first).begun, "one of three begins alone");
-    }
-    cluster.start(second).await;
-    if is_late {
-        let leader = cluster.leader().await;
-        cluster.write(leader, "/two", "of three").await;
+    let [first, second, third] = order;
+    for (id, waits) in [(first, is_alone), (second, is_late)] {
+        cluster.start(id).await;
+        if waits {
+            // Nothing may happen, which only time can show: longer than an election takes.
+            sleep(2 * ELECTION_TIMEOUT).await;
+            assert!(!cluster.status(id).begun, "{order:?}: {id} begins without the others");
+        }
     }
     cluster.start(third).await;
     cluster.leader().await;
@@ -51,22 +48,18 @@ async fn three_members_start_in_any_order_and_at_any_time() {
     );
 }
 
-/// It cannot know whether the member that is down has voted for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_member_that_comes_late_waits_for_one_that_is_down() {
+async fn first_members_say_for_whom_they_wait() {
     let mut cluster = Cluster::new(3);
     cluster.start(1).await;
     cluster.start(2).await;
+    let url = cluster.url(3);
+    for id in [1, 2] {
+        cluster.until_logged(id, &format!("waiting for {url}")).await;
+    }
+    cluster.start(3).await;
     let leader = cluster.leader().await;
     cluster.write(leader, "/k", "v").await;
-    cluster.stop(1).await;
-    cluster.start(3).await;
-    let url = cluster.url(1);
-    cluster.until_logged(3, &format!("waiting for {url}")).await;
-    assert!(!cluster.status(3).begun);
-    cluster.start(1).await;
-    cluster.leader().await;
-    cluster.holds(3, "/k", "v").await;
     cluster.stop_all().await;
 }
 
@@ -101,13 +94,10 @@ async fn a_wiped_member_is_refused_while_the_leader_is_down() {
     wiped_member_is_refused(false).await;
 }
 
-/// Two of three members with different lists, and with the same `--cluster-id` if `cluster_id` is
-/// given.
-async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
+/// Two of three members with different lists.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_differ_never_begin_together_and_are_named() {
     let mut cluster = Cluster::new(2);
-    for id in 1..=2 {
-        cluster.config(id).cluster_id = cluster_id;
-    }
     let mut lists = Vec::new();
     for id in 1..=2 {
         let list = &mut cluster.config(id).cluster;
@@ -129,26 +119,11 @@ async fn lists_that_differ_never_begin(cluster_id: Option<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_that_differ_never_begin_together_and_are_named() {
-    lists_that_differ_never_begin(None).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn lists_that_differ_never_begin_together_with_one_cluster_id() {
-    lists_that_differ_never_begin(Some(7)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_directory_of_another_member_list_or_cluster_is_refused() {
+async fn a_directory_of_another_member_or_list_is_refused() {
     let mut cluster = Cluster::started(1, Options::default()).await;
     cluster.write(1, "/k", "v").await;
     cluster.stop(1).await;
     let right = cluster.config(1).clone();
-
-    cluster.config(1).cluster_id = Some(7);
-    cluster.start(1).await;
-    assert_refused(&cluster.end(1).await, &["--cluster-id 0000000000000007"]);
-    *cluster.config(1) = right.clone();
 
     cluster.config(1).cluster.push("http://127.0.0.1:9".to_owned());
     cluster.start(1).await;

@@ -4,7 +4,7 @@
 use std::io;
 
 use raftexample::channels::MemberRequest;
-use raftexample::raft_node::{Input, NodeConfig};
+use raftexample::raft_node::NodeConfig;
 
 use crate::support::memory::*;
 
@@ -148,72 +148,7 @@ fn a_crash_during_a_restart_keeps_acknowledged_writes() {
     }
 }
 
-/// The other member still counts the first one as bootstrapped.
-#[test]
-fn two_of_three_first_members_begin_without_the_third() {
-    let mut network = Network::default();
-    network.start(&config(1, 3), &MemVfs::default()).unwrap();
-    network.tick(7);
-    network.start(&config(2, 3), &MemVfs::default()).unwrap();
-    network.tick_until("both have begun", |network| {
-        network.members.values().all(|member| member.status().begun)
-    });
-    network.elect(2);
-    assert!(network.put(2, "key", "value").is_ok());
-    // Without its disk a member no longer counts as bootstrapped.
-    network.members.remove(&1);
-    let wiped = NodeConfig { incarnation: 999, ..config(1, 3) };
-    network.start(&wiped, &MemVfs::default()).unwrap();
-    network.tick(7);
-    let error = network.ended.remove(&1).expect("it is refused").to_string();
-    assert!(error.contains("under a new id"), "{error}");
-}
-
-/// It wrote its first entries, which no other member has, and greets again.
-#[test]
-fn a_crash_right_after_bootstrap_blocks_no_other_member() {
-    for survives in SURVIVALS {
-        let mut network = Network::default();
-        network.start(&config(1, 3), &MemVfs::default()).unwrap();
-        network.start(&config(2, 3), &MemVfs::default()).unwrap();
-        let begun = |network: &Network| -> Vec<u64> {
-            let begun = network.members.values().filter(|member| member.status().begun);
-            begun.map(|member| member.id).collect()
-        };
-        let first = 'begun: {
-            for _ in 0..20 {
-                for id in [1, 2] {
-                    network.turn(id, [Input::Tick]);
-                    // Not all rounds: in the last one the other would bootstrap as well.
-                    network.deliver_round();
-                    if let [first] = begun(&network)[..] {
-                        break 'begun first;
-                    }
-                    assert!(begun(&network).is_empty(), "both at once");
-                }
-            }
-            panic!("nobody begins");
-        };
-        let other = 3 - first;
-        let again = NodeConfig { boot: 2000 + first, ..config(first, 3) };
-        let disk = network.crash(first, survives);
-        // Meanwhile the other one tries alone.
-        network.tick(7);
-        assert!(begun(&network).is_empty(), "{survives:?}: one of three begins alone");
-        network.start(&again, &disk).unwrap();
-        assert_eq!(begun(&network), [first], "{survives:?}: its beginning is on disk");
-        // Longer than an election: it asks for votes in vain meanwhile.
-        for _ in 0..30 {
-            network.turn(first, [Input::Tick]);
-            network.member(first).take_messages();
-        }
-        network.tick_until("both have begun", |network| begun(network).len() == 2);
-        network.elect(other);
-        assert!(network.put(other, "key", "value").is_ok(), "{survives:?}");
-    }
-}
-
-/// Members 1 and 2 bootstrap together; member 3 crashes at some operation of its first start.
+/// Three members begin; one of them crashes at some operation of its first start.
 #[test]
 fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
     for survives in SURVIVALS {
@@ -222,12 +157,6 @@ fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
             for id in [1, 2] {
                 network.start(&config(id, 3), &MemVfs::default()).unwrap();
             }
-            network.tick_until("two have begun", |network| {
-                network.members.values().all(|member| member.status().begun)
-            });
-            network.elect(1);
-            assert!(network.put(1, "key", "value").is_ok());
-
             let disk = MemVfs::default();
             disk.inject(operation, Fault::Crash);
             let _ = network.start(&config(3, 3), &disk);
@@ -238,21 +167,18 @@ fn a_first_start_that_crashes_at_any_operation_can_be_repeated() {
             }
             network.members.remove(&3);
             let what = format!("crash at operation {operation}, {survives:?}");
-            // A restarted process draws new random numbers.
+            // If its directory survived, so did its incarnation.
             let again = NodeConfig { boot: 2003, incarnation: 203, ..config(3, 3) };
             network
                 .start(&again, &disk.crash(survives))
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
-            let caught_up = |network: &Network| {
-                network.members.get(&3).is_some_and(|member| {
-                    member.status().leader != 0
-                        && member.status().applied == network.members[&1].status().applied
-                })
-            };
-            for _ in 0..100 {
-                network.tick(1);
-            }
-            assert!(caught_up(&network), "{what}: {:?}", network.ended);
+            network.tick_until(&what, |network| {
+                network.members.len() == 3
+                    && network.members.values().all(|member| member.status().begun)
+            });
+            network.elect(1);
+            assert!(network.put(1, "key", "value").is_ok());
+            network.settle();
             let state = network.member(1).state();
             assert_eq!(network.member(3).state(), state, "{what}");
         }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bootstrap;
 mod crash;
 mod crash_states;
 mod damage;
@@ -13,6 +14,7 @@ mod failing_disk;
 mod golden;
 mod hostile;
 mod limits;
+mod lives;
 mod members;
 mod poison;
 mod recovery;

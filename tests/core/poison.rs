@@ -20,6 +20,7 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
         change.write_to_bytes().unwrap()
     };
     let change = |change_type, id, context| kind(0, change_type, id, context);
+    let bound = |url: &str| [&109_u64.to_le_bytes(), url.as_bytes()].concat();
     let (no_command, nothing) = ("skipping an entry that is no command", "does nothing");
     let (unread, joint) = ("no change of members", "skipping a joint change of members");
     let cut = put("key", "cut short");
@@ -32,13 +33,14 @@ fn poison() -> Vec<(&'static str, EntryType, Vec<u8>)> {
         ("", EntryNormal, vec![]),
         (unread, EntryConfChange, vec![0xff; 7]),
         (nothing, EntryConfChange, vec![]),
-        ("is no peer URL", EntryConfChange, change(AddNode, 9, b"no url")),
-        ("is not UTF-8", EntryConfChange, change(AddNode, 9, &[0xff, 0xfe])),
-        ("0 is no member id", EntryConfChange, change(AddNode, 0, url(9).as_bytes())),
-        ("is the peer URL of member 1", EntryConfChange, change(AddNode, 9, url(1).as_bytes())),
-        ("2 is a member already", EntryConfChange, change(AddNode, 2, url(9).as_bytes())),
+        ("is no peer URL", EntryConfChange, change(AddNode, 9, &bound("no url"))),
+        ("incarnation of member 9 is missing", EntryConfChange, change(AddNode, 9, &[0xff, 0xfe])),
+        ("is not UTF-8", EntryConfChange, change(AddLearnerNode, 9, &[0xff, 0xfe])),
+        ("0 is no member id", EntryConfChange, change(AddNode, 0, &bound(&url(9)))),
+        ("is the peer URL of member 1", EntryConfChange, change(AddNode, 9, &bound(&url(1)))),
+        ("2 is a member already", EntryConfChange, change(AddNode, 2, &bound(&url(9)))),
         ("2 is a member already", EntryConfChange, change(AddLearnerNode, 2, url(9).as_bytes())),
-        ("is no learner", EntryConfChange, kind(1, AddNode, 2, b"")),
+        ("is no learner", EntryConfChange, kind(1, AddNode, 2, &bound(""))),
         ("9 is no member", EntryConfChange, kind(2, AddNode, 9, url(9).as_bytes())),
         ("of kind 9", EntryConfChange, kind(9, AddNode, 9, url(9).as_bytes())),
         ("of kind 1", EntryConfChange, kind(1, RemoveNode, 2, b"")),

@@ -31,6 +31,7 @@ fn stranger(member: &Member, id: u64) -> PeerHeader {
         url: url(id),
         moved: 0,
         to: member.id,
+        to_incarnation: member.config.incarnation,
     }
 }
 
@@ -181,7 +182,11 @@ fn leadership_transferred_in_a_snapshots_turn_is_not_taken() {
     let mut network = cluster();
     let header = network.member(3).header(2);
     let member = network.member(2);
-    let members = Members { urls: [(2, url(2))].into(), ..Members::default() };
+    let members = Members {
+        urls: [(2, url(2))].into(),
+        incarnations: [(2, 102)].into(),
+        ..Members::default()
+    };
     let alone = SnapshotMembers { voters: vec![2], members, ..three_members(member) };
     let snapshot = snapshot_message_of(member, 100, alone.clone(), &alone);
     let mut timeout_now = message(MessageType::MsgTimeoutNow, 3, member);
@@ -332,6 +337,7 @@ fn another_cluster_receiver_incarnation_or_removed_is_refused() {
         PeerHeader { cluster_id: 0, ..right.clone() },
         PeerHeader { to: 3, ..right.clone() },
         PeerHeader { to: 0, ..right.clone() },
+        PeerHeader { to_incarnation: 103, ..right.clone() },
         PeerHeader { from: 0, ..right.clone() },
         PeerHeader { from: 2, incarnation: 102, ..right.clone() },
         PeerHeader { url: "nonsense".into(), ..right.clone() },
@@ -404,7 +410,11 @@ fn a_proposal_repeated_after_a_reelection_is_applied_once() {
 }
 
 fn three_members(member: &Member) -> SnapshotMembers {
-    let members = Members { urls: (1..=3).map(|id| (id, url(id))).collect(), ..Members::default() };
+    let members = Members {
+        urls: (1..=3).map(|id| (id, url(id))).collect(),
+        incarnations: (1..=3).map(|id| (id, 100 + id)).collect(),
+        ..Members::default()
+    };
     let cluster_id = member.admission.cluster_id();
     SnapshotMembers { cluster_id, voters: vec![1, 2, 3], learners: vec![], members }
 }

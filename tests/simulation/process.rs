@@ -33,7 +33,8 @@ pub enum Outgoing {
 #[derive(Default)]
 pub struct Sent {
     pub queue: Vec<Outgoing>,
-    pub peers: BTreeMap<NodeId, String>,
+    /// The URL and the incarnation of each.
+    pub peers: BTreeMap<NodeId, (String, u64)>,
 }
 
 struct ListOutbox(Arc<Mutex<Sent>>);
@@ -53,8 +54,8 @@ impl Outbox for ListOutbox {
         self.push(Outgoing::Snapshot(message, file));
     }
 
-    fn add_peer(&mut self, id: NodeId, url: &str) {
-        self.0.lock().unwrap().peers.insert(id, url.to_owned());
+    fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64) {
+        self.0.lock().unwrap().peers.insert(id, (url.to_owned(), incarnation));
     }
 
     fn remove_peer(&mut self, id: NodeId) {
@@ -229,7 +230,8 @@ impl Process {
     }
 
     pub fn header(&self, to: NodeId) -> PeerHeader {
-        self.admission.header(to)
+        let sent = self.sent.lock().unwrap();
+        self.admission.header(to, sent.peers.get(&to).map_or(0, |(_, incarnation)| *incarnation))
     }
 
     pub fn next_number(&mut self) -> u64 {

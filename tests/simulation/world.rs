@@ -170,6 +170,8 @@ struct Slot {
     fault: Option<Fault>,
     /// It lost its directory under this id.
     is_wiped: bool,
+    /// It lost its directory before it had a vote: it may come back, unless it gets the vote meanwhile.
+    may_return: bool,
     /// It will not be started again, because it was removed or refused.
     is_gone: bool,
     asked: Vec<Asked>,
@@ -305,6 +307,7 @@ impl World {
             forgetful: None,
             fault: None,
             is_wiped: false,
+            may_return: false,
             is_gone: false,
             asked: Vec::new(),
             receiving: BTreeMap::new(),

@@ -26,7 +26,7 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         url: url(id),
         cluster: (1..=n).map(url).collect(),
         join: false,
-        cluster_id: None,
+        lift_quarantine: false,
         data_dir: DATA.into(),
         snapshot_count: 10_000,
         snapshot_catch_up_entries: 10_000,

@@ -93,6 +93,10 @@ impl Lines<'_> {
                 let text = format_args!("incarnation: member {member_id} is {incarnation}");
                 write("incarnation", fields, text)
             }
+            Record::Quarantine(index) => {
+                let text = format_args!("quarantine: lost acknowledged entries up to {index}");
+                write("quarantine", &[("index", index)], text)
+            }
             Record::Mark(SnapshotId { index, term }) => write(
                 "mark",
                 &[("index", index), ("term", term)],
@@ -300,12 +304,13 @@ fn content(entry: &Entry) -> (Vec<(&'static str, Value)>, String) {
                 let text = format!("add member {id} at {url} as a learner");
                 change("add", id, Some(url), text)
             }
-            Ok((_, MemberChange::AddVoter { id, url })) => {
-                let text = format!("add member {id} at {url} as a voter");
+            Ok((_, MemberChange::AddVoter { id, url, incarnation })) => {
+                let text = format!("add member {id} at {url} as a voter, {}", hex(incarnation));
                 change("add_voter", id, Some(url), text)
             }
-            Ok((_, MemberChange::Promote { id })) => {
-                change("promote", id, None, format!("promote member {id} to a voter"))
+            Ok((_, MemberChange::Promote { id, incarnation })) => {
+                let text = format!("promote member {id} to a voter, {}", hex(incarnation));
+                change("promote", id, None, text)
             }
             Ok((_, MemberChange::Move { id, url })) => {
                 let text = format!("move member {id} to {url}");

@@ -50,6 +50,9 @@ fn readiness(status: &Status) -> [(&'static str, Option<String>); 3] {
         Role::Bootstrapping => {
             Some("waiting for the other members before the first start".to_owned())
         }
+        Role::Quarantined => {
+            Some("this member lost entries that it had acknowledged: see its log".to_owned())
+        }
         Role::Learner => Some("this member is a learner, without a vote yet".to_owned()),
         _ => None,
     };

@@ -11,7 +11,7 @@ use crate::storage::wal::SnapshotId;
 const MAGIC: [u8; 8] = *b"raftsnap";
 /// The version of snapshot files and backups. A program reads and writes this one only. The module
 /// [`wal`](crate::storage::wal) states what raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The length in bytes of the header before the meta bytes.
 const FIXED_BYTES: usize = 32;
 /// The length of a checksum in bytes.

@@ -85,7 +85,7 @@ use super::{Identity, SnapshotId};
 
 /// The version of the log. A program reads and writes this one only. [`wal`](super) states what
 /// raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// The unit in bytes that a disk writes completely or not at all.
@@ -105,6 +105,7 @@ const INSTALL: u8 = 5;
 const ENTRY: u8 = 6;
 const HARD_STATE: u8 = 7;
 const CLOSE: u8 = 8;
+const QUARANTINE: u8 = 9;
 /// The length in bytes of the frame that closes a segment.
 pub(super) const CLOSE_BYTES: u64 = frame_bytes(RECORD_HEADER_BYTES) as u64;
 /// The length in bytes of the fields before a record's body: kind and body length.
@@ -125,7 +126,7 @@ pub(crate) enum Record {
     Head(Head),
     /// The identity of the member that owns the log.
     Identity(Identity),
-    /// The first incarnation that this member learned for `member_id`.
+    /// The incarnation of first member `member_id`. Replaces an earlier one of the same member.
     Incarnation {
         member_id: u64,
         incarnation: u64,
@@ -140,6 +141,8 @@ pub(crate) enum Record {
     HardState(HardState),
     /// Ends the segment. Another segment follows.
     Close,
+    /// The member lost entries up to this index that it had acknowledged; 0 lifts the quarantine.
+    Quarantine(u64),
 }
 
 /// The place of a segment in its log.
@@ -198,6 +201,10 @@ pub(super) fn put(payload: &mut Vec<u8>, record: &Record) {
             HARD_STATE
         }
         Record::Close => CLOSE,
+        Record::Quarantine(index) => {
+            put_numbers(payload, &[*index]);
+            QUARANTINE
+        }
     };
     let body = start + RECORD_HEADER_BYTES;
     let body_length = length(&payload[body..]);
@@ -269,7 +276,11 @@ fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
             ..HardState::default()
         }),
         CLOSE => Record::Close,
-        _ => return Err(format!("unknown record kind {kind}, expected {HEAD} to {CLOSE}").into()),
+        QUARANTINE => Record::Quarantine(body.u64()?),
+        _ => {
+            let why = format!("unknown record kind {kind}, expected {HEAD} to {QUARANTINE}");
+            return Err(why.into());
+        }
     };
     match body.0.len() {
         0 => Ok(record),

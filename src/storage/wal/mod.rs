@@ -124,22 +124,14 @@ pub const ALLOCATE_BYTES: u64 = 256 << 10;
 /// The identity of the member that owns a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster id, 0 while a joining member does not know it.
+    /// The cluster id, 0 while the member does not know it.
     pub cluster_id: u64,
     /// The member id, never 0.
     pub member_id: u64,
     /// 64 random bits, drawn when the log was created.
     pub incarnation: u64,
-    /// A hash of the first `--cluster` list. It differs from the cluster id in a restored cluster. It
-    /// is 0 if the member joined, or if its cluster id was given by a flag.
+    /// A hash of the first `--cluster` list; 0 if the member joined, or was restored.
     pub first_urls_hash: u64,
-}
-
-impl Identity {
-    /// True for a first member of a cluster that was restored from a snapshot.
-    pub fn is_restored(&self) -> bool {
-        self.first_urls_hash != 0 && self.first_urls_hash != self.cluster_id
-    }
 }
 
 /// Identifies a snapshot.
@@ -157,8 +149,10 @@ pub struct SnapshotId {
 pub struct Frame<'a> {
     /// The new identity of the member.
     pub identity: Option<&'a Identity>,
-    /// Incarnations that this member learned first, as (member id, incarnation).
+    /// Incarnations of other first members, as (member id, incarnation).
     pub incarnations: &'a [(u64, u64)],
+    /// The last entry that the member lost, although it had acknowledged it; 0 lifts the quarantine.
+    pub quarantine: Option<u64>,
     /// A snapshot that this member made. Its file is durable. The log keeps its entries.
     pub made: Option<SnapshotId>,
     /// A snapshot that this member received. Its file is durable. Raft dropped its log, and the next
@@ -178,6 +172,7 @@ impl Frame<'_> {
         let identity = self.identity.cloned().map(Record::Identity).into_iter();
         identity
             .chain(incarnations)
+            .chain(self.quarantine.map(Record::Quarantine))
             .chain(self.made.map(Record::Mark))
             .chain(self.installed.map(Record::Install))
             .chain(self.entries.iter().cloned().map(Record::Entry))
@@ -190,8 +185,10 @@ impl Frame<'_> {
 pub struct Recovered {
     /// The identity of the member that owns the log.
     pub identity: Identity,
-    /// The first incarnation that this member learned, by member id.
+    /// The incarnations of other first members, by member id.
     pub incarnations: BTreeMap<u64, u64>,
+    /// The last entry that the member lost, although it had acknowledged it; 0 if it lost none.
+    pub quarantine: u64,
     /// The snapshots that the log names, in ascending order. The newest two are always among them.
     pub marks: Vec<SnapshotId>,
     /// The entries without gaps, after all truncations. The first has index `base + 1`.

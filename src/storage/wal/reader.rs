@@ -54,11 +54,11 @@ impl Replayed {
     /// What the log holds, and where its torn last frame starts.
     pub fn recovered(self, dir: &Path) -> Recovered {
         let Replay { summary, entries, base, .. } = self.replay;
-        let Summary { identity, incarnations, marks, hard_state, .. } = summary;
+        let Summary { identity, incarnations, quarantine, marks, hard_state, .. } = summary;
         let last = self.segments.last().expect("a replay has a segment");
         let cut = last.torn.then(|| (last.path(dir), last.length));
         let marks = marks.into_iter().map(|(index, term)| SnapshotId { index, term }).collect();
-        Recovered { identity, incarnations, marks, entries, hard_state, base, cut }
+        Recovered { identity, incarnations, quarantine, marks, entries, hard_state, base, cut }
     }
 }
 

@@ -15,8 +15,10 @@ const MARKS_IN_HEAD: usize = 2;
 pub(super) struct Summary {
     /// The identity of the member that owns the log. The member id is 0 before the first record.
     pub identity: Identity,
-    /// The first incarnation that this member learned, by member id.
+    /// The incarnations of other first members, by member id.
     pub incarnations: BTreeMap<u64, u64>,
+    /// The last entry that the member lost, although it had acknowledged it; 0 if it lost none.
+    pub quarantine: u64,
     /// The terms of the snapshots that the log names, by index.
     pub marks: BTreeMap<u64, u64>,
     /// The hard state of raft.
@@ -33,6 +35,9 @@ impl Summary {
         format::put(payload, &Record::Identity(self.identity.clone()));
         for (&member_id, &incarnation) in &self.incarnations {
             format::put(payload, &Record::Incarnation { member_id, incarnation });
+        }
+        if self.quarantine != 0 {
+            format::put(payload, &Record::Quarantine(self.quarantine));
         }
         let older = self.marks.len().saturating_sub(MARKS_IN_HEAD);
         for (&index, &term) in self.marks.iter().skip(older) {
@@ -75,6 +80,7 @@ impl Summary {
             Record::Incarnation { member_id, incarnation } => {
                 self.incarnations.insert(*member_id, *incarnation);
             }
+            Record::Quarantine(index) => self.quarantine = *index,
             Record::Mark(SnapshotId { index, .. }) if last < *index => {
                 return Err(format!(
                     "it names a snapshot at index {index}, the log ends at {last}"

@@ -175,6 +175,7 @@ fn a_log_created_after_a_snapshot_continues_after_it() {
     let expected = Recovered {
         identity: identity.clone(),
         incarnations: BTreeMap::new(),
+        quarantine: 0,
         marks: vec![mark],
         entries: Vec::new(),
         hard_state: hard_state.clone(),
@@ -909,7 +910,7 @@ fn a_whole_frame_with_impossible_contents_is_damage() {
             "not the first record of its segment",
             fault_of_record(&Record::Head(Head { segment: 0, previous_bytes: 0, last_index: 0 })),
         ),
-        ("unknown record kind 9", fault_of(|frame| frame.extend_from_slice(&[9, 0, 0, 0, 0]))),
+        ("unknown record kind 10", fault_of(|frame| frame.extend_from_slice(&[10, 0, 0, 0, 0]))),
         ("needs 9 more bytes", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
     ];
     for (expected, reason) in cases {

@@ -49,7 +49,7 @@ impl RawStream {
 async fn what_follows_a_batch_that_was_taken_is_one_request() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     let mut last = 0;
     for commit in 0..500 {
         one.transport.send(heartbeat(2, commit));
@@ -132,7 +132,7 @@ async fn who_may_not_speak_or_is_not_known_may_not_stream() {
 async fn a_sender_that_is_refused_amid_its_stream_learns_why_by_the_next_batch() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for commit in 0..9 {
         one.transport.send(heartbeat(2, commit));
         two.messages().await;
@@ -195,7 +195,7 @@ async fn a_peer_that_takes_no_frame_is_given_up_after_half_an_election_timeout()
         while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
     })
     .await;
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     eventually("active", || one.log.count("became active") == 1).await;
     let begun = Instant::now();
@@ -222,7 +222,7 @@ async fn a_frame_is_never_sent_again() {
         }
     })
     .await;
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     eventually("active", || one.log.count("became active") == 1).await;
     one.transport.send(heartbeat(2, 1));
@@ -237,7 +237,7 @@ async fn a_frame_is_never_sent_again() {
 async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     two.messages().await;
     eventually("active", || one.log.count("became active") == 1).await;
@@ -250,7 +250,7 @@ async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own
         last = two.messages().await.last().expect("a message").commit;
     }
 
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for commit in 0..9 {
         one.transport.send(heartbeat(2, commit));
         two.messages().await;
@@ -279,7 +279,7 @@ async fn a_proposal_that_was_taken_is_not_given_back_if_no_stream_can_begin() {
         );
         stream.write_all(answer.as_bytes()).await.expect("write");
     });
-    one.transport.add_peer(2, &url);
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(proposal(2, b"taken"));
     // The only report: that the stream failed.
     one.unreachable(2).await;
@@ -291,7 +291,7 @@ async fn a_proposal_that_was_taken_is_not_given_back_if_no_stream_can_begin() {
 async fn a_stream_that_is_not_needed_ends_without_a_failure() {
     let mut one = Member::start_with(1, 1_000, |config| config.election_timeout /= 2).await;
     let mut two = Member::start(2).await;
-    one.transport.add_peer(2, &two.url);
+    one.transport.add_peer(2, &two.url, INCARNATION);
     for round in 1..=2 {
         for commit in 0..3 {
             one.transport.send(heartbeat(2, commit));

@@ -95,19 +95,22 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
         "/",
     ]);
     let mut headers: Vec<(String, Vec<u8>)> = [
-        ("raft-protocol", "1".to_owned()),
+        ("raft-protocol", "2".to_owned()),
         ("raft-cluster-id", format!("{:016x}", header.cluster_id)),
         ("raft-from", from.to_string()),
         ("raft-incarnation", format!("{:016x}", header.incarnation)),
         ("raft-from-url", header.url),
         ("raft-to", member.id.to_string()),
+        ("raft-to-incarnation", "0000000000000000".to_owned()),
         ("raft-boot", format!("{:016x}", 1)),
         ("raft-number", (1000 + choices.short()).to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value.into_bytes()))
     .into();
     let mut body = match path {
-        "/raft/greeting" => codec::encode(&Greeting { first_urls: (1..=3).map(url).collect() }),
+        "/raft/greeting" => {
+            codec::encode(&Greeting { first_urls: (1..=3).map(url).collect(), begun: true })
+        }
         "/raft/members" => codec::encode(&match choices.below(2) {
             0 => MemberRequest::Add { id: choices.number(4), url: url(4) },
             _ => MemberRequest::Remove { id: choices.below(4) as u64 },

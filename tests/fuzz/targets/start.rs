@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use raftexample::channels::{Greeting, GreetingAnswer, PeerHeader, PeerReport, Refusal};
+use raftexample::channels::{Greeting, GreetingAnswer, Matched, PeerHeader, PeerReport, Refusal};
 use raftexample::codec;
 use raftexample::config::Config;
 use raftexample::error::Error;
@@ -25,6 +25,7 @@ fn header(choices: &mut Choices<'_>, member: &Member) -> PeerHeader {
         url: choices.pick(&[url(from), url(from), url(7), String::new()]),
         moved: choices.pick(&[0, 0, 0, 3, u64::MAX]),
         to: choices.pick(&[member.id, 0, 5]),
+        to_incarnation: choices.pick(&[member.config.incarnation, 0, 5]),
     }
 }
 
@@ -61,14 +62,17 @@ pub fn greetings(data: &[u8]) {
         let input = match choices.below(8) {
             0 | 1 => {
                 let count = choices.below(5).min(urls.len());
-                let sound = Greeting { first_urls: urls[..count].to_vec() };
+                let begun = choices.one_in(2);
+                let sound = Greeting { first_urls: urls[..count].to_vec(), begun };
                 let Some(greeting) = decoded(&mut choices, &sound) else { continue };
                 let (answer, _) = oneshot::channel();
                 Input::Inbound(Inbound::new(header, InboundBody::Greeting { greeting, answer }))
             }
             2..5 => {
-                let beginning = choices.one_in(2);
-                let sound = GreetingAnswer { beginning, counts_as_member: choices.one_in(2) };
+                let (begun, counts_as_member) = (choices.one_in(2), choices.one_in(2));
+                let (term, index) = (choices.number(2), choices.number(9));
+                let acknowledged = choices.one_in(2).then_some(Matched { term, index });
+                let sound = GreetingAnswer { begun, counts_as_member, acknowledged };
                 let Some(answer) = decoded(&mut choices, &sound) else { continue };
                 Input::Report(PeerReport::Greeted { url: from_url, header, answer })
             }
@@ -111,7 +115,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("--data-dir", &[".", "", "/nowhere"]),
     ("--host", &["0.0.0.0", "::", "localhost"]),
     ("--peer-url", &["http://a:2", "http://a:4", "a"]),
-    ("--cluster-id", &["1", "0", "0xffffffffffffffff", "0x"]),
+    ("--lift-quarantine", &["true", "maybe"]),
     ("--snapshot-count", &["1", "0", "18446744073709551615"]),
     ("--snapshot-catch-up-entries", &["0", "18446744073709551615", "-1"]),
     ("--ack", &["committed", "proposed", "never"]),

@@ -139,9 +139,7 @@ pub fn wal_segment(data: &[u8]) {
     // A bit flipped by the disk is damage. Nonsense under a correct checksum is not something a
     // disk does.
     if !is_resealed {
-        let mut config = config(1, 1);
-        config.cluster_id = Some(identity().cluster_id);
-        let started = Member::start(&config, &disk, &Transcript::default());
+        let started = Member::start(&config(1, 1), &disk, &Transcript::default());
         if let Ok(mut member) = started {
             (0..25).for_each(|_| member.tick().unwrap());
         }

@@ -273,8 +273,15 @@ impl World {
             message.entries = vec![entry].into();
         }
         let (incarnation, number) = (self.random.below(1 << 40) + 1, self.random.below(1 << 40));
-        let header =
-            PeerHeader { cluster_id: 0xf0e1, from, incarnation, url: url(from), moved: 0, to };
+        let header = PeerHeader {
+            cluster_id: 0xf0e1,
+            from,
+            incarnation,
+            url: url(from),
+            moved: 0,
+            to,
+            to_incarnation: 0,
+        };
         let run = (from, u64::MAX);
         let batch = Batch {
             from: run,
@@ -294,7 +301,6 @@ impl World {
             self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
                 // A member that still counts a removed one may need it to elect a leader.
                 process.status().members == newest
-                    && (other == &id || process.admission.incarnation_of(id).is_some())
             })
         });
         let is_member = members.contains_key(&id);
@@ -314,6 +320,7 @@ impl World {
         let slot = self.slot(id);
         slot.disk = MemVfs::default();
         slot.is_wiped = true;
+        slot.may_return = newest.learners.contains(&id);
         self.invariants.forget(id);
         Ok(true)
     }

@@ -124,7 +124,7 @@ impl World {
     /// member.
     pub(super) fn listener(&self, from: NodeId, to: NodeId) -> Option<NodeId> {
         let sent = self.slots[&from].process.as_ref()?.sent.lock().unwrap();
-        self.listens_at(sent.peers.get(&to)?)
+        self.listens_at(&sent.peers.get(&to)?.0)
     }
 
     pub(super) fn listens_at(&self, url: &str) -> Option<NodeId> {
@@ -137,9 +137,12 @@ impl World {
     pub(super) fn shown(&self, to: NodeId, mut header: PeerHeader) -> PeerHeader {
         let slot = self.slots.get(&to);
         let Some(process) = slot.and_then(|slot| slot.process.as_ref()) else { return header };
-        let recorded = process.admission.incarnation_of(header.from);
         if matches!(self.seam, Some(Seam::AdmissionOff | Seam::IncarnationsIgnored)) {
-            header.incarnation = recorded.unwrap_or(header.incarnation);
+            let bound = process.admission.bound_incarnation(header.from);
+            if bound != 0 {
+                header.incarnation = bound;
+            }
+            header.to_incarnation = 0;
         }
         if self.seam == Some(Seam::AdmissionOff) {
             header.cluster_id = process.admission.cluster_id();

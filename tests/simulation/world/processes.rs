@@ -177,7 +177,10 @@ impl World {
         let slot = self.slots.get_mut(&id).expect("it runs");
         let process = slot.process.as_mut().expect("it runs");
         if slot.is_wiped && process.status().begun {
-            return Err(format!("member {id} lost its directory and takes part again"));
+            if !slot.may_return {
+                return Err(format!("member {id} lost its directory and takes part again"));
+            }
+            slot.is_wiped = false;
         }
         self.invariants.check_turn(id, process, &followed)?;
         self.removed.extend(process.status().members.removed.keys());
@@ -247,10 +250,15 @@ impl World {
                 }
                 Ok(())
             }
-            (Error::Refused(_), _) if slot.is_wiped || self.removed.contains(&id) => {
+            (Error::Refused(_), _)
+                if slot.is_wiped || slot.may_return || self.removed.contains(&id) =>
+            {
                 self.answer_all(id)?;
                 self.crash(id, End::Killed)?;
-                self.slot(id).is_gone = true;
+                let slot = self.slot(id);
+                // The operator removes it.
+                slot.is_wiped |= slot.may_return;
+                slot.is_gone = true;
                 Ok(())
             }
             (error, _) => Err(format!("member {id} ended: {error}")),

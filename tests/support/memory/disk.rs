@@ -616,6 +616,7 @@ fn frame_records(path: &Path, frame: &[u8], offset: u64) -> String {
             6 => "entry",
             7 => "hard state",
             8 => "close",
+            9 => "quarantine",
             kind => panic!("no record has kind {kind}"),
         });
         at += 5 + number(at + 1);

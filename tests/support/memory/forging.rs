@@ -92,7 +92,13 @@ pub fn forged(member: &Member, kind: MessageType, from: u64) -> Message {
 
 /// A correct header of another member or of a stranger.
 pub fn header_of(member: &Member, id: u64) -> PeerHeader {
-    PeerHeader { from: id, incarnation: 100 + id, url: url(id), ..member.header(member.id) }
+    PeerHeader {
+        from: id,
+        incarnation: 100 + id,
+        url: url(id),
+        to_incarnation: member.config.incarnation,
+        ..member.header(member.id)
+    }
 }
 
 /// Batch `number` in another member's name.

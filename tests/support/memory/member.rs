@@ -378,8 +378,10 @@ impl Member {
         batch(header, self.config.boot, *number, messages)
     }
 
+    /// The header of a message to the member `to` that its transport was told of.
     pub fn header(&self, to: NodeId) -> PeerHeader {
-        self.admission.header(to)
+        let sent = self.sent.lock().unwrap();
+        self.admission.header(to, sent.peers.get(&to).map_or(0, |(_, incarnation)| *incarnation))
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Network {
     pub members: BTreeMap<NodeId, Member>,
     /// Members that are cut off in both directions.
     pub cut: BTreeSet<NodeId>,
+    /// Pairs of members, the lower id first, that do not reach each other.
+    pub cut_links: BTreeSet<(NodeId, NodeId)>,
     pub transcript: Transcript,
     /// The error that ended each member.
     pub ended: BTreeMap<NodeId, Error>,
@@ -193,6 +195,7 @@ impl Network {
             && self.members.contains_key(&to)
             && !self.cut.contains(&from)
             && !self.cut.contains(&to)
+            && !self.cut_links.contains(&(from.min(to), from.max(to)))
     }
 
     fn report(&mut self, to: NodeId, report: PeerReport) {

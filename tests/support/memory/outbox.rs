@@ -17,7 +17,8 @@ pub struct Sent {
     pub snapshots: Vec<(Message, SnapshotFile)>,
     pub greetings: Vec<(String, Greeting)>,
     pub passed_on: Vec<(NodeId, MemberRequest, Responder<()>)>,
-    pub peers: BTreeMap<NodeId, String>,
+    /// The URL and the incarnation of each.
+    pub peers: BTreeMap<NodeId, (String, u64)>,
 }
 
 pub struct ListOutbox {
@@ -56,8 +57,8 @@ impl Outbox for ListOutbox {
         self.sent.lock().unwrap().snapshots.push((message, file));
     }
 
-    fn add_peer(&mut self, id: NodeId, url: &str) {
-        self.sent.lock().unwrap().peers.insert(id, url.to_owned());
+    fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64) {
+        self.sent.lock().unwrap().peers.insert(id, (url.to_owned(), incarnation));
     }
 
     fn remove_peer(&mut self, id: NodeId) {

@@ -6,7 +6,7 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::super::format::{self, Salt};
 use super::super::{Head, Identity, Record, SnapshotId};
-use crate::channels::{Greeting, GreetingAnswer, MemberRequest, RequestId};
+use crate::channels::{Greeting, GreetingAnswer, Matched, MemberRequest, RequestId};
 use crate::codec;
 use crate::error::RequestError;
 use crate::kvstore::{Command, read_records};
@@ -49,7 +49,7 @@ fn the_records_of_the_log_are_pinned() {
         (
             "a head",
             encoded(&Record::Head(Head { segment: 2, previous_bytes: 3, last_index: 4 })),
-            "01 24000000 726166742d77616c 01000000 0200000000000000 0300000000000000 \
+            "01 24000000 726166742d77616c 02000000 0200000000000000 0300000000000000 \
              0400000000000000",
         ),
         (
@@ -89,6 +89,7 @@ fn the_records_of_the_log_are_pinned() {
             "07 18000000 0200000000000000 0100000000000000 0900000000000000",
         ),
         ("a close", encoded(&Record::Close), "08 00000000"),
+        ("a quarantine", encoded(&Record::Quarantine(3)), "09 08000000 0300000000000000"),
     ] {
         assert_pinned(WAL, what, &bytes, pinned);
     }
@@ -106,6 +107,7 @@ fn snapshot_members() -> SnapshotMembers {
         removed: [(4, 9)].into(),
         learners: [3].into(),
         moved: [(1, 8)].into(),
+        incarnations: [(1, 101)].into(),
     };
     SnapshotMembers { cluster_id: 7, voters: vec![1, 2], learners: vec![3], members }
 }
@@ -113,15 +115,16 @@ fn snapshot_members() -> SnapshotMembers {
 const MEMBERS: &str = "0700000000000000 0200000000000000 0100000000000000 0200000000000000 \
      0100000000000000 0300000000000000 0100000000000000 0100000000000000 0100000000000000 75 \
      0100000000000000 0400000000000000 0900000000000000 0100000000000000 0300000000000000 \
-     0100000000000000 0100000000000000 0800000000000000";
+     0100000000000000 0100000000000000 0800000000000000 \
+     0100000000000000 0100000000000000 6500000000000000";
 
 #[test]
 fn the_snapshot_file_and_its_contents_are_pinned() {
     let mut file = Vec::new();
     let id = SnapshotId { index: 3, term: 2 };
     write_backup(&mut file, id, b"meta", |body| body.write_all(b"state")).expect("written");
-    let pinned = "72616674736e6170 01000000 04000000 0300000000000000 0200000000000000 6d657461 \
-                  0e7fecb0 7374617465 0500000000000000 7d3da42b";
+    let pinned = "72616674736e6170 02000000 04000000 0300000000000000 0200000000000000 6d657461 \
+                  6b3eb57b 7374617465 0500000000000000 7f8cbe32";
     assert_pinned(SNAPSHOT, "a snapshot file", &file, pinned);
     let members = snapshot_members();
     assert_pinned(SNAPSHOT, "the members in a snapshot", &codec::encode(&members), MEMBERS);
@@ -154,8 +157,11 @@ fn commands_and_changes_of_members_are_pinned() {
     let url = || "u".to_owned();
     for (change, pinned) in [
         (MemberChange::AddLearner { id: 2, url: url() }, "1002 1802 220175"),
-        (MemberChange::AddVoter { id: 2, url: url() }, "1802 220175"),
-        (MemberChange::Promote { id: 2 }, "1802 0801"),
+        (
+            MemberChange::AddVoter { id: 2, url: url(), incarnation: 5 },
+            "1802 2209 0500000000000000 75",
+        ),
+        (MemberChange::Promote { id: 2, incarnation: 5 }, "1802 2208 0500000000000000 0801"),
         (MemberChange::Move { id: 2, url: url() }, "1802 220175 0802"),
         (MemberChange::Remove { id: 2 }, "1001 1802"),
     ] {
@@ -166,10 +172,19 @@ fn commands_and_changes_of_members_are_pinned() {
 #[test]
 fn the_bodies_between_members_are_pinned() {
     let url = || "u".to_owned();
-    let greeting = codec::encode(&Greeting { first_urls: vec![url()] });
-    assert_pinned(PROTOCOL, "a greeting", &greeting, "0100000000000000 0100000000000000 75");
-    let answer = codec::encode(&GreetingAnswer { beginning: true, counts_as_member: false });
-    assert_pinned(PROTOCOL, "the answer to a greeting", &answer, "01 00");
+    let greeting = codec::encode(&Greeting { first_urls: vec![url()], begun: true });
+    assert_pinned(PROTOCOL, "a greeting", &greeting, "0100000000000000 0100000000000000 75 01");
+    let answer = codec::encode(&GreetingAnswer {
+        begun: true,
+        counts_as_member: false,
+        acknowledged: Some(Matched { term: 2, index: 3 }),
+    });
+    assert_pinned(
+        PROTOCOL,
+        "the answer to a greeting",
+        &answer,
+        "01 00 01 0200000000000000 0300000000000000",
+    );
     for (request, pinned) in [
         (MemberRequest::Add { id: 2, url: url() }, "00000000 0200000000000000 0100000000000000 75"),
         (MemberRequest::Remove { id: 2 }, "01000000 0200000000000000"),
