@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::error::{Error, RequestError};
 
 /// The longest peer URL in bytes. It is part of a header of every request between members.
-pub const PEER_URL_BYTES_MAX: usize = 2048;
+pub const PEER_URL_BYTES_MAX: usize = 256;
 /// Requests that may wait in proposeC and in readC; one more is answered 503.
 pub const REQUESTS_MAX: usize = 4096;
 /// Requests that may wait in confChangeC; one more is answered 503.
@@ -395,6 +395,19 @@ pub struct GreetingAnswer {
     pub counts_as_member: bool,
     /// What the sender's incarnation has acknowledged, if the peer leads.
     pub acknowledged: Option<Matched>,
+    /// The leader that the peer follows: a member whose log was rolled back may not know it.
+    pub leader: Option<Vouched>,
+}
+
+/// A member with a vote, in the applied state of the member that vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Vouched {
+    /// The member.
+    pub id: NodeId,
+    /// Its peer URL.
+    pub url: String,
+    /// Its incarnation.
+    pub incarnation: u64,
 }
 
 /// How much of the log a member has acknowledged to a leader.
@@ -448,6 +461,8 @@ pub enum PeerReport {
         index: Index,
         /// True if the receiver has it on disk.
         arrived: bool,
+        /// True if this member's own file is damaged or missing.
+        damaged: bool,
     },
     /// This peer refused a request.
     Refused {

@@ -185,9 +185,9 @@ type Map = RwLock<HashSet<KeyValue>>;
 const NO_PANIC: &str = "no thread panics while it holds the map";
 
 impl StateMachine for Keys {
-    type Output = Acknowledged;
+    type Output = Result<Acknowledged, RequestError>;
 
-    fn apply(&mut self, Entry { index, term, data }: Entry<'_>) -> Acknowledged {
+    fn apply(&mut self, Entry { index, term, data }: Entry<'_>) -> Self::Output {
         match codec::decode(data) {
             Ok(Command::Put { key, value }) => {
                 let new = KeyValue::new(key, value, index, term);
@@ -196,13 +196,16 @@ impl StateMachine for Keys {
                 let old = self.map.write().expect(NO_PANIC).replace(new);
                 self.metrics.keys.inc_by(i64::from(old.is_none()));
                 self.metrics.store_bytes.inc_by(new_bytes - old.map_or(0, |old| old.bytes()));
+                Ok(Acknowledged::Applied { index, term })
             }
             // Every member skips the same bytes. Stopping here would stop all members, at every
             // start.
-            Err(error) => error!(self.logger, "skipping an entry that is no command";
-                "index" => index, "term" => term, "error" => %error),
+            Err(error) => {
+                error!(self.logger, "skipping an entry that is no command";
+                    "index" => index, "term" => term, "error" => %error);
+                Err(RequestError::Invalid(format!("entry {index} is no command: {error}")))
+            }
         }
-        Acknowledged::Applied { index, term }
     }
 
     fn snapshot(&self) -> impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static {
@@ -264,7 +267,7 @@ impl KvStore {
         // The request's wait must not hold a second copy of the value.
         drop(value);
         match ack {
-            Ack::Committed => self.node.propose_until(data, deadline).await,
+            Ack::Committed => self.node.propose_until(data, deadline).await?,
             Ack::Proposed => {
                 self.node.submit_until(data, deadline).await.map(|()| Acknowledged::Proposed)
             }
@@ -404,6 +407,20 @@ pub(crate) fn read_records(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every member skips it, so nobody may be told that it was written.
+    #[test]
+    fn an_entry_that_is_no_command_is_not_acknowledged() {
+        let logger = Logger::root(slog::Discard, slog::o!());
+        let mut keys = Keys::new(&NodeConfig::default(), logger);
+        let put = codec::encode(&Command::Put { key: b"k", value: b"v" });
+        let mut apply = |data: &[u8]| keys.apply(Entry { index: 7, term: 2, data });
+        assert_eq!(apply(&put), Ok(Acknowledged::Applied { index: 7, term: 2 }));
+        for data in [&[][..], b"no command", &put[..put.len() - 1], &[&put[..], b"x"].concat()] {
+            assert!(matches!(apply(data), Err(RequestError::Invalid(why)) if why.contains("7")));
+        }
+        assert_eq!(keys.map.read().expect(NO_PANIC).len(), 1);
+    }
 
     /// The first 16 bytes alone would not order some of these.
     #[test]

@@ -124,8 +124,8 @@ impl Admission {
     /// count from there: it may be a copy of the directory that moved.
     pub fn is_moved_away(&self, header: &PeerHeader) -> bool {
         let known = self.known();
-        let moves = known.pending_moves.iter().filter(|(id, _)| *id == header.from);
-        moves.last().is_some_and(|(_, url)| *url != header.url)
+        let last = known.pending_moves.iter().rfind(|(id, _)| *id == header.from);
+        last.is_some_and(|(_, url)| *url != header.url)
     }
 
     /// The header of a message from this member to the incarnation `to_incarnation` of member `to`.
@@ -271,8 +271,8 @@ impl Known {
                 ))
             });
         }
-        if let Some(index) = self.members.removed.get(&id) {
-            return Err(Refusal::Removed { id, index: *index });
+        if let Some(index) = self.members.removed_at(id) {
+            return Err(Refusal::Removed { id, index });
         }
         if let Some(bound) = self.members.incarnations.get(&id)
             && *bound != header.incarnation

@@ -11,13 +11,23 @@ use crate::channels::{Index, MemberRequest, NodeId};
 use crate::codec::{self, DecodeError};
 use crate::error::RequestError;
 
+/// The most members. Wire limits follow from it.
+pub const MEMBERS_MAX: usize = 64;
+/// The most learners that were never heard from: each may be a mistake, or never be started.
+pub const SILENT_LEARNERS_MAX: usize = 8;
+/// The most removed ids that are remembered one by one.
+pub const REMOVED_MAX: usize = 10_000;
+
 /// The current and the removed members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// The peer URL of each member.
     pub urls: BTreeMap<NodeId, String>,
-    /// The removed ids, each with the index of its removal.
+    /// The removed ids, each with the index of its removal, [`REMOVED_MAX`] at most.
     pub removed: BTreeMap<NodeId, Index>,
+    /// The highest id that made room for others among the removed ones, and the index of its removal.
+    /// An id up to it that is no member counts as removed.
+    pub removed_floor: (NodeId, Index),
     /// The members without a vote: the learners of raft's ConfState.
     pub learners: BTreeSet<NodeId>,
     /// For each member that moved, the index of the entry that set its current URL.
@@ -76,6 +86,11 @@ impl Members {
                     )));
                 }
                 self.check_url(url)?;
+                if self.urls.len() >= MEMBERS_MAX {
+                    return Err(RequestError::Conflict(format!(
+                        "there are {MEMBERS_MAX} members already, the most there can be: remove one first"
+                    )));
+                }
                 Ok(true)
             }
             MemberChange::Promote { id, .. } if !self.learners.contains(id) => {
@@ -112,7 +127,7 @@ impl Members {
             return Err(RequestError::Invalid("0 is no member id: ids start at 1".into()));
         }
         check_url(url).map_err(RequestError::Invalid)?;
-        match self.removed.get(&id) {
+        match self.removed_at(id) {
             None => Ok(()),
             Some(index) => Err(RequestError::Gone(format!(
                 "member {id} was removed at index {index} and its id cannot be used again: add the member under a new id"
@@ -134,6 +149,13 @@ impl Members {
                 "{url} and the members' URLs, such as {known}, have to begin alike: use https:// for all or for none"
             ))),
         }
+    }
+
+    /// The index of the entry that removed member `id`; `None` if it was not removed.
+    pub fn removed_at(&self, id: NodeId) -> Option<Index> {
+        let (floor, index) = self.removed_floor;
+        let is_below = id <= floor && !self.urls.contains_key(&id);
+        self.removed.get(&id).copied().or(is_below.then_some(index))
     }
 
     /// The index of the entry that moved member `id` to its current URL; 0 if it never moved.
@@ -171,6 +193,9 @@ impl Members {
                 self.moved.remove(id);
                 self.incarnations.remove(id);
                 self.removed.insert(*id, index);
+                if self.removed.len() > REMOVED_MAX {
+                    self.removed_floor = self.removed.pop_first().expect("there are many");
+                }
             }
         }
     }
@@ -365,6 +390,34 @@ mod tests {
         let last = members([1]);
         assert!(matches!(last.check(&remove(1)), Err(Conflict(why)) if why.contains("last")));
         assert_eq!(last.check(&remove(2)), Ok(false));
+    }
+
+    #[test]
+    fn there_is_a_most_of_members_and_of_removed_ids() {
+        let mut state = members(1..=MEMBERS_MAX as u64 - 1);
+        assert_eq!(state.check(&add(100)), Ok(true));
+        state.apply(&add(100), 5);
+        let conflict = state.check(&add(101));
+        assert!(matches!(&conflict, Err(RequestError::Conflict(why)) if why.contains("64")));
+        state.apply(&remove(3), 6);
+        // Ids are taken in any order; member 100 stays.
+        for (count, id) in (200..200 + REMOVED_MAX as u64).rev().enumerate() {
+            state.apply(&add(id), 10);
+            state.apply(&remove(id), 1000 + count as Index);
+        }
+        assert_eq!((state.removed.len(), state.removed_floor), (REMOVED_MAX, (3, 6)));
+        assert_eq!(state.removed_at(3), Some(6));
+        assert!(matches!(state.check(&add(3)), Err(RequestError::Gone(_))));
+        assert_eq!(state.removed_at(4), None, "it is a member");
+        state.apply(&add(10_500), 20_000);
+        state.apply(&remove(10_500), 20_001);
+        assert_eq!(state.removed_floor.0, 200, "the lowest makes room");
+        assert_eq!(
+            (state.removed_at(100), state.removed_at(150)),
+            (None, Some(state.removed_floor.1))
+        );
+        assert!(matches!(state.check(&add(150)), Err(RequestError::Gone(_))), "below the floor");
+        assert_eq!(state.removed_at(20_000), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::peers::Peers;
 use super::{MemberRequest, NodeConfig, NodeId, Outbox, Responder};
 use crate::channels::{self, ConfChangeRequest, Pending, RequestId};
 use crate::error::RequestError;
-use crate::membership::{MemberChange, Members, Verdict};
+use crate::membership::{MemberChange, Members, SILENT_LEARNERS_MAX, Verdict};
 use crate::storage::log::Log;
 
 /// A learner that lacks at most this many entries has caught up.
@@ -64,13 +64,23 @@ impl Context<'_> {
         id == self.config.id || self.peers.was_heard_since(id, since)
     }
 
-    /// Checks that enough members live to carry a removal or a move out, or to undo it.
-    fn check_majority_lives(&self, request: &MemberRequest) -> Result<(), RequestError> {
+    /// Checks what only this member knows: that enough members live to carry a removal or a move out,
+    /// or to undo it, and that the learners so far were started.
+    fn check_local(&self, request: &MemberRequest) -> Result<(), RequestError> {
         let members = self.applied.members();
         match request {
+            MemberRequest::Add { .. } => {
+                let silent = members.learners.iter().filter(|id| !self.peers.was_ever_heard(**id));
+                if silent.count() < SILENT_LEARNERS_MAX {
+                    return Ok(());
+                }
+                Err(RequestError::Conflict(format!(
+                    "{SILENT_LEARNERS_MAX} learners were never heard from: start them, or remove them, before you add another"
+                )))
+            }
             MemberRequest::Remove { id } => members.check_majority_lives(*id, |id| self.lives(id)),
             MemberRequest::Move { id, .. } => members.check_move(*id, |id| self.lives(id)),
-            MemberRequest::Add { .. } | MemberRequest::Lead { .. } => Ok(()),
+            MemberRequest::Lead { .. } => Ok(()),
         }
     }
 }
@@ -152,7 +162,7 @@ impl Changes {
         // Members send to their leader alone. A new leader has to wait for an election timeout before
         // silence means that a member is dead.
         let is_new = node.clock.leads_for() < node.config.election_ticks as u64;
-        if is_new && node.check_majority_lives(&request.change).is_err() {
+        if is_new && node.check_local(&request.change).is_err() {
             return Some(request);
         }
         let own = node.config.id;
@@ -188,7 +198,7 @@ impl Changes {
                 "another change of members is pending: wait for it, then try again".into(),
             ));
         }
-        node.check_majority_lives(request)?;
+        node.check_local(request)?;
         Ok(verdict)
     }
 

@@ -9,7 +9,9 @@ use super::changes::{self, pending_changes};
 use super::lifecycle::Lifecycle;
 use super::validate::{Invalid, View, validate};
 use super::{Index, NodeId, PeerReport, RaftNode, start_raft};
-use crate::channels::{ConfChangeRequest, Greeting, GreetingAnswer, Matched, PeerHeader, Proposal};
+use crate::channels::{
+    ConfChangeRequest, Greeting, GreetingAnswer, Matched, PeerHeader, Proposal, Vouched,
+};
 use crate::channels::{ReadRequest, Refusal};
 use crate::error::{Error, REPLACE_MEMBER, RequestError, Result};
 use crate::membership::MemberChange;
@@ -236,8 +238,16 @@ impl RaftNode {
         let progress = self.raw_node.raft.prs().get(header.from).filter(|_| {
             self.is_leader() && self.peers.incarnation_of(header.from) == header.incarnation
         });
-        let term = self.raw_node.raft.term;
+        let (term, leader) = (self.raw_node.raft.term, self.raw_node.raft.leader_id);
+        let members = self.applied.members();
+        let bound = members.urls.get(&leader).zip(members.incarnations.get(&leader));
+        let vouched = |(url, incarnation): (&String, &u64)| Vouched {
+            id: leader,
+            url: url.clone(),
+            incarnation: *incarnation,
+        };
         Ok(GreetingAnswer {
+            leader: bound.filter(|_| self.lifecycle.takes_part()).map(vouched),
             begun: !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)),
             counts_as_member: self.applied.is_member(header.from),
             acknowledged: progress.map(|progress| Matched { term, index: progress.matched }),
@@ -260,8 +270,9 @@ impl RaftNode {
                 self.config.metrics.rejected("commit_beyond_log");
                 let last_index = self.raw_node.raft.raft_log.last_index();
                 self.peers.log_lost_data(from, message.commit, last_index, &self.logger);
-                // Anyone may have sent that. What the member says at its own URL counts.
-                if let Some(url) = self.applied.members().urls.get(&from).cloned() {
+                // Anyone may have sent that. What the leader says at its own URL counts, and where the
+                // leader is the other members say.
+                for url in self.peers.urls_to_ask(&self.config) {
                     self.greet(&url);
                 }
                 return;
@@ -313,10 +324,14 @@ impl RaftNode {
                 self.peers.note_out_of_reach(to);
                 self.writes.take_back(requests);
             }
-            PeerReport::SnapshotStatus { to, index, arrived } => {
+            PeerReport::SnapshotStatus { to, index, arrived, damaged } => {
                 debug!(self.logger, "snapshot at index {} sent to {}", index, to; "arrived" => arrived);
                 self.config.metrics.snapshot_sent(arrived);
-                self.snapshots.sent(to);
+                let sent = self.snapshots.sent(to);
+                // Another one may be on its way by now.
+                if let Some(id) = sent.filter(|id| damaged && id.index == index) {
+                    self.snapshots.set_aside(id, self.raw_node.mut_store(), &self.logger)?;
+                }
                 let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
                 self.raw_node.report_snapshot(to, status);
             }
@@ -343,6 +358,11 @@ impl RaftNode {
     fn take_answer(&mut self, report: PeerReport) -> Result<()> {
         match report {
             PeerReport::Greeted { url, header, answer } => {
+                let is_told =
+                    self.peers.take_word(&url, &header, answer.leader.as_ref(), &self.applied);
+                if let Some(url) = is_told {
+                    self.greet(&url);
+                }
                 if self.is_loss(&url, &header, &answer) {
                     let lost = answer.acknowledged.expect("it is a loss").index;
                     return self.quarantine(lost, header.from);
@@ -390,8 +410,7 @@ impl RaftNode {
     fn is_loss(&self, url: &str, header: &PeerHeader, answer: &GreetingAnswer) -> bool {
         let raft = &self.raw_node.raft;
         let Some(Matched { term, index }) = answer.acknowledged else { return false };
-        self.applied.members().urls.get(&header.from).is_some_and(|applied| applied == url)
-            && self.peers.admission().is_bound(header)
+        self.peers.is_its_word(url, header, &self.applied)
             && term >= raft.term
             && index > raft.raft_log.last_index()
     }

@@ -11,7 +11,7 @@ use slog::{Logger, warn};
 use super::applied::Applied;
 use super::clock::Clock;
 use super::{NodeConfig, NodeId, Outbox, PeerStatus, Progress, SendState, Sent};
-use crate::channels::{Index, PeerHeader, Refusal};
+use crate::channels::{Index, PeerHeader, Refusal, Vouched};
 use crate::membership::Admission;
 use crate::metrics::{Metrics, PeerLabel};
 use crate::storage::log::Log;
@@ -29,6 +29,8 @@ pub(super) struct Peers {
     logged_lost_data: bool,
     /// True once a peer with an unexpected data directory was logged.
     logged_other_directory: bool,
+    /// A leader that another member vouched for, because it has no vote in the state applied here.
+    vouched: Option<Vouched>,
 }
 
 #[derive(Default)]
@@ -82,6 +84,7 @@ impl Peers {
             connected: BTreeMap::new(),
             logged_lost_data: false,
             logged_other_directory: false,
+            vouched: None,
         }
     }
 
@@ -224,10 +227,55 @@ impl Peers {
         self.connected.get(&id).and_then(|peer| peer.last_heard).is_some_and(|heard| heard >= tick)
     }
 
+    pub fn was_ever_heard(&self, id: NodeId) -> bool {
+        self.connected.get(&id).is_some_and(|peer| peer.last_heard.is_some())
+    }
+
     pub fn note_greeted(&mut self, id: NodeId) {
         if let Some(peer) = self.connected.get_mut(&id) {
             peer.is_greeted = true;
         }
+    }
+
+    /// True if what `header` answered at `url`, which was asked, is the word of the member with that
+    /// vote: at its applied URL, or where another one says that it leads.
+    pub fn is_its_word(&self, url: &str, header: &PeerHeader, applied: &Applied) -> bool {
+        let urls = &applied.members().urls;
+        let is_at_home = urls.is_empty() || urls.get(&header.from).is_some_and(|it| it == url);
+        let is_vouched = self.vouched.as_ref().is_some_and(|vouched| {
+            (vouched.id, &vouched.url[..], vouched.incarnation)
+                == (header.from, url, header.incarnation)
+        });
+        is_vouched && header.cluster_id == self.admission.cluster_id()
+            || is_at_home && self.admission.is_bound(header)
+    }
+
+    /// Where to ask whether this member lost entries. If it knows no member any more, its list does.
+    pub fn urls_to_ask(&self, config: &NodeConfig) -> Vec<String> {
+        let members = self.admission.other_members();
+        let listed = config.cluster.iter().filter(|url| members.is_empty() && **url != config.url);
+        let vouched = self.vouched.iter().map(|vouched| &vouched.url);
+        let asked = members.iter().map(|(_, url)| url).chain(listed).chain(vouched);
+        asked.cloned().collect()
+    }
+
+    /// Takes a member's word for who leads, if that one has no vote in the state applied here. Returns
+    /// where to ask it.
+    pub fn take_word(
+        &mut self,
+        url: &str,
+        header: &PeerHeader,
+        leader: Option<&Vouched>,
+        applied: &Applied,
+    ) -> Option<String> {
+        let leader = leader?;
+        let is_new = !applied.members().incarnations.contains_key(&leader.id)
+            && self.vouched.as_ref() != Some(leader);
+        if !is_new || !self.is_its_word(url, header, applied) {
+            return None;
+        }
+        self.vouched = Some(leader.clone());
+        Some(leader.url.clone())
     }
 
     /// Logs once that a peer has another data directory than this member recorded. The peer's own log

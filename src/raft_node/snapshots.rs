@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 
 use raft::eraftpb::{Message, Snapshot};
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 
 use super::applied::Applied;
 use super::journal::Journal;
@@ -49,6 +49,8 @@ pub(super) struct Snapshots {
     sending: BTreeMap<NodeId, SnapshotId>,
     /// Received in this turn. raft has not decided about them yet.
     received: Vec<SnapshotId>,
+    /// True from the loss of a snapshot until another one is being made.
+    is_missing: bool,
     /// The log since the last snapshot, in bytes.
     log_bytes: u64,
     /// The length of the last snapshot, in bytes.
@@ -63,8 +65,17 @@ impl Snapshots {
         kept: Vec<SnapshotId>,
         (log_bytes, last_bytes): (u64, u64),
     ) -> Self {
-        let (sending, received) = (BTreeMap::new(), Vec::new());
-        Self { files, report, kept, making: None, sending, received, log_bytes, last_bytes }
+        Self {
+            files,
+            report,
+            kept,
+            making: None,
+            sending: BTreeMap::new(),
+            received: Vec::new(),
+            is_missing: false,
+            log_bytes,
+            last_bytes,
+        }
     }
 
     /// The newest snapshot's index, or 0.
@@ -90,7 +101,7 @@ impl Snapshots {
         logger: &Logger,
     ) -> Option<SnapshotRequest> {
         let entries = applied.index() - self.newest();
-        if self.making.is_some() || entries == 0 {
+        if self.making.is_some() || (entries == 0 && !self.is_missing) {
             return None;
         }
         // Writing a large state for a little more log would take all of the disk's time. A count below
@@ -100,7 +111,8 @@ impl Snapshots {
             || self.log_bytes > self.last_bytes;
         // The limit differs from member to member, so that they do not all write at the same time.
         let log_bytes_max = LOG_BYTES - config.id % 4 * (LOG_BYTES / 8);
-        let is_due = entries > config.snapshot_count && is_worth_it
+        let is_due = self.is_missing
+            || entries > config.snapshot_count && is_worth_it
             || self.log_bytes > log_bytes_max
             || log.take_snapshot_wanted();
         if !is_due {
@@ -116,7 +128,7 @@ impl Snapshots {
         let members = applied.snapshot_members(cluster_id);
         let meta = codec::encode(&members);
         self.making = Some((id, members));
-        self.log_bytes = 0;
+        (self.log_bytes, self.is_missing) = (0, false);
         let (files, report) = (self.files.clone(), self.report.clone());
         let save = Box::new(move |body: SnapshotBody<'_>| {
             let made = files.create(id.index, id.term, &meta).and_then(|mut writer| {
@@ -207,8 +219,30 @@ impl Snapshots {
         SnapshotFile { length: data.length, checksum: data.checksum }
     }
 
-    pub fn sent(&mut self, to: NodeId) {
-        self.sending.remove(&to);
+    /// Notes the end of a transfer; returns what was sent.
+    pub fn sent(&mut self, to: NodeId) -> Option<SnapshotId> {
+        self.sending.remove(&to)
+    }
+
+    /// Sets a snapshot aside whose file turned out damaged, and has another one made of the same state,
+    /// even if no entry came since. Until then raft has none to send.
+    pub fn set_aside(&mut self, id: SnapshotId, log: &mut Log, logger: &Logger) -> Result<()> {
+        if !self.kept.contains(&id) {
+            return Ok(());
+        }
+        self.kept.retain(|kept| *kept != id);
+        log.drop_snapshot(id.index);
+        self.is_missing = true;
+        if self.files.list()?.contains(&id) {
+            let path = self.files.set_broken(id)?;
+            warn!(
+                logger,
+                "the snapshot at index {} is damaged: set aside as {}",
+                id.index,
+                path.display()
+            );
+        }
+        Ok(())
     }
 
     /// Ends a turn: files that raft did not accept are removed.

@@ -159,6 +159,11 @@ impl Log {
         self.snapshot_wanted.set(false);
     }
 
+    /// Offers the snapshot at `index` no more.
+    pub fn drop_snapshot(&mut self, index: Index) {
+        self.snapshot.take_if(|snapshot| snapshot.get_metadata().index == index);
+    }
+
     /// True if raft requested a snapshot that did not exist. Resets the request.
     pub fn take_snapshot_wanted(&self) -> bool {
         self.snapshot_wanted.take()

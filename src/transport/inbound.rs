@@ -22,18 +22,20 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{
-    Index, NodeId, PeerHeader, PeerReport, Refusal, SnapshotFile, Term, responder,
+    Index, NodeId, PEER_URL_BYTES_MAX, PeerHeader, PeerReport, Refusal, SnapshotFile, Term,
+    responder,
 };
 use crate::codec;
-use crate::membership::Sender;
+use crate::membership::{MEMBERS_MAX, REMOVED_MAX, Sender};
 use crate::ports::tls::{CERTIFICATE_NAME, PeerCertificate, check_member};
 use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
 
-/// The largest `MsgSnapshot` without its file, in bytes: members and removed ids.
-const SNAPSHOT_MESSAGE_BYTES: u64 = 1 << 20;
+/// The largest `MsgSnapshot` without its file, in bytes: members, removed ids, and the rest.
+const SNAPSHOT_MESSAGE_BYTES: u64 =
+    (MEMBERS_MAX * (PEER_URL_BYTES_MAX + 128) + REMOVED_MAX * 16 + (4 << 10)) as u64;
 
 /// Chunks of a snapshot that wait to be written.
 const CHUNKS_AHEAD: usize = 4;
@@ -341,11 +343,13 @@ fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
     if shared.config.metrics.since_last_tick().is_some_and(|since| since > hangs_after) {
         return Err(not_ready("this member's raft node hangs"));
     }
-    let status = shared.config.status.borrow();
+    let mut status = shared.config.status.borrow().clone();
     if !status.begun {
         return Err(not_ready("this member waits for its first start"));
     }
-    Ok(Response::new(codec::encode(&*status).into()))
+    // There may be thousands, and every member knows them.
+    status.members.removed.clear();
+    Ok(Response::new(codec::encode(&status).into()))
 }
 
 async fn take_conf_change(

@@ -37,7 +37,7 @@ mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -211,6 +211,7 @@ struct Peer {
     overflowing: bool,
     /// True while a snapshot is on its way to this peer.
     snapshot_on_its_way: Arc<AtomicBool>,
+    snapshot_failures: Arc<AtomicU32>,
 }
 
 /// The raft node's end of the transport. Dropping it closes it: queues drain for at most a second,
@@ -340,7 +341,8 @@ impl Outbox for Transport {
                 self.shared.logger,
                 "snapshot at index {} to peer {} was not started", index, to
             );
-            self.shared.report(PeerReport::SnapshotStatus { to, index, arrived: false });
+            let (arrived, damaged) = (false, false);
+            self.shared.report(PeerReport::SnapshotStatus { to, index, arrived, damaged });
             return;
         };
         let guard = outbound::SnapshotGuard {
@@ -349,12 +351,15 @@ impl Outbox for Transport {
             index,
             on_its_way: peer.snapshot_on_its_way.clone(),
             arrived: false,
+            damaged: Arc::default(),
+            failures: peer.snapshot_failures.clone(),
         };
+        let damaged = guard.damaged.clone();
         let (chunk_tx, chunk_rx) = mpsc::channel(outbound::CHUNKS_AHEAD);
         let (shared, running) = (self.shared.clone(), self.shared.running.subscribe());
         self.runtime.spawn_blocking(move || {
             let _running = running;
-            outbound::read_file(&shared, index, term, file.length, &chunk_tx);
+            outbound::read_file(&shared, index, term, file, &chunk_tx, &damaged);
         });
         self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file, chunk_rx));
     }
@@ -382,6 +387,7 @@ impl Outbox for Transport {
             _removed_tx: removed_tx,
             overflowing: false,
             snapshot_on_its_way: Arc::default(),
+            snapshot_failures: Arc::default(),
         };
         self.peers.insert(id, peer);
     }

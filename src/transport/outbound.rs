@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -30,6 +30,10 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Chunks that are read ahead of the network.
 pub(super) const CHUNKS_AHEAD: usize = 4;
 
+/// The pause after a transfer that failed; it doubles while they fail.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// Reports the end of one snapshot: sent, failed, aborted or panicked. Without a report, raft sends this
 /// peer nothing else.
 pub(super) struct SnapshotGuard {
@@ -39,6 +43,10 @@ pub(super) struct SnapshotGuard {
     /// It was set, and is cleared at the end.
     pub(super) on_its_way: Arc<AtomicBool>,
     pub(super) arrived: bool,
+    /// True once the file turned out damaged or missing.
+    pub(super) damaged: Arc<AtomicBool>,
+    /// Transfers to this peer that failed one after the other, for reasons that another one may meet.
+    pub(super) failures: Arc<AtomicU32>,
 }
 
 impl Drop for SnapshotGuard {
@@ -46,38 +54,45 @@ impl Drop for SnapshotGuard {
         // First the flag: on the report raft may send the next one at once.
         self.on_its_way.store(false, Ordering::Release);
         let (to, index, arrived) = (self.to, self.index, self.arrived);
-        self.shared.report(PeerReport::SnapshotStatus { to, index, arrived });
+        let damaged = self.damaged.load(Ordering::Acquire);
+        self.shared.report(PeerReport::SnapshotStatus { to, index, arrived, damaged });
     }
 }
 
-/// Reads the snapshot at `index` and `term`, `length` bytes, into `chunk_tx`; blocks. A closed channel
-/// is a normal event.
+/// Reads the snapshot at `index` and `term`, which is `file`, into `chunk_tx`; blocks. Sets `damaged` if
+/// it is not what `file` says. A closed channel is a normal event.
 pub(super) fn read_file(
     shared: &Shared,
     index: Index,
     term: Term,
-    length: u64,
+    file: SnapshotFile,
     chunk_tx: &mpsc::Sender<io::Result<Bytes>>,
+    damaged: &AtomicBool,
 ) {
+    let fail = |why: String| {
+        crit!(shared.logger, "cannot read the snapshot at index {}: {}", index, why);
+        damaged.store(true, Ordering::Release);
+        let _ = chunk_tx.blocking_send(Err(io::Error::other(why)));
+    };
     let (found, mut reader) = match shared.snapshotter.open_raw(index, term) {
         Ok(opened) => opened,
-        Err(error) => {
-            crit!(shared.logger, "cannot read the snapshot at index {}: {}", index, error);
-            let _ = chunk_tx.blocking_send(Err(io::Error::other(error.to_string())));
-            return;
-        }
+        Err(error) => return fail(error.to_string()),
     };
-    if found != length {
-        let why = format!("the file has {found} bytes, raft announced {length}");
-        let _ = chunk_tx.blocking_send(Err(io::Error::other(why)));
-        return;
+    if found != file.length {
+        return fail(format!("the file has {found} bytes, not {}", file.length));
     }
-    let mut remaining = length;
+    let (mut remaining, mut checksum) = (file.length, 0);
     while remaining > 0 {
         let mut chunk = vec![0; remaining.min(CHUNK_BYTES as u64) as usize];
-        let read = reader.read_exact(&mut chunk).map(|()| Bytes::from(chunk));
-        remaining -= read.as_ref().map_or(remaining, |chunk| chunk.len() as u64);
-        if chunk_tx.blocking_send(read).is_err() {
+        if let Err(error) = reader.read_exact(&mut chunk) {
+            return fail(error.to_string());
+        }
+        remaining -= chunk.len() as u64;
+        checksum = crc32c::crc32c_append(checksum, &chunk);
+        if remaining == 0 && checksum != file.checksum {
+            return fail(format!("its checksum is {checksum:#010x}, not {:#010x}", file.checksum));
+        }
+        if chunk_tx.blocking_send(Ok(chunk.into())).is_err() {
             return;
         }
     }
@@ -127,6 +142,7 @@ pub(super) async fn send_snapshot(
     match result {
         Ok(_) => {
             guard.arrived = true;
+            guard.failures.store(0, Ordering::Relaxed);
             let sent_bytes = &shared.config.metrics.peer_sent_bytes;
             sent_bytes.get_or_create(&PeerLabel { peer: to }).inc_by(file.length);
             info!(shared.logger, "sent snapshot at index {} to peer {}", index, to);
@@ -135,6 +151,12 @@ pub(super) async fn send_snapshot(
             warn!(shared.logger, "snapshot at index {} to peer {} failed: {}", index, to, failure);
             if let Some(refused) = failure.report() {
                 shared.report(refused);
+            }
+            // raft sends the next one as soon as it hears of this end. A peer that could not be reached
+            // may be back at any time.
+            if !matches!(failure, Failure::NotSent(_)) {
+                let failures = guard.failures.fetch_add(1, Ordering::Relaxed);
+                sleep((FAILURE_PAUSE * 2u32.saturating_pow(failures)).min(FAILURE_PAUSE_MAX)).await;
             }
         }
     }

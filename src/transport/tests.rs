@@ -236,7 +236,7 @@ impl Member {
     /// The next report on a snapshot: whether it arrived.
     async fn snapshot_arrived(&mut self) -> bool {
         match self.report().await {
-            PeerReport::SnapshotStatus { to: 2, index: 9, arrived } => arrived,
+            PeerReport::SnapshotStatus { to: 2, index: 9, arrived, .. } => arrived,
             other => panic!("{other:?}"),
         }
     }
@@ -880,7 +880,8 @@ async fn greetings_are_answered_refused_or_not_answered() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     let greeting = Greeting { first_urls: vec!["http://a".to_owned()], begun: true };
-    let answer = GreetingAnswer { begun: true, counts_as_member: true, acknowledged: None };
+    let answer =
+        GreetingAnswer { begun: true, counts_as_member: true, acknowledged: None, leader: None };
     one.transport.greet(&two.url, greeting.clone());
     let inbound = two.inbound().await;
     assert_eq!(inbound.header.to, 0, "whoever listens there");

@@ -58,7 +58,8 @@ fn a_wiped_voter_and_a_member_that_never_met_it_elect_nobody() {
         network.settle();
         network.members.remove(&1);
         network.members.remove(&2);
-        (network.cut.clear(), network.cut_links.clear());
+        network.cut.clear();
+        network.cut_links.clear();
         for wiped in [joins(2, 902, &[1, 2, 3]), NodeConfig { incarnation: 902, ..config(2, 2) }] {
             network.start(&wiped, &MemVfs::default()).unwrap();
             network.tick(80);
@@ -305,4 +306,48 @@ fn a_wiped_learner_is_neither_quarantined_nor_counted() {
     let state = network.member(1).state();
     network.settle();
     assert_eq!(network.member(4).state(), state);
+}
+
+/// The leader's snapshot is damaged, or deleted by hand, and no entry came since. A member that is
+/// behind gets another one.
+#[test]
+fn a_snapshot_damaged_at_rest_is_replaced_before_it_is_sent() {
+    for is_deleted in [false, true] {
+        let mut network = Network::new(3, |config| {
+            (config.snapshot_count, config.snapshot_catch_up_entries) = (5, 1);
+        });
+        network.cut.insert(3);
+        while network.member(1).status().snapshot < 20 {
+            assert!(network.put(1, "key", "value").is_ok());
+        }
+        network.settle();
+        let leader = network.member(1);
+        let is_snapshot =
+            |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "snap");
+        let newest = leader.disk.paths().into_iter().filter(is_snapshot).max().unwrap();
+        if is_deleted {
+            leader.disk.take_away(&newest);
+        } else {
+            leader.disk.tamper(&newest, |bytes| bytes[40] ^= 1);
+        }
+        let last = leader.wal().last_index();
+        network.cut.clear();
+        network.tick_until("member 3 has caught up", |network| {
+            network.members[&3].status().applied == last
+        });
+        let leader = network.member(1);
+        assert_eq!(leader.wal().last_index(), last, "no entry was needed for it");
+        let broken = leader
+            .disk
+            .paths()
+            .into_iter()
+            .filter(|it| it.extension().is_some_and(|e| e == "broken"));
+        assert_eq!(broken.count(), usize::from(!is_deleted));
+        let state = leader.state();
+        assert_eq!(network.member(3).state(), state);
+        // What was made again is what the next start begins with.
+        let disk = network.crash(1, Survives::Nothing);
+        network.start(&restarted(1, 3), &disk).unwrap();
+        assert_eq!(network.member(1).state(), state);
+    }
 }

@@ -46,7 +46,7 @@ impl Seam {
         (Self::ContextsReused, 100),
         (Self::BatchFilterOff, 100),
         (Self::AdmissionOff, 100),
-        (Self::IncarnationsIgnored, 200),
+        (Self::IncarnationsIgnored, 2_000),
     ];
 
     pub fn is_on_disk(self) -> bool {

@@ -82,9 +82,15 @@ pub enum FaultKind {
     Lead,
     /// A member loses its directory and is replaced.
     Wipe,
+    /// Two members do not reach each other.
+    CutLink,
+    /// A snapshot is damaged at rest.
+    Damage,
+    /// A member's directory becomes what it was some time ago.
+    LostTail,
 }
 
-const KINDS: [(FaultKind, u64); 16] = [
+const KINDS: [(FaultKind, u64); 19] = [
     (FaultKind::Kill, 4),
     (FaultKind::KillAll, 2),
     (FaultKind::CrashAtOperation, 6),
@@ -101,6 +107,9 @@ const KINDS: [(FaultKind, u64); 16] = [
     (FaultKind::Remove, 3),
     (FaultKind::Lead, 3),
     (FaultKind::Wipe, 2),
+    (FaultKind::CutLink, 3),
+    (FaultKind::Damage, 2),
+    (FaultKind::LostTail, 12),
 ];
 
 impl Settings {

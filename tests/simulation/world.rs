@@ -172,6 +172,10 @@ struct Slot {
     is_wiped: bool,
     /// It lost its directory before it had a vote: it may come back, unless it gets the vote meanwhile.
     may_return: bool,
+    /// The index of a snapshot that was damaged at rest: it may not start any more.
+    damaged: Option<u64>,
+    /// An earlier state of its disk, with the last index.
+    earlier: Option<(MemVfs, u64)>,
     /// It will not be started again, because it was removed or refused.
     is_gone: bool,
     asked: Vec<Asked>,
@@ -208,6 +212,11 @@ pub struct World {
     removal_is_in_doubt: bool,
     next_id: NodeId,
     faults_are_on: bool,
+    /// A member that lost entries, and the leader that has to point it out to it: there are no faults
+    /// until it did.
+    losing: Option<(NodeId, NodeId)>,
+    /// True once that leader changed first: nothing more is promised.
+    is_void: bool,
     tally: Tally,
     /// The events, if traced.
     pub trace: Option<Vec<String>>,
@@ -237,6 +246,8 @@ impl World {
             removal_is_in_doubt: false,
             next_id: settings.first_members + 1,
             faults_are_on: true,
+            losing: None,
+            is_void: false,
             tally: Tally::default(),
             trace: is_traced.then(Vec::new),
             logger,
@@ -247,10 +258,15 @@ impl World {
     /// The whole run: with faults, then without, then the final checks.
     pub fn run(&mut self) -> Result<Tally, Violation> {
         self.begin()?;
-        while self.tally.steps < self.settings.steps {
+        while self.tally.steps < self.settings.steps && !self.is_void {
             self.step()?;
         }
-        self.recover()?;
+        if !self.is_void {
+            self.recover()?;
+        }
+        if self.is_void {
+            return Ok(self.tally.clone());
+        }
         self.clients.lose_all(self.sequence);
         self.clients.check(|data| self.invariants.place(data))?;
         self.tally.elections = self.invariants.elections;
@@ -308,6 +324,8 @@ impl World {
             fault: None,
             is_wiped: false,
             may_return: false,
+            damaged: None,
+            earlier: None,
             is_gone: false,
             asked: Vec::new(),
             receiving: BTreeMap::new(),

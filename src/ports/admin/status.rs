@@ -66,7 +66,6 @@ fn member_status(status: &Status) -> Value {
         "last": status.last,
         "snapshot": status.snapshot,
         "members": members.collect::<Vec<_>>(),
-        "removed": status.members.removed.keys().collect::<Vec<_>>(),
         "wal_bytes": tick.wal_bytes,
         "keys": tick.keys,
         "store_bytes": tick.store_bytes,

@@ -219,6 +219,7 @@ pub fn messages(data: &[u8]) {
                             to: from,
                             index: choices.number(1),
                             arrived: choices.one_in(2),
+                            damaged: choices.one_in(2),
                         },
                     }),
                     _ => Input::Tick,

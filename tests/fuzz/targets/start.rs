@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use raftexample::channels::{Greeting, GreetingAnswer, Matched, PeerHeader, PeerReport, Refusal};
+use raftexample::channels::{
+    Greeting, GreetingAnswer, Matched, PeerHeader, PeerReport, Refusal, Vouched,
+};
 use raftexample::codec;
 use raftexample::config::Config;
 use raftexample::error::Error;
@@ -72,7 +74,9 @@ pub fn greetings(data: &[u8]) {
                 let (begun, counts_as_member) = (choices.one_in(2), choices.one_in(2));
                 let (term, index) = (choices.number(2), choices.number(9));
                 let acknowledged = choices.one_in(2).then_some(Matched { term, index });
-                let sound = GreetingAnswer { begun, counts_as_member, acknowledged };
+                let leader =
+                    choices.one_in(2).then(|| Vouched { id: 2, url: url(2), incarnation: 102 });
+                let sound = GreetingAnswer { begun, counts_as_member, acknowledged, leader };
                 let Some(answer) = decoded(&mut choices, &sound) else { continue };
                 Input::Report(PeerReport::Greeted { url: from_url, header, answer })
             }

@@ -41,6 +41,9 @@ impl World {
             self.note(|| format!("operator: {:?}: {answer:?}", task.change));
             self.follow_up(task.change, answer)?;
         }
+        if self.losing.is_some() {
+            return Ok(());
+        }
         let wiped = self.slots.values().find(|slot| slot.is_wiped);
         let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
@@ -97,6 +100,10 @@ impl World {
 
     pub(super) fn fault(&mut self) -> Step {
         if !self.faults_are_on {
+            return Ok(());
+        }
+        if self.losing.is_some() {
+            self.schedule(TICK, Event::Fault);
             return Ok(());
         }
         let after = 1 + self.random.below(2 * self.settings.fault_ticks * TICK);
@@ -240,7 +247,69 @@ impl World {
                 self.ask(MemberRequest::Lead { to });
             }
             FaultKind::Wipe => return self.wipe(id),
+            FaultKind::CutLink => {
+                let ids: Vec<NodeId> = self.slots.keys().copied().collect();
+                let to = self.pick(&ids).expect("there are members");
+                self.cut.extend([(id, to), (to, id)]);
+            }
+            FaultKind::Damage => return Ok(self.damage(id)),
+            FaultKind::LostTail => return self.lose_tail(id),
         }
+        Ok(true)
+    }
+
+    /// A byte of a member's newest snapshot changes. The member finds out when it sends it, and makes
+    /// another, or at its next start, which may then need a replacement.
+    fn damage(&mut self, id: NodeId) -> bool {
+        let byte = self.random.below(u64::MAX);
+        let slot = &self.slots[&id];
+        let index = slot.process.as_ref().expect("it runs").status().snapshot;
+        let paths = slot.disk.paths();
+        let is_snapshot =
+            |path: &&std::path::PathBuf| path.extension().is_some_and(|it| it == "snap");
+        let newest = paths.iter().filter(is_snapshot).max();
+        let Some(newest) = newest.filter(|_| index > 0 && self.can_spare(id)) else { return false };
+        slot.disk.tamper(newest, |bytes| {
+            let place = byte as usize % bytes.len();
+            bytes[place] ^= 1 << (byte >> 32 & 7);
+        });
+        self.slot(id).damaged = Some(index);
+        self.invariants.damaged.insert(id);
+        true
+    }
+
+    /// First notes the state of a member's disk, and later puts it in place of the newer one. That is
+    /// found out if the leader stays: see README, "Not promised".
+    fn lose_tail(&mut self, id: NodeId) -> Result<bool, Violation> {
+        let slot = self.slot(id);
+        let last = slot.process.as_ref().expect("it runs").node.raft().raft_log.last_index();
+        let (disk, had) = match &slot.earlier {
+            Some((disk, had)) if *had < last => (disk.image(), *had),
+            _ => {
+                slot.earlier = Some((slot.disk.image(), last));
+                return Ok(false);
+            }
+        };
+        let running = self.running();
+        let statuses = running.iter().map(|id| self.slots[id].process.as_ref().expect("it runs"));
+        let leaders: BTreeSet<NodeId> = statuses.map(|process| process.status().leader).collect();
+        let leader = leaders.first().copied().filter(|leader| leaders.len() == 1 && *leader != id);
+        let Some(leader) = leader.filter(|leader| running.contains(leader)) else {
+            return Ok(false);
+        };
+        let raft = self.slots[&leader].process.as_ref().expect("it runs").node.raft();
+        let acknowledged = raft.prs().get(id).map_or(0, |progress| progress.matched);
+        let is_leader =
+            raft.state == StateRole::Leader && self.slots[&leader].paused_until <= self.now;
+        if !is_leader || acknowledged <= had || !self.cut.is_empty() || !self.can_spare(id) {
+            return Ok(false);
+        }
+        self.kill(id)?;
+        self.invariants.forget(id);
+        let slot = self.slot(id);
+        (slot.disk, slot.end, slot.earlier) = (disk, End::Interrupted, None);
+        self.schedule(1, Event::Start(id));
+        self.losing = Some((id, leader));
         Ok(true)
     }
 
@@ -293,35 +362,38 @@ impl World {
         self.schedule(1, Event::Arrival(to, Packet::Batch(batch)));
     }
 
-    /// A member loses its directory while all others are well: nothing more is promised.
+    /// A member loses its directory.
     pub(super) fn wipe(&mut self, id: NodeId) -> Result<bool, Violation> {
-        let Some(newest) = self.newest().map(|status| status.members) else { return Ok(false) };
-        let members = newest.urls.clone();
-        let all_know = members.keys().all(|other| {
-            self.slots.get(other).and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
-                // A member that still counts a removed one may need it to elect a leader.
-                process.status().members == newest
-            })
-        });
-        let is_member = members.contains_key(&id);
-        let is_changing = self.has_wiped() || self.operator.is_some() || self.removal_is_in_doubt;
-        // A member that was the only first one has no member to ask, as README says.
+        let Some(members) = self.newest().map(|status| status.members) else { return Ok(false) };
+        // A single first member begins a new cluster: see README, "Not promised".
         let was_alone = self.settings.first_members == 1 && !self.slot(id).config.join;
-        // The remaining voters must be a majority.
-        if newest.voters().filter(|voter| *voter != id).count() < 2
-            || !is_member
-            || !all_know
-            || is_changing
-            || was_alone
-        {
+        if was_alone || !self.can_spare(id) {
             return Ok(false);
         }
         self.kill(id)?;
         let slot = self.slot(id);
-        slot.disk = MemVfs::default();
+        (slot.disk, slot.earlier, slot.damaged) = (MemVfs::default(), None, None);
         slot.is_wiped = true;
-        slot.may_return = newest.learners.contains(&id);
+        slot.may_return = members.learners.contains(&id);
         self.invariants.forget(id);
         Ok(true)
+    }
+
+    /// True if the others are a majority without member `id`, which holds until it is replaced: no other
+    /// one lost anything, and no change is on its way.
+    fn can_spare(&self, id: NodeId) -> bool {
+        let Some(members) = self.newest().map(|status| status.members) else { return false };
+        // A member that still counts a removed one may need it to elect a leader.
+        let all_know = members.urls.keys().all(|other| {
+            let process = self.slots.get(other).and_then(|slot| slot.process.as_ref());
+            process.is_some_and(|process| process.status().members == members)
+        });
+        let is_losing = self.slots.values().any(|slot| slot.is_wiped || slot.damaged.is_some());
+        let is_changing = self.operator.is_some() || self.removal_is_in_doubt || is_losing;
+        members.voters().filter(|voter| *voter != id).count() >= 2
+            && members.urls.contains_key(&id)
+            && all_know
+            && self.losing.is_none()
+            && !is_changing
     }
 }

@@ -249,11 +249,13 @@ impl World {
         let opened = process.snapshotter.open_raw(index, term);
         let mut bytes = Vec::new();
         let is_read = opened.is_ok_and(|(_, mut file)| file.read_to_end(&mut bytes).is_ok());
-        let listener = self.listener(from.0, to).filter(|_| is_new && is_read);
+        let damaged = !is_read || crc32c::crc32c(&bytes) != file.checksum;
+        let listener = self.listener(from.0, to).filter(|_| is_new && !damaged);
         let Some(listener) = listener.filter(|_| !self.chance(self.settings.lost)) else {
             let patience = self.patience();
             let arrived = false;
-            return self.report(from, patience, PeerReport::SnapshotStatus { to, index, arrived });
+            let report = PeerReport::SnapshotStatus { to, index, arrived, damaged };
+            return self.report(from, patience, report);
         };
         let transfer = SnapshotTransfer { from, header, boot, number, message, file, bytes };
         let delay = self.delay(from.0, listener);
@@ -262,7 +264,7 @@ impl World {
 
     pub(super) fn snapshot_failed(&mut self, transfer: &SnapshotTransfer) {
         let (to, index) = transfer.names();
-        let report = PeerReport::SnapshotStatus { to, index, arrived: false };
+        let report = PeerReport::SnapshotStatus { to, index, arrived: false, damaged: false };
         let patience = self.patience();
         self.report(transfer.from, patience, report);
     }
@@ -407,7 +409,8 @@ impl World {
                 }
                 let arrived = matches!(answered, Ok(Ok(()))) && !self.is_answer_lost(id, from.0);
                 let delay = self.delay(id, from.0);
-                self.report(from, delay, PeerReport::SnapshotStatus { to, index, arrived });
+                let report = PeerReport::SnapshotStatus { to, index, arrived, damaged: false };
+                self.report(from, delay, report);
             }
             Asked::Greeting { from, url, mut answer } => match answer.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => {
@@ -454,7 +457,8 @@ impl World {
         match asked {
             Asked::Batch { from, to, .. } => self.report(from, 1, PeerReport::Unreachable(to)),
             Asked::Snapshot { from, to, index, .. } => {
-                self.report(from, 1, PeerReport::SnapshotStatus { to, index, arrived: false });
+                let (arrived, damaged) = (false, false);
+                self.report(from, 1, PeerReport::SnapshotStatus { to, index, arrived, damaged });
             }
             Asked::Greeting { from, url, .. } => {
                 self.report(from, 1, PeerReport::NotGreeted { url, why: "lost".into() });

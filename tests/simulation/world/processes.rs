@@ -1,5 +1,7 @@
 //! The processes of the members: how they start, take turns and end.
 
+use raftexample::raft_node::Role;
+
 use super::*;
 
 impl World {
@@ -176,10 +178,25 @@ impl World {
         }
         let slot = self.slots.get_mut(&id).expect("it runs");
         let process = slot.process.as_mut().expect("it runs");
-        if slot.is_wiped && process.status().begun {
-            if !slot.may_return {
-                return Err(format!("member {id} lost its directory and takes part again"));
+        let (role, leader) = (process.status().role, process.status().leader);
+        let snapshot = process.status().snapshot;
+        if slot.damaged.is_some_and(|damaged| snapshot > damaged) {
+            slot.damaged = None;
+            self.invariants.damaged.remove(&id);
+        }
+        match self.losing {
+            Some((loser, _)) if loser == id && role == Role::Quarantined => {
+                (self.losing, slot.is_wiped) = (None, true);
             }
+            Some((_, by)) if (by == id) != (leader == id) => {
+                self.is_void = true;
+                return Ok(());
+            }
+            _ => {}
+        }
+        // A voter that lost its directory may be told of the cluster by a member that does not know of
+        // its vote yet. It is counted nowhere, and is removed as any other.
+        if slot.is_wiped && process.status().begun && slot.may_return {
             slot.is_wiped = false;
         }
         self.invariants.check_turn(id, process, &followed)?;
@@ -261,6 +278,14 @@ impl World {
                 slot.is_gone = true;
                 Ok(())
             }
+            (Error::Corrupt { .. } | Error::Refused(_), _) if slot.damaged.is_some() => {
+                self.answer_all(id)?;
+                self.crash(id, End::Killed)?;
+                self.invariants.forget(id);
+                let slot = self.slot(id);
+                (slot.damaged, slot.is_wiped, slot.is_gone) = (None, true, true);
+                Ok(())
+            }
             (error, _) => Err(format!("member {id} ended: {error}")),
         }
     }
@@ -286,6 +311,7 @@ impl World {
             1 => Survives::Everything,
             _ => Survives::Some(self.random.below(u64::MAX)),
         };
+        self.is_void |= self.losing.is_some_and(|(_, leader)| leader == id);
         let now = self.sequence;
         let slot = self.slot(id);
         let run = slot.run;

@@ -180,6 +180,8 @@ impl Disk {
             self.states = Some(states);
         }
         self.operations += 1;
+        // What was not a write left it.
+        self.part = None;
         let fault = self.fault.filter(|(at, _)| *at == self.operations).map(|(_, fault)| fault);
         if let Some((id, transcript)) = &self.transcript {
             let mark = if fault.is_some() { "FAULT " } else { "" };

@@ -224,8 +224,19 @@ impl Network {
 
     fn deliver_snapshot(&mut self, from: NodeId, message: Message, file: SnapshotFile) {
         let (to, index) = (message.to, message.get_snapshot().get_metadata().index);
-        let arrived = self.connected(from, to) && self.copy_snapshot(from, message, file);
-        self.report(from, PeerReport::SnapshotStatus { to, index, arrived });
+        let connected = self.connected(from, to);
+        let damaged = connected && self.is_damaged(from, &message, file);
+        let arrived = connected && !damaged && self.copy_snapshot(from, message, file);
+        self.report(from, PeerReport::SnapshotStatus { to, index, arrived, damaged });
+    }
+
+    /// True if the sender's own file is not what it announces, as its transport finds out.
+    fn is_damaged(&mut self, from: NodeId, message: &Message, file: SnapshotFile) -> bool {
+        let metadata = message.get_snapshot().get_metadata();
+        let opened = self.member(from).snapshotter.open_raw(metadata.index, metadata.term);
+        let mut bytes = Vec::new();
+        let is_read = opened.is_ok_and(|(_, mut raw)| raw.read_to_end(&mut bytes).is_ok());
+        !is_read || crc32c::crc32c(&bytes) != file.checksum
     }
 
     fn copy_snapshot(&mut self, from: NodeId, message: Message, file: SnapshotFile) -> bool {

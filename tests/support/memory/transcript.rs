@@ -178,7 +178,7 @@ fn describe_input(input: &Input) -> Option<String> {
             PeerReport::NotProposed { to, requests } => {
                 format!("report: {} proposals never left for {to}", requests.len())
             }
-            PeerReport::SnapshotStatus { to, index, arrived } => {
+            PeerReport::SnapshotStatus { to, index, arrived, .. } => {
                 format!("report: snapshot {index} at {to}, arrived: {arrived}")
             }
             PeerReport::Refused { header, .. } => format!("report: refused by {}", header.from),

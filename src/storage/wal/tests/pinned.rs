@@ -6,7 +6,7 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::super::format::{self, Salt};
 use super::super::{Head, Identity, Record, SnapshotId};
-use crate::channels::{Greeting, GreetingAnswer, Matched, MemberRequest, RequestId};
+use crate::channels::{Greeting, GreetingAnswer, Matched, MemberRequest, RequestId, Vouched};
 use crate::codec;
 use crate::error::RequestError;
 use crate::kvstore::{Command, read_records};
@@ -105,6 +105,7 @@ fn snapshot_members() -> SnapshotMembers {
     let members = Members {
         urls: [(1, "u".to_owned())].into(),
         removed: [(4, 9)].into(),
+        removed_floor: (2, 5),
         learners: [3].into(),
         moved: [(1, 8)].into(),
         incarnations: [(1, 101)].into(),
@@ -114,7 +115,8 @@ fn snapshot_members() -> SnapshotMembers {
 
 const MEMBERS: &str = "0700000000000000 0200000000000000 0100000000000000 0200000000000000 \
      0100000000000000 0300000000000000 0100000000000000 0100000000000000 0100000000000000 75 \
-     0100000000000000 0400000000000000 0900000000000000 0100000000000000 0300000000000000 \
+     0100000000000000 0400000000000000 0900000000000000 0200000000000000 0500000000000000 \
+     0100000000000000 0300000000000000 \
      0100000000000000 0100000000000000 0800000000000000 \
      0100000000000000 0100000000000000 6500000000000000";
 
@@ -178,12 +180,13 @@ fn the_bodies_between_members_are_pinned() {
         begun: true,
         counts_as_member: false,
         acknowledged: Some(Matched { term: 2, index: 3 }),
+        leader: Some(Vouched { id: 4, url: url(), incarnation: 5 }),
     });
     assert_pinned(
         PROTOCOL,
         "the answer to a greeting",
         &answer,
-        "01 00 01 0200000000000000 0300000000000000",
+        "01 00 01 0200000000000000 0300000000000000 01 0400000000000000 0100000000000000 75 0500000000000000",
     );
     for (request, pinned) in [
         (MemberRequest::Add { id: 2, url: url() }, "00000000 0200000000000000 0100000000000000 75"),
