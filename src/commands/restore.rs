@@ -115,9 +115,6 @@ impl Restore {
                 ..Members::default()
             },
         };
-        let SnapshotId { index, term } = backup.mark;
-        let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir)?;
-        let mut snapshot = snapshotter.create(index, term, &codec::encode(&members))?;
         let again = load_file(files, &self.file)?;
         if (again.file.length, again.file.checksum) != (backup.length, backup.checksum) {
             return Err(Error::Refused(format!(
@@ -128,11 +125,13 @@ impl Restore {
             )));
         }
         let mut reader = again.reader;
-        io::copy(&mut reader, &mut snapshot).map_err(Error::io("copy to", snapshot.path()))?;
-        snapshot.finish()?;
+        let meta = codec::encode(&members);
+        Snapshotter::new(vfs.clone(), &snap_dir)?
+            .create(backup.mark, &meta, |out| io::copy(&mut reader, out).map(|_| ()))?;
 
         // No vote: elections of this cluster start in a later term.
-        let hard_state = HardState { term, vote: 0, commit: index, ..HardState::default() };
+        let SnapshotId { index: commit, term } = backup.mark;
+        let hard_state = HardState { term, vote: 0, commit, ..HardState::default() };
         Wal::create_behind(vfs.clone(), &wal_dir, identity, backup.mark, &hard_state)?;
         vfs.remove(&marker).map_err(Error::io("remove", &marker))?;
         vfs.sync_dir(&wal_dir).map_err(Error::io("sync directory", &wal_dir))

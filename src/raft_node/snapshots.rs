@@ -24,7 +24,7 @@ use super::journal::Journal;
 use super::{Index, NodeConfig, NodeId, PeerReport, ReportFn, SNAPSHOT_COUNT};
 use crate::channels::{Refusal, SnapshotBody, SnapshotFile, SnapshotRequest, SnapshotRestore};
 use crate::codec;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::membership::{SnapshotData, SnapshotMembers};
 use crate::storage::log::Log;
 use crate::storage::snapshotter::Snapshotter;
@@ -131,11 +131,7 @@ impl Snapshots {
         (self.log_bytes, self.is_missing) = (0, false);
         let (files, report) = (self.files.clone(), self.report.clone());
         let save = Box::new(move |body: SnapshotBody<'_>| {
-            let made = files.create(id.index, id.term, &meta).and_then(|mut writer| {
-                body(&mut writer).map_err(Error::io("write to", writer.path()))?;
-                writer.finish()
-            });
-            report(PeerReport::SnapshotMade(made));
+            report(PeerReport::SnapshotMade(files.create(id, &meta, body)));
         });
         Some(SnapshotRequest { index: id.index, save })
     }

@@ -2,7 +2,7 @@
 //! choice.
 
 use std::future::Future;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::channels::{GreetingAnswer, Pending, Refusal, responder};
 use crate::codec;
 use crate::membership::{MemberChange, Members, Own};
 use crate::storage::failing::FailingVfs;
+use crate::storage::wal::SnapshotId;
 
 /// Half of it is the patience with a peer. Long enough for a loaded machine to answer in time.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -243,9 +244,8 @@ impl Member {
 
     /// Makes the snapshot at index 9 of the state `bytes`.
     fn make_snapshot(&self, bytes: &[u8]) -> SnapshotFile {
-        let mut writer = self.snapshotter.create(9, 1, b"meta").expect("created");
-        writer.write_all(bytes).expect("written");
-        writer.finish().expect("finished")
+        let id = SnapshotId { index: 9, term: 1 };
+        self.snapshotter.create(id, b"meta", |out| out.write_all(bytes)).expect("made")
     }
 
     /// Sends the snapshot at index 9 of the state `bytes` to member 2.

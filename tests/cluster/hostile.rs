@@ -5,7 +5,7 @@
 //! that is no log. Validation refuses all of them. What it has to accept, since it may be
 //! the word of a leader that this member has not heard of, is followed, and loses nothing.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use raftexample::raft_node::Status;
 use raftexample::raft_node::replay::snap_dir;
 use raftexample::storage::DiskVfs;
 use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::storage::wal::Wal;
+use raftexample::storage::wal::{SnapshotId, Wal};
 
 use crate::harness::*;
 
@@ -231,9 +231,8 @@ fn snapshot(
     let dir = tempfile::tempdir().unwrap();
     let snapshotter = Snapshotter::new(Arc::new(DiskVfs), dir.path()).unwrap();
     let meta = codec::encode(&known.members);
-    let mut writer = snapshotter.create(SNAPSHOT_INDEX, term, &meta).unwrap();
-    writer.write_all(b"").unwrap();
-    let file = writer.finish().unwrap();
+    let id = SnapshotId { index: SNAPSHOT_INDEX, term };
+    let file = snapshotter.create(id, &meta, |_| Ok(())).unwrap();
     let mut bytes = Vec::new();
     snapshotter.open_raw(SNAPSHOT_INDEX, term).unwrap().1.read_to_end(&mut bytes).unwrap();
     let SnapshotFile { length, checksum } = file;

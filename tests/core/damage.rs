@@ -14,7 +14,7 @@ use raftexample::membership::{Members, SnapshotMembers};
 use raftexample::raft_node::NodeConfig;
 use raftexample::raft_node::replay::{replay_wal, snap_dir, wal_dir};
 use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::storage::wal::{Frame, Identity, SnapshotId, Wal};
+use raftexample::storage::wal::{Frame, Identity, Wal};
 use raftexample::storage::{DiskVfs, Vfs};
 
 use crate::support::logs;
@@ -424,7 +424,6 @@ fn a_snapshot_of_another_cluster_is_refused_naming_it() {
     let newest = sample.snapshots().pop().unwrap();
     let vfs = Arc::new(sample.disk.image());
     let marks = Wal::read(&*vfs, &wal_dir(Path::new(DATA), 1)).unwrap().marks;
-    let SnapshotId { index, term } = *marks.last().unwrap();
     let snapshotter = Snapshotter::new(vfs.clone(), &snap_dir(Path::new(DATA), 1)).unwrap();
     let members = SnapshotMembers {
         cluster_id: 5,
@@ -432,8 +431,8 @@ fn a_snapshot_of_another_cluster_is_refused_naming_it() {
         learners: Vec::new(),
         members: Members::default(),
     };
-    let foreign = snapshotter.create(index, term, &codec::encode(&members)).unwrap();
-    foreign.finish().unwrap();
+    let meta = codec::encode(&members);
+    snapshotter.create(*marks.last().unwrap(), &meta, |_| Ok(())).unwrap();
     assert_refused(&vfs, &newest, "of cluster 5");
     assert!(vfs.paths().contains(&newest), "the file keeps its name");
 }

@@ -1,7 +1,7 @@
 //! Which messages of peers are validated and stepped, which senders are admitted, and what a refused
 //! message changes: nothing.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -437,9 +437,9 @@ fn snapshot_message_of(
     forged.term += 1;
     let term = forged.term;
     let snapshot = forged.mut_snapshot();
-    let mut writer = member.snapshotter.create(index, term, &codec::encode(in_file)).unwrap();
-    std::io::Write::write_all(&mut writer, b"").unwrap();
-    let SnapshotFile { length, checksum } = writer.finish().unwrap();
+    let (id, meta) = (SnapshotId { index, term }, codec::encode(in_file));
+    let SnapshotFile { length, checksum } =
+        member.snapshotter.create(id, &meta, |_| Ok(())).unwrap();
     snapshot.mut_metadata().index = index;
     snapshot.mut_metadata().term = term;
     snapshot.mut_metadata().set_conf_state(members.conf_state());
@@ -530,12 +530,10 @@ fn a_received_snapshot_does_not_replace_one_of_its_name() {
 
     let meta = codec::encode(&three_members(member));
     let forger = Snapshotter::new(Arc::new(MemVfs::default()), Path::new(DATA)).unwrap();
-    let mut writer = forger.create(kept.index, kept.term, &meta).unwrap();
     let record = StateRecord { key: b"key", value: b"forged", index: kept.index, term: kept.term };
     let record = codec::encode(&record);
-    writer.write_all(&(record.len() as u32).to_le_bytes()).unwrap();
-    writer.write_all(&record).unwrap();
-    let file = writer.finish().unwrap();
+    let forged_state = [&(record.len() as u32).to_le_bytes()[..], &record].concat();
+    let file = forger.create(kept, &meta, |out| out.write_all(&forged_state)).unwrap();
     let mut forged = Vec::new();
     forger.open_raw(kept.index, kept.term).unwrap().1.read_to_end(&mut forged).unwrap();
     assert_ne!(forged, bytes);

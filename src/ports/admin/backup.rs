@@ -19,7 +19,7 @@ use super::{Shared, json_response};
 use crate::codec;
 use crate::httpapi::ErrorResponse;
 use crate::membership::SnapshotMembers;
-use crate::storage::snapshotter::write_backup;
+use crate::storage::snapshotter::write_snapshot;
 use crate::storage::wal::SnapshotId;
 
 /// Bytes of a backup that are sent in one chunk.
@@ -81,7 +81,7 @@ pub(super) async fn snapshot(
         let _permit = permit;
         let mut chunks = Chunks { buffer: Vec::new(), chunk_tx };
         let meta = codec::encode(&members);
-        if let Err(error) = write_backup(&mut chunks, at, &meta, |out| view.write(out)) {
+        if let Err(error) = write_snapshot(&mut chunks, at, &meta, |out| view.write(out)) {
             // The body ends with an error, unless the client has gone.
             let _ = chunks.chunk_tx.blocking_send(Err(error));
         }

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 use crate::channels::SnapshotFile;
+use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::storage::VfsFile;
 use crate::storage::wal::SnapshotId;
 
@@ -57,90 +59,81 @@ pub(super) struct Checked {
     pub application: Range<u64>,
 }
 
-/// Why a file is not a snapshot that this program reads.
-pub(super) enum Fault {
-    /// The file is damaged at `offset`. `reason` states what was found and what was expected.
-    Damage { offset: u64, reason: String },
-    /// The file has this other format version.
-    OtherVersion(u32),
+fn damage(path: &Path, offset: u64, reason: String) -> Error {
+    Error::Corrupt { path: path.to_owned(), offset, reason, remedy: REPLACE_MEMBER }
 }
 
-fn damage(offset: u64, reason: String) -> Fault {
-    Fault::Damage { offset, reason }
-}
-
-/// Reads and checks the whole file. If `named` is given, the file must hold that snapshot. The outer
-/// error is a failure of the disk, the inner one a fault of the file.
-pub(super) fn check(
-    file: &dyn VfsFile,
-    named: Option<SnapshotId>,
-) -> io::Result<Result<Checked, Fault>> {
-    let length = file.len()?;
+/// Reads and checks the whole file, which is at `path`. If `named` is given, the file must hold that
+/// snapshot.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Corrupt`] with what was found and what was expected;
+/// [`Error::OtherVersion`].
+pub(super) fn check(file: &dyn VfsFile, path: &Path, named: Option<SnapshotId>) -> Result<Checked> {
+    let damage = |offset, reason| Err(damage(path, offset, reason));
+    let length = file.len().map_err(Error::io("read", path))?;
     let least = (FIXED_BYTES + CHECKSUM_BYTES + TRAILER_BYTES) as u64;
     if length < least {
         let reason = format!("the file has {length} bytes, a snapshot has at least {least}");
-        return Ok(Err(damage(length, reason)));
+        return damage(length, reason);
     }
-    let fixed: [u8; FIXED_BYTES] = read_array(file, 0)?;
+    let fixed: [u8; FIXED_BYTES] = read_array(file, path, 0)?;
     let meta_length = number::<4>(&fixed, 12);
     let header_length = FIXED_BYTES as u64 + meta_length + CHECKSUM_BYTES as u64;
     let Some(application_length) = (length - TRAILER_BYTES as u64).checked_sub(header_length)
     else {
         let reason = format!("{meta_length} meta bytes do not fit into a file of {length} bytes");
-        return Ok(Err(damage(12, reason)));
+        return damage(12, reason);
     };
     let application = header_length..header_length + application_length;
     let mut header = vec![0; header_length as usize];
-    read_exact(file, &mut header, 0)?;
-    let id = match check_header(&header, named) {
-        Ok(id) => id,
-        Err(fault) => return Ok(Err(fault)),
-    };
-    let (checksum, file_checksum) = checksums(file, length)?;
-    let trailer: [u8; TRAILER_BYTES] = read_array(file, application.end)?;
+    read_exact(file, path, &mut header, 0)?;
+    let id = check_header(&header, path, named)?;
+    let (checksum, file_checksum) = checksums(file, path, length)?;
+    let trailer: [u8; TRAILER_BYTES] = read_array(file, path, application.end)?;
     let (stated_length, stated) = (number::<8>(&trailer, 0), number::<4>(&trailer, 8));
     if stated_length != application_length {
         let reason = format!(
             "the file has {application_length} application bytes, its trailer states \
              {stated_length}"
         );
-        return Ok(Err(damage(application.end, reason)));
+        return damage(application.end, reason);
     }
     if stated != u64::from(checksum) {
         let reason =
             format!("the file has checksum {checksum:#010x}, its trailer states {stated:#010x}");
-        return Ok(Err(damage(length - CHECKSUM_BYTES as u64, reason)));
+        return damage(length - CHECKSUM_BYTES as u64, reason);
     }
     header.truncate(FIXED_BYTES + meta_length as usize);
     let meta = header.split_off(FIXED_BYTES);
     let file = SnapshotFile { length, checksum: file_checksum };
-    Ok(Ok(Checked { id, meta, file, application }))
+    Ok(Checked { id, meta, file, application })
 }
 
-fn check_header(header: &[u8], named: Option<SnapshotId>) -> Result<SnapshotId, Fault> {
+fn check_header(header: &[u8], path: &Path, named: Option<SnapshotId>) -> Result<SnapshotId> {
+    let damage = |offset, reason| Err(damage(path, offset, reason));
     let (magic, end) = (&header[..MAGIC.len()], header.len() - CHECKSUM_BYTES);
     if magic != MAGIC {
-        let reason = format!("the file begins with {magic:02x?}, expected {MAGIC:02x?}");
-        return Err(damage(0, reason));
+        return damage(0, format!("the file begins with {magic:02x?}, expected {MAGIC:02x?}"));
     }
     let (checksum, stated) = (masked(crc32c::crc32c(&header[..end])), number::<4>(header, end));
-    let version = u32::from_le_bytes(array(header, 8));
+    let found = number::<4>(header, 8) as u32;
     // Another version may have another layout, so its checksum means nothing here. But if the
     // checksum is right for our version, a flipped bit changed the version: that is damage.
     let mut as_ours = header[..end].to_vec();
     as_ours[8..12].copy_from_slice(&VERSION.to_le_bytes());
     let is_ours = stated == u64::from(masked(crc32c::crc32c(&as_ours)));
-    if version != VERSION && !is_ours {
-        return Err(Fault::OtherVersion(version));
+    if found != VERSION && !is_ours {
+        return Err(Error::OtherVersion { path: path.to_owned(), found, supported: VERSION });
     }
     if stated != u64::from(checksum) {
         let reason = format!("the header has checksum {checksum:#010x}, but states {stated:#010x}");
-        return Err(damage(end as u64, reason));
+        return damage(end as u64, reason);
     }
     let held = SnapshotId { index: number::<8>(header, 16), term: number::<8>(header, 24) };
     match named {
         Some(id) if id != held => {
-            Err(damage(16, format!("the file holds {held:?}, its name states {id:?}")))
+            damage(16, format!("the file holds {held:?}, its name states {id:?}"))
         }
         _ => Ok(held),
     }
@@ -148,45 +141,46 @@ fn check_header(header: &[u8], named: Option<SnapshotId>) -> Result<SnapshotId, 
 
 /// Reads the meta bytes of a file of `length` bytes and the offsets of its application bytes, without
 /// checking anything.
-pub(super) fn read_unchecked(file: &dyn VfsFile, length: u64) -> io::Result<(Vec<u8>, Range<u64>)> {
-    let fixed: [u8; FIXED_BYTES] = read_array(file, 0)?;
+pub(super) fn read_unchecked(
+    file: &dyn VfsFile,
+    path: &Path,
+    length: u64,
+) -> Result<(Vec<u8>, Range<u64>)> {
+    let fixed: [u8; FIXED_BYTES] = read_array(file, path, 0)?;
     let mut meta = vec![0; number::<4>(&fixed, 12) as usize];
-    read_exact(file, &mut meta, FIXED_BYTES as u64)?;
+    read_exact(file, path, &mut meta, FIXED_BYTES as u64)?;
     let start = (FIXED_BYTES + meta.len() + CHECKSUM_BYTES) as u64;
     Ok((meta, start..length - TRAILER_BYTES as u64))
 }
 
 /// The checksums of a file of `length` bytes: the masked one of all bytes before the last field, and
 /// the plain one of the whole file.
-pub(super) fn checksums(file: &dyn VfsFile, length: u64) -> io::Result<(u32, u32)> {
+pub(super) fn checksums(file: &dyn VfsFile, path: &Path, length: u64) -> Result<(u32, u32)> {
     let covered = length - CHECKSUM_BYTES as u64;
     let mut buffer = vec![0; BUFFER_BYTES];
     let (mut checksum, mut offset) = (0, 0);
     while offset < covered {
         let piece = &mut buffer[..(covered - offset).min(BUFFER_BYTES as u64) as usize];
-        read_exact(file, piece, offset)?;
+        read_exact(file, path, piece, offset)?;
         checksum = crc32c::crc32c_append(checksum, piece);
         offset += piece.len() as u64;
     }
-    let last: [u8; CHECKSUM_BYTES] = read_array(file, covered)?;
+    let last: [u8; CHECKSUM_BYTES] = read_array(file, path, covered)?;
     Ok((masked(checksum), crc32c::crc32c_append(checksum, &last)))
 }
 
-fn read_exact(file: &dyn VfsFile, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    match file.read_at(buffer, offset)? {
-        read if read == buffer.len() => Ok(()),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
+fn read_exact(file: &dyn VfsFile, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+    let read = match file.read_at(buffer, offset) {
+        Ok(read) if read < buffer.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+        read => read,
+    };
+    read.map(|_| ()).map_err(Error::io("read", path))
 }
 
-fn read_array<const N: usize>(file: &dyn VfsFile, offset: u64) -> io::Result<[u8; N]> {
+fn read_array<const N: usize>(file: &dyn VfsFile, path: &Path, offset: u64) -> Result<[u8; N]> {
     let mut array = [0; N];
-    read_exact(file, &mut array, offset)?;
+    read_exact(file, path, &mut array, offset)?;
     Ok(array)
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("the range has N bytes")
 }
 
 /// Decodes the number in the `N` bytes from `at` on. `N` is at most 8.

@@ -41,20 +41,20 @@ mod format;
 mod tests;
 mod writer;
 
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::format::VERSION;
-use self::format::{BUFFER_BYTES, Checked, Fault};
-use self::writer::TemporaryFile;
-pub use self::writer::{Received, SnapshotReceiver, SnapshotWriter, write_backup};
+use self::format::{BUFFER_BYTES, Checked};
+pub use self::writer::{Received, SnapshotReceiver, write_snapshot};
+use self::writer::{Summed, TemporaryFile};
 use super::files::{self, FileReader};
 use super::wal::SnapshotId;
 use super::{Vfs, VfsFile};
 use crate::channels::SnapshotFile;
-use crate::error::{Error, REPLACE_MEMBER, Result};
+use crate::error::{Error, Result};
 
 /// The pause after each sync of a snapshot that is made, as a multiple of the time that the sync took.
 /// Nothing waits for such a snapshot, so it leaves the disk to the log.
@@ -104,14 +104,22 @@ impl Snapshotter {
         Ok(Self { vfs, dir: dir.to_owned(), temporaries: Arc::default() })
     }
 
-    /// Begins a snapshot of the state after the entry at `index` and `term`. The caller writes the
-    /// application bytes to the result.
+    /// Makes a snapshot of the state after entry `id`. `body` writes the application bytes. The
+    /// snapshot is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn create(&self, index: u64, term: u64, meta: &[u8]) -> Result<SnapshotWriter> {
-        let id = SnapshotId { index, term };
-        SnapshotWriter::new(self.temporary(id, REST_PER_SYNC)?, id, meta)
+    /// [`Error::Io`], also for the error of `body`. The snapshot may or may not exist then.
+    pub fn create(
+        &self,
+        id: SnapshotId,
+        meta: &[u8],
+        body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<SnapshotFile> {
+        let mut file = self.temporary(id, REST_PER_SYNC)?;
+        let written = write_snapshot(&mut file, id, meta, body);
+        let written = written.map_err(Error::io("write to", &file.path))?;
+        file.publish()?;
+        Ok(written)
     }
 
     /// Begins a copy of a peer's file with the announced length and checksum.
@@ -125,7 +133,8 @@ impl Snapshotter {
         expected: SnapshotFile,
     ) -> Result<SnapshotReceiver> {
         let id = SnapshotId { index, term };
-        Ok(SnapshotReceiver { file: self.temporary(id, 0)?, id, expected, excess: false })
+        let file = Summed::new(self.temporary(id, 0)?);
+        Ok(SnapshotReceiver { file, id, expected, excess: false })
     }
 
     /// Checks a snapshot's whole file, and opens its application bytes.
@@ -143,8 +152,7 @@ impl Snapshotter {
     /// [`Error::Io`].
     pub fn open_received(&self, id: SnapshotId) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
         let (file, path, length) = self.open(id)?;
-        let (meta, application) =
-            format::read_unchecked(&*file, length).map_err(Error::io("read", &path))?;
+        let (meta, application) = format::read_unchecked(&*file, &path, length)?;
         Ok((meta, reader(file, application)))
     }
 
@@ -231,23 +239,10 @@ fn reader(file: Box<dyn VfsFile>, range: std::ops::Range<u64>) -> Box<dyn Read +
 pub fn load_file(vfs: &dyn Vfs, path: &Path) -> Result<Snapshot> {
     let file = vfs.open(path).map_err(Error::io("open", path))?;
     let named = path.file_name().and_then(|name| parse_name(name.to_str()?));
-    let checked = format::check(&*file, named).map_err(Error::io("read", path))?;
-    let Checked { id, meta, file: length_and_checksum, application } =
-        checked.map_err(|fault| match fault {
-            Fault::Damage { offset, reason } => {
-                Error::Corrupt { path: path.to_owned(), offset, reason, remedy: REPLACE_MEMBER }
-            }
-            Fault::OtherVersion(found) => {
-                Error::OtherVersion { path: path.to_owned(), found, supported: VERSION }
-            }
-        })?;
-    Ok(Snapshot {
-        index: id.index,
-        term: id.term,
-        meta,
-        file: length_and_checksum,
-        reader: reader(file, application),
-    })
+    let Checked { id: SnapshotId { index, term }, meta, file: length_and_checksum, application } =
+        format::check(&*file, path, named)?;
+    let reader = reader(file, application);
+    Ok(Snapshot { index, term, meta, file: length_and_checksum, reader })
 }
 
 /// The snapshots in `dir`, as [`Snapshotter::list`].

@@ -19,9 +19,7 @@ fn names(snapshotter: &Snapshotter) -> Vec<String> {
 }
 
 fn save(snapshotter: &Snapshotter, id: SnapshotId, application: &[u8]) -> SnapshotFile {
-    let mut writer = snapshotter.create(id.index, id.term, META).expect("a temporary file");
-    writer.write_all(application).expect("written");
-    writer.finish().expect("finished")
+    snapshotter.create(id, META, |out| out.write_all(application)).expect("made")
 }
 
 fn read_all(mut reader: Box<dyn Read + Send>) -> Vec<u8> {
@@ -44,11 +42,10 @@ fn a_snapshot_is_read_as_it_was_written() {
     let snapshotter = snapshotter(&dir);
     // Longer than the buffer, in pieces of different lengths.
     let application: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
-    let mut writer = snapshotter.create(ID.index, ID.term, META).expect("a temporary file");
-    writer.write_all(&application[..1]).expect("written");
-    writer.write_all(&application[1..2_500_000]).expect("written");
-    writer.write_all(&application[2_500_000..]).expect("written");
-    let file = writer.finish().expect("finished");
+    let pieces = [&application[..1], &application[1..2_500_000], &application[2_500_000..]];
+    let file = snapshotter
+        .create(ID, META, |out| pieces.iter().try_for_each(|piece| out.write_all(piece)))
+        .expect("made");
 
     assert_eq!(names(&snapshotter), ["0000000000000002-0000000000002711.snap"]);
     let on_disk = fs::read(snapshotter.path(ID)).expect("a file");
@@ -77,9 +74,9 @@ fn different_snapshots_have_different_file_checksums() {
 fn a_snapshot_may_have_an_empty_state() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let writer = snapshotter.create(1, 1, b"").expect("a temporary file");
-    writer.finish().expect("finished");
-    let snapshot = snapshotter.load(SnapshotId { index: 1, term: 1 }).expect("a snapshot");
+    let id = SnapshotId { index: 1, term: 1 };
+    snapshotter.create(id, b"", |_| Ok(())).expect("made");
+    let snapshot = snapshotter.load(id).expect("a snapshot");
     assert_eq!(snapshot.meta, b"");
     assert_eq!(read_all(snapshot.reader), b"");
 }
@@ -150,13 +147,15 @@ fn a_purge_keeps_named_snapshots_and_open_readers() {
     }
     assert_eq!(snapshotter.list().expect("listed"), ids);
     snapshotter.set_broken(ids[2]).expect("set aside");
-    let unfinished = snapshotter.create(400, 3, META).expect("a temporary file");
     let read_meanwhile = snapshotter.load(ids[0]).expect("a snapshot");
 
-    snapshotter.purge(&ids[2..]).expect("purged");
-    assert_eq!(snapshotter.list().expect("listed"), ids[3..]);
+    let purge = |_: &mut dyn Write| {
+        snapshotter.purge(&ids[2..]).expect("purged");
+        assert_eq!(snapshotter.list().expect("listed"), ids[3..]);
+        Ok(())
+    };
+    snapshotter.create(SnapshotId { index: 400, term: 3 }, META, purge).expect("made");
     assert_eq!(read_all(read_meanwhile.reader), 10_u64.to_le_bytes());
-    unfinished.finish().expect("finished");
     assert_eq!(
         names(&snapshotter),
         [
@@ -179,16 +178,20 @@ fn set_broken_renames_a_damaged_snapshot() {
 }
 
 #[test]
-fn a_dropped_writer_or_receiver_removes_its_file() {
+fn a_failed_writer_or_a_dropped_receiver_removes_its_file() {
     let dir = TempDir::new().expect("a directory");
     let snapshotter = snapshotter(&dir);
-    let mut writer = snapshotter.create(ID.index, ID.term, META).expect("a temporary file");
-    writer.write_all(&[1; 2 << 20]).expect("written");
     let expected = SnapshotFile { length: 100, checksum: 0 };
-    let mut receiver = snapshotter.receive(ID.index, ID.term, expected).expect("a file");
-    receiver.write(b"some").expect("written");
-    assert_eq!(names(&snapshotter).len(), 2, "two temporary files with different names");
-    drop((writer, receiver));
+    let made = snapshotter.create(ID, META, |out| {
+        out.write_all(&[1; 2 << 20])?;
+        let mut receiver = snapshotter.receive(ID.index, ID.term, expected).expect("a file");
+        receiver.write(b"some").expect("written");
+        assert_eq!(names(&snapshotter).len(), 2, "two temporary files with different names");
+        drop(receiver);
+        assert_eq!(names(&snapshotter).len(), 1);
+        Err(io::ErrorKind::Other.into())
+    });
+    assert!(matches!(made, Err(Error::Io { .. })));
     assert_eq!(names(&snapshotter), [""; 0]);
 }
 
@@ -199,7 +202,8 @@ fn a_start_removes_temporary_snapshots_and_nothing_else() {
     save(&before, ID, b"state");
     fs::write(before.dir.join("notes.tmp"), b"not ours").expect("written");
     // A crash runs no destructors.
-    std::mem::forget(before.create(20_000, 2, META).expect("a temporary file"));
+    let expected = SnapshotFile { length: 100, checksum: 0 };
+    std::mem::forget(before.receive(20_000, 2, expected).expect("a temporary file"));
     assert_eq!(names(&before).len(), 3);
     let after = snapshotter(&dir);
     assert_eq!(names(&after), ["0000000000000002-0000000000002711.snap", "notes.tmp"]);
@@ -255,22 +259,17 @@ fn each_disk_failure_is_an_error_and_no_write_is_repeated() {
         let vfs = FailingVfs::sound();
         let snapshotter = Snapshotter::new(vfs.clone(), dir.path()).expect("a directory");
         vfs.fail_after(operations);
-        let mut writer = match snapshotter.create(ID.index, ID.term, META) {
-            Ok(writer) => writer,
-            Err(error) => {
-                assert!(matches!(error, Error::Io { .. }), "{error}");
-                failures += 1;
-                continue;
+        let mut was_written = true;
+        let made = snapshotter.create(ID, META, |out| {
+            was_written = out.write_all(&[7; 3 << 20]).is_ok();
+            if !was_written {
+                // The disk works again, or seems to.
+                vfs.fail_after(u64::MAX);
             }
-        };
-        let written = writer.write_all(&[7; 3 << 20]);
-        if written.is_err() {
-            // The disk works again, or seems to.
-            vfs.fail_after(u64::MAX);
-        }
-        let finished = writer.finish();
-        assert!(written.is_ok() || finished.is_err(), "a failed write was ignored");
-        match finished {
+            Ok(())
+        });
+        assert!(was_written || made.is_err(), "a failed write was ignored");
+        match made {
             Ok(_) => break,
             Err(error) => assert!(matches!(error, Error::Io { .. }), "{error}"),
         }

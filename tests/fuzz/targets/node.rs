@@ -14,6 +14,7 @@ use raftexample::error::Error;
 use raftexample::membership::{SnapshotData, SnapshotMembers, check_url};
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::storage::snapshotter::{Received, Snapshotter};
+use raftexample::storage::wal::SnapshotId;
 use raftexample::transport::{Inbound, InboundBody};
 use tokio::sync::oneshot;
 
@@ -134,8 +135,8 @@ fn snapshot(choices: &mut Choices<'_>, member: &Member, from: u64) -> Input {
     let index = choices.number(status.commit + 1);
     let term = choices.number(message.term);
     let elsewhere = Snapshotter::new(Arc::new(MemVfs::default()), Path::new(DATA)).unwrap();
-    let written = elsewhere.create(index, term, &codec::encode(&members));
-    let file = written.and_then(|file| file.finish()).unwrap();
+    let id = SnapshotId { index, term };
+    let file = elsewhere.create(id, &codec::encode(&members), |_| Ok(())).unwrap();
     let mut bytes = Vec::new();
     elsewhere.open_raw(index, term).unwrap().1.read_to_end(&mut bytes).unwrap();
     // Like the transport: the node does not hear of a file that was not kept.

@@ -1,7 +1,7 @@
 //! Reading from the disk, and applying what was read.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -349,9 +349,7 @@ pub fn snapshot_file(data: &[u8]) {
     if choices.one_in(4) {
         choices.damage(&mut written);
     }
-    let mut writer = snapshotter.create(mark.index, mark.term, choices.bytes()).unwrap();
-    writer.write_all(&written).unwrap();
-    writer.finish().unwrap();
+    snapshotter.create(mark, choices.bytes(), |out| out.write_all(&written)).unwrap();
     let file = disk.paths().pop().unwrap();
     let whole = disk.contents(&file);
     let is_resealed = choices.one_in(2);

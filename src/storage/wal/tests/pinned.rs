@@ -11,7 +11,7 @@ use crate::codec;
 use crate::error::RequestError;
 use crate::kvstore::{Command, read_records};
 use crate::membership::{MemberChange, Members, SnapshotData, SnapshotMembers};
-use crate::storage::snapshotter::write_backup;
+use crate::storage::snapshotter::write_snapshot;
 
 const WAL: &str = "storage::wal::VERSION";
 const SNAPSHOT: &str = "storage::snapshotter::VERSION and transport::wire::PROTOCOL";
@@ -124,7 +124,7 @@ const MEMBERS: &str = "0700000000000000 0200000000000000 0100000000000000 020000
 fn the_snapshot_file_and_its_contents_are_pinned() {
     let mut file = Vec::new();
     let id = SnapshotId { index: 3, term: 2 };
-    write_backup(&mut file, id, b"meta", |body| body.write_all(b"state")).expect("written");
+    write_snapshot(&mut file, id, b"meta", |body| body.write_all(b"state")).expect("written");
     let pinned = "72616674736e6170 02000000 04000000 0300000000000000 0200000000000000 6d657461 \
                   6b3eb57b 7374617465 0500000000000000 7f8cbe32";
     assert_pinned(SNAPSHOT, "a snapshot file", &file, pinned);
