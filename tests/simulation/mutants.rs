@@ -41,12 +41,12 @@ impl Seam {
         (Self::NoSync, 10),
         (Self::NoDirectorySync, 10),
         (Self::SentBeforeSaved, 10),
-        (Self::SnapshotNamedBeforeItsFile, 1000),
+        (Self::SnapshotNamedBeforeItsFile, 4_000),
         (Self::AcknowledgedBeforePersisted, 10),
         (Self::ContextsReused, 100),
         (Self::BatchFilterOff, 100),
         (Self::AdmissionOff, 100),
-        (Self::IncarnationsIgnored, 2_000),
+        (Self::IncarnationsIgnored, 1_000),
     ];
 
     pub fn is_on_disk(self) -> bool {

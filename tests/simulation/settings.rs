@@ -41,6 +41,8 @@ pub struct Settings {
     pub lost_answers: u64,
     pub duplicated: u64,
     pub misdirected: u64,
+    /// Per thousand runs: a member loses its directory before all have begun.
+    pub wiped_early: u64,
     /// The average number of ticks between two faults.
     pub fault_ticks: u64,
     /// The relative frequency of each kind of fault.
@@ -80,6 +82,8 @@ pub enum FaultKind {
     Remove,
     /// An operator transfers the leadership.
     Lead,
+    /// A member moves to another URL.
+    Move,
     /// A member loses its directory and is replaced.
     Wipe,
     /// Two members do not reach each other.
@@ -90,7 +94,7 @@ pub enum FaultKind {
     LostTail,
 }
 
-const KINDS: [(FaultKind, u64); 19] = [
+const KINDS: [(FaultKind, u64); 20] = [
     (FaultKind::Kill, 4),
     (FaultKind::KillAll, 2),
     (FaultKind::CrashAtOperation, 6),
@@ -106,10 +110,11 @@ const KINDS: [(FaultKind, u64); 19] = [
     (FaultKind::Add, 4),
     (FaultKind::Remove, 3),
     (FaultKind::Lead, 3),
+    (FaultKind::Move, 3),
     (FaultKind::Wipe, 2),
     (FaultKind::CutLink, 3),
     (FaultKind::Damage, 2),
-    (FaultKind::LostTail, 12),
+    (FaultKind::LostTail, 24),
 ];
 
 impl Settings {
@@ -140,6 +145,7 @@ impl Settings {
             lost_answers: pick(&[0, 10, 50]),
             duplicated: pick(&[0, 20, 100]),
             misdirected: pick(&[0, 0, 20]),
+            wiped_early: pick(&[0, 0, 0, 500]),
             fault_ticks: pick(&[3, 6, 12, 25]),
             fault_weights: weights.to_vec(),
         }

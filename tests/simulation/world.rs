@@ -87,6 +87,8 @@ enum Event {
     Operator,
     Fault,
     Start(NodeId),
+    /// A first member loses its directory, unless one has begun.
+    WipeEarly(NodeId),
     HealSome,
 }
 
@@ -172,6 +174,8 @@ struct Slot {
     is_wiped: bool,
     /// It lost its directory before it had a vote: it may come back, unless it gets the vote meanwhile.
     may_return: bool,
+    /// It lost its directory before a member had begun: the others may begin without it, or nobody can.
+    wiped_early: bool,
     /// The index of a snapshot that was damaged at rest: it may not start any more.
     damaged: Option<u64>,
     /// An earlier state of its disk, with the last index.
@@ -288,6 +292,11 @@ impl World {
             let after = self.random.below(20 * TICK);
             self.schedule(after, Event::Client(client));
         }
+        if self.chance(self.settings.wiped_early) {
+            let id = 1 + self.random.below(self.settings.first_members);
+            let after = self.random.below(2 * self.settings.election_ticks as u64 * TICK);
+            self.schedule(after, Event::WipeEarly(id));
+        }
         self.schedule(30 * TICK, Event::Operator);
         self.schedule(20 * TICK, Event::Fault);
         Ok(())
@@ -324,6 +333,7 @@ impl World {
             fault: None,
             is_wiped: false,
             may_return: false,
+            wiped_early: false,
             damaged: None,
             earlier: None,
             is_gone: false,
@@ -378,6 +388,7 @@ impl World {
             Event::Operator => self.operate()?,
             Event::Fault => self.fault()?,
             Event::Start(id) => self.start(id)?,
+            Event::WipeEarly(id) => self.wipe_early(id)?,
             Event::HealSome => {
                 if let Some(link) = self.pick(&self.cut.iter().copied().collect::<Vec<_>>()) {
                     self.cut.remove(&link);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::BROKEN;
 use super::format::{self, BUFFER_BYTES};
 use crate::channels::SnapshotFile;
 use crate::error::{Error, Result};
@@ -178,7 +179,7 @@ impl TemporaryFile {
     }
 
     /// Publishes the file of a peer, which was checked. If a file has that name already, the log may
-    /// name it, so it is never replaced by other bytes.
+    /// name it, so it is never replaced by other bytes, unless it is damaged.
     fn keep(self, received: SnapshotFile) -> Result<Received> {
         let path = &self.final_path;
         let existing = match self.vfs.open(path) {
@@ -195,6 +196,12 @@ impl TemporaryFile {
         if is_same {
             // Another receiver may have renamed it and not yet synced the directory.
             files::sync_dir(&*self.vfs, path.parent().expect("it lies in a directory"))?;
+            return Ok(Received::Kept);
+        }
+        if matches!(format::check(&*existing, path, None), Err(Error::Corrupt { .. })) {
+            let broken = files::with_suffix(path, BROKEN);
+            self.vfs.rename(path, &broken).map_err(Error::io("rename", path))?;
+            self.publish()?;
             return Ok(Received::Kept);
         }
         Ok(Received::Refused("another snapshot with this index and term exists here".to_owned()))

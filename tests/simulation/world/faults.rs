@@ -44,6 +44,7 @@ impl World {
         if self.losing.is_some() {
             return Ok(());
         }
+        self.follow_moves()?;
         let wiped = self.slots.values().find(|slot| slot.is_wiped);
         let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
@@ -63,7 +64,9 @@ impl World {
     fn follow_up(&mut self, change: MemberRequest, answer: Result<(), RequestError>) -> Step {
         let is_unknown = matches!(answer, Err(RequestError::Unknown(_)));
         match change {
-            MemberRequest::Remove { .. } => self.removal_is_in_doubt |= is_unknown,
+            MemberRequest::Remove { .. } | MemberRequest::Move { .. } => {
+                self.removal_is_in_doubt |= is_unknown;
+            }
             MemberRequest::Add { id, .. } if answer.is_ok() && self.slots.contains_key(&id) => {
                 return Err(format!("the removed id {id} was added again"));
             }
@@ -232,7 +235,7 @@ impl World {
             FaultKind::Remove => {
                 let members: Vec<NodeId> = self.members().into_keys().collect();
                 let removed = self.pick(&members).filter(|_| members.len() > 1);
-                if self.operator.is_some() || self.has_wiped() {
+                if self.operator.is_some() || self.has_lost() {
                     return Ok(false);
                 }
                 let Some(id) = removed else { return Ok(false) };
@@ -245,6 +248,14 @@ impl World {
                     return Ok(false);
                 }
                 self.ask(MemberRequest::Lead { to });
+            }
+            FaultKind::Move => {
+                let port = 9100 + self.random.below(50);
+                let is_taken = self.operator.is_some() || self.has_lost();
+                if is_taken || !self.members().contains_key(&id) {
+                    return Ok(false);
+                }
+                self.ask(MemberRequest::Move { id, url: format!("http://127.0.0.1:{port}") });
             }
             FaultKind::Wipe => return self.wipe(id),
             FaultKind::CutLink => {
@@ -313,6 +324,12 @@ impl World {
         Ok(true)
     }
 
+    /// True if a member lost something and may have to be replaced.
+    fn has_lost(&self) -> bool {
+        let mut slots = self.slots.values();
+        self.losing.is_some() || slots.any(|slot| slot.is_wiped || slot.damaged.is_some())
+    }
+
     pub(super) fn has_wiped(&self) -> bool {
         self.slots.values().any(|slot| slot.is_wiped)
     }
@@ -379,6 +396,31 @@ impl World {
         Ok(true)
     }
 
+    /// A first member loses its directory before all have begun.
+    pub(super) fn wipe_early(&mut self, id: NodeId) -> Step {
+        let mut running = self.slots.values().filter_map(|slot| slot.process.as_ref());
+        if running.any(|process| process.status().begun) {
+            return Ok(());
+        }
+        self.note(|| format!("{id} loses its directory before anyone has begun"));
+        self.kill(id)?;
+        let slot = self.slot(id);
+        (slot.disk, slot.wiped_early) = (MemVfs::default(), true);
+        self.schedule(1, Event::Start(id));
+        Ok(())
+    }
+
+    /// Starts members where the cluster has moved them.
+    fn follow_moves(&mut self) -> Step {
+        for (id, url) in self.members() {
+            if self.slots.get(&id).is_some_and(|slot| slot.config.url != url) {
+                self.stop(id)?;
+                self.slot(id).config.url = url;
+            }
+        }
+        Ok(())
+    }
+
     /// True if the others are a majority without member `id`, which holds until it is replaced: no other
     /// one lost anything, and no change is on its way.
     fn can_spare(&self, id: NodeId) -> bool {
@@ -388,12 +430,10 @@ impl World {
             let process = self.slots.get(other).and_then(|slot| slot.process.as_ref());
             process.is_some_and(|process| process.status().members == members)
         });
-        let is_losing = self.slots.values().any(|slot| slot.is_wiped || slot.damaged.is_some());
-        let is_changing = self.operator.is_some() || self.removal_is_in_doubt || is_losing;
+        let is_changing = self.operator.is_some() || self.removal_is_in_doubt || self.has_lost();
         members.voters().filter(|voter| *voter != id).count() >= 2
             && members.urls.contains_key(&id)
             && all_know
-            && self.losing.is_none()
             && !is_changing
     }
 }

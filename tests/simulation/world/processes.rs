@@ -199,7 +199,13 @@ impl World {
         if slot.is_wiped && process.status().begun && slot.may_return {
             slot.is_wiped = false;
         }
-        self.invariants.check_turn(id, process, &followed)?;
+        let checked = self.invariants.check_turn(id, process, &followed);
+        if checked.is_err() && self.losing.is_some_and(|(loser, _)| loser == id) {
+            // It forgot a vote, and the leader has not told it yet.
+            self.is_void = true;
+            return Ok(());
+        }
+        checked?;
         self.removed.extend(process.status().members.removed.keys());
         let reports = process.take_reports();
         let has_unwritten = !process.unwritten.is_empty();
@@ -267,15 +273,21 @@ impl World {
                 }
                 Ok(())
             }
-            (Error::Refused(_), _)
-                if slot.is_wiped || slot.may_return || self.removed.contains(&id) =>
+            (Error::Refused(_) | Error::Config(_), _)
+                if slot.is_wiped
+                    || slot.may_return
+                    || slot.wiped_early
+                    || self.removed.contains(&id) =>
             {
                 self.answer_all(id)?;
                 self.crash(id, End::Killed)?;
+                let is_short = self.settings.first_members < 3;
                 let slot = self.slot(id);
+                let is_void = slot.wiped_early && is_short;
                 // The operator removes it.
-                slot.is_wiped |= slot.may_return;
+                slot.is_wiped |= slot.may_return || slot.wiped_early;
                 slot.is_gone = true;
+                self.is_void |= is_void;
                 Ok(())
             }
             (Error::Corrupt { .. } | Error::Refused(_), _) if slot.damaged.is_some() => {

@@ -37,6 +37,10 @@ impl World {
             if let Some(members) = self.converged() {
                 break members;
             }
+            self.is_void |= self.now > deadline && self.can_never_begin();
+            if self.is_void {
+                return Ok(());
+            }
             if self.now > deadline {
                 return Err(format!("no recovery in {RECOVERY_TICKS} ticks: {}", self.describe()));
             }
@@ -51,6 +55,13 @@ impl World {
         Ok(())
     }
 
+    /// True if a directory was lost before anyone had begun, and still nobody has: see the guide.
+    fn can_never_begin(&self) -> bool {
+        let mut running = self.slots.values().filter_map(|slot| slot.process.as_ref());
+        self.slots.values().any(|slot| slot.wiped_early)
+            && running.all(|process| !process.status().begun)
+    }
+
     /// The members, once all run, follow one leader and have applied the same index.
     pub(super) fn converged(&self) -> Option<Vec<NodeId>> {
         if self.operator.is_some() || self.has_wiped() {
@@ -59,8 +70,8 @@ impl World {
         let newest = self.newest()?;
         let members: Vec<NodeId> = newest.members.urls.keys().copied().collect();
         let is_level = members.iter().all(|id| {
-            let process = self.slots.get(id).and_then(|slot| slot.process.as_ref());
-            process.is_some_and(|process| {
+            let slot = self.slots.get(id).filter(|slot| slot.config.url == newest.members.urls[id]);
+            slot.and_then(|slot| slot.process.as_ref()).is_some_and(|process| {
                 let status = process.status();
                 status.begun
                     && status.leader == newest.leader
@@ -145,6 +156,10 @@ impl World {
     ) -> Result<bool, Violation> {
         let count = |world: &Self| (world.clients.acknowledged(), world.clients.reads());
         let before = count(self);
+        // A move that was asked for earlier may be applied only now.
+        while self.slots[&id].process.is_none() && !self.slots[&id].is_gone {
+            self.step()?;
+        }
         self.request(0, id, key, is_write);
         let number = self.clients.last_number();
         while self.clients.under_way.iter().any(|request| request.number == number) {
