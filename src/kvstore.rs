@@ -214,11 +214,7 @@ impl StateMachine for Keys {
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
-        let mut map = HashSet::new();
-        read_records(from, |pair| {
-            map.insert(pair);
-            Ok(())
-        })?;
+        let map: HashSet<KeyValue> = read_records(from).collect::<io::Result<_>>()?;
         self.metrics.keys.set(map.len() as i64);
         self.metrics.store_bytes.set(map.iter().map(KeyValue::bytes).sum());
         *self.map.write().expect(NO_PANIC) = map;
@@ -376,32 +372,33 @@ impl View {
     }
 }
 
-/// Reads the application bytes of a snapshot, and calls `take` with each record.
-///
-/// # Errors
-/// If the bytes are not records or cannot be read; the errors of `take`.
-pub(crate) fn read_records(
-    mut reader: impl Read,
-    mut take: impl FnMut(KeyValue) -> io::Result<()>,
-) -> io::Result<()> {
+/// Reads the application bytes of a snapshot: its records, up to the first error.
+pub(crate) fn read_records(mut reader: impl Read) -> impl Iterator<Item = io::Result<KeyValue>> {
+    std::iter::from_fn(move || read_record(&mut reader).transpose())
+}
+
+/// Reads one record; `None` at the end of the bytes, which may be only before a length.
+fn read_record(reader: &mut impl Read) -> io::Result<Option<KeyValue>> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let mut length = [0; 4];
-    loop {
-        // The bytes may end only before a length.
-        match reader.read(&mut length[..1])? {
-            0 => return Ok(()),
-            _ => reader.read_exact(&mut length[1..])?,
-        }
-        let length = u32::from_le_bytes(length) as usize;
-        if length > codec::DECODE_LIMIT_BYTES {
-            return Err(invalid(format!("a record of {length} bytes is too long")));
-        }
-        let mut record = vec![0; length];
-        reader.read_exact(&mut record)?;
-        let Record { key, value, index, term } =
-            codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
-        take(KeyValue::new(key, value, index, term))?;
+    if reader.read(&mut length[..1])? == 0 {
+        return Ok(None);
     }
+    reader.read_exact(&mut length[1..])?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > codec::DECODE_LIMIT_BYTES {
+        return Err(invalid(format!("a record of {length} bytes is too long")));
+    }
+    let mut record = vec![0; length];
+    reader.read_exact(&mut record)?;
+    let Record { key, value, index, term } =
+        codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
+    Ok(Some(KeyValue::new(key, value, index, term)))
+}
+
+/// The number of records in the application bytes of a snapshot, if they are records.
+pub(crate) fn count_records(reader: impl Read) -> io::Result<u64> {
+    read_records(reader).try_fold(0, |keys, record| record.map(|_| keys + 1))
 }
 
 #[cfg(test)]

@@ -138,6 +138,7 @@ impl Command {
     }
 }
 
+/// The error of a write to standard output.
 fn output_failed(error: io::Error) -> Error {
     Error::io("write to", Path::new("standard output"))(error)
 }

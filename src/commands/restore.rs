@@ -14,8 +14,7 @@
 //! - The log's directory with a lock, or nothing: restoring can be repeated.
 //! - A file `restoring` beside the lock: the member refuses to start, and so does another restore, until
 //!   both directories are removed.
-//! - A snapshot and a log without that file: restored. The log gets its name when it is complete; the
-//!   file is removed after that.
+//! - A snapshot and a log without that file: restored.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,16 +23,18 @@ use std::sync::Arc;
 use clap::Args;
 use raft::eraftpb::HardState;
 
+use crate::channels::SnapshotFile;
 use crate::codec;
+use crate::commands::output_failed;
 use crate::config::check_members;
 use crate::error::{Error, Result};
-use crate::kvstore::read_records;
+use crate::kvstore::count_records;
 use crate::membership::{Members, SnapshotMembers};
 use crate::raft_node::bootstrap::{cluster_id, list_hash};
 use crate::raft_node::replay::{RESTORING, lock, snap_dir, sync_above, wal_dir};
 use crate::raft_node::validate::HIGHEST;
 use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
-use crate::storage::wal::{Identity, SnapshotId, Wal};
+use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 use crate::storage::{DiskVfs, ReadOnlyVfs, Vfs};
 
 /// `snapshot restore`: the backup, and the member to make from it.
@@ -62,8 +63,7 @@ impl Restore {
     /// backup, [`Error::Refused`] if the directories are not empty; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         check_members(ID, std::slice::from_ref(&self.peer_url))?;
-        let files = ReadOnlyVfs::new(|_| {});
-        let (backup, keys) = check_backup(&files, &self.file)?;
+        let (backup, keys) = check_backup(&self.file)?;
         let incarnation = getrandom::u64()
             .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
         let identity = Identity {
@@ -72,7 +72,7 @@ impl Restore {
             incarnation,
             first_urls_hash: list_hash(std::slice::from_ref(&self.peer_url)),
         };
-        self.write(Arc::new(DiskVfs), backup, &identity, &files)?;
+        self.write(&backup, &identity)?;
         writeln!(
             out,
             "restored member {ID} of cluster {:016x} from {}, {keys} keys; start it with --id {ID} --cluster {}, then add the others with `raftexample member add`",
@@ -80,17 +80,12 @@ impl Restore {
             self.file.display(),
             self.peer_url
         )
-        .map_err(Error::io("write to", Path::new("standard output")))
+        .map_err(output_failed)
     }
 
     /// Writes the snapshot, then the log that names it.
-    fn write(
-        &self,
-        vfs: Arc<dyn Vfs>,
-        backup: Backup,
-        identity: &Identity,
-        files: &ReadOnlyVfs,
-    ) -> Result<()> {
+    fn write(&self, backup: &Backup, identity: &Identity) -> Result<()> {
+        let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
         let wal_dir = wal_dir(&self.data_dir, ID);
         let snap_dir = snap_dir(&self.data_dir, ID);
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
@@ -115,8 +110,8 @@ impl Restore {
                 ..Members::default()
             },
         };
-        let again = load_file(files, &self.file)?;
-        if (again.file.length, again.file.checksum) != (backup.length, backup.checksum) {
+        let again = load_file(&ReadOnlyVfs, &self.file)?;
+        if again.file != backup.file {
             return Err(Error::Refused(format!(
                 "{} was replaced while it was read: remove {} and {}, and restore again",
                 self.file.display(),
@@ -132,7 +127,11 @@ impl Restore {
         // No vote: elections of this cluster start in a later term.
         let SnapshotId { index: commit, term } = backup.mark;
         let hard_state = HardState { term, vote: 0, commit, ..HardState::default() };
-        Wal::create_behind(vfs.clone(), &wal_dir, identity, backup.mark, &hard_state)?;
+        Wal::create(vfs.clone(), &wal_dir, identity)?.save(&Frame {
+            installed: Some(backup.mark),
+            hard_state: Some(&hard_state),
+            ..Frame::default()
+        })?;
         vfs.remove(&marker).map_err(Error::io("remove", &marker))?;
         vfs.sync_dir(&wal_dir).map_err(Error::io("sync directory", &wal_dir))
     }
@@ -162,13 +161,12 @@ impl Restore {
 /// A backup that was checked.
 struct Backup {
     mark: SnapshotId,
-    length: u64,
-    checksum: u32,
+    file: SnapshotFile,
 }
 
 /// Reads all of a backup. Returns its number of keys, too.
-fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
-    let Snapshot { index, term, meta, file, reader } = load_file(files, path)
+fn check_backup(path: &Path) -> Result<(Backup, u64)> {
+    let Snapshot { index, term, meta, file, reader } = load_file(&ReadOnlyVfs, path)
         .map_err(|error| error.with_remedy("it cannot be restored: use another backup"))?;
     let refuse = |why: String| {
         Error::Refused(format!("cannot restore from {}: {why}; use another backup", path.display()))
@@ -177,13 +175,7 @@ fn check_backup(files: &ReadOnlyVfs, path: &Path) -> Result<(Backup, u64)> {
     if !(1..HIGHEST).contains(&index) || !(1..HIGHEST).contains(&term) {
         return Err(refuse(format!("index {index} or term {term} is out of range")));
     }
-    let mut keys = 0;
-    read_records(reader, |_| {
-        keys += 1;
-        Ok(())
-    })
-    .map_err(|error| refuse(format!("it does not contain keys and values: {error}")))?;
-    let backup =
-        Backup { mark: SnapshotId { index, term }, length: file.length, checksum: file.checksum };
-    Ok((backup, keys))
+    let keys = count_records(reader)
+        .map_err(|error| refuse(format!("it does not contain keys and values: {error}")))?;
+    Ok((Backup { mark: SnapshotId { index, term }, file }, keys))
 }

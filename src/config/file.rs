@@ -13,7 +13,7 @@ use std::path::Path;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, ValueHint};
+use clap::{Arg, ArgMatches, Command, Id, ValueHint};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -30,6 +30,8 @@ pub(super) struct File {
 
 #[derive(Clone, Debug)]
 struct Setting {
+    /// clap's id of the flag.
+    id: Id,
     /// The value as the command line would give it.
     text: String,
     /// The field's name in the file.
@@ -57,21 +59,15 @@ impl File {
 
     /// Replaces the defaults of the flags in `command` by the file's settings.
     pub(super) fn set_defaults(&self, command: Command) -> Command {
-        self.settings.iter().fold(command, |command, (flag, setting)| {
-            let id = flag_named(&command, flag).map(|arg| arg.get_id().clone());
-            match id {
-                Some(id) => command.mut_arg(id, |arg| arg.default_value(setting.text.clone())),
-                None => command,
-            }
+        self.settings.values().fold(command, |command, Setting { id, text, .. }| {
+            command.mut_arg(id, |arg| arg.default_value(text.clone()))
         })
     }
 
     /// Drops the settings that the command line or the environment replaced.
-    pub(super) fn retain_used(&mut self, command: &Command, matches: &ArgMatches) {
-        self.settings.retain(|flag, _| {
-            flag_named(command, flag).is_some_and(|arg| {
-                matches.value_source(arg.get_id().as_str()) == Some(ValueSource::DefaultValue)
-            })
+    pub(super) fn retain_used(&mut self, matches: &ArgMatches) {
+        self.settings.retain(|_, setting| {
+            matches.value_source(setting.id.as_str()) == Some(ValueSource::DefaultValue)
         });
     }
 
@@ -86,10 +82,6 @@ impl File {
             None => message.to_owned(),
         }
     }
-}
-
-fn flag_named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|arg| arg.get_long() == Some(name))
 }
 
 /// Parses the text, and checks each value on its own.
@@ -110,7 +102,8 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
             "Nodes" => "cluster",
             flag => flag,
         };
-        let Some(arg) = flag_named(command, flag).filter(|_| flag != "config") else {
+        let mut flags = command.get_arguments().filter(|_| flag != "config");
+        let Some(arg) = flags.find(|arg| arg.get_long() == Some(flag)) else {
             let known = "use ID, Nodes, or the long name of a flag other than --config";
             return Err((line, format!("unknown field {field:?}: {known}")));
         };
@@ -127,7 +120,8 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
         if let Some(Setting { field: other, line, .. }) = settings.get(flag) {
             return Err(wrong(format!("line {line} sets it with {other:?}; remove one of them")));
         }
-        settings.insert(flag.to_owned(), Setting { text: as_flag, field, line });
+        let id = arg.get_id().clone();
+        settings.insert(flag.to_owned(), Setting { id, text: as_flag, field, line });
     }
     Ok(settings)
 }

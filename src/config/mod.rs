@@ -278,8 +278,8 @@ impl Config {
         let Some(path) = &config.config else { return Ok(config) };
         let command = Self::command();
         let mut file = File::read(path, &command)?;
-        let matches = file.set_defaults(command.clone()).try_get_matches_from(arguments)?;
-        file.retain_used(&command, &matches);
+        let matches = file.set_defaults(command).try_get_matches_from(arguments)?;
+        file.retain_used(&matches);
         Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
     }
 

@@ -252,26 +252,21 @@ fn member_table(members: &Value) -> String {
 
 fn status_table(cluster: &Value, endpoint: &str) -> String {
     let rows = array(&cluster["members"]).iter().map(|member| {
-        let status = &member["status"];
         let mark = if member["id"] == cluster["seen_by"] { "*" } else { "" };
+        let is_alive = member["alive"] == true;
+        // A dead member has no status, which `text` shows as dashes.
+        let status = if is_alive { &member["status"] } else { &Value::Null };
+        let size = status["wal_bytes"].as_u64().map(|bytes| HumanBytes(bytes).to_string());
+        let uptime = status["uptime_seconds"].as_f64().map(|seconds| {
+            let uptime = humantime::format_duration(Duration::from_secs(seconds as u64));
+            uptime.to_string().replace(' ', "")
+        });
         let mut row = vec![format!("{}{mark}", text(&member["id"])), text(&member["url"])];
-        if member["alive"] != true {
-            row.push("dead".to_owned());
-            row.extend(vec!["-".to_owned(); 8]);
-            return row;
-        }
+        row.push(if is_alive { text(&status["role"]) } else { "dead".to_owned() });
         row.extend(
-            ["role", "term", "commit", "applied", "snapshot", "keys"]
-                .map(|name| text(&status[name])),
+            ["term", "commit", "applied", "snapshot", "keys"].map(|name| text(&status[name])),
         );
-        row.push(
-            status["wal_bytes"]
-                .as_u64()
-                .map_or("-".to_owned(), |bytes| HumanBytes(bytes).to_string()),
-        );
-        let uptime =
-            Duration::from_secs(status["uptime_seconds"].as_f64().unwrap_or_default() as u64);
-        row.push(humantime::format_duration(uptime).to_string().replace(' ', ""));
+        row.extend([size, uptime].map(|shown| shown.unwrap_or("-".to_owned())));
         row.push(text(&status["version"]));
         row
     });

@@ -10,7 +10,7 @@ pub mod members;
 pub mod save;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -18,7 +18,8 @@ use reqwest::Url;
 use serde_json::Value;
 
 use self::http::Client;
-use crate::error::{Error, Result};
+use super::output_failed;
+use crate::error::Result;
 
 /// The largest `--timeout`.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -92,7 +93,7 @@ impl ClientEndpoints {
 }
 
 fn write(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
-    out.write_all(bytes).map_err(Error::io("write to", Path::new("standard output")))
+    out.write_all(bytes).map_err(output_failed)
 }
 
 fn array(value: &Value) -> &[Value] {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::http::{ANSWER_SLACK, AttemptError, Client, Request};
 use super::{AdminEndpoints, write};
 use crate::error::{Error, Result};
-use crate::kvstore::read_records;
+use crate::kvstore::count_records;
 use crate::storage::ReadOnlyVfs;
 use crate::storage::snapshotter::load_file;
 
@@ -64,14 +64,9 @@ impl Save {
             }
         })?;
         let path = received.path();
-        let snapshot = load_file(&ReadOnlyVfs::new(|_| {}), path)
+        let snapshot = load_file(&ReadOnlyVfs, path)
             .map_err(|error| error.with_remedy("it was damaged in transit: save it again"))?;
-        let mut keys = 0_u64;
-        let count = |_| {
-            keys += 1;
-            Ok(())
-        };
-        read_records(snapshot.reader, count).map_err(Error::io("read", path))?;
+        let keys = count_records(snapshot.reader).map_err(Error::io("read", path))?;
         received.as_file().sync_all().map_err(Error::io("sync", path))?;
         if self.force {
             received.persist(file).map_err(|error| Error::io("rename to", file)(error.error))?;

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::Found;
 use crate::channels::{NodeId, RequestId};
 use crate::codec;
-use crate::error::{Error, Result};
+use crate::commands::output_failed;
+use crate::error::Result;
 use crate::kvstore::{Command, KeyValue};
 use crate::membership::{MemberChange, SnapshotMembers};
 use crate::storage::snapshotter::Snapshot;
@@ -255,7 +256,7 @@ impl Lines<'_> {
     fn write(&mut self, kind: &str, fields: &Fields, text: fmt::Arguments<'_>) -> Result<()> {
         let written =
             if self.json { self.object(kind, fields) } else { writeln!(self.out, "{text}") };
-        written.map_err(Error::io("write to", Path::new("standard output")))
+        written.map_err(output_failed)
     }
 
     fn object(&mut self, kind: &str, fields: &Fields) -> io::Result<()> {

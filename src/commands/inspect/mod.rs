@@ -11,7 +11,7 @@
 
 mod lines;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
 use crate::storage::snapshotter::{self, load_file};
-use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
+use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId, Wal};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
 /// No progress bar for less than this.
@@ -60,13 +60,11 @@ impl Inspect {
     /// member; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let bar = self.progress_bar();
-        let watched = bar.clone();
-        let vfs = ReadOnlyVfs::new(move |bytes| watched.inc(bytes));
         let lines = Lines { out, json: self.json };
         let mut inspector =
-            Inspector { lists_keys: self.keys, vfs, lines, found: Found::default() };
+            Inspector { lists_keys: self.keys, lines, bar, found: Found::default() };
         let result = inspector.inspect(&self.path);
-        bar.finish_and_clear();
+        inspector.bar.finish_and_clear();
         result
     }
 
@@ -81,9 +79,7 @@ impl Inspect {
 }
 
 fn file_bytes(path: &Path) -> u64 {
-    let length = path.metadata().map_or(0, |metadata| metadata.len());
-    // A snapshot is read twice: for its checksum, then for its keys.
-    if path.extension().is_some_and(|extension| extension == "snap") { 2 * length } else { length }
+    path.metadata().map_or(0, |metadata| metadata.len())
 }
 
 /// The bytes to read in a directory, with the member directories below it.
@@ -123,13 +119,14 @@ struct Found {
 
 struct Inspector<'a> {
     lists_keys: bool,
-    vfs: ReadOnlyVfs,
     lines: Lines<'a>,
+    /// How many bytes of the files are read.
+    bar: ProgressBar,
     found: Found,
 }
 
-/// The snapshots of a directory, each with its members or its error.
-type Snapshots = BTreeMap<(Term, Index), std::result::Result<SnapshotMembers, Error>>;
+/// The snapshots of a directory, each with its members or its error, by term and then by index.
+type Snapshots = Vec<(SnapshotId, Result<SnapshotMembers>)>;
 
 impl Inspector<'_> {
     fn inspect(&mut self, path: &Path) -> Result<()> {
@@ -138,7 +135,7 @@ impl Inspector<'_> {
             let damage = self.file(path)?;
             return self.finish(path, damage);
         }
-        let names = self.vfs.list(path).map_err(Error::io("list", path))?;
+        let names = ReadOnlyVfs.list(path).map_err(Error::io("list", path))?;
         let mut ids: Vec<NodeId> = names
             .iter()
             .map(|name| path.join(name))
@@ -156,7 +153,7 @@ impl Inspector<'_> {
             self.log(path, None).map(|(_, damage)| damage)?
         } else if ends(".snap") || is_named(true) {
             let snapshots = self.snapshots(path)?;
-            snapshots.into_values().filter_map(|found| Some(found.err()?.to_string())).collect()
+            snapshots.into_iter().filter_map(|(_, found)| Some(found.err()?.to_string())).collect()
         } else {
             return Err(Error::Refused(format!(
                 "{} contains no files of a member: give a data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file",
@@ -184,10 +181,7 @@ impl Inspector<'_> {
     /// Shows log and snapshots of one member. Returns what would keep it from starting.
     fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<String>> {
         let (wal_dir, snap_dir) = (wal_dir(data_dir, id), snap_dir(data_dir, id));
-        let has_log = self
-            .vfs
-            .list(&wal_dir)
-            .is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")));
+        let has_log = Wal::exists(&ReadOnlyVfs, &wal_dir).unwrap_or(false);
         let log = if has_log { Some(self.log(&wal_dir, None)?) } else { None };
         let snapshots =
             if snap_dir.is_dir() { self.snapshots(&snap_dir)? } else { Snapshots::new() };
@@ -220,7 +214,7 @@ impl Inspector<'_> {
 
     /// True if a running member has made a snapshot since, and so may have removed older ones.
     fn went_on(&self, survey: &Recovered, wal_dir: &Path) -> bool {
-        let again = wal::survey(&self.vfs, wal_dir, None, &mut |_, _| Ok(()));
+        let again = wal::survey(&ReadOnlyVfs, wal_dir, None, &mut |_, _| Ok(()));
         again.is_ok_and(|again| again.marks != survey.marks)
     }
 
@@ -234,12 +228,10 @@ impl Inspector<'_> {
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
         let last_entry = (!survey.entries.is_empty()).then(|| survey.last_index());
-        let found = |mark: SnapshotId| snapshots.get(&(mark.term, mark.index));
-        for &(term, index) in snapshots.keys() {
-            if !survey.marks.contains(&SnapshotId { index, term }) {
-                let path = snapshotter::path(snap_dir, SnapshotId { index, term });
-                self.lines.note(&path, "not named in the log: the next start removes it")?;
-            }
+        let found = |mark| snapshots.iter().find(|(id, _)| *id == mark).map(|(_, found)| found);
+        for (id, _) in snapshots.iter().filter(|(id, _)| !survey.marks.contains(id)) {
+            let path = snapshotter::path(snap_dir, *id);
+            self.lines.note(&path, "not named in the log: the next start removes it")?;
         }
         let mut marks = survey.marks.clone();
         let newest = marks.pop();
@@ -302,16 +294,16 @@ impl Inspector<'_> {
         let mut shown: Option<(PathBuf, u64)> = None;
         let mut damage = None;
         for attempt in 0..ATTEMPTS_MAX {
-            let Self { lines, found, vfs, .. } = self;
             let mut output_failed = false;
             let mut watch = |path: &Path, seen: Seen<'_>| {
-                let watched = show_seen(path, seen, &mut shown, found, lines);
+                let watched = self.show_seen(path, seen, &mut shown);
                 output_failed = watched.is_err();
                 watched
             };
-            match wal::survey(vfs, dir, number, &mut watch) {
+            match wal::survey(&ReadOnlyVfs, dir, number, &mut watch) {
                 Ok(survey) => {
                     // Instead of the counts of the records.
+                    let found = &mut self.found;
                     found.entries = survey.entries.len() as u64;
                     found.first_index = survey.entries.first().map(|entry| entry.index);
                     found.last_index = Some(survey.last_index()).filter(|&last| last > 0);
@@ -331,16 +323,53 @@ impl Inspector<'_> {
         Ok((None, damage.into_iter().collect()))
     }
 
+    /// Shows what was found in a log, unless an earlier attempt has shown it.
+    fn show_seen(
+        &mut self,
+        path: &Path,
+        seen: Seen<'_>,
+        shown_to: &mut Option<(PathBuf, u64)>,
+    ) -> Result<()> {
+        let offset = match &seen {
+            Seen::Segment { .. } => 0,
+            // After the segment itself, which is at 0, too.
+            Seen::Frame { offset, .. } | Seen::Unfinished { offset, .. } => offset + 1,
+        };
+        let place = (path.to_owned(), offset);
+        if shown_to.as_ref().is_some_and(|shown_to| *shown_to >= place) {
+            return Ok(());
+        }
+        *shown_to = Some(place);
+        match seen {
+            Seen::Segment { bytes } => {
+                self.found.segments += 1;
+                self.bar.inc(bytes);
+                self.lines.segment(path, bytes)
+            }
+            Seen::Frame { offset, records } => {
+                self.found.frames += 1;
+                for record in records {
+                    self.found.note(&record);
+                    self.lines.record(path, offset, &record)?;
+                }
+                Ok(())
+            }
+            Seen::Unfinished { offset, bytes } => {
+                self.found.unfinished = true;
+                self.lines.unfinished(path, offset, bytes)
+            }
+        }
+    }
+
     /// Shows all snapshots of a directory, and lists its other files.
     fn snapshots(&mut self, dir: &Path) -> Result<Snapshots> {
         let mut snapshots = Snapshots::new();
-        for SnapshotId { index, term } in snapshotter::list(&self.vfs, dir)? {
-            let path = snapshotter::path(dir, SnapshotId { index, term });
-            if let Some(found) = self.snapshot(&path)? {
-                snapshots.insert((term, index), found);
+        for id in snapshotter::list(&ReadOnlyVfs, dir)? {
+            if let Some(found) = self.snapshot(&snapshotter::path(dir, id))? {
+                snapshots.push((id, found));
             }
         }
-        for name in self.vfs.list(dir).map_err(Error::io("list", dir))? {
+        for name in ReadOnlyVfs.list(dir).map_err(Error::io("list", dir))? {
             let why = match Path::new(&name).extension().and_then(|extension| extension.to_str()) {
                 Some("broken") => "damaged, set aside by a start",
                 Some("tmp") => "being written, or left by a crash; the next start removes it",
@@ -352,11 +381,8 @@ impl Inspector<'_> {
     }
 
     /// Shows a snapshot; `None` if it was removed before it was opened.
-    fn snapshot(
-        &mut self,
-        path: &Path,
-    ) -> Result<Option<std::result::Result<SnapshotMembers, Error>>> {
-        let loaded = load_file(&self.vfs, path).and_then(|snapshot| {
+    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
+        let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
             let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
                 let path = path.display();
                 Error::Refused(format!(
@@ -377,10 +403,11 @@ impl Inspector<'_> {
         };
         self.found.snapshots += 1;
         let mut keys = 0;
-        let read = read_records(&mut snapshot.reader, |_| {
-            keys += 1;
-            Ok(())
+        let read = read_records(&mut snapshot.reader).try_for_each(|record| {
+            keys += u64::from(record.is_ok());
+            record.map(|_| ())
         });
+        self.bar.inc(snapshot.file.length);
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
             let why =
@@ -395,14 +422,10 @@ impl Inspector<'_> {
     }
 
     fn keys(&mut self, path: &Path) -> Result<()> {
-        let reader = load_file(&self.vfs, path)?.reader;
-        let mut printed = Ok(());
-        let read = read_records(reader, |pair| {
-            printed = self.lines.key(&pair);
-            // This error only stops the reading: `printed` has the real one.
-            if printed.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
-        });
-        printed.and(read.map_err(Error::io("read", path)))
+        for record in read_records(load_file(&ReadOnlyVfs, path)?.reader) {
+            self.lines.key(&record.map_err(Error::io("read", path))?)?;
+        }
+        Ok(())
     }
 
     /// Prints the summary. Returns the first damage as the error.
@@ -423,44 +446,6 @@ impl Inspector<'_> {
             return Ok(());
         }
         self.lines.damage(message)
-    }
-}
-
-/// Shows what was found in a log, unless an earlier attempt has shown it.
-fn show_seen(
-    path: &Path,
-    seen: Seen<'_>,
-    shown_to: &mut Option<(PathBuf, u64)>,
-    found: &mut Found,
-    lines: &mut Lines<'_>,
-) -> Result<()> {
-    let offset = match &seen {
-        Seen::Segment { .. } => 0,
-        // After the segment itself, which is at 0, too.
-        Seen::Frame { offset, .. } | Seen::Unfinished { offset, .. } => offset + 1,
-    };
-    let place = (path.to_owned(), offset);
-    if shown_to.as_ref().is_some_and(|shown_to| *shown_to >= place) {
-        return Ok(());
-    }
-    *shown_to = Some(place);
-    match seen {
-        Seen::Segment { bytes } => {
-            found.segments += 1;
-            lines.segment(path, bytes)
-        }
-        Seen::Frame { offset, records } => {
-            found.frames += 1;
-            for record in records {
-                found.note(&record);
-                lines.record(path, offset, &record)?;
-            }
-            Ok(())
-        }
-        Seen::Unfinished { offset, bytes } => {
-            found.unfinished = true;
-            lines.unfinished(path, offset, bytes)
-        }
     }
 }
 

@@ -78,7 +78,7 @@
 //! like a torn frame or like damage. Zeros in place of the last frames look like a shorter log,
 //! because no other file records the length.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, TryGetError};
 use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::{Identity, SnapshotId};
@@ -237,111 +237,105 @@ impl From<String> for Fault {
     }
 }
 
+impl From<TryGetError> for Fault {
+    fn from(TryGetError { requested, available }: TryGetError) -> Self {
+        Self::Damage(format!("a record needs {requested} more bytes, the frame has {available}"))
+    }
+}
+
 /// The records of a payload in order. The first faulty record ends the iteration.
 pub(super) fn records(payload: &[u8]) -> impl Iterator<Item = Result<Record, Fault>> {
-    let mut rest = Fields(payload);
+    let mut rest = payload;
     std::iter::from_fn(move || {
-        if rest.0.is_empty() {
+        if rest.is_empty() {
             return None;
         }
         let record = take_record(&mut rest);
         if record.is_err() {
             // The start of the next record is unknown.
-            rest = Fields(&[]);
+            rest = &[];
         }
         Some(record)
     })
 }
 
-fn take_record(payload: &mut Fields<'_>) -> Result<Record, Fault> {
-    let kind = payload.u8()?;
-    let body_length = payload.u32()?;
-    let mut body = Fields(payload.take(body_length as usize)?);
+fn take_record(payload: &mut &[u8]) -> Result<Record, Fault> {
+    let kind = payload.try_get_u8()?;
+    let body_length = payload.try_get_u32_le()?;
+    let mut body = take(payload, body_length as usize)?;
     let record = match kind {
         HEAD => Record::Head(take_head(&mut body)?),
         IDENTITY => Record::Identity(Identity {
-            cluster_id: body.u64()?,
-            member_id: body.u64()?,
-            incarnation: body.u64()?,
-            first_urls_hash: body.u64()?,
+            cluster_id: body.try_get_u64_le()?,
+            member_id: body.try_get_u64_le()?,
+            incarnation: body.try_get_u64_le()?,
+            first_urls_hash: body.try_get_u64_le()?,
         }),
-        INCARNATION => Record::Incarnation { member_id: body.u64()?, incarnation: body.u64()? },
-        MARK => Record::Mark(SnapshotId { index: body.u64()?, term: body.u64()? }),
-        INSTALL => Record::Install(SnapshotId { index: body.u64()?, term: body.u64()? }),
+        INCARNATION => Record::Incarnation {
+            member_id: body.try_get_u64_le()?,
+            incarnation: body.try_get_u64_le()?,
+        },
+        MARK => {
+            Record::Mark(SnapshotId { index: body.try_get_u64_le()?, term: body.try_get_u64_le()? })
+        }
+        INSTALL => Record::Install(SnapshotId {
+            index: body.try_get_u64_le()?,
+            term: body.try_get_u64_le()?,
+        }),
         ENTRY => Record::Entry(take_entry(&mut body)?),
         HARD_STATE => Record::HardState(HardState {
-            term: body.u64()?,
-            vote: body.u64()?,
-            commit: body.u64()?,
+            term: body.try_get_u64_le()?,
+            vote: body.try_get_u64_le()?,
+            commit: body.try_get_u64_le()?,
             ..HardState::default()
         }),
         CLOSE => Record::Close,
-        QUARANTINE => Record::Quarantine(body.u64()?),
+        QUARANTINE => Record::Quarantine(body.try_get_u64_le()?),
         _ => {
             let why = format!("unknown record kind {kind}, expected {HEAD} to {QUARANTINE}");
             return Err(why.into());
         }
     };
-    match body.0.len() {
+    match body.len() {
         0 => Ok(record),
         extra => Err(format!("a record of kind {kind} has {extra} extra bytes").into()),
     }
 }
 
-fn take_head(body: &mut Fields<'_>) -> Result<Head, Fault> {
+fn take_head(body: &mut &[u8]) -> Result<Head, Fault> {
     // Another version may have another layout after these two fields, so they are checked first.
-    let magic = body.take(MAGIC.len())?;
+    let magic = take(body, MAGIC.len())?;
     if magic != MAGIC {
         return Err(format!("the head begins with {magic:02x?}, expected {MAGIC:02x?}").into());
     }
-    let version = body.u32()?;
+    let version = body.try_get_u32_le()?;
     if version != VERSION {
         return Err(Fault::OtherVersion(version));
     }
-    Ok(Head { segment: body.u64()?, previous_bytes: body.u64()?, last_index: body.u64()? })
+    Ok(Head {
+        segment: body.try_get_u64_le()?,
+        previous_bytes: body.try_get_u64_le()?,
+        last_index: body.try_get_u64_le()?,
+    })
 }
 
-fn take_entry(body: &mut Fields<'_>) -> Result<Entry, String> {
-    let (index, term) = (body.u64()?, body.u64()?);
-    let entry_type = match body.u8()? {
+fn take_entry(body: &mut &[u8]) -> Result<Entry, Fault> {
+    let (index, term) = (body.try_get_u64_le()?, body.try_get_u64_le()?);
+    let entry_type = match body.try_get_u8()? {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
-        unknown => return Err(format!("unknown entry type {unknown}, expected 0 to 2")),
+        unknown => return Err(format!("unknown entry type {unknown}, expected 0 to 2").into()),
     };
-    let context_length = body.u32()?;
-    let context = Bytes::copy_from_slice(body.take(context_length as usize)?);
-    let data = Bytes::copy_from_slice(body.take(body.0.len())?);
+    let context_length = body.try_get_u32_le()?;
+    let context = Bytes::copy_from_slice(take(body, context_length as usize)?);
+    let data = Bytes::copy_from_slice(std::mem::take(body));
     Ok(Entry { index, term, entry_type, context, data, ..Entry::default() })
 }
 
-/// The bytes that are not decoded yet.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| {
-            format!("a record needs {count} more bytes, the frame has {}", self.0.len())
-        })?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        Ok(self.take(N)?.try_into().expect("take returned N bytes"))
-    }
-
-    fn u8(&mut self) -> Result<u8, String> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u32(&mut self) -> Result<u32, String> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, String> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
+fn take<'a>(body: &mut &'a [u8], count: usize) -> Result<&'a [u8], TryGetError> {
+    let missing = TryGetError { requested: count, available: body.len() };
+    body.split_off(..count).ok_or(missing)
 }
 
 /// Clears `buffer` and reserves the header. The caller then appends records.
@@ -379,8 +373,8 @@ struct Header {
 
 /// Decodes the header at the start of `frame`. `None` if it is invalid at the file offset `start`.
 fn decode_header(frame: &[u8], start: u64, salt: Salt) -> Option<Header> {
-    let mut fields = Fields(frame.get(..HEADER_BYTES)?);
-    let mut next = || fields.u32().expect("a header has four fields");
+    let mut fields = frame.get(..HEADER_BYTES)?;
+    let mut next = || fields.get_u32_le();
     let (payload_length, checksum, zero_portions, own_checksum) = (next(), next(), next(), next());
     (own_checksum == header_checksum(&frame[..12], start, salt)).then_some(Header {
         payload_length: payload_length as usize,

@@ -162,16 +162,18 @@ impl Sample {
     }
 }
 
-/// As after a restore: the log looks as if its beginning was purged.
+/// As after a restore.
 #[test]
-fn a_log_created_after_a_snapshot_continues_after_it() {
+fn a_log_that_begins_with_a_snapshot_continues_after_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let identity = Identity { cluster_id: 7, member_id: 2, incarnation: 9, first_urls_hash: 8 };
     let mark = SnapshotId { index: 5000, term: 4 };
     let hard_state = HardState { term: 4, vote: 0, commit: 5000, ..HardState::default() };
     let vfs = || Arc::new(DiskVfs);
-    let made = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
-    drop(made.expect("an empty directory"));
+    let restored =
+        Frame { installed: Some(mark), hard_state: Some(&hard_state), ..Frame::default() };
+    let created = Wal::create(vfs(), dir.path(), &identity);
+    created.expect("an empty directory").save(&restored).expect("saved");
     let expected = Recovered {
         identity: identity.clone(),
         incarnations: BTreeMap::new(),
@@ -190,8 +192,6 @@ fn a_log_created_after_a_snapshot_continues_after_it() {
     drop(wal);
     let (_, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
     assert_eq!((recovered.base, recovered.last_index()), (5000, 5001));
-    let again = Wal::create_behind(vfs(), dir.path(), &identity, mark, &hard_state);
-    assert!(matches!(again, Err(Error::Refused(_))), "the directory holds a log");
 }
 
 #[test]

@@ -3,12 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft::eraftpb::HardState;
-
 use super::format::{self, Record, Salt};
 use super::reader::{Replayed, Segment, parse_name, replay_log};
 use super::replay::Summary;
-use super::{ALLOCATE_BYTES, Frame, Identity, Recovered, SEGMENT_BYTES, SnapshotId};
+use super::{ALLOCATE_BYTES, Frame, Identity, Recovered, SEGMENT_BYTES};
 use crate::error::{Error, Result};
 use crate::storage::{Vfs, VfsFile, files};
 
@@ -43,61 +41,14 @@ impl Wal {
     /// # Panics
     /// If the member id is 0.
     pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
-        let summary = Summary { identity: identity.clone(), ..Summary::default() };
-        Self::create_with(vfs, dir, None, summary)
-    }
-
-    /// Creates a log whose entries up to the snapshot `made` are purged, with the hard state that raft
-    /// had at that index. After a crash the log exists completely or not at all.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    ///
-    /// # Panics
-    /// As [`create`](Self::create).
-    pub fn create_behind(
-        vfs: Arc<dyn Vfs>,
-        dir: &Path,
-        identity: &Identity,
-        made: SnapshotId,
-        hard_state: &HardState,
-    ) -> Result<Self> {
-        let summary = Summary {
-            identity: identity.clone(),
-            marks: [(made.index, made.term)].into(),
-            hard_state: hard_state.clone(),
-            last_index: made.index,
-            ..Summary::default()
-        };
-        // Segment 0 always begins at index 1. So this is segment 1 of a log that lost segment 0 to a
-        // purge.
-        let purged = Segment::default();
-        Self::create_with(vfs, dir, Some(&purged), summary)
-    }
-
-    fn create_with(
-        vfs: Arc<dyn Vfs>,
-        dir: &Path,
-        previous: Option<&Segment>,
-        summary: Summary,
-    ) -> Result<Self> {
-        assert_ne!(summary.identity.member_id, 0, "a member id is never 0");
+        assert_ne!(identity.member_id, 0, "a member id is never 0");
         if Self::exists(&*vfs, dir)? {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
         files::make_dir(&*vfs, dir)?;
-        let (segment, file) = create_segment(&*vfs, dir, previous, &summary)?;
-        Ok(Self {
-            vfs,
-            dir: dir.to_owned(),
-            segment_bytes: SEGMENT_BYTES,
-            allocate_bytes: ALLOCATE_BYTES,
-            allocated: segment.length,
-            segments: vec![segment],
-            file,
-            summary,
-            buffer: Vec::new(),
-        })
+        let summary = Summary { identity: identity.clone(), ..Summary::default() };
+        create_segment(&*vfs, dir, None, &summary)?;
+        Ok(Self::open(vfs, dir)?.0)
     }
 
     /// Opens the log in `dir` for writing, and cuts off a torn last frame. What it returns is durable.
