@@ -375,6 +375,14 @@ impl RaftNode {
                     Err(_) => {}
                 }
             }
+            PeerReport::Refused { header, refusal: Refusal::OtherIncarnation(why) }
+                if self.applied.members().urls.is_empty()
+                    && self.peers.admission().is_bound(&header) =>
+            {
+                // A member that does not know of its former vote yet has let it join.
+                let from = header.from;
+                return Err(Error::Refused(format!("member {from} refuses this one: {why}")));
+            }
             PeerReport::Refused { header, refusal: Refusal::Removed { id, index } } => {
                 // Believed only from the member that its vote is bound to, and only if this member
                 // cannot know it itself, or waits for the single survivor to know it.

@@ -29,7 +29,7 @@ pub(super) struct Peers {
     logged_lost_data: bool,
     /// True once a peer with an unexpected data directory was logged.
     logged_other_directory: bool,
-    /// A leader that another member vouched for, because it has no vote in the state applied here.
+    /// A leader that another member vouched for: the state applied here does not know it, or not there.
     vouched: Option<Vouched>,
 }
 
@@ -259,8 +259,8 @@ impl Peers {
         asked.cloned().collect()
     }
 
-    /// Takes a member's word for who leads, if that one has no vote in the state applied here. Returns
-    /// where to ask it.
+    /// Takes a member's word for who leads, if that one has no vote in the state applied here, or has
+    /// moved since. Returns where to ask it.
     pub fn take_word(
         &mut self,
         url: &str,
@@ -269,9 +269,13 @@ impl Peers {
         applied: &Applied,
     ) -> Option<String> {
         let leader = leader?;
-        let is_new = !applied.members().incarnations.contains_key(&leader.id)
-            && self.vouched.as_ref() != Some(leader);
-        if !is_new || !self.is_its_word(url, header, applied) {
+        let members = applied.members();
+        let is_known = members.urls.get(&leader.id) == Some(&leader.url)
+            && members.incarnations.get(&leader.id) == Some(&leader.incarnation);
+        if is_known
+            || self.vouched.as_ref() == Some(leader)
+            || !self.is_its_word(url, header, applied)
+        {
             return None;
         }
         self.vouched = Some(leader.clone());

@@ -4,8 +4,19 @@
 //! Everything that they cannot rely on is simulated: a network that delays, drops, reorders,
 //! duplicates, misdirects and partitions; a disk that keeps synced data and loses other data, and that
 //! fails; clocks of different speed; processes that are killed, paused and stopped; members that are
-//! added, removed, and lose their directory. [`settings`] lists what a seed decides, [`invariants`] what
-//! must hold after every step. [`world`] is the rest, and [`mutants`] are deliberately wrong programs.
+//! added, moved, removed, and lose their directory, before and after all have begun; snapshots that are
+//! damaged at rest; directories that become older. [`settings`] lists what a seed decides, [`invariants`]
+//! what must hold after every step. [`world`] is the rest, and [`mutants`] are deliberately wrong programs.
+//!
+//! # What is not promised
+//! The faults keep to README's list, in its words:
+//!
+//! | not promised | kept to by |
+//! |---|---|
+//! | losing the disks of a majority, or the disks of one member after another before each was replaced | `can_spare` in `world/faults.rs` |
+//! | a leader that changes before its first heartbeat cannot tell a member that it lost entries | `losing` in `world.rs`: the run ends there |
+//! | running a copy of a directory while its member moves | no copies are made |
+//! | the store of a single member that lost its directory | `wipe` in `world/faults.rs` |
 //!
 //! ```sh
 //! cargo test --test simulation                                            # 1,000 seeds, and the mutants

@@ -298,6 +298,12 @@ impl World {
                 (slot.damaged, slot.is_wiped, slot.is_gone) = (None, true, true);
                 Ok(())
             }
+            // Its directory is from before it began, and its flags from after it moved: an operator starts
+            // it with --join.
+            (Error::Config(_), _) => {
+                self.is_void = true;
+                Ok(())
+            }
             (error, _) => Err(format!("member {id} ended: {error}")),
         }
     }
