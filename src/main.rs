@@ -13,7 +13,7 @@ use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
 use raftexample::logging;
 use raftexample::ports::admin::{self, Admin};
-use raftexample::ports::listener::{BodyBudget, Limits, Port, bind, raise_descriptor_limit, serve};
+use raftexample::ports::listener::{BodyBudget, Limits, Port, raise_descriptor_limit, serve};
 use raftexample::raft_node::Role;
 use slog::{Logger, info};
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,12 +71,10 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let election_timeout = config.tick * config.election_ticks as u32;
     let peer_tls = config.peer_tls(metrics.clone(), logger.clone())?;
     let client_tls = config.client_tls(metrics.clone(), logger.clone())?;
-    let peer_port =
-        Port { listener: bind(config.peer_address()?, "--cluster").await?, tls: peer_tls };
-    let client_listener = bind(config.client_address(), "--port").await?;
-    let client_port = Port { listener: client_listener, tls: client_tls.clone() };
+    let peer_port = Port::bind(config.peer_address()?, "--cluster", peer_tls).await?;
+    let client_port = Port::bind(config.client_address(), "--port", client_tls.clone()).await?;
     let admin_port = match config.admin_address()? {
-        Some(address) => Some(Port { listener: bind(address, "--admin").await?, tls: client_tls }),
+        Some(address) => Some(Port::bind(address, "--admin", client_tls).await?),
         None => None,
     };
 

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
 use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
-use crate::ports::tls::{Tls, TlsFiles};
+use crate::ports::tls::{Purpose, Tls, TlsFiles};
 use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
 
 /// The largest `--max-value-bytes`: a value must fit into one request to a peer.
@@ -421,7 +421,8 @@ impl Config {
             return Ok(None);
         };
         let files = TlsFiles { cert, key, ca: self.peer_ca.clone() };
-        Tls::peers(files, self.id, &self.own_host(), metrics, logger).map(Some)
+        let purpose = Purpose::peers(self.id, &self.own_host());
+        Tls::new(files, purpose, metrics, logger).map(Some)
     }
 
     /// TLS for clients and operators, if the flags name a certificate for it.
@@ -433,7 +434,7 @@ impl Config {
             return Ok(None);
         };
         let files = TlsFiles { cert, key, ca: self.client_ca.clone() };
-        Tls::clients(files, metrics, logger).map(Some)
+        Tls::new(files, Purpose::clients(), metrics, logger).map(Some)
     }
 
     /// The address to listen on for clients.

@@ -73,7 +73,7 @@ pub enum BodyError {
 /// # Errors
 /// See [`BodyError`]. The bytes read so far are dropped and returned to `budget`.
 pub async fn read_body(
-    body: Body,
+    mut body: Body,
     max_bytes: usize,
     budget: &BodyBudget,
     deadline: Instant,
@@ -81,18 +81,12 @@ pub async fn read_body(
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(BodyError::TooLarge { max_bytes });
     }
-    timeout_at(deadline, collect(body, max_bytes, budget)).await.unwrap_or(Err(BodyError::TimedOut))
-}
-
-async fn collect(
-    mut body: Body,
-    max_bytes: usize,
-    budget: &BodyBudget,
-) -> Result<(Bytes, BodyPermit), BodyError> {
     let mut permit = budget.take(0)?;
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::TimedOut)?;
+        let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else {
             continue; // Trailers are ignored.
         };

@@ -7,7 +7,7 @@
 //! | connections | [`Limits::connections`] | the next one waits in the socket's backlog |
 //! | time for a TLS handshake | [`Limits::header_timeout`], at most 3 seconds | closed |
 //! | time for a request head, or between requests | [`Limits::header_timeout`] | closed |
-//! | size of a head | [`Limits::header_bytes`], [`Limits::header_fields`] | 431, closed |
+//! | size of a head | 64 KiB, 100 header lines | 431, closed |
 //! | time without reading the response | [`Limits::stall_timeout`] | closed |
 //! | a body | [`read_body`]: its length, the [`BodyBudget`], a deadline | the caller responds |
 //!
@@ -35,13 +35,13 @@ use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
@@ -65,6 +65,11 @@ const DESCRIPTORS_KEPT: usize = 128;
 /// Below this limit on file descriptors the process does not start: too few connections would fit.
 const DESCRIPTORS_MIN: usize = 192;
 
+/// Bytes of a request's head, with the request line. Also the size of a connection's buffers.
+const HEADER_BYTES: usize = 64 * 1024;
+/// Header lines of a request.
+const HEADER_FIELDS: usize = 100;
+
 /// The wait after a failed accept. It doubles with each further failure.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
 /// The longest wait after a failed accept.
@@ -84,11 +89,6 @@ pub struct Limits {
     /// The time until a request's head is complete, from the previous response or the start of the
     /// connection.
     pub header_timeout: Duration,
-    /// Bytes of a request's head, with the request line; at least 8 KiB. Also the size limit of a
-    /// connection's buffers.
-    pub header_bytes: usize,
-    /// Header lines of a request.
-    pub header_fields: usize,
     /// How long a client may accept no bytes of its response.
     pub stall_timeout: Duration,
     /// How long requests may take after the call to stop. Then their connections are closed.
@@ -100,8 +100,6 @@ impl Default for Limits {
         Self {
             connections: CLIENT_CONNECTIONS_MAX,
             header_timeout: Duration::from_secs(30),
-            header_bytes: 64 * 1024,
-            header_fields: 100,
             stall_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(10),
         }
@@ -121,9 +119,9 @@ impl Limits {
         protocol
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .max_header_size(self.header_bytes)
-            .max_buf_size(self.header_bytes)
-            .max_headers(self.header_fields)
+            .max_header_size(HEADER_BYTES)
+            .max_buf_size(HEADER_BYTES)
+            .max_headers(HEADER_FIELDS)
             // As Go writes header names, so that responses equal the original's.
             .title_case_headers(true)
             // A client may close its sending side and still read the response. A client that has
@@ -169,16 +167,6 @@ fn share(wanted: usize, descriptors: usize) -> usize {
     (wanted * allowed / CONNECTIONS_MAX).max(1)
 }
 
-/// Listens at `address`, the value of `flag`.
-///
-/// # Errors
-/// [`Error::Config`] if the address is in use, or does not belong to this machine.
-pub async fn bind(address: SocketAddr, flag: &str) -> crate::error::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Error::Config(format!("cannot listen on {address} ({flag}): {error}")))
-}
-
 /// A bound socket, with or without TLS.
 #[derive(Debug)]
 pub struct Port {
@@ -186,6 +174,25 @@ pub struct Port {
     pub listener: TcpListener,
     /// `None` for plain HTTP.
     pub tls: Option<Tls>,
+}
+
+impl Port {
+    /// Listens at `address`, the value of `flag`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the address is in use, or does not belong to this machine.
+    pub async fn bind(
+        address: SocketAddr,
+        flag: &str,
+        tls: Option<Tls>,
+    ) -> crate::error::Result<Self> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Self { listener, tls }),
+            Err(error) => {
+                Err(Error::Config(format!("cannot listen on {address} ({flag}): {error}")))
+            }
+        }
+    }
 }
 
 impl From<TcpListener> for Port {
@@ -225,7 +232,8 @@ pub async fn serve(
     logger: Logger,
 ) {
     let Port { listener, tls } = port.into();
-    let mut acceptor = Acceptor::new(listener, limits.connections, logger.clone());
+    assert!(limits.connections > 0, "a port needs at least one connection");
+    let mut acceptor = Acceptor::new(listener, logger.clone());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     // No value is sent: dropping the sender tells the connections to finish.
@@ -234,7 +242,9 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => check(ended),
-            (stream, address, permit) = acceptor.accept() => {
+            // A connection that cannot be served stays in the backlog, where it uses no file descriptor
+            // of this process.
+            (stream, address) = acceptor.accept(), if connections.len() < limits.connections => {
                 let connection = Connection {
                     service: service.clone(),
                     tls: tls.clone(),
@@ -243,10 +253,7 @@ pub async fn serve(
                     stop_rx: stop_rx.clone(),
                     logger: logger.clone(),
                 };
-                connections.spawn(async move {
-                    connection.serve(stream).await;
-                    drop(permit);
-                });
+                connections.spawn(connection.serve(stream));
             }
         }
     }
@@ -272,10 +279,9 @@ fn check(ended: Result<(), JoinError>) {
     }
 }
 
-/// Accepts as many connections at a time as there are permits.
+/// Accepts connections, and waits after failures.
 struct Acceptor {
     listener: TcpListener,
-    permits: Arc<Semaphore>,
     /// The errno and time of the last failure, until accepting works again.
     failure: Option<(Option<i32>, Instant)>,
     backoff: Duration,
@@ -283,17 +289,11 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn new(listener: TcpListener, connections: usize, logger: Logger) -> Self {
-        assert!(connections > 0, "a port needs at least one connection");
-        let permits = Arc::new(Semaphore::new(connections));
-        Self { listener, permits, failure: None, backoff: ACCEPT_BACKOFF_MIN, logger }
+    fn new(listener: TcpListener, logger: Logger) -> Self {
+        Self { listener, failure: None, backoff: ACCEPT_BACKOFF_MIN, logger }
     }
 
-    /// Waits for a permit, and then for a connection. In this order, a connection that cannot be
-    /// served stays in the backlog, where it uses no file descriptor of this process.
-    async fn accept(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-        let permit =
-            self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -304,7 +304,7 @@ impl Acceptor {
                     if self.failure.take_if(calm).is_some() {
                         info!(self.logger, "accepting connections again");
                     }
-                    return (stream, address, permit);
+                    return (stream, address);
                 }
                 Err(error) => self.back_off(&error).await,
             }
@@ -359,7 +359,13 @@ impl<S: HttpService> Connection<S> {
         let certificate = certificates.and_then(|chain| chain.first()).map(|certificate| {
             PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
         });
-        self.serve_http(stream, WithCertificate { service, certificate }, tls.replaced()).await;
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(certificate) = &certificate {
+                request.extensions_mut().insert(certificate.clone());
+            }
+            service.call(request)
+        });
+        self.serve_http(stream, service, tls.replaced()).await;
     }
 
     /// Does the TLS handshake; `None` if it fails.
@@ -419,26 +425,6 @@ impl<S: HttpService> Connection<S> {
             debug!(self.logger, "a connection ended with an error"; "error" => %error);
         }
         linger(connection.into_parts().io.into_inner()).await;
-    }
-}
-
-/// A service that adds the client's certificate to each request.
-#[derive(Clone)]
-struct WithCertificate<S> {
-    service: S,
-    certificate: Option<PeerCertificate>,
-}
-
-impl<S: HttpService> Service<Request<Incoming>> for WithCertificate<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        if let Some(certificate) = &self.certificate {
-            request.extensions_mut().insert(certificate.clone());
-        }
-        self.service.call(request)
     }
 }
 

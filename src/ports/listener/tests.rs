@@ -108,10 +108,9 @@ async fn idle_connection_is_closed_after_the_time_of_a_head() {
 
 #[tokio::test]
 async fn large_head_is_answered_431() {
-    let limits = Limits { header_bytes: 8192, header_fields: 10, ..Limits::default() };
-    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
-    let long_line = format!("A: {}\r\n", "a".repeat(8192));
-    let many_lines = "A: a\r\n".repeat(11);
+    let server = Server::start(TowerToHyperService::new(hello()), Limits::default()).await;
+    let long_line = format!("A: {}\r\n", "a".repeat(HEADER_BYTES));
+    let many_lines = "A: a\r\n".repeat(HEADER_FIELDS + 1);
     for lines in [long_line.clone() + "\r\n", long_line, many_lines + "\r\n"] {
         let mut client = server.connect().await;
         let head = format!("GET / HTTP/1.1\r\n{lines}");
@@ -373,7 +372,7 @@ async fn repeated_failures_to_accept_are_logged_once_a_period() {
     let logger = Logger::root(log.clone(), slog::o!());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let mut acceptor = Acceptor::new(listener, 1, logger);
+    let mut acceptor = Acceptor::new(listener, logger);
     let no_descriptors = || io::Error::from_raw_os_error(24);
     let logged = || (log.count("cannot accept"), log.count("accepting connections again"));
     for _ in 0..3 {

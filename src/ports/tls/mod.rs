@@ -54,13 +54,30 @@ pub fn member_name(id: NodeId) -> String {
 
 /// What a port is for.
 #[derive(Clone, Debug)]
-struct Purpose {
+pub struct Purpose {
     /// The name in log lines.
     name: &'static str,
     /// The flags for certificate, key and CAs.
     flags: [&'static str; 3],
     /// The peer port, in both directions: the names that this member's own certificate must contain.
     peer_names: Option<Vec<String>>,
+}
+
+impl Purpose {
+    /// TLS between members, for member `id`, whose peer URL has the host `host`.
+    pub fn peers(id: NodeId, host: &str) -> Self {
+        Self {
+            name: "TLS for peers",
+            flags: ["--peer-cert", "--peer-key", "--peer-ca"],
+            peer_names: Some(vec![member_name(id), host.trim_matches(['[', ']']).to_owned()]),
+        }
+    }
+
+    /// TLS for clients.
+    pub fn clients() -> Self {
+        let flags = ["--cert", "--key", "--client-ca"];
+        Self { name: "TLS for clients", flags, peer_names: None }
+    }
 }
 
 /// TLS of one port. Clones share it.
@@ -102,42 +119,19 @@ pub fn check_member(certificate: &[u8], id: NodeId) -> std::result::Result<(), S
 }
 
 impl Tls {
-    /// TLS between members, with the files of member `id`, whose peer URL has the host `host`.
+    /// TLS with certificates from `files`.
     ///
     /// # Errors
     /// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn peers(
+    pub fn new(
         files: TlsFiles,
-        id: NodeId,
-        host: &str,
+        purpose: Purpose,
         metrics: Metrics,
         logger: Logger,
     ) -> Result<Self> {
-        let purpose = Purpose {
-            name: "TLS for peers",
-            flags: ["--peer-cert", "--peer-key", "--peer-ca"],
-            peer_names: Some(vec![member_name(id), host.trim_matches(['[', ']']).to_owned()]),
-        };
-        Self::new(files, purpose, metrics, logger)
-    }
-
-    /// TLS for clients.
-    ///
-    /// # Errors
-    /// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    pub fn clients(files: TlsFiles, metrics: Metrics, logger: Logger) -> Result<Self> {
-        let flags = ["--cert", "--key", "--client-ca"];
-        let purpose = Purpose { name: "TLS for clients", flags, peer_names: None };
-        Self::new(files, purpose, metrics, logger)
-    }
-
-    fn new(files: TlsFiles, purpose: Purpose, metrics: Metrics, logger: Logger) -> Result<Self> {
         let stamps = files.stamps();
         let (loaded_tx, loaded_rx) = watch::channel(load(&files, &purpose)?);
         tokio::spawn(reload(files, purpose.clone(), stamps, loaded_tx, logger.clone()));

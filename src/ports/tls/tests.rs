@@ -23,7 +23,7 @@ fn with(metrics: Metrics, logger: Logger) -> (Tls, ClientConfig) {
     let files = TlsFiles { cert: dir.path().join("cert"), key: dir.path().join("key"), ca: None };
     fs::write(&files.cert, cert.pem()).expect("written");
     fs::write(&files.key, signing_key.serialize_pem()).expect("written");
-    let tls = Tls::clients(files, metrics, logger).expect("they can be used");
+    let tls = Tls::new(files, Purpose::clients(), metrics, logger).expect("they can be used");
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).expect("a certificate");
     let client = client_config_builder().with_root_certificates(roots).with_no_client_auth();
