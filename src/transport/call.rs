@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use tokio::time::timeout;
 
 use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
@@ -122,11 +122,13 @@ impl Shared {
     }
 
     pub(super) async fn call_without_deadline(&self, call: Call<'_>) -> Result<Answered, Failure> {
-        let (ours, response) = self.send(call).await?;
-        self.read_answer(&ours, response).await
+        let (header, response) = self.send(call).await?;
+        let may_stream = wire::may_stream(response.headers());
+        Ok(Answered { header, may_stream, body: read_body(response).await? })
     }
 
-    /// Sends one request. Returns its header, and the answer, whose body is not read yet.
+    /// Sends one request. Returns an answer of 2xx from the member that was meant: its header, and the
+    /// response, whose body is not read yet.
     pub(super) async fn send(
         &self,
         call: Call<'_>,
@@ -150,16 +152,33 @@ impl Shared {
             let why = cause(&error);
             if not_sent { Failure::NotSent(why) } else { Failure::Unknown(why) }
         })?;
-        self.check_certificate(peer_url, &response)?;
-        Ok((ours, response))
+        let status = response.status();
+        let header = wire::identity(response.headers()).map_err(|error| {
+            Failure::Unknown(format!("answered {status} by no member: {error}"))
+        })?;
+        self.check_certificate(peer_url, &header, &response)?;
+        if status.is_success() {
+            check_ends(&ours, &header)?;
+            return Ok((header, response));
+        }
+        let headers = response.headers().clone();
+        let body = read_body(response).await?;
+        let line = String::from_utf8_lossy(&body).lines().next().unwrap_or_default().to_owned();
+        Err(match wire::refusal(status, &headers, ours.from, &line) {
+            Some(refusal) => Failure::Refused { header, refusal },
+            None => Failure::Unknown(format!("member {} answered {status}: {line}", header.from)),
+        })
     }
 
     /// With TLS, an answer needs the certificate of the member that it names. The handshake has checked
     /// the certificate's host and CA.
-    fn check_certificate(&self, url: &str, response: &reqwest::Response) -> Result<(), Failure> {
+    fn check_certificate(
+        &self,
+        url: &str,
+        header: &PeerHeader,
+        response: &reqwest::Response,
+    ) -> Result<(), Failure> {
         let Some(tls) = &self.config.tls else { return Ok(()) };
-        // `answered` refuses an answer that names no member.
-        let Ok(header) = wire::identity(response.headers()) else { return Ok(()) };
         let info = response.extensions().get::<reqwest::tls::TlsInfo>();
         let certificate = info.and_then(reqwest::tls::TlsInfo::peer_certificate);
         check_member(certificate.unwrap_or_default(), header.from).map_err(|why| {
@@ -168,57 +187,33 @@ impl Shared {
             Failure::Unknown(why)
         })
     }
-
-    /// Reads the body of a short answer, and judges the whole.
-    pub(super) async fn read_answer(
-        &self,
-        ours: &PeerHeader,
-        mut response: reqwest::Response,
-    ) -> Result<Answered, Failure> {
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(Failure::unknown)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES {
-                return Err(Failure::Unknown(format!(
-                    "an answer of more than {ANSWER_BYTES} bytes"
-                )));
-            }
-        }
-        answered(ours, response.status(), response.headers(), body)
-    }
 }
 
-/// Judges an answer to a request with the header `ours`.
-pub(super) fn answered(
-    ours: &PeerHeader,
-    status: StatusCode,
-    headers: &HeaderMap,
-    body: Vec<u8>,
-) -> Result<Answered, Failure> {
-    let line = || String::from_utf8_lossy(&body).lines().next().unwrap_or_default().to_owned();
-    let header = wire::identity(headers)
-        .map_err(|error| Failure::Unknown(format!("answered {status} by no member: {error}")))?;
-    if let Some(refusal) = wire::refusal(status, headers, ours.from, &line()) {
-        return Err(Failure::Refused { header, refusal });
+/// Reads the body of a short answer.
+async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(Failure::unknown)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > ANSWER_BYTES {
+            return Err(Failure::Unknown(format!("an answer of more than {ANSWER_BYTES} bytes")));
+        }
     }
-    if !status.is_success() {
-        return Err(Failure::Unknown(format!(
-            "member {} answered {status}: {}",
-            header.from,
-            line()
-        )));
-    }
-    // A greeting may leave open who listens there, and the cluster's id.
+    Ok(body)
+}
+
+/// Checks that the header of an answer names both ends as that of the request, `ours`, does. A greeting
+/// may leave open who listens there, and the cluster's id.
+fn check_ends(ours: &PeerHeader, header: &PeerHeader) -> Result<(), Failure> {
     let cluster_matches = ours.cluster_id == 0 || header.cluster_id == ours.cluster_id;
-    let member_matches = ours.to == 0 || header.from == ours.to;
-    if (ours.to != 0 && !cluster_matches) || !member_matches || header.to != ours.from {
-        return Err(Failure::Unknown(format!(
-            "member {} of cluster {:016x} asked member {} of it, but member {} of cluster {:016x} \
-             answered member {}: check the peer URLs",
-            ours.from, ours.cluster_id, ours.to, header.from, header.cluster_id, header.to
-        )));
+    let member_matches = header.from == ours.to && cluster_matches;
+    if header.to == ours.from && (ours.to == 0 || member_matches) {
+        return Ok(());
     }
-    Ok(Answered { header, may_stream: wire::may_stream(headers), body })
+    Err(Failure::Unknown(format!(
+        "member {} of cluster {:016x} asked member {} of it, but member {} of cluster {:016x} \
+         answered member {}: check the peer URLs",
+        ours.from, ours.cluster_id, ours.to, header.from, header.cluster_id, header.to
+    )))
 }
 
 /// The innermost source of an error. The outer ones name only the URL and the layers.

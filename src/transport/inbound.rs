@@ -13,14 +13,14 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use raft::eraftpb::{Message, MessageType};
 use slog::{debug, error};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
+use super::{Answer, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
 use crate::channels::{
     Index, NodeId, PEER_URL_BYTES_MAX, PeerHeader, PeerReport, Refusal, SnapshotFile, Term,
     responder,
@@ -173,27 +173,14 @@ fn identify(shared: &Shared, parts: &Parts) -> Result<PeerHeader, Rejection> {
     Ok(header)
 }
 
-/// The length of a body that is at most `limit` bytes.
-fn content_length(headers: &HeaderMap, limit: u64) -> Result<u64, Rejection> {
+/// The length that a request announces.
+fn content_length(headers: &HeaderMap) -> Result<u64, Rejection> {
     // hyper answers a `Content-Length` that is no number, or is given twice, by itself.
-    let Some(length) = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.parse::<u64>().ok())
-    else {
+    let value = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.parse().ok()).ok_or_else(|| {
         let why = "a peer's request has a Content-Length".to_owned();
-        return Err(Rejection::Malformed(StatusCode::LENGTH_REQUIRED, why));
-    };
-    check_length(length, limit)?;
-    Ok(length)
-}
-
-fn check_length(length: u64, limit: u64) -> Result<(), Rejection> {
-    if length > limit {
-        let why = format!("a body of {length} bytes; at most {limit} are taken here");
-        return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
-    }
-    Ok(())
+        Rejection::Malformed(StatusCode::LENGTH_REQUIRED, why)
+    })
 }
 
 /// Reserves `length` bytes, at most `limit`, of those that all bodies together may occupy.
@@ -202,13 +189,13 @@ pub(super) fn room_for(
     length: u64,
     limit: u64,
 ) -> Result<OwnedSemaphorePermit, Rejection> {
-    check_length(length, limit)?;
+    if length > limit {
+        let why = format!("a body of {length} bytes; at most {limit} are taken here");
+        return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
+    }
     let count = u32::try_from(length).expect("the limits are below 4 GiB");
-    shared
-        .body_bytes
-        .clone()
-        .try_acquire_many_owned(count)
-        .map_err(|_| not_ready("too many bytes of peers wait to be taken here"))
+    let permit = shared.body_bytes.clone().try_acquire_many_owned(count);
+    permit.map_err(|_| not_ready("too many bytes of peers wait to be taken here"))
 }
 
 /// Reads a body of at most `limit` bytes. Returns its reservation too.
@@ -218,10 +205,10 @@ async fn read_body(
     body: Body,
     limit: u64,
 ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Rejection> {
-    let length = content_length(&parts.headers, limit)?;
+    let length = content_length(&parts.headers)?;
     let permit = room_for(shared, length, limit)?;
     let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
-    let mut reader = BodyReader { body, deadline: Deadline::At(deadline) };
+    let mut reader = BodyReader::new(body, Deadline::At(deadline));
     let mut bytes = Vec::with_capacity(length as usize);
     while let Some(chunk) = reader.chunk().await? {
         bytes.extend_from_slice(&chunk);
@@ -238,13 +225,29 @@ pub(super) enum Deadline {
     Progress(Duration),
 }
 
-/// Reads a body chunk by chunk, against its deadline.
+/// Reads a body against its deadline.
 pub(super) struct BodyReader {
-    pub(super) body: Body,
+    body: Body,
     pub(super) deadline: Deadline,
+    /// What [`fill`](Self::fill) has read.
+    pub(super) buffer: BytesMut,
 }
 
 impl BodyReader {
+    pub(super) fn new(body: Body, deadline: Deadline) -> Self {
+        Self { body, deadline, buffer: BytesMut::new() }
+    }
+
+    /// Reads until the buffer holds `length` bytes of `what`, or more. May be dropped and called again.
+    pub(super) async fn fill(&mut self, length: usize, what: &str) -> Result<(), Rejection> {
+        while self.buffer.len() < length {
+            let chunk = self.chunk().await?;
+            let chunk = chunk.ok_or_else(|| malformed(format!("{what} is cut short")))?;
+            self.buffer.extend_from_slice(&chunk);
+        }
+        Ok(())
+    }
+
     /// The next bytes, `None` at the end of the body.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Rejection> {
         let until = match self.deadline {
@@ -272,13 +275,14 @@ impl BodyReader {
     }
 }
 
-/// Gives the node `inbound` and waits for its verdict, for `patience` in all.
+/// Gives the node a request and waits for its verdict, for `patience` in all.
 async fn ask_the_node<T>(
     shared: &Shared,
-    inbound: Inbound,
-    answer_rx: oneshot::Receiver<Result<T, Refusal>>,
     patience: Duration,
+    inbound: impl FnOnce(Answer<T>) -> Inbound,
 ) -> Result<T, Rejection> {
+    let (answer, answer_rx) = oneshot::channel();
+    let inbound = inbound(answer);
     let verdict = async {
         shared.inbound_tx.send(inbound).await.map_err(|_| not_ready("this member is stopping"))?;
         let verdict = answer_rx.await.map_err(|_| not_ready("this member is stopping"))?;
@@ -304,9 +308,8 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
             wire::put_may_stream(response.headers_mut());
         }
         Sender::Stranger => {
-            let (answer, answer_rx) = oneshot::channel();
             let patience = shared.config.verdict_timeout();
-            ask_the_node(shared, inbound(Some(answer)), answer_rx, patience).await?;
+            ask_the_node(shared, patience, |answer| inbound(Some(answer))).await?;
         }
     }
     Ok(response)
@@ -327,10 +330,9 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
     shared.admission.admit_greeting(&header)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
     let greeting = codec::decode(&bytes)?;
-    let (answer, answer_rx) = oneshot::channel();
-    let inbound = Inbound::new(header, InboundBody::Greeting { greeting, answer });
-    let verdict = ask_the_node(shared, inbound, answer_rx, shared.config.verdict_timeout());
-    Ok(Response::new(codec::encode(&verdict.await?).into()))
+    let inbound = |answer| Inbound::new(header, InboundBody::Greeting { greeting, answer });
+    let verdict = ask_the_node(shared, shared.config.verdict_timeout(), inbound).await?;
+    Ok(Response::new(codec::encode(&verdict).into()))
 }
 
 fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
@@ -404,12 +406,12 @@ async fn take_snapshot(
     let (header, _) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
     let file = wire::snapshot_file(&parts.headers)?;
-    let length = content_length(&parts.headers, u64::MAX)?;
+    let length = content_length(&parts.headers)?;
     let slot = ReceivingSlot::new(shared, header.from)?;
     let patience = shared.config.snapshot_progress_timeout;
-    let mut reader = BodyReader { body, deadline: Deadline::Progress(patience) };
+    let mut reader = BodyReader::new(body, Deadline::Progress(patience));
 
-    let (message, first_chunk, head_length) = read_snapshot_message(&mut reader).await?;
+    let (message, head_length) = read_snapshot_message(&mut reader).await?;
     if head_length.checked_add(file.length) != Some(length) {
         return Err(malformed(format!(
             "a body of {length} bytes for a message of {head_length} and a file of {}",
@@ -425,7 +427,7 @@ async fn take_snapshot(
         write_file(&slot, index, term, file, chunk_rx)
             .map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
     });
-    let fed = feed(&mut reader, first_chunk, chunk_tx).await;
+    let fed = feed(&mut reader, chunk_tx).await;
     let written = match writer.await {
         Ok(written) => written,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -437,50 +439,30 @@ async fn take_snapshot(
     fed?;
     checked.map_err(malformed)?;
 
-    let (answer, answer_rx) = oneshot::channel();
-    let body = InboundBody::Snapshot { boot, number, message, answer };
-    ask_the_node(shared, Inbound::new(header, body), answer_rx, patience / 2).await?;
+    let inbound =
+        |answer| Inbound::new(header, InboundBody::Snapshot { boot, number, message, answer });
+    ask_the_node(shared, patience / 2, inbound).await?;
     Ok(no_content())
 }
 
-/// Reads the framed `MsgSnapshot`: the message, the bytes of the file that came with it, and the
-/// length of the frame.
-async fn read_snapshot_message(
-    reader: &mut BodyReader,
-) -> Result<(Message, Bytes, u64), Rejection> {
-    let mut head = BytesMut::new();
-    let mut wanted = wire::LENGTH_BYTES;
-    loop {
-        while head.len() < wanted {
-            let chunk = reader.chunk().await?;
-            let chunk = chunk.ok_or_else(|| malformed("the message is cut short"))?;
-            head.extend_from_slice(&chunk);
-        }
-        let Some(length) = head.first_chunk::<{ wire::LENGTH_BYTES }>() else { continue };
-        let length = u32::from_le_bytes(*length);
-        if u64::from(length) > SNAPSHOT_MESSAGE_BYTES {
-            return Err(malformed(format!("a MsgSnapshot of {length} bytes without its file")));
-        }
-        wanted = wire::LENGTH_BYTES + length as usize;
-        if head.len() >= wanted {
-            break;
-        }
+/// Reads the framed `MsgSnapshot`: the message, and the length of the frame.
+async fn read_snapshot_message(reader: &mut BodyReader) -> Result<(Message, u64), Rejection> {
+    reader.fill(wire::LENGTH_BYTES, "the message").await?;
+    let length = reader.buffer.get_u32_le();
+    if u64::from(length) > SNAPSHOT_MESSAGE_BYTES {
+        return Err(malformed(format!("a MsgSnapshot of {length} bytes without its file")));
     }
-    let frame = head.split_to(wanted);
-    let message = wire::message(&frame[wire::LENGTH_BYTES..])?;
+    reader.fill(length as usize, "the message").await?;
+    let message = wire::message(&reader.buffer.split_to(length as usize))?;
     if message.msg_type != MessageType::MsgSnapshot {
         return Err(malformed(format!("a {:?} where a MsgSnapshot belongs", message.msg_type)));
     }
-    Ok((message, head.freeze(), wanted as u64))
+    Ok((message, wire::LENGTH_BYTES as u64 + u64::from(length)))
 }
 
 /// Gives the rest of the body to the writer. Returning closes the channel.
-async fn feed(
-    reader: &mut BodyReader,
-    first_chunk: Bytes,
-    chunk_tx: mpsc::Sender<Bytes>,
-) -> Result<(), Rejection> {
-    let mut next = Some(first_chunk);
+async fn feed(reader: &mut BodyReader, chunk_tx: mpsc::Sender<Bytes>) -> Result<(), Rejection> {
+    let mut next = Some(reader.buffer.split().freeze());
     while let Some(chunk) = next {
         if chunk_tx.send(chunk).await.is_err() {
             // The writer gave up and says why.

@@ -47,12 +47,12 @@ impl Batches {
     /// Waits for a message and takes what is queued behind it, while it fits. `None` once the peer
     /// is removed and nothing is left. May be dropped and called again.
     async fn next(&mut self) -> Option<Vec<u8>> {
-        if self.held.is_none() {
+        let mut next = self.held.take();
+        if next.is_none() {
             let message = self.queue_rx.recv().await?;
             self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
-            self.held = Some(message);
+            next = Some(message);
         }
-        let mut next = self.held.take();
         let mut batch = Vec::new();
         let mut messages = 0;
         self.proposals.clear();
@@ -133,8 +133,8 @@ impl PeerSender {
                 None => self.batches.next().await,
                 Some(stream) => tokio::select! {
                     biased;
-                    end = stream.ended() => {
-                        self.end_stream(end).await;
+                    ended = stream.ended() => {
+                        self.end_stream(ended).await;
                         continue;
                     }
                     batch = self.batches.next() => batch,
@@ -146,13 +146,8 @@ impl PeerSender {
                 self.post(batch).await;
                 continue;
             };
-            match stream.send(&batch).await {
-                Ok(()) => {}
-                // It ended while the batch waited, which is lost then: raft repeats it.
-                Err(stream::End::Quiet) => {
-                    self.end_stream(stream::End::Failed(Failure::Unknown("it ended".into()))).await;
-                }
-                Err(end) => self.end_stream(end).await,
+            if let Err(failure) = stream.send(&batch).await {
+                self.end_stream(Err(failure)).await;
             }
         }
         if let Some(stream) = self.stream.take() {
@@ -183,11 +178,11 @@ impl PeerSender {
         }
     }
 
-    async fn end_stream(&mut self, end: stream::End) {
+    async fn end_stream(&mut self, ended: Result<(), Failure>) {
         if self.stream.take().is_some_and(|stream| stream.has_worked) {
             self.stream_pause = stream::PAUSE_MIN;
         }
-        if let stream::End::Failed(failure) = end {
+        if let Err(failure) = ended {
             self.stream_from = Instant::now() + self.stream_pause;
             self.stream_pause = (self.stream_pause * 2).min(stream::PAUSE_MAX);
             self.failed(&failure).await;

@@ -36,10 +36,8 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::call::{Call, Failure, answered};
-use super::inbound::{
-    BodyReader, Deadline, Rejection, admit, deliver, malformed, not_ready, room_for,
-};
+use super::call::{Call, Failure};
+use super::inbound::{BodyReader, Deadline, Rejection, admit, deliver, not_ready, room_for};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
 use crate::channels::PeerHeader;
 use crate::membership::Sender;
@@ -58,14 +56,6 @@ const LINE_BYTES: usize = 1 << 10;
 /// How long a sender keeps to requests after a stream that failed; it doubles while no stream works.
 pub(super) const PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// Why a sender's stream is over.
-pub(super) enum End {
-    /// All frames were taken.
-    Quiet,
-    /// Frames may have been lost.
-    Failed(Failure),
-}
 
 /// The sender's end.
 pub(super) struct Outgoing {
@@ -92,12 +82,21 @@ impl Outgoing {
             let frame = frame_rx.recv().await?;
             Some((Ok::<_, Infallible>(frame), frame_rx))
         });
-        let begin = begin(shared.clone(), target.clone(), reqwest::Body::wrap_stream(frames));
-        let body = begin.map_ok(|answer| answer.bytes_stream().map_err(Failure::unknown));
+        let lines = {
+            let (shared, target) = (shared.clone(), target.clone());
+            async move {
+                let mut headers = HeaderMap::new();
+                wire::put_sequence(&mut headers, shared.next_sequence());
+                let (client, body) = (&shared.client, reqwest::Body::wrap_stream(frames));
+                let call = Call { client, to: &target, path: "/raft/stream", headers, body };
+                let (_, answer) = shared.send(call).await?;
+                Ok(answer.bytes_stream().map_err(Failure::unknown))
+            }
+        };
         Self {
             shared: shared.clone(),
             frame_tx: Some(frame_tx),
-            answer: body.try_flatten_stream().boxed(),
+            answer: lines.try_flatten_stream().boxed(),
             line: Vec::new(),
             untold: VecDeque::new(),
             deadline: Instant::now() + shared.config.half_election_timeout(),
@@ -108,8 +107,8 @@ impl Outgoing {
     /// Gives `batch` to the connection.
     ///
     /// # Errors
-    /// The end of the stream; the batch may have arrived.
-    pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), End> {
+    /// The stream ended while the batch waited. It is lost then: raft repeats it.
+    pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), Failure> {
         let number = self.shared.next_sequence().number;
         let length = u32::try_from(batch.len()).expect("a batch is below 4 GiB");
         let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + batch.len());
@@ -127,54 +126,52 @@ impl Outgoing {
                 permit.send(frame.freeze());
                 Ok(())
             }
-            end = self.ended() => Err(end),
+            ended = self.ended() => ended.and_then(|()| unknown("it ended")),
         }
     }
 
     /// Ends the stream and waits until the peer has taken all of it.
     pub(super) async fn finish(mut self) {
         self.frame_tx = None;
-        self.ended().await;
+        let _ = self.ended().await;
     }
 
     /// Waits for the end. May be dropped and called again.
-    pub(super) async fn ended(&mut self) -> End {
+    ///
+    /// # Errors
+    /// Why frames may have been lost.
+    pub(super) async fn ended(&mut self) -> Result<(), Failure> {
         loop {
             let read = tokio::select! {
                 biased;
                 read = self.answer.try_next() => read,
                 // Sooner than the receiver would find that nothing comes.
-                () = sleep_until(self.deadline), if self.untold.is_empty() => return End::Quiet,
+                () = sleep_until(self.deadline), if self.untold.is_empty() => return Ok(()),
                 () = sleep_until(self.deadline) => {
                     let waiting = self.untold.len();
                     return unknown(format!("{waiting} batches were not taken in time"));
                 }
             };
-            let chunk = match read {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) if self.untold.is_empty() => return End::Quiet,
-                Ok(None) => return unknown("the stream ended".to_owned()),
-                Err(failure) => return End::Failed(failure),
+            let chunk = match read? {
+                Some(chunk) => chunk,
+                None if self.untold.is_empty() => return Ok(()),
+                None => return unknown("the stream ended"),
             };
             self.line.extend_from_slice(&chunk);
             while let Some(length) = self.line.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.line.drain(..=length).collect();
                 let line = String::from_utf8_lossy(&line[..length]).into_owned();
-                let Ok(number) = line.parse() else { return unknown(line) };
-                self.told(number);
+                let Ok(number) = line.parse::<u64>() else { return unknown(line) };
+                // The frames up to this number were taken.
+                while self.untold.front().is_some_and(|(oldest, _)| *oldest <= number) {
+                    self.untold.pop_front();
+                    self.has_worked = true;
+                    self.extend_deadline();
+                }
             }
             if self.line.len() > LINE_BYTES {
-                return unknown("the answer has a line without end".to_owned());
+                return unknown("the answer has a line without end");
             }
-        }
-    }
-
-    /// Notes that the frames up to `number` were taken.
-    fn told(&mut self, number: u64) {
-        while self.untold.front().is_some_and(|(oldest, _)| *oldest <= number) {
-            self.untold.pop_front();
-            self.has_worked = true;
-            self.extend_deadline();
         }
     }
 
@@ -185,30 +182,8 @@ impl Outgoing {
     }
 }
 
-fn unknown(why: String) -> End {
-    End::Failed(Failure::Unknown(why))
-}
-
-/// Sends the request's head, and judges the answer's.
-async fn begin(
-    shared: Arc<Shared>,
-    target: Target,
-    body: reqwest::Body,
-) -> Result<reqwest::Response, Failure> {
-    let mut headers = HeaderMap::new();
-    wire::put_sequence(&mut headers, shared.next_sequence());
-    let client = &shared.client;
-    let call = Call { client, to: &target, path: "/raft/stream", headers, body };
-    let (ours, response) = shared.send(call).await?;
-    if response.status().is_success() {
-        answered(&ours, response.status(), response.headers(), Vec::new())?;
-        return Ok(response);
-    }
-    // It says why not.
-    match shared.read_answer(&ours, response).await {
-        Err(failure) => Err(failure),
-        Ok(_) => Err(Failure::Unknown("no stream was begun".to_owned())),
-    }
+fn unknown(why: impl Into<String>) -> Result<(), Failure> {
+    Err(Failure::Unknown(why.into()))
 }
 
 /// The receiver's end: reads frames, and makes the lines of the answer.
@@ -217,7 +192,6 @@ struct Incoming {
     header: PeerHeader,
     boot: u64,
     reader: BodyReader,
-    buffer: BytesMut,
     /// The room for the frame that is being read.
     permit: Option<OwnedSemaphorePermit>,
     /// The last frame that was taken, if that was not told yet, and when to tell it.
@@ -238,8 +212,7 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<
         shared: shared.clone(),
         header,
         boot,
-        reader: BodyReader { body, deadline: Deadline::At(Instant::now() + election_timeout) },
-        buffer: BytesMut::new(),
+        reader: BodyReader::new(body, Deadline::At(Instant::now() + election_timeout)),
         permit: None,
         untold: None,
         is_over: false,
@@ -284,16 +257,10 @@ impl Incoming {
         }
         loop {
             let tell_at = self.untold.map(|(_, at)| at);
-            let tell = async {
-                match tell_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             let taken = tokio::select! {
                 biased;
                 why = &mut *closing => Err(not_ready(why)),
-                () = tell => {
+                () = sleep_until(tell_at.unwrap_or_else(Instant::now)), if tell_at.is_some() => {
                     let (number, _) = self.untold.take().expect("there is something to tell");
                     return Some(format!("{number}\n").into());
                 }
@@ -318,52 +285,37 @@ impl Incoming {
     /// Reads and delivers one frame; its number, or `None` at the end of the body. May be dropped
     /// and called again.
     async fn take_frame(&mut self) -> Result<Option<u64>, Rejection> {
-        let (number, length) = loop {
-            if let Some(head) = self.buffer.first_chunk::<FRAME_HEAD_BYTES>() {
-                let mut head = &head[..];
-                break (head.get_u64_le(), u64::from(head.get_u32_le()));
-            }
-            if !self.read_on().await? {
-                return match self.buffer.len() {
-                    0 => Ok(None),
-                    _ => Err(malformed("a frame is cut short")),
-                };
-            }
-        };
+        let reader = &mut self.reader;
+        if reader.buffer.is_empty() {
+            let Some(chunk) = reader.chunk().await? else { return Ok(None) };
+            reader.buffer.extend_from_slice(&chunk);
+        }
+        reader.fill(FRAME_HEAD_BYTES, "a frame").await?;
+        let mut head = &reader.buffer[..FRAME_HEAD_BYTES];
+        let (number, length) = (head.get_u64_le(), head.get_u32_le());
+        let frame_length = FRAME_HEAD_BYTES + length as usize;
         if self.permit.is_none() {
-            self.permit = Some(room_for(&self.shared, length, PEER_BODY_BYTES)?);
-            let patience = self.shared.config.body_timeout + allowance(length);
-            self.reader.deadline = Deadline::At(Instant::now() + patience);
-            self.buffer.reserve(FRAME_HEAD_BYTES + length as usize);
+            self.permit = Some(room_for(&self.shared, length.into(), PEER_BODY_BYTES)?);
+            let patience = self.shared.config.body_timeout + allowance(length.into());
+            reader.deadline = Deadline::At(Instant::now() + patience);
+            reader.buffer.reserve(frame_length);
         }
-        while self.buffer.len() < FRAME_HEAD_BYTES + length as usize {
-            if !self.read_on().await? {
-                return Err(malformed("a batch is cut short"));
-            }
-        }
-        self.buffer.advance(FRAME_HEAD_BYTES);
-        let batch = self.buffer.split_to(length as usize);
-        let messages = wire::messages(&batch)?;
+        reader.fill(frame_length, "a batch").await?;
+        let batch = reader.buffer.split_to(frame_length);
+        let messages = wire::messages(&batch[FRAME_HEAD_BYTES..])?;
         drop(batch);
         if length as usize > BUFFER_BYTES {
             // The rest of a large buffer would keep all of its memory, which the permit of the batch
             // no longer covers.
-            self.buffer = BytesMut::from(&self.buffer[..]);
+            reader.buffer = BytesMut::from(&reader.buffer[..]);
         }
         let silence = self.shared.config.election_timeout;
-        self.reader.deadline = Deadline::At(Instant::now() + silence);
+        reader.deadline = Deadline::At(Instant::now() + silence);
         // Admission may have changed since the last frame.
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
         let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
         deliver(&self.shared, inbound)?;
         Ok(Some(number))
-    }
-
-    /// Reads some more of the body; false at its end.
-    async fn read_on(&mut self) -> Result<bool, Rejection> {
-        let Some(chunk) = self.reader.chunk().await? else { return Ok(false) };
-        self.buffer.extend_from_slice(&chunk);
-        Ok(true)
     }
 }
