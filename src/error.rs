@@ -98,6 +98,11 @@ pub enum Error {
 pub const REPLACE_MEMBER: &str =
     "this member's data is lost: DELETE it on another member and add it again under a new id";
 
+/// The error of a write to standard output.
+pub(crate) fn output_failed(error: io::Error) -> Error {
+    Error::io("write to", Path::new("standard output"))(error)
+}
+
 impl Error {
     /// An [`Error::Io`] for `action` on `path`, for use with `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -63,7 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("raft_node::status", &["channels", "membership"]),
     (
         "commands::restore",
-        &["codec", "config", "error", "kvstore", "membership", "raft_node", "storage"],
+        &["channels", "codec", "config", "error", "kvstore", "membership", "raft_node", "storage"],
     ),
     ("ports", &[]),
     ("storage", &["channels", "error"]),

@@ -7,7 +7,6 @@ pub mod restore;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::path::Path;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -19,7 +18,7 @@ use crate::commands::client::save::Save;
 use crate::commands::inspect::Inspect;
 use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, output_failed};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -138,11 +137,6 @@ impl Command {
     }
 }
 
-/// The error of a write to standard output.
-fn output_failed(error: io::Error) -> Error {
-    Error::io("write to", Path::new("standard output"))(error)
-}
-
 /// Writes one manual page with the server's flags and the help of every command.
 fn man(out: &mut dyn Write) -> io::Result<()> {
     let mut command = Cli::command();
@@ -170,6 +164,8 @@ fn help_of_commands(command: &mut clap::Command, out: &mut dyn Write) -> io::Res
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn read(flags: &str) -> std::result::Result<Cli, clap::Error> {

@@ -25,8 +25,8 @@ use raft::eraftpb::HardState;
 
 use crate::channels::SnapshotFile;
 use crate::codec;
-use crate::commands::output_failed;
 use crate::config::check_members;
+use crate::error::output_failed;
 use crate::error::{Error, Result};
 use crate::kvstore::count_records;
 use crate::membership::{Members, SnapshotMembers};

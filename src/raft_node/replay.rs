@@ -22,7 +22,7 @@ use crate::membership::{Admission, Own, SnapshotMembers};
 use crate::storage::Vfs;
 use crate::storage::log::Log;
 use crate::storage::snapshotter::{Snapshot, Snapshotter};
-use crate::storage::wal::{Identity, Recovered, SnapshotId, Wal};
+use crate::storage::wal::{self, Identity, Recovered, SnapshotId, Wal};
 
 /// What a node starts from, as it was on disk.
 pub struct Replayed {
@@ -166,7 +166,7 @@ fn open_wal(
     snapshotter: &Snapshotter,
     logger: &Logger,
 ) -> Result<(Wal, Recovered)> {
-    if !Wal::exists(vfs.as_ref(), wal_dir)? {
+    if !wal::exists(vfs.as_ref(), wal_dir)? {
         // The log is created before the first snapshot, so it was removed.
         if let Some(mark) = snapshotter.list()?.last() {
             return Err(Error::Refused(format!(

@@ -12,7 +12,7 @@ use raft::eraftpb::{Entry, HardState};
 use raftexample::channels::{Acknowledged, MemberRequest};
 use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
-use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
+use raftexample::storage::wal::{self, Frame, Identity, Recovered, SnapshotId, Wal};
 
 use crate::support::memory::*;
 use crate::support::random::Random;
@@ -372,7 +372,7 @@ fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
             let what = format!("after {operations} operations, {survives:?}");
             let disk = state.copy().crash(survives);
             let vfs = Arc::new(disk.clone());
-            if !Wal::exists(&disk, &dir).unwrap() {
+            if !wal::exists(&disk, &dir).unwrap() {
                 assert_eq!(known, None, "{what}: the log is gone");
                 continue;
             }

@@ -27,7 +27,7 @@ use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
 use crate::storage::snapshotter::{self, load_file};
-use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId, Wal};
+use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
 /// No progress bar for less than this.
@@ -181,7 +181,7 @@ impl Inspector<'_> {
     /// Shows log and snapshots of one member. Returns what would keep it from starting.
     fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<String>> {
         let (wal_dir, snap_dir) = (wal_dir(data_dir, id), snap_dir(data_dir, id));
-        let has_log = Wal::exists(&ReadOnlyVfs, &wal_dir).unwrap_or(false);
+        let has_log = wal::exists(&ReadOnlyVfs, &wal_dir).unwrap_or(false);
         let log = if has_log { Some(self.log(&wal_dir, None)?) } else { None };
         let snapshots =
             if snap_dir.is_dir() { self.snapshots(&snap_dir)? } else { Snapshots::new() };

@@ -110,6 +110,7 @@ use raft::eraftpb::{Entry, HardState};
 
 pub use self::format::VERSION;
 pub(crate) use self::format::{Head, Record};
+pub use self::reader::exists;
 pub(crate) use self::reader::{Seen, parse_name, survey};
 pub use self::writer::Wal;
 

@@ -62,19 +62,19 @@ impl Replayed {
     }
 }
 
-impl Wal {
-    /// True if `dir` holds a log, in whatever state.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the directory exists and cannot be listed.
-    pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
-        match vfs.list(dir) {
-            Ok(names) => Ok(names.iter().any(|name| name.ends_with(SUFFIX))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io("list", dir)(error)),
-        }
+/// True if `dir` holds a log, in whatever state.
+///
+/// # Errors
+/// [`Error::Io`] if the directory exists and cannot be listed.
+pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+    match vfs.list(dir) {
+        Ok(names) => Ok(names.iter().any(|name| name.ends_with(SUFFIX))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("list", dir)(error)),
     }
+}
 
+impl Wal {
     /// Reads the log in `dir` and changes nothing. A torn last frame is ignored. No other process
     /// may write to the log at the same time.
     ///

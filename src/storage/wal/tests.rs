@@ -198,9 +198,9 @@ fn a_log_that_begins_with_a_snapshot_continues_after_it() {
 fn a_saved_frame_is_recovered() {
     let parent = TempDir::new().expect("a directory");
     let dir = parent.path().join("raftexample-3");
-    assert!(!Wal::exists(&DiskVfs, &dir).expect("listed"));
+    assert!(!exists(&DiskVfs, &dir).expect("listed"));
     let mut wal = Wal::create(Arc::new(DiskVfs), &dir, &identity()).expect("a new log");
-    assert!(Wal::exists(&DiskVfs, &dir).expect("listed"));
+    assert!(exists(&DiskVfs, &dir).expect("listed"));
     let mut conf_change = entry(2, 1, "change");
     conf_change.entry_type = EntryType::EntryConfChange;
     conf_change.context = Bytes::from_static(b"context");
@@ -946,7 +946,7 @@ fn a_failure_at_any_step_loses_nothing_acknowledged() {
             break;
         }
         assert!(matches!(result, Err(Error::Io { .. })), "{result:?}");
-        if Wal::exists(&DiskVfs, dir.path()).expect("listed") {
+        if exists(&DiskVfs, dir.path()).expect("listed") {
             let last = recover(dir.path()).last_index();
             assert!(last == acknowledged || last == acknowledged + 1, "{last}, {acknowledged}");
         } else {

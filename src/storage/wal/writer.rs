@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{self, Record, Salt};
-use super::reader::{Replayed, Segment, parse_name, replay_log};
+use super::reader::{Replayed, Segment, exists, parse_name, replay_log};
 use super::replay::Summary;
 use super::{ALLOCATE_BYTES, Frame, Identity, Recovered, SEGMENT_BYTES};
 use crate::error::{Error, Result};
@@ -42,7 +42,7 @@ impl Wal {
     /// If the member id is 0.
     pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
         assert_ne!(identity.member_id, 0, "a member id is never 0");
-        if Self::exists(&*vfs, dir)? {
+        if exists(&*vfs, dir)? {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
         files::make_dir(&*vfs, dir)?;
