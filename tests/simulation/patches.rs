@@ -16,7 +16,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 16] = [
+pub const PATCHES: [Patch; 11] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -87,13 +87,6 @@ pub const PATCHES: [Patch; 16] = [
         seeds: 2_000,
     },
     Patch {
-        name: "progress is kept when a learner's directory changes",
-        file: "src/raft_node/changes.rs",
-        text: "(progress.matched, progress.pending_snapshot, progress.committed_index) = (0, 0, 0);",
-        becomes: "",
-        seeds: 10_000,
-    },
-    Patch {
         name: "a majority of the first members begins",
         file: "src/raft_node/bootstrap.rs",
         text: "self.agreed.len() == self.others.len()",
@@ -106,34 +99,6 @@ pub const PATCHES: [Patch; 16] = [
         text: "self.table.len() == config.cluster.len()",
         becomes: "2 * self.table.len() > config.cluster.len()",
         seeds: 1_000,
-    },
-    Patch {
-        name: "a table is forgotten at a restart",
-        file: "src/raft_node/replay.rs",
-        text: "let recorded = recovered.incarnations.clone();",
-        becomes: "let recorded = Default::default();",
-        seeds: 10_000,
-    },
-    Patch {
-        name: "a table is answered before it is durable",
-        file: "src/raft_node/journal.rs",
-        text: "self.save(Frame { incarnations: &[(id, incarnation)], ..Frame::default() })",
-        becomes: "let _ = (id, incarnation);\n                  Ok(())",
-        seeds: 10_000,
-    },
-    Patch {
-        name: "a quarantine is forgotten at a restart",
-        file: "src/raft_node/replay.rs",
-        text: "} else if recovered.quarantine != 0 {",
-        becomes: "} else if recovered.quarantine == u64::MAX {",
-        seeds: 10_000,
-    },
-    Patch {
-        name: "a move that is not committed refuses",
-        file: "src/membership/admission.rs",
-        text: "let applied = (self.members.moved_at(id), &self.members.urls.get(&id)?[..]);",
-        becomes: "let applied = (self.members.moved_at(id), &self.members.urls.get(&id)?[..]);\n                  let pending = self.pending_moves.iter().rfind(|(it, _)| *it == id);\n                  let applied = pending.map_or(applied, |(_, url)| (applied.0, &url[..]));",
-        seeds: 10_000,
     },
 ];
 
