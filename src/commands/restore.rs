@@ -100,15 +100,10 @@ impl Restore {
         let marked = vfs.create(&marker).and_then(|file| file.sync());
         marked.and_then(|()| vfs.sync_dir(&wal_dir)).map_err(Error::io("create", &marker))?;
 
-        let members = SnapshotMembers {
-            cluster_id: identity.cluster_id,
-            voters: vec![ID],
-            learners: Vec::new(),
-            members: Members {
-                urls: [(ID, self.peer_url.clone())].into(),
-                incarnations: [(ID, identity.incarnation)].into(),
-                ..Members::default()
-            },
+        let members = Members {
+            urls: [(ID, self.peer_url.clone())].into(),
+            incarnations: [(ID, identity.incarnation)].into(),
+            ..Members::default()
         };
         let again = load_file(&ReadOnlyVfs, &self.file)?;
         if again.file != backup.file {
@@ -120,7 +115,7 @@ impl Restore {
             )));
         }
         let mut reader = again.reader;
-        let meta = codec::encode(&members);
+        let meta = codec::encode(&SnapshotMembers::new(identity.cluster_id, members));
         Snapshotter::new(vfs.clone(), &snap_dir)?
             .create(backup.mark, &meta, |out| io::copy(&mut reader, out).map(|_| ()))?;
 

@@ -59,7 +59,7 @@ impl Members {
             }
             MemberRequest::Remove { id } => MemberChange::Remove { id: *id },
             MemberRequest::Move { id, url } => MemberChange::Move { id: *id, url: url.clone() },
-            MemberRequest::Lead { to: Some(id) } if !self.voters().any(|voter| voter == *id) => {
+            MemberRequest::Lead { to: Some(id) } if !self.is_voter(*id) => {
                 return Err(RequestError::Conflict(format!(
                     "{id} is no member with a vote: it cannot lead"
                 )));
@@ -168,6 +168,10 @@ impl Members {
         self.urls.keys().copied().filter(|id| !self.learners.contains(id))
     }
 
+    pub(crate) fn is_voter(&self, id: NodeId) -> bool {
+        self.urls.contains_key(&id) && !self.learners.contains(&id)
+    }
+
     /// Applies `change`; `index` is the index of its entry.
     pub fn apply(&mut self, change: &MemberChange, index: Index) {
         match change {
@@ -254,15 +258,22 @@ impl Members {
 pub struct SnapshotMembers {
     /// The cluster that the snapshot belongs to.
     pub cluster_id: u64,
-    /// The voters of the ConfState.
+    /// The voters of the ConfState, which are those of `members`.
     pub voters: Vec<NodeId>,
-    /// The learners of the ConfState.
+    /// The learners of the ConfState, likewise.
     pub learners: Vec<NodeId>,
     /// The members and the removed ids.
     pub members: Members,
 }
 
 impl SnapshotMembers {
+    /// The members of this cluster. Their ids are sorted, while raft's order differs from member to
+    /// member.
+    pub fn new(cluster_id: u64, members: Members) -> Self {
+        let voters = members.voters().collect();
+        Self { cluster_id, voters, learners: members.learners.iter().copied().collect(), members }
+    }
+
     /// Decodes the meta bytes of a snapshot.
     ///
     /// # Errors

@@ -1,33 +1,32 @@
 //! The replicated state that is raft's own, as of the applied index.
 
-use raft::eraftpb::{ConfState, Entry};
+use raft::eraftpb::Entry;
 
 use super::{Index, NodeId, Term};
-use crate::membership::{Members, SnapshotMembers};
+use crate::membership::Members;
 
-/// Members, ConfState and applied index. All of them belong to the same index, because
-/// [`advance`](Self::advance) is the only way to change any of them.
+/// The applied index and the members as of it: [`advance`](Self::advance) is the only way to change
+/// either. The ConfState follows from the members.
 #[derive(Debug, Default)]
 pub(super) struct Applied {
     index: Index,
     term: Term,
     members: Members,
-    conf_state: ConfState,
 }
 
 impl Applied {
     /// The state after the entry at `index`.
-    pub fn new(index: Index, term: Term, members: Members, conf_state: ConfState) -> Self {
-        Self { index, term, members, conf_state }
+    pub fn new(index: Index, term: Term, members: Members) -> Self {
+        Self { index, term, members }
     }
 
     /// Moves to the entry at `index`, which replaced the members if it was a change of them or a
     /// snapshot.
-    pub fn advance(&mut self, index: Index, term: Term, replaced: Option<(Members, ConfState)>) {
+    pub fn advance(&mut self, index: Index, term: Term, replaced: Option<Members>) {
         assert!(index > self.index, "applied index {} would move to {index}", self.index);
         (self.index, self.term) = (index, term);
-        if let Some((members, conf_state)) = replaced {
-            (self.members, self.conf_state) = (members, conf_state);
+        if let Some(members) = replaced {
+            self.members = members;
         }
     }
 
@@ -58,27 +57,7 @@ impl Applied {
         &self.members
     }
 
-    pub fn conf_state(&self) -> &ConfState {
-        &self.conf_state
-    }
-
     pub fn is_member(&self, id: NodeId) -> bool {
         self.members.urls.contains_key(&id)
-    }
-
-    /// What a snapshot at the applied index says of the members.
-    pub fn snapshot_members(&self, cluster_id: u64) -> SnapshotMembers {
-        // Sorted, because raft's own order differs from member to member.
-        let sorted = |ids: &[NodeId]| {
-            let mut ids = ids.to_vec();
-            ids.sort_unstable();
-            ids
-        };
-        SnapshotMembers {
-            cluster_id,
-            voters: sorted(&self.conf_state.voters),
-            learners: sorted(&self.conf_state.learners),
-            members: self.members.clone(),
-        }
     }
 }

@@ -23,8 +23,7 @@ impl RaftNode {
         info!(self.logger, "publishing snapshot at index {}", id.index);
         let (restore, members) = self.snapshots.install(snapshot)?;
         self.commits.send(Commit::Restore(restore));
-        let conf_state = snapshot.get_metadata().get_conf_state().clone();
-        self.applied.advance(id.index, id.term, Some((members.members, conf_state)));
+        self.applied.advance(id.index, id.term, Some(members.members));
         // A write that was proposed here may be in the snapshot, or not: nothing tells.
         let failed = self.writes.fail_all("a snapshot replaced the log");
         self.config.metrics.proposals_failed.inc_by(failed);

@@ -19,9 +19,9 @@
 //! raft 0.7.0 panics when a leader that is not a member appends. So a leader first transfers leadership,
 //! and the new leader removes it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, EntryType};
+use raft::eraftpb::{Entry, EntryType};
 use raft::{ProgressState, RawNode, StateRole};
 use slog::{Logger, info, warn};
 
@@ -70,7 +70,8 @@ impl Context<'_> {
         let members = self.applied.members();
         match request {
             MemberRequest::Add { .. } => {
-                let silent = members.learners.iter().filter(|id| !self.peers.was_ever_heard(**id));
+                let silent =
+                    members.learners.iter().filter(|id| !self.peers.was_heard_since(**id, 0));
                 if silent.count() < SILENT_LEARNERS_MAX {
                     return Ok(());
                 }
@@ -289,12 +290,11 @@ impl Changes {
         node: &mut Context<'_>,
     ) -> Option<ConfChangeRequest> {
         let progress = node.raw_node.raft.prs();
-        let voters = &node.applied.conf_state().voters;
-        let candidates = voters.iter().filter(|id| {
-            **id != node.config.id && wanted.is_none_or(|it| it == **id) && node.lives(**id)
+        let candidates = node.applied.members().voters().filter(|id| {
+            *id != node.config.id && wanted.is_none_or(|it| it == *id) && node.lives(*id)
         });
-        let to = candidates.max_by_key(|id| progress.get(**id).map_or(0, |peer| peer.matched));
-        let Some(&to) = to else {
+        let to = candidates.max_by_key(|id| progress.get(*id).map_or(0, |peer| peer.matched));
+        let Some(to) = to else {
             let why = match wanted {
                 None => "no other voter lives to take over".into(),
                 Some(id) => format!("member {id} cannot take over: it has no vote, or is dead"),
@@ -406,35 +406,33 @@ pub(super) fn apply(
     own: NodeId,
     logger: &Logger,
 ) -> Result<Option<MemberChange>, RequestError> {
-    let (change, replaced) = match effect_of(entry, applied, raw_node, peers, own) {
-        Ok(effect) => {
-            let (change, replaced) = effect.unzip();
-            (Ok(change), replaced)
-        }
-        Err(why) => (Err(why), None),
-    };
+    let mut replaced = None;
+    let effect = effect_of(entry, applied, raw_node, peers, own);
+    let change = effect.map(|effect| {
+        effect.map(|(change, members)| {
+            replaced = Some(members);
+            change
+        })
+    });
     applied.advance(entry.index, entry.term, replaced);
     match &change {
         Err(why) => warn!(logger, "a committed change of members does nothing: {}", why;
             "index" => entry.index),
         Ok(None) => {}
         Ok(Some(MemberChange::Move { id, url })) => info!(logger, "member {} moved to {}", id, url),
-        Ok(Some(_)) => log_configuration(applied.conf_state(), own, logger),
+        Ok(Some(_)) => log_configuration(applied.members(), own, logger),
     }
     change
 }
 
-/// A change that has an effect, with the members and the ConfState after it.
-type Effect = (MemberChange, (Members, ConfState));
-
-/// What a committed change does: `None` if it changes nothing.
+/// What a committed change does: itself, and the members after it; `None` if it changes nothing.
 fn effect_of(
     entry: &Entry,
     applied: &Applied,
     raw_node: &mut RawNode<Log>,
     peers: &Peers,
     own: NodeId,
-) -> Result<Option<Effect>, RequestError> {
+) -> Result<Option<(MemberChange, Members)>, RequestError> {
     let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
     let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
     if !applied.members().check(&change)? {
@@ -448,35 +446,29 @@ fn effect_of(
         // A vote may not begin with what another directory acknowledged.
         forget_progress(raw_node, id);
     }
-    let conf_state = match change {
+    match change {
         // raft does not know URLs.
-        MemberChange::Move { .. } => applied.conf_state().clone(),
-        MemberChange::Remove { id } if id == own && raw_node.raft.state == StateRole::Leader => {
-            // raft 0.7.0 panics when a leader that is not a member appends or commits, and lets one that
-            // leaves a single voter read without asking it. So raft keeps the members as they were: any
-            // majority of these includes one of those that remain.
-            let mut conf_state = applied.conf_state().clone();
-            conf_state.voters.retain(|id| *id != own);
-            conf_state
+        MemberChange::Move { .. } => {}
+        // raft 0.7.0 panics when a leader that is not a member appends or commits, and lets one that
+        // leaves a single voter read without asking it. So raft keeps the members as they were: any
+        // majority of these includes one of those that remain.
+        MemberChange::Remove { id } if id == own && raw_node.raft.state == StateRole::Leader => {}
+        _ => {
+            let applied = raw_node.apply_conf_change(&conf_change);
+            applied.map_err(|error| RequestError::Conflict(error.to_string()))?;
         }
-        _ => raw_node
-            .apply_conf_change(&conf_change)
-            .map_err(|error| RequestError::Conflict(error.to_string()))?,
-    };
-    Ok(Some((change, (members, conf_state))))
+    }
+    Ok(Some((change, members)))
 }
 
 /// Logs the configuration in the original's words.
-fn log_configuration(conf_state: &ConfState, own: NodeId, logger: &Logger) {
-    let list = |ids: &[NodeId]| {
-        let ids: BTreeSet<NodeId> = ids.iter().copied().collect();
-        ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+fn log_configuration(members: &Members, own: NodeId, logger: &Logger) {
+    let list = |ids: Vec<NodeId>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    let learners = match members.learners.is_empty() {
+        true => String::new(),
+        false => format!(" learners=({})", list(members.learners.iter().copied().collect())),
     };
-    let learners = match &conf_state.learners[..] {
-        [] => String::new(),
-        learners => format!(" learners=({})", list(learners)),
-    };
-    let voters = list(&conf_state.voters);
+    let voters = list(members.voters().collect());
     info!(logger, "{} switched to configuration voters=({}){}", own, voters, learners);
 }
 

@@ -78,7 +78,7 @@ impl RaftNode {
     /// directory, and must not stop the others then.
     fn campaign_alone(&mut self) {
         let raft = &self.raw_node.raft;
-        let is_alone = self.applied.conf_state().voters == [self.config.id]
+        let is_alone = self.applied.members().voters().eq([self.config.id])
             && raft.prs().is_singleton()
             && raft.promotable();
         // It wins at once, and raft asserts that a new leader's log is on disk.
@@ -194,7 +194,7 @@ impl RaftNode {
                 "member {from} is promoted with another data directory"
             )));
         }
-        self.peers.admit(header, &self.clock, &mut *self.outbox)?;
+        self.peers.note_heard(header, &self.clock, &mut *self.outbox)?;
         if is_other {
             self.forget_progress(from, incarnation);
         }

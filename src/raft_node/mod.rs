@@ -25,7 +25,7 @@
 //! | state | owner |
 //! |---|---|
 //! | hard state, frames, what waits for the disk | [`journal`] |
-//! | members, ConfState and applied index | [`applied`] |
+//! | members and applied index | [`applied`] |
 //! | bootstrapping, running or leaving | [`lifecycle`], [`bootstrap`] |
 //! | snapshot files: kept, in the making, being sent, received | [`snapshots`] |
 //! | requests in flight | [`writes`], [`reads`], [`changes`] |
@@ -153,7 +153,7 @@ impl RaftNode {
             outbox,
             raw_node: start_raft(&config, index, log, &logger)?,
             journal: Journal::new(wal, identity, hard_state, metrics, lock),
-            applied: Applied::new(index, term, members.members.clone(), members.conf_state()),
+            applied: Applied::new(index, term, members.members),
             lifecycle: replayed.lifecycle,
             snapshots,
             peers: Peers::new(admission),
@@ -341,8 +341,13 @@ impl RaftNode {
         self.reads.start_round(&mut self.raw_node, &self.config, self.clock.now());
     }
 
-    /// Sends raft's messages. The outcome of a snapshot is always reported back later.
+    /// Sends raft's messages, unless this member no longer takes part. The outcome of a snapshot is
+    /// always reported back later.
     fn send(&mut self, messages: Vec<Message>) {
+        if !self.lifecycle.takes_part() {
+            // What this turn answered before it found the loss would still count elsewhere.
+            return;
+        }
         for mut message in messages {
             if self.reads.spares(&message, &self.raw_node.raft) {
                 continue;

@@ -125,14 +125,13 @@ impl Peers {
         }
     }
 
-    /// Decides whether a sender may speak, and notes that it was heard.
-    pub fn admit(
+    /// Notes that an admitted sender was heard, unless there are too many strangers.
+    pub fn note_heard(
         &mut self,
         header: &PeerHeader,
         clock: &Clock,
         outbox: &mut dyn Outbox,
     ) -> std::result::Result<(), Refusal> {
-        self.admission.admit(header)?;
         let id = header.from;
         if !self.connected.contains_key(&id) {
             let strangers = self.connected.values().filter(|peer| !peer.is_member).count();
@@ -227,10 +226,6 @@ impl Peers {
         self.connected.get(&id).and_then(|peer| peer.last_heard).is_some_and(|heard| heard >= tick)
     }
 
-    pub fn was_ever_heard(&self, id: NodeId) -> bool {
-        self.connected.get(&id).is_some_and(|peer| peer.last_heard.is_some())
-    }
-
     pub fn note_greeted(&mut self, id: NodeId) {
         if let Some(peer) = self.connected.get_mut(&id) {
             peer.is_greeted = true;
@@ -315,8 +310,8 @@ impl Peers {
         config: &NodeConfig,
     ) -> Vec<String> {
         let since = clock.ago(config.election_ticks);
-        let is_forgotten = !applied.conf_state().voters.contains(&config.id)
-            && !self.was_heard_since(leader, since);
+        let is_forgotten =
+            !applied.members().is_voter(config.id) && !self.was_heard_since(leader, since);
         if is_forgotten && applied.members().urls.is_empty() {
             return config.cluster.iter().filter(|url| **url != config.url).cloned().collect();
         }

@@ -125,7 +125,7 @@ impl Snapshots {
             self.newest()
         );
         let id = SnapshotId { index: applied.index(), term: applied.term() };
-        let members = applied.snapshot_members(cluster_id);
+        let members = SnapshotMembers::new(cluster_id, applied.members().clone());
         let meta = codec::encode(&members);
         self.making = Some((id, members));
         (self.log_bytes, self.is_missing) = (0, false);

@@ -178,7 +178,7 @@ impl RaftNode {
             last: raft.raft_log.last_index(),
             begun: role != Role::Bootstrapping,
             members: Members::default(),
-            learners: self.applied.conf_state().learners.clone(),
+            learners: self.applied.members().learners.iter().copied().collect(),
             tick: TickStatus::default(),
         };
         let members = self.applied.members();
@@ -193,7 +193,7 @@ impl RaftNode {
     }
 
     fn role(&self) -> Role {
-        let is_learner = self.applied.conf_state().learners.contains(&self.config.id);
+        let is_learner = self.applied.members().learners.contains(&self.config.id);
         match (&self.lifecycle, self.raw_node.raft.state) {
             (Lifecycle::Bootstrapping(_), _) => Role::Bootstrapping,
             (Lifecycle::Quarantined(_), _) => Role::Quarantined,

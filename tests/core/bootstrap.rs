@@ -149,7 +149,7 @@ fn a_wipe_at_any_step_of_a_first_start_mixes_no_two_lives() {
 /// It stopped just before its last answer came, while the others began and acknowledged. Then one of
 /// these loses its disk.
 #[test]
-fn a_first_member_that_stopped_before_the_last_answer_begins_later() {
+fn a_first_member_that_stopped_before_the_end_begins_later() {
     let mut network = Network::default();
     let mut disks: Vec<MemVfs> = (1..=3).map(|id| start(&mut network, id)).collect();
     // Member 3 answers the others, and hears nothing more.

@@ -1,7 +1,7 @@
 //! Who a member is, and which life of a cluster it belongs to: histories in which acknowledged writes
 //! disappeared because this was known locally only.
 
-use raftexample::channels::MemberRequest;
+use raftexample::channels::{GreetingAnswer, Matched, MemberRequest, PeerReport};
 use raftexample::raft_node::{Input, NodeConfig, Role};
 
 use crate::members::moving;
@@ -159,6 +159,32 @@ fn a_member_that_lost_acknowledged_entries_takes_no_part() {
     change(&mut network, 1, MemberRequest::Remove { id: 3 });
     network.tick(12);
     assert!(network.ended.contains_key(&3), "it learns of its removal");
+}
+
+/// Its answer to a heartbeat would let the leader go on leading and reading.
+#[test]
+fn a_turn_that_finds_a_loss_sends_no_answer() {
+    for is_lost in [false, true] {
+        let mut network = Network::new(3, |_| {});
+        assert!(network.put(1, "key", "value").is_ok());
+        network.settle();
+        let header = network.members[&1].header(3);
+        let member = network.member(3);
+        member.take_messages();
+        let heartbeat = forging::forged(member, raft::eraftpb::MessageType::MsgHeartbeat, 1);
+        let index = if is_lost { 1000 } else { 1 };
+        let answer = GreetingAnswer {
+            leader: None,
+            begun: true,
+            counts_as_member: true,
+            acknowledged: Some(Matched { term: heartbeat.term, index }),
+        };
+        let found = PeerReport::Greeted { url: url(1), header, answer };
+        let heartbeat = forging::from_peer(member, 1, 1_000_000, vec![heartbeat]);
+        member.turn([heartbeat, Input::Report(found)]).unwrap();
+        assert_eq!(member.status().role == Role::Quarantined, is_lost);
+        assert_eq!(member.take_messages().is_empty(), is_lost);
+    }
 }
 
 /// Where the others are no majority, nothing else helps.

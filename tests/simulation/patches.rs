@@ -28,9 +28,9 @@ pub const PATCHES: [Patch; 11] = [
     },
     Patch {
         name: "a snapshot is made without its ConfState",
-        file: "src/raft_node/applied.rs",
-        text: "voters: sorted(&self.conf_state.voters),",
-        becomes: "voters: Vec::new(),",
+        file: "src/membership/members.rs",
+        text: "let voters = members.voters().collect();",
+        becomes: "let voters = Vec::new();",
         seeds: 50,
     },
     Patch {

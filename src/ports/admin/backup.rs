@@ -62,10 +62,7 @@ pub(super) async fn snapshot(
     }
     let members = {
         let status = shared.admin.status.borrow();
-        let (learners, voters) =
-            status.members.urls.keys().partition(|id| status.learners.contains(id));
-        let members = status.members.clone();
-        SnapshotMembers { cluster_id: status.cluster_id, voters, learners, members }
+        SnapshotMembers::new(status.cluster_id, status.members.clone())
     };
     let store = keys.store.clone();
     let ((index, term), view) = spawn_blocking(move || {

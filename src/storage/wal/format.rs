@@ -46,6 +46,7 @@
 //! | 6    | entry       | index, term (u64), type (u8), context bytes (u32), context, data         |
 //! | 7    | hard state  | term, vote, commit (u64)                                                 |
 //! | 8    | close       | empty                                                                    |
+//! | 9    | quarantine  | last index that was lost, 0 to lift the quarantine (u64)                 |
 //!
 //! - A head is the first record of a segment's first frame and occurs nowhere else. Its last index is
 //!   the last index of the log when the segment was created, 0 for an empty log.

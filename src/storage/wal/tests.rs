@@ -192,6 +192,7 @@ fn a_log_that_begins_with_a_snapshot_continues_after_it() {
     drop(wal);
     let (_, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
     assert_eq!((recovered.base, recovered.last_index()), (5000, 5001));
+    assert!(Wal::create(vfs(), dir.path(), &identity).is_err(), "there is a log");
 }
 
 #[test]
