@@ -376,10 +376,11 @@ impl RaftNode {
                 }
             }
             PeerReport::Refused { header, refusal: Refusal::OtherIncarnation(why) }
-                if self.applied.members().urls.is_empty()
+                if !self.applied.members().is_voter(self.config.id)
                     && self.peers.admission().is_bound(&header) =>
             {
-                // A member that does not know of its former vote yet has let it join.
+                // A member that did not know of its former vote yet has let it join, and a leader may
+                // have sent it the log as far as the promotion.
                 let from = header.from;
                 return Err(Error::Refused(format!("member {from} refuses this one: {why}")));
             }

@@ -1,7 +1,7 @@
 //! Who a member is, and which life of a cluster it belongs to: histories in which acknowledged writes
 //! disappeared because this was known locally only.
 
-use raftexample::channels::{GreetingAnswer, Matched, MemberRequest, PeerReport};
+use raftexample::channels::{GreetingAnswer, Matched, MemberRequest, PeerReport, Refusal};
 use raftexample::raft_node::{Input, NodeConfig, Role};
 
 use crate::members::moving;
@@ -332,6 +332,32 @@ fn a_wiped_learner_is_neither_quarantined_nor_counted() {
     let state = network.member(1).state();
     network.settle();
     assert_eq!(network.member(4).state(), state);
+}
+
+/// A promotion that counted a learner's former directory is committed after the empty one has joined.
+/// The others send it nothing any more, so only their refusal tells.
+#[test]
+fn a_learner_whose_vote_went_to_its_former_directory_ends() {
+    let mut network = Network::new(2, |_| {});
+    assert!(network.put(1, "key", "value").is_ok());
+    change(&mut network, 1, MemberRequest::Add { id: 3, url: url(3) });
+    // A change on its way keeps the leader from promoting the learner.
+    network.cut_links = [(1, 2)].into();
+    let _pending = network.member(1).change(MemberRequest::Add { id: 5, url: url(5) }).unwrap();
+    network.start(&joins(3, 903, &[1, 2, 3]), &MemVfs::default()).unwrap();
+    for id in [3, 3, 3, 3, 3, 1] {
+        network.turn(id, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(network.member(3).status().learners.contains(&3), "it got the log");
+    for (from, refused) in [(2, 3), (1, 2)] {
+        let header = network.members[&from].header(refused);
+        let refusal = Refusal::OtherIncarnation("DELETE it".into());
+        network.turn(refused, [Input::Report(PeerReport::Refused { header, refusal })]);
+    }
+    let ended = network.ended.remove(&3).expect("a learner ends").to_string();
+    assert!(ended.contains("member 2 refuses this one: DELETE it"), "{ended}");
+    assert!(network.ended.is_empty(), "a member with a vote knows better");
 }
 
 /// The leader's snapshot is damaged, or deleted by hand, and no entry came since. A member that is
