@@ -34,7 +34,7 @@ use crate::raft_node::bootstrap::{cluster_id, list_hash};
 use crate::raft_node::replay::{RESTORING, lock, snap_dir, sync_above, wal_dir};
 use crate::raft_node::validate::HIGHEST;
 use crate::storage::snapshotter::{Snapshot, Snapshotter, load_file};
-use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
+use crate::storage::wal::{Frame, Identity, Sizes, SnapshotId, Wal};
 use crate::storage::{DiskVfs, ReadOnlyVfs, Vfs};
 
 /// `snapshot restore`: the backup, and the member to make from it.
@@ -122,7 +122,7 @@ impl Restore {
         // No vote: elections of this cluster start in a later term.
         let SnapshotId { index: commit, term } = backup.mark;
         let hard_state = HardState { term, vote: 0, commit, ..HardState::default() };
-        Wal::create(vfs.clone(), &wal_dir, identity)?.save(&Frame {
+        Wal::create(vfs.clone(), &wal_dir, identity, Sizes::default())?.save(&Frame {
             installed: Some(backup.mark),
             hard_state: Some(&hard_state),
             ..Frame::default()

@@ -12,6 +12,7 @@ use super::{Index, NodeId};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::storage::log::Log;
+use crate::storage::wal;
 
 /// raft refuses proposals while more log than this is uncommitted, in bytes.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
@@ -62,6 +63,8 @@ pub struct NodeConfig {
     pub heartbeat_ticks: usize,
     /// The deadline of a request that names none, and of a forwarded membership request.
     pub request_timeout: Duration,
+    /// The lengths that the write-ahead log is written with.
+    pub wal_sizes: wal::Sizes,
     /// 64 random bits that identify this run of the member.
     pub boot: u64,
     /// 64 random bits that identify the data directory if the node creates it.
@@ -88,6 +91,7 @@ impl Default for NodeConfig {
             randomized_election_ticks: 10..20,
             heartbeat_ticks: 1,
             request_timeout: Duration::from_secs(5),
+            wal_sizes: wal::Sizes::default(),
             boot: random(),
             incarnation: random(),
             metrics: Metrics::default(),

@@ -41,16 +41,6 @@ pub struct Replayed {
     pub(super) lifecycle: Lifecycle,
 }
 
-impl Replayed {
-    /// Sets the length of a segment of the write-ahead log, and how far it is filled with zeros ahead of
-    /// its frames, in bytes.
-    #[must_use]
-    pub fn with_segments(mut self, segment_bytes: u64, allocate_bytes: u64) -> Self {
-        self.wal = self.wal.with_segment_bytes(segment_bytes).with_allocate_bytes(allocate_bytes);
-        self
-    }
-}
-
 /// The file that marks a log directory while a backup is being restored into it.
 pub(crate) const RESTORING: &str = "restoring";
 
@@ -175,9 +165,9 @@ fn open_wal(
                 mark.index
             )));
         }
-        Wal::create(vfs.clone(), wal_dir, &new_identity(config))?;
+        Wal::create(vfs.clone(), wal_dir, &new_identity(config), config.wal_sizes)?;
     }
-    let (wal, recovered) = Wal::open(vfs, wal_dir)?;
+    let (wal, recovered) = Wal::open(vfs, wal_dir, config.wal_sizes)?;
     if let Some((path, offset)) = &recovered.cut {
         warn!(
             logger,

@@ -18,11 +18,16 @@ const SURVIVALS: [Survives; 5] = [
 ];
 
 fn single() -> NodeConfig {
-    NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
+    NodeConfig {
+        snapshot_count: 5,
+        snapshot_catch_up_entries: 2,
+        wal_sizes: sizes(SEGMENT_BYTES),
+        ..config(1, 1)
+    }
 }
 
 pub fn start(disk: &MemVfs, transcript: &Transcript) -> raftexample::error::Result<Member> {
-    Member::start_with_segments(&single(), disk, transcript, Some(SEGMENT_BYTES))
+    Member::start(&single(), disk, transcript)
 }
 
 /// Makes thirty PUTs; returns how many were acknowledged before an error.

@@ -12,7 +12,7 @@ use raft::eraftpb::{Entry, HardState};
 use raftexample::channels::{Acknowledged, MemberRequest};
 use raftexample::error::Result;
 use raftexample::raft_node::NodeConfig;
-use raftexample::storage::wal::{self, Frame, Identity, Recovered, SnapshotId, Wal};
+use raftexample::storage::wal::{self, Frame, Identity, Recovered, Sizes, SnapshotId, Wal};
 
 use crate::support::memory::*;
 use crate::support::random::Random;
@@ -43,7 +43,7 @@ struct Life {
 impl Life {
     fn start(&self, disk: &MemVfs) -> Result<Member> {
         let config = self.config.as_ref().unwrap();
-        Member::start_with_segments(config, disk, &Transcript::default(), Some(SEGMENT_BYTES))
+        Member::start(config, disk, &Transcript::default())
     }
 
     fn acknowledged_after(&self, operations: usize) -> u64 {
@@ -112,7 +112,12 @@ fn index_of(mut answer: Answer<Acknowledged>) -> u64 {
 
 /// A single member from its first start on, with snapshots, new segments and purges.
 fn life_of_a_single_member() -> (Life, Vec<MemVfs>) {
-    let config = NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) };
+    let config = NodeConfig {
+        snapshot_count: 5,
+        snapshot_catch_up_entries: 2,
+        wal_sizes: sizes(SEGMENT_BYTES),
+        ..config(1, 1)
+    };
     let mut life = Life { config: Some(config), ..Life::default() };
     let disk = MemVfs::default();
     disk.record_states();
@@ -287,6 +292,8 @@ impl Saved {
     }
 }
 
+const LOG_SIZES: Sizes = Sizes { segment_bytes: 2048, step_bytes: 512 };
+
 /// A log with frames of every kind: truncations, marks, received snapshots, and frames longer than
 /// a segment.
 fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
@@ -294,10 +301,7 @@ fn life_of_a_log() -> (Vec<Saved>, Vec<MemVfs>) {
     let disk = MemVfs::default();
     disk.record_states();
     let known = Identity { cluster_id: 0, member_id: 1, incarnation: 0xfeed, first_urls_hash: 0 };
-    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, &known)
-        .unwrap()
-        .with_segment_bytes(2048)
-        .with_allocate_bytes(512);
+    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, &known, LOG_SIZES).unwrap();
     let mut saved: Vec<Saved> = Vec::new();
     let mut purged = 0;
     let mut note = |purged: u64| {
@@ -384,7 +388,7 @@ fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
             );
             torn += usize::from(found.cut.is_some());
             purges += usize::from(found.base > 0);
-            let (mut wal, opened) = Wal::open(vfs.clone(), &dir).unwrap();
+            let (mut wal, opened) = Wal::open(vfs.clone(), &dir, LOG_SIZES).unwrap();
             assert_eq!(opened, found, "{what}: opened and read");
             let end = opened.last_index() + 1;
             let more = [entry(end, 99, b"more".to_vec())];

@@ -2,7 +2,6 @@
 //! the file and the remedy. The only exception is the end of the last segment, where damage can look
 //! like a torn frame. The log is then shorter, but has no gap.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,18 +13,23 @@ use raftexample::membership::{Members, SnapshotMembers};
 use raftexample::raft_node::NodeConfig;
 use raftexample::raft_node::replay::{replay_wal, snap_dir, wal_dir};
 use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::storage::wal::{Frame, Identity, Wal};
+use raftexample::storage::wal::{Frame, Identity, Sizes, Wal};
 use raftexample::storage::{DiskVfs, Vfs};
 
 use crate::support::logs;
 use crate::support::memory::*;
 
 fn single() -> NodeConfig {
-    NodeConfig { snapshot_count: 5, snapshot_catch_up_entries: 2, ..config(1, 1) }
+    NodeConfig {
+        snapshot_count: 5,
+        snapshot_catch_up_entries: 2,
+        wal_sizes: Sizes { segment_bytes: 512, step_bytes: 64 },
+        ..config(1, 1)
+    }
 }
 
 fn start(disk: &MemVfs) -> Result<Member> {
-    Member::start_with_segments(&single(), disk, &Transcript::default(), Some(512))
+    Member::start(&single(), disk, &Transcript::default())
 }
 
 /// The directory of a member with several segments and two snapshots, and the member's state.
@@ -47,15 +51,6 @@ impl Sample {
         let (state, entries) = (member.state(), member.wal().entries);
         let disk = member.crash(Survives::Nothing);
         let sample = Self { disk, state, entries };
-        // Most flips in the preallocated zeros are harmless, so the sample has none.
-        let last = sample.segments().pop().unwrap();
-        let is_zero = |bytes: &Vec<u8>| bytes.last() == Some(&0);
-        assert!(is_zero(&sample.disk.contents(&last)));
-        sample.disk.tamper(&last, |bytes| {
-            while is_zero(bytes) {
-                bytes.pop();
-            }
-        });
         assert!(sample.segments().len() >= 4, "{:?}", sample.disk.paths());
         assert_eq!(sample.snapshots().len(), 2, "{:?}", sample.disk.paths());
         sample
@@ -136,7 +131,9 @@ fn a_flipped_bit_in_any_segment_is_refused_by_name() {
     let mut flips = 0;
     for path in sample.segments() {
         let disk = sample.disk.image();
-        for bit in 0..sample.disk.contents(&path).len() * 8 {
+        // Most flips in the preallocated zeros are harmless.
+        let used = sample.disk.contents(&path).iter().rposition(|&byte| byte != 0).unwrap() + 1;
+        for bit in 0..used * 8 {
             let flip = |bytes: &mut Vec<u8>| bytes[bit / 8] ^= 1 << (bit % 8);
             disk.tamper(&path, flip);
             match Wal::read(&disk, &dir) {
@@ -227,27 +224,26 @@ fn a_second_damaged_snapshot_is_set_aside_too() {
 }
 
 #[test]
-fn a_last_segment_cut_at_any_length_leaves_earlier_frames() {
+fn a_last_segment_cut_short_is_refused_or_loses_nothing() {
     let sample = Sample::new();
     let path = sample.segments().pop().unwrap();
     let bytes = sample.disk.contents(&path);
-    let mut lengths = BTreeSet::new();
-    let mut refused = 0;
+    let all = sample.prefix_of(&sample.disk, "the whole file");
+    let (mut whole, mut refused) = (0, 0);
     for length in 0..bytes.len() {
         let disk = sample.with(&path, &bytes[..length]);
         match sample.prefix_of(&disk, &format!("{length} bytes")) {
             Some(found) => {
-                let longest = lengths.last().is_none_or(|longest| *longest <= found);
-                assert!(longest, "{length} bytes hold fewer entries than a shorter file");
-                lengths.insert(found);
+                assert_eq!(Some(found), all, "{length} bytes");
+                whole += 1;
             }
             None => {
                 refused += 1;
-                assert!(lengths.is_empty(), "{length} bytes are refused, a shorter file was not");
+                assert_eq!(whole, 0, "{length} bytes are refused, a shorter file was not");
             }
         }
     }
-    assert!(lengths.len() > 1 && refused > 16, "{lengths:?}, {refused}");
+    assert!(refused > 300, "{refused}");
 }
 
 #[test]
@@ -285,8 +281,9 @@ fn a_zeroed_sector_is_refused_except_at_the_logs_end() {
                 assert_refused(&disk, path, &what);
                 continue;
             }
-            // At least as long as a log that ends at this offset.
-            let least = sample.prefix_of(&sample.with(path, &bytes[..start]), &what);
+            // At least as long as a log with zeros from this offset on.
+            zeroed[start..].fill(0);
+            let least = sample.prefix_of(&sample.with(path, &zeroed), &what);
             let found = sample.prefix_of(&disk, &what);
             assert!(found.is_none() || found >= least, "{what}: {found:?}, {least:?}");
         }
@@ -326,13 +323,8 @@ fn a_missing_segment_is_refused_or_not_needed() {
 /// An operator who restores the missing segments then has the snapshots too.
 #[test]
 fn a_refused_log_keeps_the_snapshots_it_does_not_name() {
-    let mut member = Member::start_with_segments(
-        &NodeConfig { snapshot_count: 15, ..single() },
-        &MemVfs::default(),
-        &Transcript::default(),
-        Some(512),
-    )
-    .unwrap();
+    let config = NodeConfig { snapshot_count: 15, ..single() };
+    let mut member = Member::start(&config, &MemVfs::default(), &Transcript::default()).unwrap();
     member.tick_until_leader().unwrap();
     for number in 0..24 {
         assert!(member.put("key", &"value ".repeat(number)).unwrap().is_ok());
@@ -378,8 +370,7 @@ fn a_copy_of_a_segment_under_another_name_is_refused() {
 fn log_of(identity: &Identity, sample: &Sample) -> MemVfs {
     let disk = MemVfs::default();
     let dir = wal_dir(Path::new(DATA), 1);
-    let mut wal =
-        Wal::create(Arc::new(disk.clone()), &dir, identity).unwrap().with_segment_bytes(1);
+    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, identity, sizes(1)).unwrap();
     for index in 1.. {
         let entries = [entry(index, 1, Vec::new())];
         wal.save(&Frame { entries: &entries, ..Frame::default() }).unwrap();

@@ -33,12 +33,13 @@ fn single() -> NodeConfig {
         incarnation: INCARNATION,
         snapshot_count: 5,
         snapshot_catch_up_entries: 2,
+        wal_sizes: sizes(SEGMENT_BYTES),
         ..config(1, 1)
     }
 }
 
 fn start(disk: &MemVfs) -> Result<Member> {
-    Member::start_with_segments(&single(), disk, &Transcript::default(), Some(SEGMENT_BYTES))
+    Member::start(&single(), disk, &Transcript::default())
 }
 
 /// The directory of this version. `UPDATE_GOLDEN` creates it first.

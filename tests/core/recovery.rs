@@ -8,7 +8,7 @@ use raftexample::channels::MemberRequest;
 use raftexample::error::Error;
 use raftexample::raft_node::replay::wal_dir;
 use raftexample::raft_node::{Input, NodeConfig};
-use raftexample::storage::wal::{Frame, Identity, Wal};
+use raftexample::storage::wal::{Frame, Identity, Sizes, Wal};
 
 use crate::support::memory::forging::{forged, from_peer};
 use crate::support::memory::*;
@@ -77,8 +77,8 @@ fn a_missing_snapshot_is_made_up_for_alike() {
 fn two_damaged_snapshots_are_named_with_the_remedy() {
     let (disk, _) = two_snapshots();
     // Without the beginning of the log, the older snapshot is needed.
-    let mut member =
-        Member::start_with_segments(&single(), &disk, &Transcript::default(), Some(256)).unwrap();
+    let config = NodeConfig { wal_sizes: sizes(256), ..single() };
+    let mut member = Member::start(&config, &disk, &Transcript::default()).unwrap();
     member.tick_until_leader().unwrap();
     for number in 0..30 {
         member.put("key", &number.to_string()).unwrap();
@@ -167,7 +167,7 @@ fn a_leader_tells_a_learner_of_no_term_that_is_not_on_disk() {
 fn disk_with(frames: &[Frame<'_>], identity: &Identity) -> MemVfs {
     let disk = MemVfs::default();
     let dir = wal_dir(Path::new(DATA), identity.member_id);
-    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, identity).unwrap();
+    let mut wal = Wal::create(Arc::new(disk.clone()), &dir, identity, Sizes::default()).unwrap();
     for frame in frames {
         wal.save(frame).unwrap();
     }

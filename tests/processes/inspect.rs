@@ -188,12 +188,10 @@ fn a_torn_tail_is_what_a_crash_leaves_and_gives_status_0() {
     let wal = "raftexample-1/0000000000000000.wal";
     let lines = json(&inspect(site.dir(), &[wal, "--json"]));
     let last = lines.iter().filter_map(|line| line["offset"].as_u64()).max().unwrap();
-    fs::OpenOptions::new()
-        .write(true)
-        .open(site.dir().join(wal))
-        .unwrap()
-        .set_len(last + 21)
-        .unwrap();
+    let path = site.dir().join(wal);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[last as usize + 21..].fill(0);
+    fs::write(&path, bytes).unwrap();
     let before = image(site.dir());
     let shown = inspect(site.dir(), &["."]);
     assert!(image(site.dir()) == before, "it changed something");
@@ -208,6 +206,21 @@ fn a_torn_tail_is_what_a_crash_leaves_and_gives_status_0() {
     let member = start_on(&site, site.dir(), &flags);
     let cut = format!("{wal} at offset {last}");
     eventually(PATIENCE, "the start cuts it", || member.stderr().contains(&cut));
+}
+
+#[test]
+fn a_log_that_a_copy_cut_short_is_refused_by_both() {
+    let (site, flags) = killed_member();
+    let wal = "raftexample-1/0000000000000000.wal";
+    let lines = json(&inspect(site.dir(), &[wal, "--json"]));
+    let last = lines.iter().filter_map(|line| line["offset"].as_u64()).max().unwrap();
+    fs::OpenOptions::new().write(true).open(site.dir().join(wal)).unwrap().set_len(last).unwrap();
+    let shown = inspect(site.dir(), &["."]);
+    assert_eq!(shown.status, 1, "{}", shown.stdout);
+    assert!(shown.stderr.contains("something cut the file short"), "{}", shown.stderr);
+    let mut member = start_on(&site, Path::new("."), &flags);
+    assert_eq!(member.wait(PATIENCE), 1);
+    assert_eq!(member.last_words(), [shown.stderr.trim_end()]);
 }
 
 #[test]
@@ -255,7 +268,7 @@ fn what_is_not_a_members_is_refused_in_one_line() {
 
 #[test]
 fn a_reader_that_stops_early_is_no_error() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v2");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v3");
     let mut command = Command::new(BINARY);
     command.arg("inspect").arg(data).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

@@ -118,14 +118,8 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(
-        config: &NodeConfig,
-        vfs: Arc<dyn Vfs>,
-        segment_bytes: u64,
-        logger: &Logger,
-    ) -> Result<Self> {
+    pub fn start(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Result<Self> {
         let replayed = replay_wal(config, vfs, logger)?;
-        let replayed = replayed.with_segments(segment_bytes, segment_bytes / 4);
         let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Status::default());

@@ -16,6 +16,7 @@ use raftexample::error::{Error, RequestError};
 use raftexample::raft_node::{Input, NodeConfig, Status};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::SnapshotReceiver;
+use raftexample::storage::wal::Sizes;
 use slog::Logger;
 use tokio::sync::oneshot;
 
@@ -312,6 +313,10 @@ impl World {
             election_ticks,
             randomized_election_ticks: election_ticks..election_ticks + 1,
             heartbeat_ticks: self.settings.heartbeat_ticks.min(election_ticks - 1),
+            wal_sizes: Sizes {
+                segment_bytes: self.settings.segment_bytes,
+                step_bytes: self.settings.segment_bytes / 4,
+            },
             ..config(id, 0)
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use raftexample::channels::{NodeId, Requests};
 use raftexample::raft_node::NodeConfig;
+use raftexample::storage::wal::{SEGMENT_BYTES, Sizes};
 use tokio::sync::mpsc;
 
 /// The data directory of every member in memory.
@@ -17,6 +18,11 @@ pub fn url(id: NodeId) -> String {
 pub fn closed() -> Requests {
     let (propose_tx, read_tx) = (mpsc::channel(1).0, mpsc::channel(1).0);
     Requests { propose_tx, read_tx, conf_change_tx: mpsc::channel(1).0 }
+}
+
+/// Segments of `segment_bytes`, and small steps, because every state of a disk is copied.
+pub fn sizes(segment_bytes: u64) -> Sizes {
+    Sizes { segment_bytes, step_bytes: 1024 }
 }
 
 /// The configuration of the first start of member `id` of `n`.
@@ -37,6 +43,7 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         randomized_election_ticks: 9 + id as usize..10 + id as usize,
         heartbeat_ticks: 1,
         request_timeout: Duration::from_secs(5),
+        wal_sizes: sizes(SEGMENT_BYTES),
         boot: 1000 + id,
         incarnation: 100 + id,
         metrics: Default::default(),

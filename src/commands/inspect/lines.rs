@@ -57,7 +57,7 @@ impl Lines<'_> {
             self.write("record", &fields, format_args!("{offset:>10}  {text}"))
         };
         match record {
-            Record::Head(Head { segment, previous_bytes, last_index }) => {
+            Record::Head(Head { segment, previous_bytes, last_index, step_bytes }) => {
                 let last_index = (*last_index > 0).then_some(last_index);
                 let after = last_index
                     .map(|index| format!(", after index {index} and {previous_bytes} bytes"))
@@ -67,6 +67,7 @@ impl Lines<'_> {
                     ("segment", segment),
                     ("previous_bytes", previous_bytes),
                     ("last_index", &last_index),
+                    ("step_bytes", step_bytes),
                 ];
                 let version = format_args!("head: format version {VERSION}");
                 write("head", fields, format_args!("{version}, segment {segment:016x}{after}"))
@@ -138,6 +139,7 @@ impl Lines<'_> {
                 write("hard_state", fields, text)
             }
             Record::Close => write("close", &[], format_args!("close: another segment follows")),
+            Record::Padding => write("padding", &[], format_args!("padding")),
         }
     }
 

@@ -38,7 +38,7 @@
 //! | kind | record      | body                                                                     |
 //! |------|-------------|--------------------------------------------------------------------------|
 //! | 1    | head        | magic (8 bytes), version (u32), segment, open length of the previous     |
-//! |      |             | segment in bytes, last index (u64)                                       |
+//! |      |             | segment in bytes, last index, step in bytes (u64)                        |
 //! | 2    | identity    | cluster id, member id, incarnation, hash of the first URLs (u64)         |
 //! | 3    | incarnation | member id, incarnation (u64)                                             |
 //! | 4    | mark        | index, term (u64)                                                        |
@@ -47,11 +47,13 @@
 //! | 7    | hard state  | term, vote, commit (u64)                                                 |
 //! | 8    | close       | empty                                                                    |
 //! | 9    | quarantine  | last index that was lost, 0 to lift the quarantine (u64)                 |
+//! | 10   | padding     | 11 zeros                                                                 |
 //!
 //! - A head is the first record of a segment's first frame and occurs nowhere else. Its last index is
 //!   the last index of the log when the segment was created, 0 for an empty log.
 //! - A close is the only record in the last frame of a segment. It states that another segment
 //!   follows. The open length of a segment excludes this frame.
+//! - A padding is the last record of a frame that would end on a multiple of the step without it.
 //! - An entry's type is 0 for a normal entry, 1 for a ConfChange and 2 for a ConfChangeV2. Its data
 //!   is the rest of the body.
 //!
@@ -64,16 +66,29 @@
 //! nothing but its head.
 //!
 //! The format assumes that a disk writes a sector completely or not at all, and that a sector that
-//! was never written reads as zeros. Whichever sectors of a torn frame arrived, however long the file
-//! became, and wherever a failed write stopped, the frame has one of these shapes:
+//! was never written reads as zeros. Whichever sectors of a torn frame arrived, and wherever a failed
+//! write stopped, the frame has one of these shapes:
 //!
-//! 1. The file ends within the header, or before the end that a valid header announces.
+//! 1. The header is invalid and only zeros follow it, or it is valid and the frame's last byte is zero.
 //! 2. The header is valid, and the frame has more zero portions than the header counts.
 //! 3. The header is invalid, and the frame's first portion consists of zeros only.
 //!
 //! Everything else is damage. One flipped bit in a frame produces none of these shapes, with one
 //! exception: a flip that clears the only set bit of a portion has shape 2. The checksum detects this
 //! case, because each single flip changes it in a different way.
+//!
+//! # A file that was cut short
+//!
+//! A crash never shortens the last segment, because of three invariants:
+//!
+//! - The file grows by zeros, up to a multiple of the step that its head states. A frame is written
+//!   only after the growth up to its end is durable.
+//! - No frame ends on a multiple of the step.
+//! - The file shrinks only after the close is durable.
+//!
+//! So a frame header that announces an end beyond the end of the file is damage, and so is any byte
+//! but zero after the last whole step. A cut at a multiple of the step divides a frame, or removes
+//! zeros only.
 //!
 //! Two kinds of damage remain undetected or ambiguous. A flipped bit in the preallocated zeros looks
 //! like a torn frame or like damage. Zeros in place of the last frames look like a shorter log,
@@ -86,7 +101,7 @@ use super::{Identity, SnapshotId};
 
 /// The version of the log. A program reads and writes this one only. [`wal`](super) states what
 /// raises it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// The unit in bytes that a disk writes completely or not at all.
@@ -107,6 +122,7 @@ const ENTRY: u8 = 6;
 const HARD_STATE: u8 = 7;
 const CLOSE: u8 = 8;
 const QUARANTINE: u8 = 9;
+const PADDING: u8 = 10;
 /// The length in bytes of the frame that closes a segment.
 pub(super) const CLOSE_BYTES: u64 = frame_bytes(RECORD_HEADER_BYTES) as u64;
 /// The length in bytes of the fields before a record's body: kind and body length.
@@ -144,10 +160,12 @@ pub(crate) enum Record {
     Close,
     /// The member lost entries up to this index that it had acknowledged; 0 lifts the quarantine.
     Quarantine(u64),
+    /// Moves the end of its frame. Means nothing.
+    Padding,
 }
 
 /// The place of a segment in its log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The number of the segment, from 0.
     pub segment: u64,
@@ -155,6 +173,8 @@ pub(crate) struct Head {
     pub previous_bytes: u64,
     /// The last index of the log when the segment was created, 0 for an empty log.
     pub last_index: u64,
+    /// The segment grows to multiples of this, in bytes.
+    pub step_bytes: u64,
 }
 
 /// Appends `record` to `payload`.
@@ -165,7 +185,8 @@ pub(super) fn put(payload: &mut Vec<u8>, record: &Record) {
         Record::Head(head) => {
             payload.extend_from_slice(&MAGIC);
             payload.extend_from_slice(&VERSION.to_le_bytes());
-            put_numbers(payload, &[head.segment, head.previous_bytes, head.last_index]);
+            let Head { segment, previous_bytes, last_index, step_bytes } = *head;
+            put_numbers(payload, &[segment, previous_bytes, last_index, step_bytes]);
             HEAD
         }
         Record::Identity(identity) => {
@@ -205,6 +226,10 @@ pub(super) fn put(payload: &mut Vec<u8>, record: &Record) {
         Record::Quarantine(index) => {
             put_numbers(payload, &[*index]);
             QUARANTINE
+        }
+        Record::Padding => {
+            payload.resize(start + HEADER_BYTES, 0);
+            PADDING
         }
     };
     let body = start + RECORD_HEADER_BYTES;
@@ -292,8 +317,12 @@ fn take_record(payload: &mut &[u8]) -> Result<Record, Fault> {
         }),
         CLOSE => Record::Close,
         QUARANTINE => Record::Quarantine(body.try_get_u64_le()?),
+        PADDING => {
+            body = &[];
+            Record::Padding
+        }
         _ => {
-            let why = format!("unknown record kind {kind}, expected {HEAD} to {QUARANTINE}");
+            let why = format!("unknown record kind {kind}, expected {HEAD} to {PADDING}");
             return Err(why.into());
         }
     };
@@ -317,6 +346,7 @@ fn take_head(body: &mut &[u8]) -> Result<Head, Fault> {
         segment: body.try_get_u64_le()?,
         previous_bytes: body.try_get_u64_le()?,
         last_index: body.try_get_u64_le()?,
+        step_bytes: body.try_get_u64_le()?,
     })
 }
 
@@ -348,6 +378,14 @@ pub(super) fn begin_frame(buffer: &mut Vec<u8>) {
 /// The length in bytes of the frame with a payload of `payload_length` bytes.
 pub(super) const fn frame_bytes(payload_length: usize) -> usize {
     HEADER_BYTES + (payload_length / HEADER_BYTES + 1) * HEADER_BYTES
+}
+
+/// Makes `frame` longer if it would end on a multiple of `step_bytes` when it starts at `start`.
+pub(super) fn pad_frame(frame: &mut Vec<u8>, start: u64, step_bytes: u64) {
+    let end = start + frame_bytes(frame.len() - HEADER_BYTES) as u64;
+    if end.is_multiple_of(step_bytes) {
+        put(frame, &Record::Padding);
+    }
 }
 
 /// Adds the fill and the header to `frame`, which [`begin_frame`] began, for the file offset `start`.
@@ -419,20 +457,19 @@ pub(super) fn read_frame(
 ) -> Result<WholeFrame<'_>, BadFrame> {
     let rest = &segment[start..];
     if rest.len() < HEADER_BYTES {
-        let reason = format!("{} bytes remain, a frame header has {HEADER_BYTES}", rest.len());
-        return Err(BadFrame { torn: true, reason });
+        return Err(cut_short(rest, HEADER_BYTES));
     }
     let Some(header) = decode_header(rest, start as u64, salt) else {
         let first_portion = portions(rest, start as u64).next().unwrap_or_default();
         return Err(BadFrame {
-            torn: is_zero(first_portion) && !holds_frame(segment, start + HEADER_BYTES, salt),
+            torn: is_zero(&rest[HEADER_BYTES..])
+                || is_zero(first_portion) && !holds_frame(segment, start + HEADER_BYTES, salt),
             reason: "expected a frame header, found none that is valid".to_owned(),
         });
     };
     let bytes = frame_bytes(header.payload_length);
     let Some(frame) = rest.get(..bytes) else {
-        let reason = format!("{} bytes remain, the frame has {bytes}", rest.len());
-        return Err(BadFrame { torn: true, reason });
+        return Err(cut_short(rest, bytes));
     };
     let checksum = crc32c::crc32c(&frame[HEADER_BYTES..]);
     if checksum == header.checksum {
@@ -444,16 +481,22 @@ pub(super) fn read_frame(
         return Ok(WholeFrame { payload, end: start + bytes });
     }
     let zero_portions = portions(frame, start as u64).filter(|portion| is_zero(portion)).count();
+    let lacks_sectors = zero_portions > header.zero_portions
+        && !is_one_flip(frame, start as u64, checksum ^ header.checksum);
     Err(BadFrame {
-        torn: bytes == rest.len()
-            && zero_portions > header.zero_portions
-            && !is_one_flip(frame, start as u64, checksum ^ header.checksum),
+        torn: is_zero(&rest[bytes..]) && (frame.last() == Some(&0) || lacks_sectors),
         reason: format!(
             "the frame has checksum {checksum:#010x} and {zero_portions} zero sectors, its header \
              states {:#010x} and {}",
             header.checksum, header.zero_portions
         ),
     })
+}
+
+fn cut_short(rest: &[u8], bytes: usize) -> BadFrame {
+    let reason =
+        format!("{} bytes remain, expected {bytes}: something cut the file short", rest.len());
+    BadFrame { torn: false, reason }
 }
 
 /// True if a complete frame starts at `start` or after it.

@@ -30,39 +30,40 @@
 //!
 //! During [`Wal::save`]:
 //! - the log with the complete frame, or without it;
-//! - some sectors of the frame and zeros, in a file that ends anywhere up to the end of the frame: the
-//!   frame is torn, and [`Wal::open`] cuts it off. The member has not acknowledged it.
+//! - some sectors of the frame and zeros: the frame is torn, and [`Wal::open`] replaces it with zeros.
+//!   The member has not acknowledged it;
+//! - the file with some more zeros.
 //!
 //! During [`Wal::save`] that creates a segment:
-//! - the current segment with or without its preallocated zeros. The zeros may also be there after the
-//!   new segment has its name, because a failed sync can lose the new length;
 //! - a `.tmp` file: the next open removes it;
-//! - the new segment with its head only, and the previous one closed, not closed, or with a torn close:
-//!   the log without the frame that needed the new segment. [`Wal::open`] closes the previous segment.
+//! - the new segment with its head only, and the previous one closed, not closed, or with a torn close,
+//!   with or without its preallocated zeros: the log without the frame that needed the new segment.
+//!   [`Wal::open`] closes the previous segment.
 //!
 //! During [`Wal::purge`]:
 //! - some of the segments to remove, without gaps and including the last of them. They are read too.
 //!   Later segments repeat or replace everything they state.
 //!
 //! During [`Wal::open`]:
-//! - the torn frame and the zeros, or neither;
+//! - the torn frame, or some of its sectors;
 //! - the last frame, rewritten with the same bytes: unchanged;
 //! - an empty `.tmp` file: the next open removes it;
 //! - the close of the previous segment, complete or torn.
 //!
 //! # Preallocated zeros
 //!
-//! A sync of a file that grew writes the file's length and its new blocks in addition to the data. So
-//! a frame that reaches the end of the file writes [`ALLOCATE_BYTES`] of zeros after itself, and the
-//! next frames overwrite them. The disk then does one write for a frame instead of two or three. Only
-//! the last segment has zeros after its frames, and [`Wal::open`] removes them.
+//! The file of the last segment grows in whole steps of [`STEP_BYTES`], before a frame uses them. That
+//! tells a file that was cut short from a crash (see `wal/format.rs`), and it is fast: a sync of a file
+//! that grew writes the file's length and its new blocks in addition to the data. A frame that comes
+//! near the end of the file writes the next step of zeros after itself, with the same sync. Only a
+//! frame that is much longer than its predecessor needs a sync of its own for the growth.
 //!
 //! # Invariants
 //!
-//! - A segment gets its name after its head is durable.
+//! - A segment gets its name after its head and the rest of its first step are durable.
 //! - A successor gets its name after all frames of the segment are durable, except the close.
-//! - The close is written after the successor's name is durable. The successor's first frame is
-//!   written after the close is durable.
+//! - The close is written after the successor's name is durable, and the zeros after it are removed
+//!   then. The successor's first frame is written after both are durable.
 //!
 //! So every other fault of a head or of an earlier segment is damage, and so is a last segment that is
 //! closed. Damage is never repaired: [`Error::Corrupt`](crate::error::Error::Corrupt) keeps the member
@@ -118,9 +119,24 @@ pub use self::writer::Wal;
 /// whole segments, and a start reads one segment into memory at a time.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
-/// The length of the preallocated zeros in bytes. A frame longer than a quarter of this gets none,
-/// because its own write costs much more than the growth of the file.
-pub const ALLOCATE_BYTES: u64 = 256 << 10;
+/// The file of the last segment grows to multiples of this, in bytes. For a frame longer than a
+/// quarter of it the file is extended without writing the zeros.
+pub const STEP_BYTES: u64 = 256 << 10;
+
+/// The lengths that a log is written with. Reading needs none of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// The length of a segment, in place of [`SEGMENT_BYTES`].
+    pub segment_bytes: u64,
+    /// The growth of a new segment, in place of [`STEP_BYTES`]. A multiple of 16.
+    pub step_bytes: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, step_bytes: STEP_BYTES }
+    }
+}
 
 /// The identity of the member that owns a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -199,7 +215,7 @@ pub struct Recovered {
     /// The index before the first entry. It is 0 in a new log, and rises with purges and received
     /// snapshots.
     pub base: u64,
-    /// The file and the offset at which a torn frame was cut off.
+    /// The file and the offset of a torn frame.
     pub cut: Option<(PathBuf, u64)>,
 }
 

@@ -24,7 +24,9 @@ pub(super) struct Segment {
     pub highest_index: u64,
     /// True if its last frame is a close.
     pub closed: bool,
-    /// The length of the file in bytes when it was read.
+    /// The file's length is a multiple of this until it is closed, in bytes.
+    pub step_bytes: u64,
+    /// The length of the file in bytes when it was read or created.
     pub file_length: u64,
     /// True if a torn frame follows its last complete frame.
     pub torn: bool,
@@ -34,6 +36,11 @@ impl Segment {
     /// Its length without the frame that closes it.
     pub fn open_length(&self) -> u64 {
         self.length - if self.closed { format::CLOSE_BYTES } else { 0 }
+    }
+
+    /// True if a frame was written after its head, even in part.
+    pub fn has_frames(&self) -> bool {
+        self.length > self.head_length || self.torn
     }
 
     pub fn path(&self, dir: &Path) -> PathBuf {
@@ -210,7 +217,7 @@ fn replay_segments(
 }
 
 /// Reads a segment. A torn frame of at most `torn_bytes` may end it. Unless that is 0, zeros may
-/// follow.
+/// follow. If it is the last one, no byte may follow the last whole step of the file but zeros.
 fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -224,24 +231,23 @@ fn replay_segment(
     let file = read_file(vfs, &path)?;
     segment.file_length = file.len() as u64;
     watch(&path, Seen::Segment { bytes: segment.file_length })?;
-    let mut bytes = &file[..];
+    let mut used = file.len();
     if torn_bytes > 0 {
         // The last byte of a frame is never zero.
-        let zeros = bytes.iter().rev().take_while(|&&byte| byte == 0).count();
-        bytes = &bytes[..bytes.len() - zeros];
+        used -= file.iter().rev().take_while(|&&byte| byte == 0).count();
     }
     let (mut start, mut last_start) = (0, 0);
     // At offset 0 even an empty file is read, because a missing head is damage.
-    while start < bytes.len() || start == 0 {
+    while start < used || start == 0 {
         let is_head = start == 0;
         let incarnation = replayed.replay.summary.identity.incarnation;
         let salt = if is_head { Salt::default() } else { Salt { incarnation, segment: number } };
-        let may_be_torn = !is_head && !segment.closed && bytes.len() - start <= torn_bytes;
-        let frame = match format::read_frame(bytes, start, salt) {
+        let may_be_torn = !is_head && !segment.closed && used - start <= torn_bytes;
+        let frame = match format::read_frame(&file, start, salt) {
             Ok(frame) => frame,
             Err(bad) if bad.torn && may_be_torn => {
                 segment.torn = true;
-                let left = (bytes.len() - start) as u64;
+                let left = (used - start) as u64;
                 watch(&path, Seen::Unfinished { offset: start as u64, bytes: left })?;
                 break;
             }
@@ -263,7 +269,15 @@ fn replay_segment(
             segment.head_length = start as u64;
         }
     }
-    replayed.last_frame = bytes[last_start..start].to_vec();
+    let whole_steps = segment.file_length / segment.step_bytes * segment.step_bytes;
+    if torn_bytes == usize::MAX && !segment.closed && used as u64 > whole_steps {
+        let reason = format!(
+            "the file has {} bytes, but frames end below a multiple of {}: something cut the file short",
+            segment.file_length, segment.step_bytes
+        );
+        return Err(damage(&path, whole_steps, reason));
+    }
+    replayed.last_frame = file[last_start..start].to_vec();
     segment.length = start as u64;
     replayed.segments.push(segment);
     Ok(())
@@ -282,6 +296,7 @@ fn replay_frame(
     let mut records = format::records(payload);
     if is_head {
         let head = check_head(records.next().transpose()?, previous, segment.number)?;
+        segment.step_bytes = head.step_bytes;
         match previous {
             None => (replay.base, replay.summary.last_index) = (head.last_index, head.last_index),
             Some(_) if replay.summary.last_index != head.last_index => {
@@ -321,9 +336,15 @@ fn check_head(
     let Some(Record::Head(head)) = record else {
         return Err("the first frame does not begin with a head".to_owned());
     };
-    let Head { segment, previous_bytes, last_index, .. } = head;
+    let Head { segment, previous_bytes, last_index, step_bytes } = head;
     if segment != number {
         return Err(format!("it is segment {segment:016x}, its name says {number:016x}"));
+    }
+    if step_bytes == 0 || step_bytes % format::HEADER_BYTES as u64 != 0 {
+        return Err(format!(
+            "its step is {step_bytes} bytes, expected a multiple of {}",
+            format::HEADER_BYTES
+        ));
     }
     if number == 0 && (previous_bytes, last_index) != (0, 0) {
         return Err(format!(
@@ -346,7 +367,7 @@ fn check_head(
 /// Checks that `segment` ends with its close if its successor `next` holds more than a head.
 fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
     let has_tail = segment.file_length > segment.length;
-    if next.file_length == next.head_length || segment.closed && !has_tail {
+    if !next.has_frames() || segment.closed && !has_tail {
         return Ok(());
     }
     let what = if segment.closed { "bytes follow its close" } else { "it is not closed" };
@@ -356,9 +377,13 @@ fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
 
 fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {
     let file = vfs.open(path).map_err(Error::io("open", path))?;
-    let length = file.len().map_err(Error::io("read the length of", path))?;
-    let mut bytes = vec![0; length as usize];
-    let read = file.read_at(&mut bytes, 0).map_err(Error::io("read", path))?;
-    bytes.truncate(read);
+    let length = || file.len().map_err(Error::io("read the length of", path));
+    let mut bytes = Vec::new();
+    // A running member may extend the file. A frame that was read may lie in the new part.
+    while length()? != bytes.len() as u64 {
+        bytes.resize(length()? as usize, 0);
+        let read = file.read_at(&mut bytes, 0).map_err(Error::io("read", path))?;
+        bytes.truncate(read);
+    }
     Ok(bytes)
 }

@@ -28,10 +28,9 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Appends the records of the head of `segment` to `payload`.
-    pub fn put_head(&self, payload: &mut Vec<u8>, segment: u64, previous_bytes: u64) {
-        let head = Head { segment, previous_bytes, last_index: self.last_index };
-        format::put(payload, &Record::Head(head));
+    /// Appends the records of a segment's head to `payload`. The last index of `head` is set here.
+    pub fn put_head(&self, payload: &mut Vec<u8>, head: Head) {
+        format::put(payload, &Record::Head(Head { last_index: self.last_index, ..head }));
         format::put(payload, &Record::Identity(self.identity.clone()));
         for (&member_id, &incarnation) in &self.incarnations {
             format::put(payload, &Record::Incarnation { member_id, incarnation });
@@ -59,14 +58,14 @@ impl Summary {
         self.marks.last_key_value().map_or(0, |(&index, _)| index)
     }
 
-    /// Applies one record. Heads and closes belong to segments and change nothing here.
+    /// Applies one record. Heads, closes and paddings belong to segments and change nothing here.
     ///
     /// # Errors
     /// A message if it cannot follow the records before it.
     pub fn apply(&mut self, record: &Record) -> Result<(), String> {
         let (known, last) = (&self.identity, self.last_index);
         match record {
-            Record::Head(_) | Record::Close => {}
+            Record::Head(_) | Record::Close | Record::Padding => {}
             // A new identity changes the cluster id only, and only if that was unknown.
             Record::Identity(new) => {
                 let same_member =

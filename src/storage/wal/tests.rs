@@ -39,12 +39,22 @@ fn mark(index: u64, term: u64) -> SnapshotId {
     SnapshotId { index, term }
 }
 
+const STEP_BYTES: u64 = 1024;
+
+fn sizes(segment_bytes: u64) -> Sizes {
+    Sizes { segment_bytes, step_bytes: STEP_BYTES }
+}
+
 fn create(dir: &Path) -> Wal {
-    Wal::create(FailingVfs::sound(), dir, &identity()).expect("a new log")
+    create_with(dir, SEGMENT_BYTES)
+}
+
+fn create_with(dir: &Path, segment_bytes: u64) -> Wal {
+    Wal::create(FailingVfs::sound(), dir, &identity(), sizes(segment_bytes)).expect("a new log")
 }
 
 fn open(dir: &Path) -> Result<(Wal, Recovered)> {
-    Wal::open(FailingVfs::sound(), dir)
+    Wal::open(FailingVfs::sound(), dir, sizes(SEGMENT_BYTES))
 }
 
 fn recover(dir: &Path) -> Recovered {
@@ -87,7 +97,18 @@ fn damage_of(dir: &Path) -> (PathBuf, u64, String) {
     }
 }
 
-/// A log of one segment: the file, the end of each frame, and the state after each frame.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
+
+/// `frames` and the zeros that follow them in the file of a last segment.
+fn allocated(frames: &[u8]) -> Vec<u8> {
+    let mut bytes = frames.to_vec();
+    bytes.resize((bytes.len() + format::CLOSE_BYTES as usize).next_multiple_of(1024), 0);
+    bytes
+}
+
+/// A log of one segment: its frames, the end of each frame, and the state after each frame.
 struct Sample {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -127,8 +148,8 @@ impl Sample {
             ends.push(wal.bytes() as usize);
             states.push(recover(dir.path()));
         }
-        let bytes = fs::read(segment_path(dir.path(), 0)).expect("the segment");
-        assert_eq!(ends.last(), Some(&bytes.len()));
+        let mut bytes = fs::read(segment_path(dir.path(), 0)).expect("the segment");
+        assert!(is_zero(&bytes.split_off(ends[ends.len() - 1])));
         Self { bytes, ends, states }
     }
 
@@ -140,18 +161,20 @@ impl Sample {
     }
 
     /// Asserts that open cuts the log with `bytes` to its first `frames` frames, reports the cut unless
-    /// only zeros are removed, and leaves a sound log.
+    /// only zeros follow them, and leaves a sound log in a file that is no shorter.
     fn assert_cut(&self, bytes: &[u8], frames: usize) {
         let dir = Self::replaced(bytes);
         let path = segment_path(dir.path(), 0);
         let end = self.ends[frames];
-        let is_torn = bytes[end..].iter().any(|&byte| byte != 0);
+        let is_torn = !is_zero(&bytes[end..]);
         let cut = is_torn.then(|| (path.clone(), end as u64));
         let expected = Recovered { cut, ..self.states[frames].clone() };
         assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
         let (mut wal, recovered) = open(dir.path()).expect("a torn log");
         assert_eq!(recovered, expected);
-        assert_eq!(fs::read(&path).expect("the segment"), &self.bytes[..end]);
+        let file = fs::read(&path).expect("the segment");
+        assert!(file[..end] == self.bytes[..end] && is_zero(&file[end..]));
+        assert!(file.len() >= bytes.len() && file.len().is_multiple_of(1024), "{}", file.len());
         assert_eq!(recover(dir.path()), self.states[frames]);
 
         let next = expected.last_index() + 1;
@@ -172,7 +195,7 @@ fn a_log_that_begins_with_a_snapshot_continues_after_it() {
     let vfs = || Arc::new(DiskVfs);
     let restored =
         Frame { installed: Some(mark), hard_state: Some(&hard_state), ..Frame::default() };
-    let created = Wal::create(vfs(), dir.path(), &identity);
+    let created = Wal::create(vfs(), dir.path(), &identity, Sizes::default());
     created.expect("an empty directory").save(&restored).expect("saved");
     let expected = Recovered {
         identity: identity.clone(),
@@ -185,14 +208,14 @@ fn a_log_that_begins_with_a_snapshot_continues_after_it() {
         cut: None,
     };
     assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log"), expected);
-    let (mut wal, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
+    let (mut wal, recovered) = Wal::open(vfs(), dir.path(), Sizes::default()).expect("a sound log");
     assert_eq!(recovered, expected);
     let entry = Entry { index: 5001, term: 5, ..Entry::default() };
     wal.save(&Frame { entries: &[entry], ..Frame::default() }).expect("saved");
     drop(wal);
-    let (_, recovered) = Wal::open(vfs(), dir.path()).expect("a sound log");
+    let (_, recovered) = Wal::open(vfs(), dir.path(), Sizes::default()).expect("a sound log");
     assert_eq!((recovered.base, recovered.last_index()), (5000, 5001));
-    assert!(Wal::create(vfs(), dir.path(), &identity).is_err(), "there is a log");
+    assert!(Wal::create(vfs(), dir.path(), &identity, Sizes::default()).is_err(), "there is a log");
 }
 
 #[test]
@@ -200,7 +223,8 @@ fn a_saved_frame_is_recovered() {
     let parent = TempDir::new().expect("a directory");
     let dir = parent.path().join("raftexample-3");
     assert!(!exists(&DiskVfs, &dir).expect("listed"));
-    let mut wal = Wal::create(Arc::new(DiskVfs), &dir, &identity()).expect("a new log");
+    let mut wal =
+        Wal::create(Arc::new(DiskVfs), &dir, &identity(), Sizes::default()).expect("a new log");
     assert!(exists(&DiskVfs, &dir).expect("listed"));
     let mut conf_change = entry(2, 1, "change");
     conf_change.entry_type = EntryType::EntryConfChange;
@@ -215,7 +239,8 @@ fn a_saved_frame_is_recovered() {
     let known = Identity { cluster_id: 5, ..identity() };
     let frame = Frame { identity: Some(&known), made: Some(mark(2, 1)), ..Frame::default() };
     wal.save(&frame).expect("saved");
-    let (wal, recovered) = Wal::open(Arc::new(DiskVfs), &dir).expect("a sound log");
+    let (wal, recovered) =
+        Wal::open(Arc::new(DiskVfs), &dir, Sizes::default()).expect("a sound log");
     assert_eq!(recovered.identity, known);
     assert_eq!(recovered.incarnations, BTreeMap::from([(1, 10), (2, 20)]));
     assert_eq!(recovered.marks, [mark(2, 1)]);
@@ -225,8 +250,7 @@ fn a_saved_frame_is_recovered() {
     assert_eq!(recovered.hard_state, hard_state(1, 2, 2));
     assert_eq!((recovered.base, recovered.last_index()), (0, 2));
     assert_eq!(recovered.cut, None);
-    let length = length_of(&dir, 0);
-    assert_eq!(wal.bytes(), length);
+    assert!(wal.bytes() < length_of(&dir, 0), "the zeros do not count");
 }
 
 #[test]
@@ -238,15 +262,16 @@ fn a_new_log_holds_its_identity_and_nothing_else() {
     assert_eq!(recovered.identity, identity());
     assert_eq!((recovered.base, recovered.last_index()), (0, 0));
     assert_eq!(recovered.hard_state, HardState::default());
-    let length = length_of(dir.path(), 0);
-    assert_eq!(wal.bytes(), length, "an empty frame writes nothing");
+    assert_eq!(wal.bytes(), wal.current().head_length, "an empty frame writes nothing");
 }
 
 #[test]
 fn create_refuses_a_directory_with_a_log() {
     let dir = TempDir::new().expect("a directory");
     create(dir.path());
-    let error = Wal::create(FailingVfs::sound(), dir.path(), &identity()).err().expect("refused");
+    let error = Wal::create(FailingVfs::sound(), dir.path(), &identity(), Sizes::default())
+        .err()
+        .expect("refused");
     assert!(error.to_string().contains("already holds a log"), "{error}");
 }
 
@@ -294,7 +319,7 @@ fn etcd_22442_a_received_snapshot_drops_the_log() {
 #[test]
 fn etcd_22442_a_received_snapshot_drops_a_purged_logs_tail() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(600);
+    let mut wal = create_with(dir.path(), 600);
     // The first segment ends within entries that were never committed.
     let mut next = 1;
     while wal.segments.len() < 2 {
@@ -317,7 +342,7 @@ fn etcd_22442_a_received_snapshot_drops_a_purged_logs_tail() {
 #[test]
 fn a_mark_repeated_in_heads_leaves_the_entries_alone() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1);
+    let mut wal = create_with(dir.path(), 1);
     wal.save(&Frame { installed: Some(mark(5, 1)), ..Frame::default() }).expect("saved");
     for index in 6..=12 {
         save_entries(&mut wal, &entries(index..=index, 2));
@@ -337,7 +362,7 @@ fn a_mark_repeated_in_heads_leaves_the_entries_alone() {
 #[test]
 fn a_log_is_cut_into_segments_and_read_across_them() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1000);
+    let mut wal = create_with(dir.path(), 1000);
     let known = Identity { cluster_id: 5, ..identity() };
     let frame = Frame { identity: Some(&known), incarnations: &[(1, 10)], ..Frame::default() };
     wal.save(&frame).expect("saved");
@@ -349,21 +374,22 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
         };
         wal.save(&frame).expect("saved");
         if index == 20 {
-            wal = open(dir.path()).expect("a sound log").0.with_segment_bytes(1000);
+            wal = Wal::open(FailingVfs::sound(), dir.path(), sizes(1000)).expect("a sound log").0;
         }
     }
     // Longer than a segment, so it has a segment of its own.
     save_entries(&mut wal, &[entry(41, 1, vec![7; 5000])]);
     save_entries(&mut wal, &entries(42..=42, 1));
-    // Removes the zeros from the last segment.
     let recovered = recover(dir.path());
     let on_disk: Vec<u64> = names(dir.path())
         .iter()
         .map(|name| fs::metadata(dir.path().join(name)).expect("a segment").len())
         .collect();
     assert!(on_disk.len() > 5, "{on_disk:?}");
-    assert_eq!(on_disk.iter().filter(|&&length| length > 1000).count(), 1);
-    assert_eq!(wal.bytes(), on_disk.iter().sum::<u64>());
+    let (last, closed) = on_disk.split_last().expect("a segment");
+    assert_eq!(closed.iter().filter(|&&length| length > 1000).count(), 1);
+    assert_eq!(wal.bytes(), closed.iter().sum::<u64>() + wal.current().length);
+    assert!(wal.current().length < *last);
     assert_eq!(recovered.identity, known);
     assert_eq!(recovered.incarnations, BTreeMap::from([(1, 10)]));
     assert_eq!(recovered.hard_state, hard_state(1, 1, 40));
@@ -373,38 +399,36 @@ fn a_log_is_cut_into_segments_and_read_across_them() {
 }
 
 #[test]
-fn only_the_last_segment_is_preallocated() {
+fn the_last_segment_grows_in_whole_steps_before_frames_use_them() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(4096).with_allocate_bytes(1024);
+    let mut wal = create_with(dir.path(), 4096);
     let mut grown = 0;
     for index in 1..=80_u64 {
-        let before = length_of(dir.path(), wal.current().number);
+        let Segment { number, .. } = *wal.current();
+        let before = wal.allocated;
         let value = vec![b'x'; if index % 20 == 0 { 1500 } else { 60 }];
         save_entries(&mut wal, &[entry(index, 1, value)]);
-        let Segment { number, length, .. } = *wal.current();
-        let file = length_of(dir.path(), number);
+        let current = *wal.current();
+        let file = length_of(dir.path(), current.number);
         assert_eq!(file, wal.allocated);
-        assert!((length..=4096).contains(&file) && file <= length + 1024, "{file}, {length}");
-        let bytes = fs::read(segment_path(dir.path(), number)).expect("the segment");
-        assert!(bytes[length as usize..].iter().all(|&byte| byte == 0));
-        grown += u32::from(file != before);
-        if index % 20 == 0 {
-            assert!(file == length || file == before, "{index}: {file}, {length}");
-        }
-        for closed in &wal.segments[..number as usize] {
+        assert!(file.is_multiple_of(STEP_BYTES) && !current.length.is_multiple_of(STEP_BYTES));
+        assert!(current.length + format::CLOSE_BYTES <= file, "{current:?}, {file}");
+        let bytes = fs::read(segment_path(dir.path(), current.number)).expect("the segment");
+        assert!(is_zero(&bytes[current.length as usize..]));
+        grown += u32::from(file != before || current.number != number);
+        for closed in &wal.segments[..current.number as usize] {
             assert_eq!(closed.length, length_of(dir.path(), closed.number));
         }
     }
     assert!(wal.current().number >= 3 && grown < 30, "{} {grown}", wal.current().number);
-    let (wal, recovered) = open(dir.path()).expect("a sound log");
+    let (_, recovered) = open(dir.path()).expect("a sound log");
     assert_eq!((recovered.last_index(), recovered.cut), (80, None));
-    assert_eq!(wal.current().length, length_of(dir.path(), wal.current().number));
 }
 
 #[test]
 fn a_head_excludes_the_frame_that_needed_the_segment() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1);
+    let mut wal = create_with(dir.path(), 1);
     save_entries(&mut wal, &entries(1..=1, 1));
     let frame = Frame {
         entries: &entries(2..=2, 5),
@@ -413,9 +437,7 @@ fn a_head_excludes_the_frame_that_needed_the_segment() {
     };
     wal.save(&frame).expect("saved");
     // A crash after the new segment was created and before its frame was written.
-    let path = segment_path(dir.path(), 1);
-    let head = wal.current().head_length;
-    fs::File::options().write(true).open(&path).expect("opened").set_len(head).expect("cut");
+    leave_head(dir.path(), 1);
     let recovered = recover(dir.path());
     assert_eq!(recovered.hard_state, HardState::default());
     assert_eq!(recovered.last_index(), 1);
@@ -425,7 +447,7 @@ fn a_head_excludes_the_frame_that_needed_the_segment() {
 #[test]
 fn a_purge_keeps_all_that_is_needed() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(700);
+    let mut wal = create_with(dir.path(), 700);
     let known = Identity { cluster_id: 5, ..identity() };
     let frame = Frame { identity: Some(&known), incarnations: &[(1, 10)], ..Frame::default() };
     wal.save(&frame).expect("saved");
@@ -441,8 +463,7 @@ fn a_purge_keeps_all_that_is_needed() {
     wal.purge(45).expect("purged");
     assert!(wal.bytes() < bytes / 2);
     let recovered = recover(dir.path());
-    let length_of = |name: &String| fs::metadata(dir.path().join(name)).expect("there").len();
-    assert_eq!(wal.bytes(), names(dir.path()).iter().map(length_of).sum::<u64>());
+    assert_eq!(wal.segments.len(), names(dir.path()).len());
     let base = recovered.base;
     assert!(base > 30 && base <= 45, "all entries above 45 remain, and few below: {base}");
     assert_eq!(recovered.entries, entries(base + 1..=60, 1));
@@ -459,7 +480,7 @@ fn a_purge_keeps_all_that_is_needed() {
 #[test]
 fn an_entry_may_be_below_the_base_after_a_purge() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1);
+    let mut wal = create_with(dir.path(), 1);
     save_entries(&mut wal, &entries(1..=9, 1));
     save_entries(&mut wal, &entries(10..=12, 1));
     save_entries(&mut wal, &entries(8..=20, 2));
@@ -472,32 +493,66 @@ fn an_entry_may_be_below_the_base_after_a_purge() {
 }
 
 #[test]
-fn a_log_cut_anywhere_holds_its_complete_frames() {
+fn a_write_that_stops_anywhere_leaves_the_complete_frames() {
     let sample = Sample::new();
-    let dir = Sample::replaced(&sample.bytes);
-    let path = segment_path(dir.path(), 0);
-    let file = fs::File::options().write(true).open(&path).expect("the segment");
-    for length in (0..=sample.bytes.len()).rev() {
-        file.set_len(length as u64).expect("cut");
-        if length < sample.ends[0] {
-            let (named, offset, _) = damage_of(dir.path());
-            assert_eq!((&named, offset), (&path, 0), "{length} bytes");
-            continue;
-        }
+    let path = Path::new("0000000000000000.wal");
+    for length in (sample.ends[0]..sample.bytes.len()).rev() {
+        let mut bytes = allocated(&sample.bytes);
+        bytes[length..].fill(0);
         let frames = sample.ends.iter().rposition(|&end| end <= length).expect("the head");
         let end = sample.ends[frames];
-        let cut = (end < length).then(|| (path.clone(), end as u64));
+        let dir = Sample::replaced(&bytes);
+        let cut = (!is_zero(&bytes[end..])).then(|| (dir.path().join(path), end as u64));
         let expected = Recovered { cut, ..sample.states[frames].clone() };
-        assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
-        // A write into preallocated zeros that stopped at this length.
-        file.set_len(length as u64 + 700).expect("extended");
-        assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected);
-        // Opening needs syncs, so only some lengths are opened.
-        if end < length && length % 211 == 0 {
+        assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a torn log"), expected, "{length}");
+        // Opening needs syncs, so only some lengths are opened. Some growth may have arrived, too.
+        if length % 211 == 0 {
             for zeros in [0, 700] {
-                let bytes = [&sample.bytes[..length], &vec![0; zeros]].concat();
-                sample.assert_cut(&bytes, frames);
+                sample.assert_cut(&[&bytes[..], &vec![0; zeros]].concat(), frames);
             }
+        }
+    }
+}
+
+#[test]
+fn a_last_segment_that_was_cut_short_never_loses_a_frame() {
+    let sample = Sample::new();
+    let whole = allocated(&sample.bytes);
+    let dir = Sample::replaced(&whole);
+    let path = segment_path(dir.path(), 0);
+    let file = fs::File::options().write(true).open(&path).expect("the segment");
+    for length in (0..=whole.len()).rev() {
+        file.set_len(length as u64).expect("cut");
+        if length < sample.bytes.len().next_multiple_of(1024) {
+            let (named, _, reason) = damage_of(dir.path());
+            assert_eq!(named, path, "{length} bytes");
+            assert!(length < 300 || reason.contains("cut the file short"), "{length}: {reason}");
+        } else {
+            let all = sample.states.last().expect("a state");
+            assert_eq!(&Wal::read(&DiskVfs, dir.path()).expect("a sound log"), all);
+        }
+    }
+}
+
+#[test]
+fn a_cut_before_a_frame_is_damage_wherever_the_frames_end() {
+    // Each length of the first frame, so that ends and multiples of the step meet in every way.
+    for extra in 0..1100 {
+        let dir = TempDir::new().expect("a directory");
+        let memory = FailingVfs::sound();
+        let small = Sizes { step_bytes: 64, ..sizes(SEGMENT_BYTES) };
+        let mut wal = Wal::create(memory, dir.path(), &identity(), small).expect("a new log");
+        let mut ends = vec![wal.bytes()];
+        for (index, length) in (1..).zip([extra, 16, 32, 48]) {
+            save_entries(&mut wal, &[entry(index, 1, vec![1; length])]);
+            ends.push(wal.bytes());
+        }
+        let path = segment_path(dir.path(), 0);
+        let file = fs::File::options().write(true).open(&path).expect("the segment");
+        for &end in ends[..4].iter().rev() {
+            file.set_len(end).expect("cut");
+            let (_, offset, reason) = damage_of(dir.path());
+            assert!(offset <= end && reason.contains("cut the file short"), "{extra}: {reason}");
         }
     }
 }
@@ -505,7 +560,7 @@ fn a_log_cut_anywhere_holds_its_complete_frames() {
 #[test]
 fn a_flip_of_any_bit_is_damage() {
     let sample = Sample::new();
-    let dir = Sample::replaced(&[&sample.bytes[..], &[0; 700]].concat());
+    let dir = Sample::replaced(&allocated(&sample.bytes));
     let path = segment_path(dir.path(), 0);
     let file = fs::File::options().write(true).open(&path).expect("the segment");
     for (at, &byte) in sample.bytes.iter().enumerate() {
@@ -560,7 +615,7 @@ fn a_last_frame_without_any_of_its_sectors_is_cut() {
         // Losing only sectors of zeros changes nothing.
         if bytes != sample.bytes {
             for zeros in [0, 16, 5000] {
-                sample.assert_cut(&[&bytes[..], &vec![0; zeros]].concat(), frames);
+                sample.assert_cut(&[allocated(&bytes), vec![0; zeros]].concat(), frames);
             }
             cuts += 1;
         }
@@ -572,7 +627,7 @@ fn a_last_frame_without_any_of_its_sectors_is_cut() {
 fn zeros_after_the_last_frame_are_no_torn_frame() {
     let sample = Sample::new();
     for extra in [1, 15, 16, 17, 512, 5000] {
-        let bytes = [sample.bytes.as_slice(), &vec![0; extra]].concat();
+        let bytes = [allocated(&sample.bytes), vec![0; extra]].concat();
         sample.assert_cut(&bytes, sample.ends.len() - 1);
     }
 }
@@ -587,7 +642,7 @@ fn a_lost_sector_before_the_last_frame_is_damage() {
             let mut bytes = sample.bytes.clone();
             bytes[lost].fill(0);
             for zeros in [0, 5000] {
-                let dir = Sample::replaced(&[&bytes[..], &vec![0; zeros]].concat());
+                let dir = Sample::replaced(&[allocated(&bytes), vec![0; zeros]].concat());
                 let (path, offset, reason) = damage_of(dir.path());
                 assert_eq!((path, offset), (segment_path(dir.path(), 0), start as u64), "{reason}");
             }
@@ -628,7 +683,7 @@ fn a_value_that_looks_like_a_frame_is_not_taken_for_one() {
 /// A log of four segments.
 fn segmented() -> TempDir {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1);
+    let mut wal = create_with(dir.path(), 1);
     for index in 1..=4 {
         save_entries(&mut wal, &entries(index..=index, 1));
     }
@@ -667,14 +722,16 @@ fn a_refused_log_is_left_unchanged() {
     assert_eq!(recover(dir.path()).last_index(), 4);
 }
 
-/// Cuts a segment to its head, as a crash before its first frame leaves it.
+/// Clears a segment after its head, as a crash before its first frame leaves it.
 fn leave_head(dir: &Path, number: u64) {
     let head = {
         let read = replay_log(&DiskVfs, dir).expect("a sound log");
         read.segments[number as usize].head_length
     };
     let path = segment_path(dir, number);
-    fs::File::options().write(true).open(path).expect("opened").set_len(head).expect("cut");
+    let mut bytes = fs::read(&path).expect("the segment");
+    bytes[head as usize..].fill(0);
+    fs::write(path, bytes).expect("written");
 }
 
 #[test]
@@ -685,21 +742,23 @@ fn open_completes_the_close_before_an_empty_segment() {
     let closed = fs::read(&path).expect("a segment");
     let open_length = closed.len() - format::CLOSE_BYTES as usize;
     for length in open_length..=closed.len() {
-        // Also with zeros, which remain if the new length was not durable.
-        for (zeroed, zeros) in [(false, 0), (true, 0), (false, 300), (true, 300)] {
+        // The zeros after a complete close may be gone already.
+        for (zeroed, trimmed) in [(false, false), (true, false), (false, length == closed.len())] {
             let mut bytes = closed[..length].to_vec();
             if zeroed {
                 bytes[open_length..].fill(0);
             }
-            bytes.extend(vec![0; zeros]);
+            if !trimmed {
+                bytes = allocated(&bytes);
+            }
             fs::write(&path, &bytes).expect("written");
             assert_eq!(Wal::read(&DiskVfs, dir.path()).expect("a sound log").last_index(), 3);
             assert!(fs::read(&path).expect("a segment") == bytes, "read changes nothing");
             let (wal, recovered) = open(dir.path()).expect("a sound log");
             assert_eq!((recovered.last_index(), recovered.cut), (3, None));
             assert!(fs::read(&path).expect("a segment") == closed, "{length} bytes");
-            let lengths: u64 = (0..=3).map(|n| length_of(dir.path(), n)).sum();
-            assert_eq!(wal.bytes(), lengths);
+            let closed: u64 = (0..=2).map(|n| length_of(dir.path(), n)).sum();
+            assert_eq!(wal.bytes(), closed + wal.current().head_length);
         }
     }
 }
@@ -743,7 +802,7 @@ fn a_close_is_the_only_record_of_its_frame() {
 #[test]
 fn a_log_without_entries_knows_its_last_index() {
     let dir = TempDir::new().expect("a directory");
-    let mut wal = create(dir.path()).with_segment_bytes(1);
+    let mut wal = create_with(dir.path(), 1);
     save_entries(&mut wal, &entries(1..=4, 1));
     let voted = hard_state(2, 3, 1);
     wal.save(&Frame { hard_state: Some(&voted), ..Frame::default() }).expect("saved");
@@ -761,7 +820,7 @@ fn a_head_with_a_wrong_last_index_is_damage() {
     let closed = read.segments[2];
     let previous = Segment { length: closed.open_length(), closed: false, ..closed };
     let summary = Summary { last_index: 9, ..read.replay.summary };
-    create_segment(&DiskVfs, dir.path(), Some(&previous), &summary).expect("made");
+    create_segment(&DiskVfs, dir.path(), Some(&previous), &summary, 1024).expect("made");
     let (path, offset, reason) = damage_of(dir.path());
     assert_eq!((path, offset), (segment_path(dir.path(), 3), 0));
     assert!(
@@ -794,9 +853,8 @@ fn a_segment_of_another_member_is_damage() {
     let dir = segmented();
     let other = TempDir::new().expect("a directory");
     let other_identity = Identity { incarnation: 1, ..identity() };
-    let mut wal = Wal::create(FailingVfs::sound(), other.path(), &other_identity)
-        .expect("a new log")
-        .with_segment_bytes(1);
+    let mut wal = Wal::create(FailingVfs::sound(), other.path(), &other_identity, sizes(1))
+        .expect("a new log");
     for index in 1..=4 {
         save_entries(&mut wal, &entries(index..=index, 1));
     }
@@ -856,7 +914,7 @@ fn another_format_version_is_refused_by_name() {
     let dir = TempDir::new().expect("a directory");
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    format::put(&mut frame, &Record::Head(Head { segment: 0, previous_bytes: 0, last_index: 0 }));
+    format::put(&mut frame, &Record::Head(Head::default()));
     let at = format::HEADER_BYTES + 5 + 8;
     frame[at] = 5;
     format::seal_frame(&mut frame, 0, Salt::default());
@@ -886,7 +944,9 @@ fn fault_of(put: impl FnOnce(&mut Vec<u8>)) -> String {
     let salt = Salt { incarnation: identity().incarnation, segment: 0 };
     format::seal_frame(&mut frame, wal.bytes(), salt);
     let path = segment_path(dir.path(), 0);
-    fs::write(&path, [fs::read(&path).expect("the segment"), frame].concat()).expect("written");
+    let mut bytes = fs::read(&path).expect("the segment");
+    bytes.truncate(wal.bytes() as usize);
+    fs::write(&path, allocated(&[bytes, frame].concat())).expect("written");
     let (named, offset, reason) = damage_of(dir.path());
     assert_eq!((named, offset), (path, wal.bytes()));
     reason
@@ -907,11 +967,8 @@ fn a_whole_frame_with_impossible_contents_is_damage() {
         ("the entry there has term 1", fault_of_record(&Record::Mark(mark(7, 2)))),
         ("term 2, an earlier mark has term 1", fault_of_record(&Record::Install(mark(5, 2)))),
         ("the log belongs to", fault_of_record(&Record::Identity(foreign))),
-        (
-            "not the first record of its segment",
-            fault_of_record(&Record::Head(Head { segment: 0, previous_bytes: 0, last_index: 0 })),
-        ),
-        ("unknown record kind 10", fault_of(|frame| frame.extend_from_slice(&[10, 0, 0, 0, 0]))),
+        ("not the first record of its segment", fault_of_record(&Record::Head(Head::default()))),
+        ("unknown record kind 11", fault_of(|frame| frame.extend_from_slice(&[11, 0, 0, 0, 0]))),
         ("needs 9 more bytes", fault_of(|frame| frame.extend_from_slice(&[7, 9, 0, 0, 0, 1]))),
     ];
     for (expected, reason) in cases {
@@ -923,7 +980,7 @@ fn a_whole_frame_with_impossible_contents_is_damage() {
 fn live(vfs: Arc<dyn Vfs>, dir: &Path) -> (u64, Result<()>) {
     let mut acknowledged = 0;
     let result = (|| {
-        let mut wal = Wal::create(vfs.clone(), dir, &identity())?.with_segment_bytes(1);
+        let mut wal = Wal::create(vfs.clone(), dir, &identity(), sizes(1))?;
         for index in 1..=6 {
             wal.save(&Frame { entries: &entries(index..=index, 1), ..Frame::default() })?;
             acknowledged = index;
@@ -931,7 +988,7 @@ fn live(vfs: Arc<dyn Vfs>, dir: &Path) -> (u64, Result<()>) {
         wal.save(&Frame { made: Some(mark(4, 1)), ..Frame::default() })?;
         wal.purge(4)?;
         drop(wal);
-        Wal::open(vfs, dir)?;
+        Wal::open(vfs, dir, sizes(1))?;
         Ok(())
     })();
     (acknowledged, result)
@@ -962,9 +1019,9 @@ fn open_rewrites_and_syncs_the_last_frame_and_the_name() {
     let open_after = |operations: usize| {
         let dir = TempDir::new().expect("a directory");
         save_entries(&mut create(dir.path()), &entries(1..=3, 1));
-        Wal::open(Arc::new(FailingVfs::after(operations as u64)), dir.path())
+        Wal::open(Arc::new(FailingVfs::after(operations as u64)), dir.path(), sizes(1))
     };
-    let steps = ["cut", "write to", "sync", "create", "remove", "sync directory"];
+    let steps = ["write to", "sync", "create", "remove", "sync directory"];
     for (operations, step) in steps.iter().enumerate() {
         let error = open_after(operations).err().expect("an injected failure").to_string();
         assert!(error.starts_with(&format!("cannot {step} /")), "{error}");
@@ -1086,9 +1143,10 @@ fn carry_out(operation: &Operation, wal: &mut Wal, model: &mut Model) {
         }
         Operation::Reopen => {
             let dir = wal.dir.clone();
-            let (reopened, recovered) = open(&dir).expect("a sound log");
+            let (reopened, recovered) =
+                Wal::open(FailingVfs::sound(), &dir, wal.sizes).expect("a sound log");
             model.assert_recovered(&recovered);
-            *wal = reopened.with_segment_bytes(wal.segment_bytes);
+            *wal = reopened;
         }
     }
 }
@@ -1102,7 +1160,7 @@ proptest! {
         segment_bytes in prop_oneof![Just(1), 300..3000_u64],
     ) {
         let dir = TempDir::new().expect("a directory");
-        let mut wal = create(dir.path()).with_segment_bytes(segment_bytes);
+        let mut wal = create_with(dir.path(), segment_bytes);
         let mut model = Model { term: 1, ..Model::default() };
         for operation in &operations {
             carry_out(operation, &mut wal, &mut model);

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::format::{self, Record, Salt};
+use super::format::{self, Head, Record, Salt};
 use super::reader::{Replayed, Segment, exists, parse_name, replay_log};
 use super::replay::Summary;
-use super::{ALLOCATE_BYTES, Frame, Identity, Recovered, SEGMENT_BYTES};
+use super::{Frame, Identity, Recovered, Sizes};
 use crate::error::{Error, Result};
 use crate::storage::{Vfs, VfsFile, files};
 
@@ -18,13 +18,12 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// - Segments are numbered without gaps. The last one is the current segment. All others are closed
 ///   and never written to.
 /// - The length of the current segment is the end of its last frame, which is synced. Zeros follow up
-///   to `allocated`, the end of the file.
+///   to `allocated`, the end of the file. The close always fits below it.
 /// - After an error the contents of the file are unknown, and no method may be called.
 pub struct Wal {
     vfs: Arc<dyn Vfs>,
     pub(super) dir: PathBuf,
-    pub(super) segment_bytes: u64,
-    allocate_bytes: u64,
+    pub(super) sizes: Sizes,
     pub(super) segments: Vec<Segment>,
     file: Box<dyn VfsFile>,
     pub(super) allocated: u64,
@@ -40,22 +39,27 @@ impl Wal {
     ///
     /// # Panics
     /// If the member id is 0.
-    pub fn create(vfs: Arc<dyn Vfs>, dir: &Path, identity: &Identity) -> Result<Self> {
+    pub fn create(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        identity: &Identity,
+        sizes: Sizes,
+    ) -> Result<Self> {
         assert_ne!(identity.member_id, 0, "a member id is never 0");
         if exists(&*vfs, dir)? {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
         files::make_dir(&*vfs, dir)?;
         let summary = Summary { identity: identity.clone(), ..Summary::default() };
-        create_segment(&*vfs, dir, None, &summary)?;
-        Ok(Self::open(vfs, dir)?.0)
+        create_segment(&*vfs, dir, None, &summary, sizes.step_bytes)?;
+        Ok(Self::open(vfs, dir, sizes)?.0)
     }
 
-    /// Opens the log in `dir` for writing, and cuts off a torn last frame. What it returns is durable.
+    /// Opens the log in `dir` for writing, and clears a torn last frame. What it returns is durable.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Corrupt`] if the log is damaged; [`Error::OtherVersion`].
-    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<(Self, Recovered)> {
+    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path, sizes: Sizes) -> Result<(Self, Recovered)> {
         let mut replayed = replay_log(&*vfs, dir)?;
         // A log that is refused is left as it was found, so the first change comes after the replay.
         files::remove_temporary(&*vfs, dir, |name| parse_name(name).is_some())?;
@@ -63,23 +67,21 @@ impl Wal {
         let (current, others) = segments.split_last_mut().expect("a replay has a segment");
         let path = current.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-        if current.file_length > current.length {
-            file.set_len(current.length).map_err(Error::io("cut", &path))?;
-        }
-        if !current.torn {
-            let start = current.length - last_frame.len() as u64;
-            file.write_all_at(last_frame, start).map_err(Error::io("write to", &path))?;
-        }
+        // A frame that is written over a torn one could be torn in more ways than the reader
+        // recognizes, so the zeros are durable before the next frame.
+        let allocated = current.file_length.max(current.length + format::CLOSE_BYTES);
+        let allocated = allocated.next_multiple_of(current.step_bytes);
+        let start = current.length - last_frame.len() as u64;
+        last_frame.resize((allocated - start) as usize, 0);
+        file.write_all_at(last_frame, start).map_err(Error::io("write to", &path))?;
         file.sync().map_err(Error::io("sync", &path))?;
         files::sync_found(&*vfs, &path)?;
-        if let Some(previous) = others.last_mut().filter(|_| current.length == current.head_length)
-        {
+        if let Some(previous) = others.last_mut().filter(|_| !current.has_frames()) {
             let path = previous.path(dir);
             let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-            if previous.file_length > previous.length {
-                // A frame that is written over a torn one could be torn in more ways than the reader
-                // recognizes.
-                file.set_len(previous.length).map_err(Error::io("cut", &path))?;
+            if previous.torn {
+                let zeros = [0; format::CLOSE_BYTES as usize];
+                file.write_all_at(&zeros, previous.length).map_err(Error::io("write to", &path))?;
                 file.sync().map_err(Error::io("sync", &path))?;
             }
             close_segment(&*file, dir, previous, replay.summary.identity.incarnation)?;
@@ -89,29 +91,14 @@ impl Wal {
         let wal = Self {
             vfs,
             dir: dir.to_owned(),
-            segment_bytes: SEGMENT_BYTES,
-            allocate_bytes: ALLOCATE_BYTES,
+            sizes,
             file,
-            allocated: current.length,
+            allocated,
             summary,
             buffer: Vec::new(),
             segments: segments.clone(),
         };
         Ok((wal, replayed.recovered(dir)))
-    }
-
-    /// Sets the length of a segment in bytes. The default is [`SEGMENT_BYTES`].
-    #[must_use]
-    pub fn with_segment_bytes(mut self, segment_bytes: u64) -> Self {
-        self.segment_bytes = segment_bytes;
-        self
-    }
-
-    /// Sets how many zeros are preallocated, in bytes. The default is [`ALLOCATE_BYTES`].
-    #[must_use]
-    pub fn with_allocate_bytes(mut self, allocate_bytes: u64) -> Self {
-        self.allocate_bytes = allocate_bytes;
-        self
     }
 
     /// Writes and syncs one frame. It is durable when this returns. An empty frame writes nothing.
@@ -133,8 +120,8 @@ impl Wal {
         }
         let length = format::frame_bytes(buffer.len() - format::HEADER_BYTES) as u64;
         let current = self.current();
-        let is_full = current.length + length + format::CLOSE_BYTES > self.segment_bytes;
-        if is_full && current.length > current.head_length {
+        let is_full = current.length + length + format::CLOSE_BYTES > self.sizes.segment_bytes;
+        if is_full && current.has_frames() {
             self.begin_segment()?;
         }
         // After the head of a new segment, which states what was before the frame.
@@ -146,17 +133,29 @@ impl Wal {
         self.summary.trim();
         let mut pairs = frame.entries.windows(2);
         assert!(pairs.all(|pair| pair[0].index + 1 == pair[1].index), "the entries have a gap");
-        let Segment { number, length: start, .. } = *self.current();
+        let Segment { number, length: start, step_bytes, .. } = *self.current();
         let salt = Salt { incarnation: self.summary.identity.incarnation, segment: number };
+        format::pad_frame(&mut buffer, start, step_bytes);
         format::seal_frame(&mut buffer, start, salt);
+        let length = buffer.len() as u64;
         let end = start + length;
-        if end > self.allocated {
-            let is_short = length <= self.allocate_bytes / 4;
-            let zeros = if is_short { self.allocate_bytes } else { 0 };
-            self.allocated = (end + zeros).min(self.segment_bytes).max(end);
-            buffer.resize((self.allocated - start) as usize, 0);
-        }
         let path = self.current().path(&self.dir);
+        if end + format::CLOSE_BYTES > self.allocated {
+            self.allocated = (end + format::CLOSE_BYTES).next_multiple_of(step_bytes);
+            self.file.set_len(self.allocated).map_err(Error::io("extend", &path))?;
+            self.file.sync().map_err(Error::io("sync", &path))?;
+        }
+        // This frame does not need the next step, so one sync covers both.
+        let is_short = length <= step_bytes / 4;
+        let reserve = end + length.max(step_bytes / 4) + format::CLOSE_BYTES;
+        if reserve > self.allocated {
+            self.allocated = reserve.next_multiple_of(step_bytes);
+            if is_short {
+                buffer.resize((self.allocated - start) as usize, 0);
+            } else {
+                self.file.set_len(self.allocated).map_err(Error::io("extend", &path))?;
+            }
+        }
         self.file.write_all_at(&buffer, start).map_err(Error::io("write to", &path))?;
         self.file.sync().map_err(Error::io("sync", &path))?;
         let current = self.segments.last_mut().expect("a log has a current segment");
@@ -200,19 +199,15 @@ impl Wal {
     }
 
     /// Creates the next segment and closes the current one. The order matters: a segment that is
-    /// closed and has no successor means that the successor is missing. The zeros go first, because
-    /// nothing may follow a close.
+    /// closed and has no successor means that the successor is missing.
     fn begin_segment(&mut self) -> Result<()> {
         let (dir, incarnation) = (&self.dir, self.summary.identity.incarnation);
         let previous = self.segments.last_mut().expect("a log has a current segment");
-        if self.allocated > previous.length {
-            let path = previous.path(dir);
-            self.file.set_len(previous.length).map_err(Error::io("cut", &path))?;
-            self.file.sync().map_err(Error::io("sync", &path))?;
-        }
-        let (segment, file) = create_segment(&*self.vfs, dir, Some(previous), &self.summary)?;
+        let step_bytes = self.sizes.step_bytes;
+        let (segment, file) =
+            create_segment(&*self.vfs, dir, Some(previous), &self.summary, step_bytes)?;
         close_segment(&*self.file, dir, previous, incarnation)?;
-        self.allocated = segment.length;
+        self.allocated = segment.file_length;
         self.segments.push(segment);
         self.file = file;
         Ok(())
@@ -223,22 +218,34 @@ impl Wal {
     }
 }
 
-/// Creates the segment after `previous`, or segment 0, with its head only. The segment gets its name
-/// after the head is durable, and frames follow after the name is durable. So a head is never torn.
+/// Creates the segment after `previous`, or segment 0, with its head and zeros only. The segment gets
+/// its name after these are durable, and frames follow after the name is durable. So a head is never
+/// torn, and no segment is shorter than a step.
 pub(super) fn create_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     previous: Option<&Segment>,
     summary: &Summary,
+    step_bytes: u64,
 ) -> Result<(Segment, Box<dyn VfsFile>)> {
-    let (number, previous_bytes) =
+    let (segment, previous_bytes) =
         previous.map_or((0, 0), |previous| (previous.number + 1, previous.length));
     let mut frame = Vec::new();
     format::begin_frame(&mut frame);
-    summary.put_head(&mut frame, number, previous_bytes);
+    summary.put_head(&mut frame, Head { segment, previous_bytes, step_bytes, ..Head::default() });
+    format::pad_frame(&mut frame, 0, step_bytes);
     format::seal_frame(&mut frame, 0, Salt::default());
     let length = frame.len() as u64;
-    let segment = Segment { number, length, head_length: length, ..Segment::default() };
+    let file_length = (length + format::CLOSE_BYTES).next_multiple_of(step_bytes);
+    frame.resize(file_length as usize, 0);
+    let segment = Segment {
+        number: segment,
+        length,
+        head_length: length,
+        step_bytes,
+        file_length,
+        ..Segment::default()
+    };
     let path = segment.path(dir);
     let temporary = files::with_suffix(&path, files::TEMPORARY);
     let file = vfs.create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -247,7 +254,8 @@ pub(super) fn create_segment(
     Ok((segment, file))
 }
 
-/// Writes and syncs the close of `segment`. A close that is already there is overwritten.
+/// Writes and syncs the close of `segment`, then removes the zeros after it. A close that is already
+/// there is overwritten.
 fn close_segment(
     file: &dyn VfsFile,
     dir: &Path,
@@ -264,5 +272,7 @@ fn close_segment(
     file.sync().map_err(Error::io("sync", &path))?;
     segment.length = start + format::CLOSE_BYTES;
     segment.closed = true;
+    file.set_len(segment.length).map_err(Error::io("cut", &path))?;
+    file.sync().map_err(Error::io("sync", &path))?;
     Ok(())
 }

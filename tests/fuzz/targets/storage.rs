@@ -17,7 +17,7 @@ use raftexample::kvstore::{Keys, KvStore};
 use raftexample::raft_node::NodeConfig;
 use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::storage::snapshotter::{Received, Snapshotter};
-use raftexample::storage::wal::{Frame, Identity, Recovered, SnapshotId, Wal};
+use raftexample::storage::wal::{Frame, Identity, Recovered, Sizes, SnapshotId, Wal};
 
 use super::Choices;
 use crate::support::config::closed;
@@ -37,10 +37,16 @@ fn identity() -> Identity {
 // ---------------------------------------------------------------------------------------------
 // The write-ahead log
 
+/// A small step, so that most of a file is frames.
+fn sizes(segment_bytes: u64) -> Sizes {
+    Sizes { segment_bytes, step_bytes: 64 }
+}
+
 /// Two segments with a record of each kind and a truncation.
 fn sample() -> MemVfs {
     let disk = MemVfs::default();
-    let mut wal = Wal::create(Arc::new(disk.clone()), &dir(), &identity()).unwrap();
+    let vfs = Arc::new(disk.clone());
+    Wal::create(vfs.clone(), &dir(), &identity(), sizes(u64::MAX)).unwrap();
     let conf_change = Entry {
         entry_type: EntryType::EntryConfChange,
         context: Bytes::from_static(b"http://127.0.0.1:9021"),
@@ -67,7 +73,7 @@ fn sample() -> MemVfs {
     for (number, frame) in frames.iter().enumerate() {
         // The second segment starts with the fourth frame.
         let segment_bytes = if number == 3 { 1 } else { u64::MAX };
-        wal = wal.with_segment_bytes(segment_bytes).with_allocate_bytes(0);
+        let (mut wal, _) = Wal::open(vfs.clone(), &dir(), sizes(segment_bytes)).unwrap();
         wal.save(frame).unwrap();
     }
     disk
@@ -120,7 +126,7 @@ pub fn wal_segment(data: &[u8]) {
         });
     }
     let read = Wal::read(&disk, &dir());
-    let opened = Wal::open(Arc::new(disk.clone()), &dir());
+    let opened = Wal::open(Arc::new(disk.clone()), &dir(), sizes(u64::MAX));
     let (mut wal, recovered) = match (read, opened) {
         (Ok(read), Ok((wal, recovered))) => {
             assert_eq!(read, recovered, "to read a log and to open it give the same");
@@ -134,7 +140,7 @@ pub fn wal_segment(data: &[u8]) {
         (read, opened) => panic!("{read:?} read, but {:?} opened", opened.map(|(_, it)| it)),
     };
     assert!(recovered.entries.windows(2).all(|pair| pair[1].index == pair[0].index + 1));
-    let (_, again) = Wal::open(Arc::new(disk.clone()), &dir()).unwrap();
+    let (_, again) = Wal::open(Arc::new(disk.clone()), &dir(), sizes(u64::MAX)).unwrap();
     assert_eq!(again, Recovered { cut: None, ..recovered.clone() }, "opened a second time");
     // A bit flipped by the disk is damage. Nonsense under a correct checksum is not something a
     // disk does.
@@ -247,9 +253,8 @@ impl Model {
 pub fn wal_operations(data: &[u8]) {
     let mut choices = Choices(data);
     let mut disk = MemVfs::default();
-    let segment_bytes = 1 + 100 * choices.below(32) as u64;
-    let create = |disk: &MemVfs| Wal::create(Arc::new(disk.clone()), &dir(), &identity());
-    let mut wal = create(&disk).unwrap().with_segment_bytes(segment_bytes);
+    let sizes = sizes(1 + 100 * choices.below(32) as u64);
+    let mut wal = Wal::create(Arc::new(disk.clone()), &dir(), &identity(), sizes).unwrap();
     let mut model = Model { term: 1, ..Model::default() };
     while !choices.is_empty() {
         let dies = choices.one_in(4);
@@ -272,12 +277,12 @@ pub fn wal_operations(data: &[u8]) {
             1 => Survives::Everything,
             _ => Survives::Some(choices.short() as u64),
         });
-        let (opened, recovered) = Wal::open(Arc::new(disk.clone()), &dir()).unwrap();
+        let (opened, recovered) = Wal::open(Arc::new(disk.clone()), &dir(), sizes).unwrap();
         if done.is_err() && !model.agrees_with(&recovered) {
             model = before;
         }
         assert!(model.agrees_with(&recovered), "{model:?} is not {recovered:?}");
-        wal = opened.with_segment_bytes(segment_bytes);
+        wal = opened;
     }
 }
 

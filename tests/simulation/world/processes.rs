@@ -21,7 +21,6 @@ impl World {
     pub(super) fn start(&mut self, id: NodeId) -> Step {
         let (boot, incarnation) = (self.random.below(u64::MAX), self.random.below(u64::MAX) | 1);
         let is_boot_reused = self.seam == Some(Seam::ContextsReused);
-        let segment_bytes = self.settings.segment_bytes;
         let (seam, logger) = (self.seam, self.logger.clone());
         let range = self.settings.election_ticks as u64;
         let election_ticks = (range + self.random.below(range)) as usize;
@@ -49,7 +48,7 @@ impl World {
             None => Arc::new(slot.disk.clone()),
         };
         let logger = logger.new(slog::o!("member" => id));
-        let started = Process::start(&slot.config, vfs, segment_bytes, &logger);
+        let started = Process::start(&slot.config, vfs, &logger);
         let (run, end) = (slot.run, slot.end);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
         match started {

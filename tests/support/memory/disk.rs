@@ -574,7 +574,8 @@ impl VfsFile for MemFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let line = format!("cut {}", short(&self.path()));
+        let verb = if len < self.len()? { "cut" } else { "extend" };
+        let line = format!("{verb} {}", short(&self.path()));
         self.operate(&line, |inode, _| inode.live.resize(len as usize, 0))
     }
 
@@ -619,9 +620,13 @@ fn frame_records(path: &Path, frame: &[u8], offset: u64) -> String {
             7 => "hard state",
             8 => "close",
             9 => "quarantine",
+            10 => "padding",
             kind => panic!("no record has kind {kind}"),
         });
         at += 5 + number(at + 1);
+    }
+    if names.is_empty() {
+        return ": zeros".to_owned();
     }
     names.dedup();
     format!(": one frame with {}", names.join(", "))

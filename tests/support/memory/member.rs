@@ -21,7 +21,7 @@ use raftexample::raft_node::replay::{replay_wal, wal_dir};
 use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
 use raftexample::storage::snapshotter::Snapshotter;
-use raftexample::storage::wal::{Recovered, SEGMENT_BYTES, Wal};
+use raftexample::storage::wal::{Recovered, Wal};
 use raftexample::transport::{Inbound, InboundBody};
 use tokio::sync::{mpsc, watch};
 
@@ -134,22 +134,11 @@ pub struct Member {
 impl Member {
     /// Starts a member on `disk`.
     pub fn start(config: &NodeConfig, disk: &MemVfs, transcript: &Transcript) -> Result<Self> {
-        Self::start_with_segments(config, disk, transcript, None)
-    }
-
-    /// Starts a member with segments of `segment_bytes`.
-    pub fn start_with_segments(
-        config: &NodeConfig,
-        disk: &MemVfs,
-        transcript: &Transcript,
-        segment_bytes: Option<u64>,
-    ) -> Result<Self> {
         let id = config.id;
         disk.record(id, transcript);
         let logs = Arc::new(Mutex::new(Vec::new()));
         let logger = logger(id, transcript.clone(), logs.clone());
         let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
-        let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
         let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, rx) = mpsc::unbounded_channel();
         let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));

@@ -48,9 +48,14 @@ fn the_records_of_the_log_are_pinned() {
     for (what, bytes, pinned) in [
         (
             "a head",
-            encoded(&Record::Head(Head { segment: 2, previous_bytes: 3, last_index: 4 })),
-            "01 24000000 726166742d77616c 02000000 0200000000000000 0300000000000000 \
-             0400000000000000",
+            encoded(&Record::Head(Head {
+                segment: 2,
+                previous_bytes: 3,
+                last_index: 4,
+                step_bytes: 5,
+            })),
+            "01 2c000000 726166742d77616c 03000000 0200000000000000 0300000000000000 \
+             0400000000000000 0500000000000000",
         ),
         (
             "an identity",
@@ -90,6 +95,7 @@ fn the_records_of_the_log_are_pinned() {
         ),
         ("a close", encoded(&Record::Close), "08 00000000"),
         ("a quarantine", encoded(&Record::Quarantine(3)), "09 08000000 0300000000000000"),
+        ("a padding", encoded(&Record::Padding), "0a 0b000000 0000000000000000000000"),
     ] {
         assert_pinned(WAL, what, &bytes, pinned);
     }
