@@ -1,9 +1,9 @@
 //! The command line: the server's flags ([`Config`]), or one of the commands with its own flags.
 //! `--help` lists the exit statuses. A failure prints one line on standard error.
 
-pub mod client;
-pub mod inspect;
-pub mod restore;
+mod client;
+mod inspect;
+mod restore;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
