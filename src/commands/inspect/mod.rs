@@ -53,11 +53,7 @@ pub struct Inspect {
 }
 
 impl Inspect {
-    /// Writes what it finds to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if a member would not start with these files, or if the path holds no files of a
-    /// member; [`Error::Io`].
+    /// Writes what it finds to `out`. It fails if a member would not start with these files.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let bar = self.progress_bar();
         let lines = Lines { out, json: self.json };
@@ -133,7 +129,7 @@ impl Inspector<'_> {
         let metadata = path.metadata().map_err(Error::io("look into", path))?;
         if !metadata.is_dir() {
             let damage = self.file(path)?;
-            return self.finish(path, damage);
+            return self.finish(path, damage.into_iter().collect());
         }
         let names = ReadOnlyVfs.list(path).map_err(Error::io("list", path))?;
         let mut ids: Vec<NodeId> = names
@@ -150,10 +146,9 @@ impl Inspector<'_> {
             return self.members(path, &ids);
         }
         let damage = if ends(".wal") || is_named(false) {
-            self.log(path, None).map(|(_, damage)| damage)?
+            self.log(path, None)?.err().into_iter().collect()
         } else if ends(".snap") || is_named(true) {
-            let snapshots = self.snapshots(path)?;
-            snapshots.into_iter().filter_map(|(_, found)| Some(found.err()?.to_string())).collect()
+            self.snapshots(path)?.into_iter().filter_map(|(_, found)| found.err()).collect()
         } else {
             return Err(Error::Refused(format!(
                 "{} contains no files of a member: give a data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file",
@@ -179,7 +174,7 @@ impl Inspector<'_> {
     }
 
     /// Shows log and snapshots of one member. Returns what would keep it from starting.
-    fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<String>> {
+    fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<Error>> {
         let (wal_dir, snap_dir) = (wal_dir(data_dir, id), snap_dir(data_dir, id));
         let has_log = wal::exists(&ReadOnlyVfs, &wal_dir).unwrap_or(false);
         let log = if has_log { Some(self.log(&wal_dir, None)?) } else { None };
@@ -187,25 +182,26 @@ impl Inspector<'_> {
             if snap_dir.is_dir() { self.snapshots(&snap_dir)? } else { Snapshots::new() };
         match log {
             None if snapshots.is_empty() => Ok(Vec::new()),
-            None => Ok(vec![format!(
+            None => Ok(vec![Error::Refused(format!(
                 "{} contains no log, but there are snapshots: put the log back; {REPLACE_MEMBER}",
                 wal_dir.display()
-            )]),
-            Some((None, damage)) => Ok(damage),
-            Some((Some(survey), mut damage)) => {
+            ))]),
+            Some(Err(error)) => Ok(vec![error]),
+            Some(Ok(survey)) => {
+                let mut damage = Vec::new();
                 if survey.identity.member_id != id {
-                    damage.push(format!(
+                    damage.push(Error::Refused(format!(
                         "{} belongs to member {}, not to {id}: rename it to its former name",
                         wal_dir.display(),
                         survey.identity.member_id
-                    ));
+                    )));
                 }
                 let wrong = self.together(&survey, &wal_dir, &snap_dir, &snapshots)?;
                 if wrong.is_some() && self.went_on(&survey, &wal_dir) {
                     let why = "the member changed it meanwhile: inspect again to check log and snapshots together";
                     self.lines.note(&wal_dir, why)?;
                 } else {
-                    damage.extend(wrong);
+                    damage.extend(wrong.map(Error::Refused));
                 }
                 Ok(damage)
             }
@@ -274,26 +270,22 @@ impl Inspector<'_> {
             .map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
 
-    /// Shows one file: a segment by its name, otherwise a snapshot.
-    fn file(&mut self, path: &Path) -> Result<Vec<String>> {
+    /// Shows one file: a segment by its name, otherwise a snapshot. Returns its damage.
+    fn file(&mut self, path: &Path) -> Result<Option<Error>> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        match wal::parse_name(name) {
-            Some(number) => {
-                let dir = path.parent().unwrap_or(Path::new(""));
-                Ok(self.log(dir, Some(number))?.1)
-            }
-            None => {
-                let found = self.snapshot(path)?;
-                Ok(found.and_then(Result::err).map(|error| error.to_string()).into_iter().collect())
-            }
-        }
+        Ok(match wal::parse_name(name) {
+            Some(number) => self.log(path.parent().unwrap_or(Path::new("")), Some(number))?.err(),
+            None => self.snapshot(path)?.and_then(Result::err),
+        })
     }
 
-    /// Shows a log, or one segment of it. Damage counts if a second attempt finds the same.
-    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<(Option<Recovered>, Vec<String>)> {
+    /// Shows a log, or one segment of it. Returns the damage inside, if a second attempt finds the same.
+    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<Result<Recovered>> {
         let mut shown: Option<(PathBuf, u64)> = None;
-        let mut damage = None;
-        for attempt in 0..ATTEMPTS_MAX {
+        let mut damage = String::new();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
             let mut output_failed = false;
             let mut watch = |path: &Path, seen: Seen<'_>| {
                 let watched = self.show_seen(path, seen, &mut shown);
@@ -307,20 +299,16 @@ impl Inspector<'_> {
                     found.entries = survey.entries.len() as u64;
                     found.first_index = survey.entries.first().map(|entry| entry.index);
                     found.last_index = Some(survey.last_index()).filter(|&last| last > 0);
-                    return Ok((Some(survey), Vec::new()));
+                    return Ok(Ok(survey));
                 }
                 Err(error) if output_failed => return Err(error),
-                Err(error) => {
-                    let again = Some(error.to_string());
-                    if again == damage || attempt + 1 == ATTEMPTS_MAX {
-                        break;
-                    }
-                    damage = again;
+                Err(error) if error.to_string() == damage || attempts == ATTEMPTS_MAX => {
+                    return Ok(Err(error));
                 }
+                Err(error) => damage = error.to_string(),
             }
             std::thread::sleep(ATTEMPT_PAUSE);
         }
-        Ok((None, damage.into_iter().collect()))
     }
 
     /// Shows what was found in a log, unless an earlier attempt has shown it.
@@ -382,14 +370,13 @@ impl Inspector<'_> {
 
     /// Shows a snapshot; `None` if it was removed before it was opened.
     fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
+        let unreadable = |what: &str, error: &dyn std::error::Error| {
+            let path = path.display();
+            Error::Refused(format!("cannot read the {what} in {path}: {error}; {REPLACE_MEMBER}"))
+        };
         let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
-            let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
-                let path = path.display();
-                Error::Refused(format!(
-                    "cannot read the members in {path}: {error}; {REPLACE_MEMBER}"
-                ))
-            })?;
-            Ok((snapshot, members))
+            let members = SnapshotMembers::decode(&snapshot.meta);
+            Ok((snapshot, members.map_err(|error| unreadable("members", &error))?))
         });
         let (mut snapshot, members) = match loaded {
             Ok(loaded) => loaded,
@@ -403,17 +390,14 @@ impl Inspector<'_> {
         };
         self.found.snapshots += 1;
         let mut keys = 0;
-        let read = read_records(&mut snapshot.reader).try_for_each(|record| {
-            keys += u64::from(record.is_ok());
-            record.map(|_| ())
-        });
+        let read =
+            read_records(&mut snapshot.reader).try_for_each(|record| record.map(|_| keys += 1));
         self.bar.inc(snapshot.file.length);
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
-            let why =
-                format!("cannot read the state in {}: {error}; {REPLACE_MEMBER}", path.display());
-            self.damage(&why)?;
-            return Ok(Some(Err(Error::Refused(why))));
+            let error = unreadable("state", &error);
+            self.damage(&error.to_string())?;
+            return Ok(Some(Err(error)));
         }
         if self.lists_keys {
             self.keys(path)?;
@@ -429,23 +413,19 @@ impl Inspector<'_> {
     }
 
     /// Prints the summary. Returns the first damage as the error.
-    fn finish(&mut self, path: &Path, damage: Vec<String>) -> Result<()> {
-        for message in &damage {
-            self.damage(message)?;
+    fn finish(&mut self, path: &Path, damage: Vec<Error>) -> Result<()> {
+        for error in &damage {
+            self.damage(&error.to_string())?;
         }
         self.lines.summary(path, &self.found, damage.is_empty())?;
-        match damage.into_iter().next() {
-            Some(first) => Err(Error::Refused(first)),
-            None => Ok(()),
-        }
+        // The caller takes an `Error::Io` for a failed output.
+        damage.first().map_or(Ok(()), |first| Err(Error::Refused(first.to_string())))
     }
 
     /// Prints each message once.
     fn damage(&mut self, message: &str) -> Result<()> {
-        if !self.found.damage.insert(message.to_owned()) {
-            return Ok(());
-        }
-        self.lines.damage(message)
+        let is_new = self.found.damage.insert(message.to_owned());
+        if is_new { self.lines.damage(message) } else { Ok(()) }
     }
 }
 
