@@ -190,19 +190,20 @@ impl HttpKvApi {
             Err(error) => error,
         };
         info!(self.logger, "Failed to read on {} ({})", method, error);
-        let (status, message) = match error {
-            BodyError::Broken(_) => (StatusCode::BAD_REQUEST, format!("Failed on {method}")),
-            BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            BodyError::TimedOut => (
+        let response = match error {
+            BodyError::Broken(_) => {
+                ErrorResponse::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
+            }
+            BodyError::TooLarge { .. } => {
+                ErrorResponse::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            BodyError::TimedOut => ErrorResponse::new(
                 StatusCode::REQUEST_TIMEOUT,
                 format!("{error}: nothing was changed; send it faster, or in smaller parts"),
             ),
-            BodyError::Busy => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("{error}: nothing was changed; try again"),
-            ),
+            BodyError::Busy => RequestError::unavailable(error).into(),
         };
-        Err(ErrorResponse { closes: true, ..ErrorResponse::new(status, message) })
+        Err(ErrorResponse { closes: true, ..response })
     }
 
     /// Parses the member's id from `key`, the target of a `method` request.

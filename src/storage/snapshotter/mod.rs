@@ -44,7 +44,7 @@ mod writer;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 pub use self::format::VERSION;
 use self::format::{BUFFER_BYTES, Checked};
@@ -115,7 +115,7 @@ impl Snapshotter {
         meta: &[u8],
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<SnapshotFile> {
-        let mut file = self.temporary(id, REST_PER_SYNC)?;
+        let mut file = TemporaryFile::create(self, id, REST_PER_SYNC)?;
         let written = write_snapshot(&mut file, id, meta, body);
         let written = written.map_err(Error::io("write to", &file.path))?;
         file.publish()?;
@@ -133,7 +133,7 @@ impl Snapshotter {
         expected: SnapshotFile,
     ) -> Result<SnapshotReceiver> {
         let id = SnapshotId { index, term };
-        let file = Summed::new(self.temporary(id, 0)?);
+        let file = Summed::new(TemporaryFile::create(self, id, 0)?);
         Ok(SnapshotReceiver { file, id, expected, excess: false })
     }
 
@@ -216,13 +216,6 @@ impl Snapshotter {
     /// The path of a snapshot's file, whether or not it exists.
     pub fn path(&self, id: SnapshotId) -> PathBuf {
         path(&self.dir, id)
-    }
-
-    fn temporary(&self, id: SnapshotId, rest_per_sync: u32) -> Result<TemporaryFile> {
-        let final_path = self.path(id);
-        let counter = self.temporaries.fetch_add(1, Ordering::Relaxed);
-        let path = files::with_suffix(&final_path, &format!(".{counter}{}", files::TEMPORARY));
-        TemporaryFile::create(self.vfs.clone(), path, final_path, rest_per_sync)
     }
 }
 

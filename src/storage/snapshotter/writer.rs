@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::BROKEN;
 use super::format::{self, BUFFER_BYTES};
+use super::{BROKEN, Snapshotter};
 use crate::channels::SnapshotFile;
 use crate::error::{Error, Result};
 use crate::storage::wal::SnapshotId;
@@ -150,15 +151,13 @@ pub(super) struct TemporaryFile {
 }
 
 impl TemporaryFile {
-    pub(super) fn create(
-        vfs: Arc<dyn Vfs>,
-        path: PathBuf,
-        final_path: PathBuf,
-        rest_per_sync: u32,
-    ) -> Result<Self> {
-        let file = vfs.create(&path).map_err(Error::io("create", &path))?;
+    pub(super) fn create(of: &Snapshotter, id: SnapshotId, rest_per_sync: u32) -> Result<Self> {
+        let final_path = of.path(id);
+        let counter = of.temporaries.fetch_add(1, Ordering::Relaxed);
+        let path = files::with_suffix(&final_path, &format!(".{counter}{}", files::TEMPORARY));
+        let file = of.vfs.create(&path).map_err(Error::io("create", &path))?;
         Ok(Self {
-            vfs,
+            vfs: of.vfs.clone(),
             path,
             final_path,
             file,
