@@ -309,10 +309,7 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Answer<Consistency>
 /// Parses `text` as Go's `strconv.ParseUint(text, 0, 64)` does.
 ///
 /// A prefix selects the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. An underscore may
-/// separate two digits, or the prefix and a digit. There is no sign.
-///
-/// # Errors
-/// Why it is no such number, in Go's words.
+/// separate two digits, or the prefix and a digit. There is no sign. The errors are in Go's words.
 fn parse_uint(text: &str) -> Result<u64, &'static str> {
     const SYNTAX: &str = "invalid syntax";
     let (base, digits) = match text.as_bytes() {

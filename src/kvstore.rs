@@ -337,9 +337,6 @@ impl View {
     }
 
     /// Writes the state as the module's documentation describes.
-    ///
-    /// # Errors
-    /// Those of `file`.
     pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
         // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
         // pointer to the key in every comparison takes three times as long.

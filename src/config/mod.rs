@@ -220,9 +220,6 @@ pub(crate) fn with_two_dashes(
 }
 
 /// Checks a member id and a `--cluster` list.
-///
-/// # Errors
-/// [`Error::Config`] with one line.
 pub(crate) fn check_members(id: u64, cluster: &[String]) -> Result<()> {
     require(id > 0, "--id must be at least 1")?;
     for (position, url) in cluster.iter().enumerate() {
@@ -239,11 +236,8 @@ fn require(holds: bool, otherwise: impl Into<String>) -> Result<()> {
 
 impl Config {
     /// Parses a command line, with the program's name first, and reads the configuration file that it
-    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`.
-    ///
-    /// # Errors
-    /// clap's errors, which include the requests for help and version, and errors in the file with their
-    /// line.
+    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`. The errors are
+    /// clap's, which include the requests for help and version, and those of the file.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
@@ -257,10 +251,8 @@ impl Config {
         Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
     }
 
-    /// Checks what clap cannot: ranges, and flags that depend on each other.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with one line, which names the line in the file if that sets the flag.
+    /// Checks what clap cannot: ranges, and flags that depend on each other. An error names the line in
+    /// the file if that sets the flag.
     pub fn check(&self) -> Result<()> {
         self.check_flags().map_err(|error| match (error, &self.file) {
             (Error::Config(why), Some(file)) => Error::Config(file.locate(&why)),
@@ -340,9 +332,6 @@ impl Config {
     }
 
     /// The address to listen on for peers: host and port of this member's peer URL.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the host cannot be resolved.
     pub fn peer_address(&self) -> Result<SocketAddr> {
         let url = self.own_url();
         let authority = authority(&url).unwrap_or(&url);
@@ -350,10 +339,7 @@ impl Config {
         resolve(authority).map_err(failed)
     }
 
-    /// The address to listen on for operators, or `None`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the host cannot be resolved, or if the port would be open to others without
+    /// The address to listen on for operators, or `None`. The port must not be open to others without
     /// TLS.
     pub fn admin_address(&self) -> Result<Option<SocketAddr>> {
         let Some(admin) = &self.admin else { return Ok(None) };
@@ -375,9 +361,6 @@ impl Config {
     }
 
     /// TLS between the members, if the flags name certificates for it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
     pub fn peer_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (self.peer_cert.clone(), self.peer_key.clone()) else {
             return Ok(None);
@@ -388,9 +371,6 @@ impl Config {
     }
 
     /// TLS for clients and operators, if the flags name a certificate for it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
     pub fn client_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else {
             return Ok(None);

@@ -43,10 +43,7 @@ impl<W: Write> Write for Summed<W> {
 }
 
 /// Writes the bytes of a snapshot file to `out`: a member's own file, or a backup. `body` writes the
-/// application bytes.
-///
-/// # Errors
-/// The error of `out` or `body`. The bytes written so far are not a valid snapshot.
+/// application bytes. After an error, the bytes written so far are not a valid snapshot.
 pub fn write_snapshot(
     out: impl Write,
     id: SnapshotId,
@@ -74,7 +71,7 @@ pub enum Received {
 }
 
 /// Writes a file that a peer sends. If it is dropped before [`finish`](Self::finish), it removes its
-/// file.
+/// file. An error says that this member's disk failed.
 pub struct SnapshotReceiver {
     pub(super) file: Summed<TemporaryFile>,
     pub(super) id: SnapshotId,
@@ -85,9 +82,6 @@ pub struct SnapshotReceiver {
 
 impl SnapshotReceiver {
     /// Writes the next bytes of the file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if this member's disk fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.excess |= bytes.len() as u64 > self.expected.length - self.file.sum.length;
         if self.excess {
@@ -98,9 +92,6 @@ impl SnapshotReceiver {
 
     /// Checks the announced length and checksum, then the file itself, and gives it its name. A kept
     /// file is durable when this returns.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if this member's disk fails. Wrong bytes are [`Received::Refused`].
     pub fn finish(self) -> Result<Received> {
         let Self { file: Summed { out: mut file, sum }, id, expected, excess } = self;
         let refused = |reason| Ok(Received::Refused(reason));
