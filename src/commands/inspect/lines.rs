@@ -137,16 +137,11 @@ impl Lines<'_> {
     pub fn unfinished(&mut self, path: &Path, offset: u64, bytes: u64) -> Result<()> {
         let message =
             "incomplete: left by a crash, and cut off by the next start (or being written now)";
-        self.write(
-            "unfinished",
-            &[
-                ("file", &shown(path)),
-                ("offset", &offset),
-                ("bytes", &bytes),
-                ("message", &message),
-            ],
-            format_args!("{offset:>10}  {bytes} bytes of a frame: {message}"),
-        )
+        let file = shown(path);
+        let fields: &Fields =
+            &[("file", &file), ("offset", &offset), ("bytes", &bytes), ("message", &message)];
+        let text = format_args!("{offset:>10}  {bytes} bytes of a frame: {message}");
+        self.write("unfinished", fields, text)
     }
 
     pub fn snapshot(

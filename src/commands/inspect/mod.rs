@@ -21,7 +21,6 @@ use indicatif::ProgressBar;
 
 use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
-use crate::codec;
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
@@ -89,11 +88,8 @@ fn bytes_in(dir: &Path) -> u64 {
 /// The member that a directory's name stands for, and whether the directory is for snapshots.
 fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
     let name = dir.file_name()?.to_str()?.strip_prefix("raftexample-")?;
-    let (id, is_snap) = match name.strip_suffix("-snap") {
-        Some(id) => (id, true),
-        None => (name, false),
-    };
-    Some((id.parse().ok()?, is_snap))
+    let of_snapshots = name.strip_suffix("-snap");
+    Some((of_snapshots.unwrap_or(name).parse().ok()?, of_snapshots.is_some()))
 }
 
 /// What was found so far in the files of one member.
@@ -121,8 +117,8 @@ struct Inspector<'a> {
     found: Found,
 }
 
-/// The snapshots of a directory, each with its members or its error, by term and then by index.
-type Snapshots = Vec<(SnapshotId, Result<SnapshotMembers>)>;
+/// The snapshots of a directory, each with its meta bytes or its error, by term and then by index.
+type Snapshots = Vec<(SnapshotId, Result<Vec<u8>>)>;
 
 impl Inspector<'_> {
     fn inspect(&mut self, path: &Path) -> Result<()> {
@@ -132,18 +128,12 @@ impl Inspector<'_> {
             return self.finish(path, damage.into_iter().collect());
         }
         let names = ReadOnlyVfs.list(path).map_err(Error::io("list", path))?;
-        let mut ids: Vec<NodeId> = names
-            .iter()
-            .map(|name| path.join(name))
-            .filter(|below| below.is_dir())
-            .filter_map(|below| Some(member_of(&below)?.0))
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
+        let below = names.iter().map(|name| path.join(name)).filter(|below| below.is_dir());
+        let ids: BTreeSet<_> = below.filter_map(|below| Some(member_of(&below)?.0)).collect();
         let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
         let is_named = |snap: bool| member_of(path).is_some_and(|(_, is_snap)| is_snap == snap);
         if !ids.is_empty() {
-            return self.members(path, &ids);
+            return self.members(path, ids);
         }
         let damage = if ends(".wal") || is_named(false) {
             self.log(path, None)?.err().into_iter().collect()
@@ -159,13 +149,12 @@ impl Inspector<'_> {
     }
 
     /// Prints one summary for each member. Returns the first damage.
-    fn members(&mut self, data_dir: &Path, ids: &[NodeId]) -> Result<()> {
+    fn members(&mut self, data_dir: &Path, ids: BTreeSet<NodeId>) -> Result<()> {
         let mut result = Ok(());
-        for &id in ids {
+        for id in ids {
             self.found = Found::default();
             let damage = self.member(data_dir, id)?;
-            let finished = self.finish(&wal_dir(data_dir, id), damage);
-            match finished {
+            match self.finish(&wal_dir(data_dir, id), damage) {
                 Err(error @ Error::Io { .. }) => return Err(error),
                 finished => result = result.and(finished),
             }
@@ -223,43 +212,38 @@ impl Inspector<'_> {
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry = (!survey.entries.is_empty()).then(|| survey.last_index());
+        let last_entry = survey.entries.last().map(|entry| entry.index);
         let found = |mark| snapshots.iter().find(|(id, _)| *id == mark).map(|(_, found)| found);
         for (id, _) in snapshots.iter().filter(|(id, _)| !survey.marks.contains(id)) {
             let path = snapshotter::path(snap_dir, *id);
             self.lines.note(&path, "not named in the log: the next start removes it")?;
         }
         let mut marks = survey.marks.clone();
-        let newest = marks.pop();
-        let mut used = newest;
-        let damaged = match newest.map(|mark| (mark, found(mark))) {
-            None | Some((_, Some(Ok(_)))) => None,
-            Some((mark, Some(Err(error)))) => Some((mark, error.to_string())),
-            Some((mark, None)) => {
-                let path = snapshotter::path(snap_dir, mark);
-                Some((mark, format!("{} is missing; {REPLACE_MEMBER}", path.display())))
-            }
-        };
-        if let Some((newest, why)) = damaged {
+        let mut used = marks.pop();
+        if let Some(newest) = used
+            && !matches!(found(newest), Some(Ok(_)))
+        {
+            let path = snapshotter::path(snap_dir, newest);
             let older = marks.into_iter().rfind(|mark| found(*mark).is_some());
             let is_other_version = matches!(found(newest), Some(Err(Error::OtherVersion { .. })));
             if is_other_version || !is_replaceable(newest, older, survey.base, last_entry) {
-                return Ok(Some(why));
+                return Ok(Some(match found(newest) {
+                    Some(Err(error)) => error.to_string(),
+                    _ => format!("{} is missing; {REPLACE_MEMBER}", path.display()),
+                }));
             }
-            let path = snapshotter::path(snap_dir, newest);
             self.lines.note(&path, "the next start sets it aside and replays the log instead")?;
             if let Some(Err(error)) = older.and_then(found) {
                 return Ok(Some(error.to_string()));
             }
             used = older;
         }
-        if let Some(Ok(members)) = used.and_then(found)
-            && members.cluster_id != survey.identity.cluster_id
+        if let Some(mark) = used
+            && let Some(Ok(meta)) = found(mark)
+            && let Err(error) =
+                decode_members(&snapshotter::path(snap_dir, mark), meta, &survey.identity)
         {
-            let mark = used.expect("it was just found");
-            let (path, meta) = (snapshotter::path(snap_dir, mark), codec::encode(members));
-            let refused = decode_members(&path, &meta, &survey.identity);
-            return Ok(refused.err().map(|error| error.to_string()));
+            return Ok(Some(error.to_string()));
         }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
         let base = survey.base;
@@ -368,8 +352,8 @@ impl Inspector<'_> {
         Ok(snapshots)
     }
 
-    /// Shows a snapshot; `None` if it was removed before it was opened.
-    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
+    /// Shows a snapshot, and returns its meta bytes; `None` if it was removed before it was opened.
+    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<Vec<u8>>>> {
         let unreadable = |what: &str, error: &dyn std::error::Error| {
             let path = path.display();
             Error::Refused(format!("cannot read the {what} in {path}: {error}; {REPLACE_MEMBER}"))
@@ -402,7 +386,7 @@ impl Inspector<'_> {
         if self.lists_keys {
             self.keys(path)?;
         }
-        Ok(Some(Ok(members)))
+        Ok(Some(Ok(snapshot.meta)))
     }
 
     fn keys(&mut self, path: &Path) -> Result<()> {
