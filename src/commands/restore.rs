@@ -1,13 +1,12 @@
 //! `raftexample snapshot restore`: makes a new cluster of one member from a backup.
 //!
-//! The backup is a snapshot file as [`storage::snapshotter`](crate::storage::snapshotter) describes it.
-//! Member 1 gets the snapshot, with itself as the only member, and a log that starts after it. Indexes
-//! and terms continue from the backup's, so each value keeps the index and term of the entry that wrote
-//! it. The other members are added to it and join, as to any cluster.
+//! The backup is a file of [`storage::snapshotter`](crate::storage::snapshotter). Member 1 gets it, with
+//! itself as the only member, and a log that starts after it. Indexes and terms continue from the
+//! backup's, so each value keeps those of the entry that wrote it. The other members are added
+//! and join, as in any cluster.
 //!
-//! The member's incarnation is new, and so is the cluster's id, which is made from it. So a backup that
-//! is restored twice makes two clusters, whose members refuse each other, and those of the backup's
-//! cluster.
+//! The member's incarnation is new, and so is the cluster's id, which is made from it. A backup that is
+//! restored twice makes two clusters, whose members refuse each other, and those of the backup's.
 //!
 //! # States after a crash
 //! - The log's directory with a lock, or nothing: restoring can be repeated.

@@ -1,13 +1,11 @@
 //! `raftexample inspect`: shows and checks the files of a member.
 //!
-//! It reads every record of the write-ahead log and every snapshot, in the order of the files, with the
-//! code that a member starts with. It changes nothing and takes no lock, so a running member may use
-//! the directory. That member may be writing the last frame or creating a segment, and may remove
-//! files; so `inspect` reads a second time before it reports damage.
+//! It reads every record of the log and every snapshot with the code that a member starts with. It
+//! changes nothing and takes no lock. A running member may be writing the last frame, creating a
+//! segment, or removing files; so `inspect` reads a second time before it reports damage.
 //!
-//! One segment of the log is in memory at a time, with the index and term of each entry. With `--json` each line
-//! is one object: `"type"` names its kind, and random ids (clusters, incarnations) are hexadecimal
-//! strings.
+//! One segment of the log is in memory at a time, with the index and term of each entry. With `--json`
+//! each line is one object: `"type"` names its kind, and random ids are hexadecimal strings.
 
 mod lines;
 

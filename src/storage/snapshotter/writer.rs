@@ -175,8 +175,7 @@ impl TemporaryFile {
         let existing = match self.vfs.open(path) {
             Ok(existing) => existing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.publish()?;
-                return Ok(Received::Kept);
+                return self.publish().map(|()| Received::Kept);
             }
             Err(error) => return Err(Error::io("open", path)(error)),
         };
@@ -191,8 +190,7 @@ impl TemporaryFile {
         if matches!(format::check(&*existing, path, None), Err(Error::Corrupt { .. })) {
             let broken = files::with_suffix(path, BROKEN);
             self.vfs.rename(path, &broken).map_err(Error::io("rename", path))?;
-            self.publish()?;
-            return Ok(Received::Kept);
+            return self.publish().map(|()| Received::Kept);
         }
         Ok(Received::Refused("another snapshot with this index and term exists here".to_owned()))
     }
