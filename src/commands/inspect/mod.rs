@@ -10,12 +10,11 @@
 mod lines;
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
 
 use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
@@ -27,8 +26,6 @@ use crate::storage::snapshotter::{self, load_file};
 use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
-/// No progress bar for less than this.
-const PROGRESS_BYTES: u64 = 16 << 20;
 /// Attempts to read files that change meanwhile.
 const ATTEMPTS_MAX: usize = 20;
 /// The pause between two attempts: enough for a member to complete a frame.
@@ -52,35 +49,10 @@ pub struct Inspect {
 impl Inspect {
     /// Writes what it finds to `out`. It fails if a member would not start with these files.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let bar = self.progress_bar();
         let lines = Lines { out, json: self.json };
-        let mut inspector =
-            Inspector { lists_keys: self.keys, lines, bar, found: Found::default() };
-        let result = inspector.inspect(&self.path);
-        inspector.bar.finish_and_clear();
-        result
+        let mut inspector = Inspector { lists_keys: self.keys, lines, found: Found::default() };
+        inspector.inspect(&self.path)
     }
-
-    /// Visible for large inputs, if standard error is a terminal and standard output is not.
-    fn progress_bar(&self) -> ProgressBar {
-        let bytes = if self.path.is_dir() { bytes_in(&self.path) } else { file_bytes(&self.path) };
-        if bytes <= PROGRESS_BYTES || io::stdout().is_terminal() || !io::stderr().is_terminal() {
-            return ProgressBar::hidden();
-        }
-        ProgressBar::new(bytes)
-    }
-}
-
-fn file_bytes(path: &Path) -> u64 {
-    path.metadata().map_or(0, |metadata| metadata.len())
-}
-
-/// The bytes to read in a directory, with the member directories below it.
-fn bytes_in(dir: &Path) -> u64 {
-    let entries = || std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
-    let files: u64 = entries().filter(|path| path.is_file()).map(|path| file_bytes(&path)).sum();
-    let below = entries().filter(|path| path.is_dir() && member_of(path).is_some());
-    files + below.map(|path| bytes_in(&path)).sum::<u64>()
 }
 
 /// The member that a directory's name stands for, and whether the directory is for snapshots.
@@ -110,8 +82,6 @@ struct Found {
 struct Inspector<'a> {
     lists_keys: bool,
     lines: Lines<'a>,
-    /// How many bytes of the files are read.
-    bar: ProgressBar,
     found: Found,
 }
 
@@ -313,7 +283,6 @@ impl Inspector<'_> {
         match seen {
             Seen::Segment { bytes } => {
                 self.found.segments += 1;
-                self.bar.inc(bytes);
                 self.lines.segment(path, bytes)
             }
             Seen::Frame { offset, records } => {
@@ -374,7 +343,6 @@ impl Inspector<'_> {
         let mut keys = 0;
         let read =
             read_records(&mut snapshot.reader).try_for_each(|record| record.map(|_| keys += 1));
-        self.bar.inc(snapshot.file.length);
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
             let error = unreadable("state", &error);
