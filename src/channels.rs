@@ -185,13 +185,13 @@ impl<T> From<TrySendError<T>> for RequestError {
     }
 }
 
-/// When a write is acknowledged (flag `--ack`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// When a write is acknowledged: the values of `--ack`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ack {
-    /// After it is on a majority's disks and applied on this member.
+    /// After it is committed and applied
     #[default]
     Committed,
-    /// After raft took it, as in the original. It may still be dropped.
+    /// After it is handed to raft, as the original does; the write may be lost
     Proposed,
 }
 

@@ -1,7 +1,6 @@
 //! The encoding of commands, snapshots and peer requests. No other module uses bincode.
 //!
-//! The format is bincode 2.0.1 with fixed-width little-endian integers. Decoding has a size limit and
-//! refuses trailing bytes.
+//! The format is bincode 2.0.1 with fixed-width little-endian integers.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::{Deserialize, Serialize};
@@ -21,29 +20,20 @@ pub struct DecodeError {
     reason: String,
 }
 
-/// Encodes `value`.
-///
-/// # Panics
-/// If the type of `value` has no encoding.
+/// Encodes `value`. Panics if its type has no encoding.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_into(value, &mut bytes);
     bytes
 }
 
-/// Appends the encoded `value` to `bytes`.
-///
-/// # Panics
-/// As [`encode`].
+/// Appends the encoded `value` to `bytes`, as [`encode`].
 pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
     bincode::serde::encode_into_std_write(value, bytes, CONFIG).expect("the type has an encoding");
 }
 
-/// Decodes a `T` from all of `bytes`. The value may borrow from them.
-///
-/// # Errors
-/// [`DecodeError`] if the bytes are not a `T`, if it is larger than [`DECODE_LIMIT_BYTES`], or if
-/// bytes are left over.
+/// Decodes a `T` from all of `bytes`. The value may borrow from them. Fails if the value is larger than
+/// [`DECODE_LIMIT_BYTES`], or if bytes are left over.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     let what = std::any::type_name::<T>();
     let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG)

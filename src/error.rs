@@ -103,6 +103,15 @@ pub(crate) fn output_failed(error: io::Error) -> Error {
     Error::io("write to", Path::new("standard output"))(error)
 }
 
+/// The innermost source of an error of reqwest: the message of the operating system, or of TLS. The
+/// outer ones name only the URL and the layers.
+pub(crate) fn cause(mut error: &dyn std::error::Error) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
 impl Error {
     /// An [`Error::Io`] for `action` on `path`, for use with `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -190,19 +190,20 @@ impl HttpKvApi {
             Err(error) => error,
         };
         info!(self.logger, "Failed to read on {} ({})", method, error);
-        let (status, message) = match error {
-            BodyError::Broken(_) => (StatusCode::BAD_REQUEST, format!("Failed on {method}")),
-            BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            BodyError::TimedOut => (
+        let response = match error {
+            BodyError::Broken(_) => {
+                ErrorResponse::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
+            }
+            BodyError::TooLarge { .. } => {
+                ErrorResponse::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            BodyError::TimedOut => ErrorResponse::new(
                 StatusCode::REQUEST_TIMEOUT,
                 format!("{error}: nothing was changed; send it faster, or in smaller parts"),
             ),
-            BodyError::Busy => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("{error}: nothing was changed; try again"),
-            ),
+            BodyError::Busy => RequestError::unavailable(error).into(),
         };
-        Err(ErrorResponse { closes: true, ..ErrorResponse::new(status, message) })
+        Err(ErrorResponse { closes: true, ..response })
     }
 
     /// Parses the member's id from `key`, the target of a `method` request.
@@ -308,10 +309,7 @@ fn consistency(headers: &HeaderMap, default: Consistency) -> Answer<Consistency>
 /// Parses `text` as Go's `strconv.ParseUint(text, 0, 64)` does.
 ///
 /// A prefix selects the base: `0x` 16, `0o` or a bare `0` 8, `0b` 2, in either case. An underscore may
-/// separate two digits, or the prefix and a digit. There is no sign.
-///
-/// # Errors
-/// Why it is no such number, in Go's words.
+/// separate two digits, or the prefix and a digit. There is no sign. The errors are in Go's words.
 fn parse_uint(text: &str) -> Result<u64, &'static str> {
     const SYNTAX: &str = "invalid syntax";
     let (base, digits) = match text.as_bytes() {

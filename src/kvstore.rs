@@ -33,6 +33,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
+use crc32c::Crc32cWriter;
 use serde::{Deserialize, Serialize};
 use slog::{Logger, error};
 use tokio::time::Instant;
@@ -153,13 +154,15 @@ impl PartialEq for KeyValue {
 
 impl Eq for KeyValue {}
 
-/// How current a read is (flag `--read`, header `Raft-Read`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How current a read is: the values of `--read` and of the header `Raft-Read`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Consistency {
-    /// The read sees every write acknowledged on any member before it (thesis, section 6.4).
+    /// With every acknowledged write
+    ///
+    /// On any member, before the read began (thesis, section 6.4).
     #[default]
     Linearizable,
-    /// The read sees this member's map, which may be stale.
+    /// From this member's state, as the original does; it may be stale
     Local,
 }
 
@@ -328,25 +331,13 @@ impl View {
 
     /// The CRC32C of the bytes that [`write`](Self::write) writes.
     pub fn checksum(self) -> u32 {
-        let mut checksum = 0;
-        let add = |bytes: &[u8]| {
-            checksum = crc32c::crc32c_append(checksum, bytes);
-            Ok(())
-        };
-        self.each_record(add).expect("computing a checksum cannot fail");
-        checksum
+        let mut out = Crc32cWriter::new(io::sink());
+        self.write(&mut out).expect("computing a checksum cannot fail");
+        out.crc32c()
     }
 
     /// Writes the state as the module's documentation describes.
-    ///
-    /// # Errors
-    /// Those of `file`.
     pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
-        self.each_record(|bytes| file.write_all(bytes))
-    }
-
-    /// Calls `take` with the bytes of each record, its length included.
-    fn each_record(self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         // Sorting compares the first 16 bytes of each key, which are adjacent in memory. Following the
         // pointer to the key in every comparison takes three times as long.
         let with_head = |pair: KeyValue| {
@@ -365,8 +356,8 @@ impl View {
             record.clear();
             codec::encode_into(&Record { key, value, index, term }, &mut record);
             let length = u32::try_from(record.len()).expect("records are at most 96 MiB");
-            take(&length.to_le_bytes())?;
-            take(&record)?;
+            file.write_all(&length.to_le_bytes())?;
+            file.write_all(&record)?;
         }
         Ok(())
     }

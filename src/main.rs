@@ -27,6 +27,17 @@ const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    match start() {
+        Ok(()) | Err(Error::Removed) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("raftexample: {error}");
+            ExitCode::from(if matches!(error, Error::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+/// Runs a command, or a member.
+fn start() -> Result<()> {
     let Cli { config, command } = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error)
@@ -34,33 +45,25 @@ fn main() -> ExitCode {
         {
             // A closed pipe after `--help` is not an error.
             let _ = error.print();
-            return ExitCode::SUCCESS;
+            return Ok(());
         }
-        Err(error) => return fail(&Error::Config(first_line(&error))),
+        Err(error) => return Err(Error::Config(first_line(&error))),
     };
     if let Some(command) = command {
-        return command.run().map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
+        return command.run();
     }
-    if let Err(error) = config.check() {
-        return fail(&error);
-    }
-    let (logger, guard) = logging::logger(config.log_level, config.log_format);
+    config.check()?;
+    // Dropping the guard writes the queued log lines, so they come before an error message.
+    let (logger, _guard) = logging::logger(config.log_level, config.log_format);
     // With several cores, one is left to the thread that writes the log.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = match runtime.worker_threads((cores - 1).max(1)).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&Error::Config(format!("cannot start: {error}"))),
-    };
+    let runtime = runtime.worker_threads((cores - 1).max(1)).enable_all().build();
+    let runtime = runtime.map_err(|error| Error::Config(format!("cannot start: {error}")))?;
     let result = runtime.block_on(run(config, logger));
     // Threads that still wait for a client or a disk do not delay the end.
     runtime.shutdown_background();
-    // Queued log lines are written before the error message.
-    drop(guard);
-    match result {
-        Ok(()) | Err(Error::Removed) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    result
 }
 
 /// Runs a member until a signal or an error stops it.
@@ -178,9 +181,4 @@ fn first_line(error: &clap::Error) -> String {
     let paragraph = text.lines().map(str::trim).take_while(|line| !line.is_empty());
     let line = paragraph.collect::<Vec<_>>().join(" ");
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
-}
-
-fn fail(error: &Error) -> ExitCode {
-    eprintln!("raftexample: {error}");
-    ExitCode::from(if matches!(error, Error::Config(_)) { 2 } else { 1 })
 }

@@ -112,7 +112,8 @@ pub struct Counts {
     pub(crate) gets: Answered,
     pub(crate) keys: Gauge,
     pub(crate) store_bytes: Gauge,
-    registry: Registry,
+    /// All metrics, to be encoded.
+    pub(crate) registry: Registry,
 }
 
 impl Default for Counts {
@@ -189,10 +190,5 @@ impl Counts {
     pub fn snapshot_sent(&self, arrived: bool) {
         let outcome = if arrived { "ok" } else { "failed" };
         self.snapshots_sent.get_or_create(&[("outcome", outcome)]).inc();
-    }
-
-    /// All metrics, to be encoded.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
     }
 }

@@ -1,9 +1,9 @@
 //! The command line: the server's flags ([`Config`]), or one of the commands with its own flags.
-//! `--help` lists the exit statuses. A failure prints one line on standard error.
+//! A failure prints one line on standard error.
 
-pub mod client;
-pub mod inspect;
-pub mod restore;
+mod client;
+mod inspect;
+mod restore;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -88,10 +88,7 @@ pub enum SnapshotCommand {
 }
 
 impl Cli {
-    /// Parses a command line, with the program's name first, as [`Config::read`] does.
-    ///
-    /// # Errors
-    /// clap's errors, which include the requests for help and version.
+    /// Parses a command line as [`Config::read`] does, with the same errors.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
@@ -107,9 +104,6 @@ impl Cli {
 
 impl Command {
     /// Runs the command, which writes its result to standard output. A closed pipe is no error.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for an invalid command line, any other error if the command failed.
     pub fn run(&self) -> Result<()> {
         let mut out = BufWriter::new(io::stdout().lock());
         let done = match self {

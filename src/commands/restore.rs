@@ -1,16 +1,14 @@
 //! `raftexample snapshot restore`: makes a new cluster of one member from a backup.
 //!
-//! The backup is a snapshot file as [`storage::snapshotter`](crate::storage::snapshotter) describes it.
-//! Member 1 gets the snapshot, with itself as the only member, and a log that starts after it. Indexes
-//! and terms continue from the backup's, so each value keeps the index and term of the entry that wrote
-//! it. The other members are added to it and join, as to any cluster.
+//! The backup is a file of [`storage::snapshotter`](crate::storage::snapshotter). Member 1 gets it, with
+//! itself as the only member, and a log that starts after it. Indexes and terms continue from the
+//! backup's, so each value keeps those of the entry that wrote it. The other members are added
+//! and join, as in any cluster.
 //!
-//! The member's incarnation is new, and so is the cluster's id, which is made from it. So a backup that
-//! is restored twice makes two clusters, whose members refuse each other, and those of the backup's
-//! cluster.
+//! The member's incarnation is new, and so is the cluster's id, which is made from it. A backup that is
+//! restored twice makes two clusters, whose members refuse each other, and those of the backup's.
 //!
 //! # States after a crash
-//!
 //! - The log's directory with a lock, or nothing: restoring can be repeated.
 //! - A file `restoring` beside the lock: the member refuses to start, and so does another restore, until
 //!   both directories are removed.
@@ -26,8 +24,7 @@ use raft::eraftpb::HardState;
 use crate::channels::SnapshotFile;
 use crate::codec;
 use crate::config::check_members;
-use crate::error::output_failed;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, output_failed};
 use crate::kvstore::count_records;
 use crate::membership::{Members, SnapshotMembers};
 use crate::raft_node::bootstrap::{cluster_id, list_hash};
@@ -57,13 +54,9 @@ const ID: u64 = 1;
 
 impl Restore {
     /// Creates the member's directories, and writes one line about them to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for invalid flags, [`Error::Corrupt`] and [`Error::Refused`] for an unusable
-    /// backup, [`Error::Refused`] if the directories are not empty; [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         check_members(ID, std::slice::from_ref(&self.peer_url))?;
-        let (backup, keys) = check_backup(&self.file)?;
+        let (mark, file, keys) = check_backup(&self.file)?;
         let incarnation = getrandom::u64()
             .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
         let identity = Identity {
@@ -72,7 +65,7 @@ impl Restore {
             incarnation,
             first_urls_hash: list_hash(std::slice::from_ref(&self.peer_url)),
         };
-        self.write(&backup, &identity)?;
+        self.write(mark, file, &identity)?;
         writeln!(
             out,
             "restored member {ID} of cluster {:016x} from {}, {keys} keys; start it with --id {ID} --cluster {}, then add the others with `raftexample member add`",
@@ -83,8 +76,9 @@ impl Restore {
         .map_err(output_failed)
     }
 
-    /// Writes the snapshot, then the log that names it.
-    fn write(&self, backup: &Backup, identity: &Identity) -> Result<()> {
+    /// Writes the snapshot `mark` from the backup, which was `file` when it was checked, then the log
+    /// that names it.
+    fn write(&self, mark: SnapshotId, file: SnapshotFile, identity: &Identity) -> Result<()> {
         let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
         let wal_dir = wal_dir(&self.data_dir, ID);
         let snap_dir = snap_dir(&self.data_dir, ID);
@@ -106,7 +100,7 @@ impl Restore {
             ..Members::default()
         };
         let again = load_file(&ReadOnlyVfs, &self.file)?;
-        if again.file != backup.file {
+        if again.file != file {
             return Err(Error::Refused(format!(
                 "{} was replaced while it was read: remove {} and {}, and restore again",
                 self.file.display(),
@@ -117,13 +111,13 @@ impl Restore {
         let mut reader = again.reader;
         let meta = codec::encode(&SnapshotMembers::new(identity.cluster_id, members));
         Snapshotter::new(vfs.clone(), &snap_dir)?
-            .create(backup.mark, &meta, |out| io::copy(&mut reader, out).map(|_| ()))?;
+            .create(mark, &meta, |out| io::copy(&mut reader, out).map(|_| ()))?;
 
         // No vote: elections of this cluster start in a later term.
-        let SnapshotId { index: commit, term } = backup.mark;
+        let SnapshotId { index: commit, term } = mark;
         let hard_state = HardState { term, vote: 0, commit, ..HardState::default() };
         Wal::create(vfs.clone(), &wal_dir, identity, Sizes::default())?.save(&Frame {
-            installed: Some(backup.mark),
+            installed: Some(mark),
             hard_state: Some(&hard_state),
             ..Frame::default()
         })?;
@@ -153,14 +147,8 @@ impl Restore {
     }
 }
 
-/// A backup that was checked.
-struct Backup {
-    mark: SnapshotId,
-    file: SnapshotFile,
-}
-
-/// Reads all of a backup. Returns its number of keys, too.
-fn check_backup(path: &Path) -> Result<(Backup, u64)> {
+/// Reads all of a backup. Returns what it is a snapshot of, its file, and its number of keys.
+fn check_backup(path: &Path) -> Result<(SnapshotId, SnapshotFile, u64)> {
     let Snapshot { index, term, meta, file, reader } = load_file(&ReadOnlyVfs, path)
         .map_err(|error| error.with_remedy("it cannot be restored: use another backup"))?;
     let refuse = |why: String| {
@@ -172,5 +160,5 @@ fn check_backup(path: &Path) -> Result<(Backup, u64)> {
     }
     let keys = count_records(reader)
         .map_err(|error| refuse(format!("it does not contain keys and values: {error}")))?;
-    Ok((Backup { mark: SnapshotId { index, term }, file }, keys))
+    Ok((SnapshotId { index, term }, file, keys))
 }

@@ -43,10 +43,8 @@ struct Setting {
 type Wrong = (usize, String);
 
 impl File {
-    /// Reads the file, and checks each value on its own. `command` defines the flags.
-    ///
-    /// # Errors
-    /// One line that names the file, the line, the field, and the reason.
+    /// Reads the file, and checks each value on its own. `command` defines the flags. An error names the
+    /// file, the line, the field, and the reason.
     pub(super) fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
         let name = path.display().to_string();
         let refused = |why| clap::Error::raw(ErrorKind::InvalidValue, why);

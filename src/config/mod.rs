@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 use slog::{Level, Logger};
 
@@ -45,10 +45,10 @@ const LOGGING: &str = "Logging";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "raftexample", version, mut_args(|arg| arg.hide_env(true)))]
+#[command(name = "raftexample", version, mut_args(complete))]
 pub struct Config {
     /// Id of this member; the first members have the ids 1, 2, … in the order of --cluster
-    #[arg(long, help_heading = CLUSTER, default_value_t = 1, env = "RAFTEXAMPLE_ID")]
+    #[arg(long, help_heading = CLUSTER, default_value_t = 1)]
     pub id: u64,
 
     /// Peer URLs of the members, comma-separated
@@ -57,135 +57,112 @@ pub struct Config {
         value_name = "URLS",
         help_heading = CLUSTER,
         value_delimiter = ',',
-        default_value = "http://127.0.0.1:9021",
-        env = "RAFTEXAMPLE_CLUSTER"
+        default_value = "http://127.0.0.1:9021"
     )]
     pub cluster: Vec<String>,
 
     /// Port for clients
-    #[arg(long, help_heading = PORTS, default_value_t = 9121, env = "RAFTEXAMPLE_PORT")]
+    #[arg(long, help_heading = PORTS, default_value_t = 9121)]
     pub port: u16,
 
     /// Join a running cluster; add this member there first: raftexample member add
-    #[arg(
-        long,
-        help_heading = CLUSTER,
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true",
-        hide_possible_values = true,
-        value_parser = BoolishValueParser::new(),
-        action = ArgAction::Set,
-        env = "RAFTEXAMPLE_JOIN"
-    )]
+    #[arg(long, help_heading = CLUSTER)]
     pub join: bool,
 
     /// Directory in which raftexample-ID and raftexample-ID-snap are created
-    #[arg(long, value_name = "DIR", help_heading = STORAGE, default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
+    #[arg(long, value_name = "DIR", help_heading = STORAGE, default_value = ".")]
     pub data_dir: PathBuf,
 
     /// IP address for clients [default: 127.0.0.1 if this member's peer URL is loopback, else 0.0.0.0]
-    #[arg(long, value_name = "IP", help_heading = PORTS, env = "RAFTEXAMPLE_HOST")]
+    #[arg(long, value_name = "IP", help_heading = PORTS)]
     pub host: Option<IpAddr>,
 
     /// Address for operators: probes, metrics, backups, membership, a live page [default: none]
-    #[arg(long, value_name = "HOST:PORT", help_heading = PORTS, env = "RAFTEXAMPLE_ADMIN")]
+    #[arg(long, value_name = "HOST:PORT", help_heading = PORTS)]
     pub admin: Option<String>,
 
     /// Host names of the admin port besides localhost and IP addresses, comma-separated
-    #[arg(long, value_name = "NAMES", help_heading = PORTS, value_delimiter = ',', env = "RAFTEXAMPLE_ADMIN_NAME")]
+    #[arg(long, value_name = "NAMES", help_heading = PORTS, value_delimiter = ',')]
     pub admin_name: Vec<String>,
 
     /// Peer URL of this member [default: URL number ID in --cluster]
-    #[arg(long, value_name = "URL", help_heading = CLUSTER, env = "RAFTEXAMPLE_PEER_URL")]
+    #[arg(long, value_name = "URL", help_heading = CLUSTER)]
     pub peer_url: Option<String>,
 
     /// Certificate for peers, PEM; required, with the next two, if peer URLs are https://
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_CERT")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub peer_cert: Option<PathBuf>,
 
     /// Private key of --peer-cert, PEM
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_KEY")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub peer_key: Option<PathBuf>,
 
     /// CA certificates that peers' certificates are verified with, PEM
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_PEER_CA")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub peer_ca: Option<PathBuf>,
 
     /// Certificate for the client and admin ports, PEM; it switches TLS on there
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_CERT")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub cert: Option<PathBuf>,
 
     /// Private key of --cert, PEM
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_KEY")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub key: Option<PathBuf>,
 
     /// CA certificates that clients' certificates are verified with, PEM [default: clients need none]
-    #[arg(long, value_name = "FILE", help_heading = TLS, env = "RAFTEXAMPLE_CLIENT_CA")]
+    #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub client_ca: Option<PathBuf>,
 
     /// Take part again with a directory that lost acknowledged entries; writes may be lost
-    #[arg(
-        long,
-        help_heading = CLUSTER,
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true",
-        hide_possible_values = true,
-        value_parser = BoolishValueParser::new(),
-        action = ArgAction::Set,
-        env = "RAFTEXAMPLE_LIFT_QUARANTINE"
-    )]
+    #[arg(long, help_heading = CLUSTER)]
     pub lift_quarantine: bool,
 
     /// Entries between two snapshots; from 10,000 on, more if the last snapshot was large
-    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = SNAPSHOT_COUNT, env = "RAFTEXAMPLE_SNAPSHOT_COUNT")]
+    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = SNAPSHOT_COUNT)]
     pub snapshot_count: u64,
 
     /// Entries kept in the log after a snapshot was made, for members that lag
-    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = 10_000, env = "RAFTEXAMPLE_SNAPSHOT_CATCH_UP_ENTRIES")]
+    #[arg(long, value_name = "ENTRIES", help_heading = STORAGE, default_value_t = 10_000)]
     pub snapshot_catch_up_entries: u64,
 
     /// When to answer a PUT
-    #[arg(long, help_heading = REQUESTS, value_parser = ack_parser(), default_value = "committed", env = "RAFTEXAMPLE_ACK")]
+    #[arg(long, help_heading = REQUESTS, value_enum, default_value_t)]
     pub ack: Ack,
 
     /// How to answer a GET without a Raft-Read header
-    #[arg(long, help_heading = REQUESTS, value_parser = read_parser(), default_value = "linearizable", env = "RAFTEXAMPLE_READ")]
+    #[arg(long, help_heading = REQUESTS, value_enum, default_value_t)]
     pub read: Consistency,
 
     /// Deadline of a client's request
-    #[arg(long, value_name = "TIME", help_heading = REQUESTS, value_parser = humantime::parse_duration, default_value = "5s", env = "RAFTEXAMPLE_REQUEST_TIMEOUT")]
+    #[arg(long, value_name = "TIME", help_heading = REQUESTS, value_parser = humantime::parse_duration, default_value = "5s")]
     pub request_timeout: Duration,
 
     /// Size of the largest value, at most 67108864 (64 MiB)
-    #[arg(long, value_name = "BYTES", help_heading = REQUESTS, default_value_t = 16 << 20, env = "RAFTEXAMPLE_MAX_VALUE_BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = REQUESTS, default_value_t = 16 << 20)]
     pub max_value_bytes: usize,
 
     /// Length of a tick, the unit of the raft timers
-    #[arg(long, value_name = "TIME", help_heading = TIMERS, value_parser = humantime::parse_duration, default_value = "100ms", env = "RAFTEXAMPLE_TICK")]
+    #[arg(long, value_name = "TIME", help_heading = TIMERS, value_parser = humantime::parse_duration, default_value = "100ms")]
     pub tick: Duration,
 
     /// Shortest election timeout in ticks; each is drawn at random from N to 2N - 1
-    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 10, env = "RAFTEXAMPLE_ELECTION_TICKS")]
+    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 10)]
     pub election_ticks: usize,
 
     /// Ticks between two heartbeats of the leader
-    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 1, env = "RAFTEXAMPLE_HEARTBEAT_TICKS")]
+    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 1)]
     pub heartbeat_ticks: usize,
 
     /// Least severe level to log
-    #[arg(long, value_name = "LEVEL", help_heading = LOGGING, value_parser = level_parser(), default_value = "info", env = "RAFTEXAMPLE_LOG_LEVEL")]
+    #[arg(long, value_name = "LEVEL", help_heading = LOGGING, value_parser = level_parser(), default_value = "info")]
     pub log_level: Level,
 
     /// Format of the log on standard error
-    #[arg(long, value_name = "FORMAT", help_heading = LOGGING, value_enum, default_value = "term", env = "RAFTEXAMPLE_LOG_FORMAT")]
+    #[arg(long, value_name = "FORMAT", help_heading = LOGGING, value_enum, default_value = "term")]
     pub log_format: LogFormat,
 
     /// JSON file with ID, Nodes and flags by their long names; flags and variables take precedence
-    #[arg(long, value_name = "FILE", env = "RAFTEXAMPLE_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// The settings of the file that are in effect.
@@ -207,22 +184,20 @@ fn level_parser() -> impl TypedValueParser<Value = Level> {
     names.try_map(|name| name.parse::<Level>().map_err(|()| "unknown level"))
 }
 
-fn ack_parser() -> impl TypedValueParser<Value = Ack> {
-    let names = PossibleValuesParser::new([
-        PossibleValue::new("committed").help("After it is committed and applied"),
-        PossibleValue::new("proposed")
-            .help("After it is handed to raft, as the original does; the write may be lost"),
-    ]);
-    names.map(|name| if name == "proposed" { Ack::Proposed } else { Ack::Committed })
-}
-
-fn read_parser() -> impl TypedValueParser<Value = Consistency> {
-    let names = PossibleValuesParser::new([
-        PossibleValue::new("linearizable").help("With every acknowledged write"),
-        PossibleValue::new("local")
-            .help("From this member's state, as the original does; it may be stale"),
-    ]);
-    names.map(|name| if name == "local" { Consistency::Local } else { Consistency::Linearizable })
+/// Completes a flag: its environment variable, and for a boolean one Go's syntax, `--join=false`.
+fn complete(flag: Arg) -> Arg {
+    let variable = format!("RAFTEXAMPLE_{}", flag.get_id().as_str().to_uppercase());
+    let flag = flag.env(variable).hide_env(true);
+    if !matches!(flag.get_action(), ArgAction::SetTrue) {
+        return flag;
+    }
+    flag.action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .value_parser(BoolishValueParser::new())
+        .hide_possible_values(true)
+        .default_value("false")
+        .default_missing_value("true")
 }
 
 /// Adds the second dash to flags in Go's style: `-id` becomes `--id`. Arguments after `--` stay as they
@@ -231,9 +206,8 @@ pub(crate) fn with_two_dashes(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
     let is_go_style = |argument: &str| {
-        argument.len() > 2
-            && argument.starts_with('-')
-            && argument[1..].starts_with(|c: char| c.is_ascii_alphabetic())
+        let name = argument.strip_prefix('-').unwrap_or_default();
+        name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic())
     };
     let mut are_flags_over = false;
     arguments.into_iter().map(move |argument| {
@@ -246,30 +220,24 @@ pub(crate) fn with_two_dashes(
 }
 
 /// Checks a member id and a `--cluster` list.
-///
-/// # Errors
-/// [`Error::Config`] with one line.
 pub(crate) fn check_members(id: u64, cluster: &[String]) -> Result<()> {
-    let refuse = |why: String| Err(Error::Config(why));
-    if id == 0 {
-        return refuse("--id must be at least 1".into());
-    }
+    require(id > 0, "--id must be at least 1")?;
     for (position, url) in cluster.iter().enumerate() {
         check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
-        if cluster[..position].contains(url) {
-            return refuse(format!("--cluster lists {url} twice: give each member its own URL"));
-        }
+        let why = format!("--cluster lists {url} twice: give each member its own URL");
+        require(!cluster[..position].contains(url), why)?;
     }
     Ok(())
 }
 
+fn require(holds: bool, otherwise: impl Into<String>) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::Config(otherwise.into())) }
+}
+
 impl Config {
     /// Parses a command line, with the program's name first, and reads the configuration file that it
-    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`.
-    ///
-    /// # Errors
-    /// clap's errors, which include the requests for help and version, and errors in the file with their
-    /// line.
+    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`. The errors are
+    /// clap's, which include the requests for help and version, and those of the file.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, clap::Error> {
@@ -283,10 +251,8 @@ impl Config {
         Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
     }
 
-    /// Checks what clap cannot: ranges, and flags that depend on each other.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with one line, which names the line in the file if that sets the flag.
+    /// Checks what clap cannot: ranges, and flags that depend on each other. An error names the line in
+    /// the file if that sets the flag.
     pub fn check(&self) -> Result<()> {
         self.check_flags().map_err(|error| match (error, &self.file) {
             (Error::Config(why), Some(file)) => Error::Config(file.locate(&why)),
@@ -295,74 +261,62 @@ impl Config {
     }
 
     fn check_flags(&self) -> Result<()> {
-        let require =
-            |holds: bool, why: String| if holds { Ok(()) } else { Err(Error::Config(why)) };
         let id = self.id;
         check_members(id, &self.cluster)?;
         let length = self.cluster.len() as u64;
-        match &self.peer_url {
-            Some(url) => {
-                check_url(url).map_err(|why| Error::Config(format!("--peer-url: {why}")))?;
-            }
-            None => require(
-                id <= length,
-                format!(
-                    "--id {id} has no peer URL: list at least {id} URLs in --cluster, which has {length}, or give --peer-url"
-                ),
-            )?,
+        if let Some(url) = &self.peer_url {
+            check_url(url).map_err(|why| Error::Config(format!("--peer-url: {why}")))?;
         }
+        require(
+            self.peer_url.is_some() || id <= length,
+            format!(
+                "--id {id} has no peer URL: list at least {id} URLs in --cluster, which has {length}, or give --peer-url"
+            ),
+        )?;
         require(
             self.join || id <= length,
             format!(
                 "--id {id} is beyond the {length} first members in --cluster: add --join to join a running cluster"
             ),
         )?;
+        let own_url = self.own_url();
         require(
-            !self.join || self.cluster.iter().any(|url| *url != self.own_url()),
-            "--join requires the URL of another member in --cluster".into(),
+            !self.join || self.cluster.iter().any(|url| *url != own_url),
+            "--join requires the URL of another member in --cluster",
         )?;
-        let (own_url, https) = (self.own_url(), is_https(&self.own_url()));
+        let https = is_https(&own_url);
         if let Some(other) = self.cluster.iter().find(|url| is_https(url) != https) {
-            let why = format!(
+            return Err(Error::Config(format!(
                 "--cluster mixes {other} and this member's {own_url}: use https:// in all URLs or in none"
-            );
-            return Err(Error::Config(why));
+            )));
         }
         let peer_files = [&self.peer_cert, &self.peer_key, &self.peer_ca];
-        let given = peer_files.iter().filter(|path| path.is_some()).count();
         require(
-            given == if https { peer_files.len() } else { 0 },
+            peer_files.iter().all(|path| path.is_some() == https),
             format!(
                 "--peer-cert, --peer-key and --peer-ca: give all three if the peer URLs are https://, else none; this member's is {own_url}"
             ),
         )?;
-        require(
-            self.cert.is_some() == self.key.is_some(),
-            "--cert and --key: give both or none".into(),
-        )?;
+        require(self.cert.is_some() == self.key.is_some(), "--cert and --key: give both or none")?;
         require(
             self.client_ca.is_none() || self.cert.is_some(),
-            "--client-ca requires --cert and --key".into(),
+            "--client-ca requires --cert and --key",
         )?;
-        require(self.snapshot_count > 0, "--snapshot-count must be at least 1".into())?;
+        require(self.snapshot_count > 0, "--snapshot-count must be at least 1")?;
+        let bytes = self.max_value_bytes;
         require(
-            (1..=VALUE_BYTES_MAX).contains(&self.max_value_bytes),
-            format!(
-                "--max-value-bytes must be 1 to {VALUE_BYTES_MAX}, not {}",
-                self.max_value_bytes
-            ),
+            (1..=VALUE_BYTES_MAX).contains(&bytes),
+            format!("--max-value-bytes must be 1 to {VALUE_BYTES_MAX}, not {bytes}"),
         )?;
         require(
             (TICK_MIN..=TICK_MAX).contains(&self.tick),
             format!("--tick must be 1ms to 1min, not {:?}", self.tick),
         )?;
+        let (heartbeat, election) = (self.heartbeat_ticks, self.election_ticks);
         require(
-            self.heartbeat_ticks > 0
-                && self.election_ticks > self.heartbeat_ticks
-                && self.election_ticks <= ELECTION_TICKS_MAX,
+            0 < heartbeat && heartbeat < election && election <= ELECTION_TICKS_MAX,
             format!(
-                "--election-ticks must be above --heartbeat-ticks and at most {ELECTION_TICKS_MAX}, and --heartbeat-ticks at least 1, not {} and {}",
-                self.election_ticks, self.heartbeat_ticks
+                "--election-ticks must be above --heartbeat-ticks and at most {ELECTION_TICKS_MAX}, and --heartbeat-ticks at least 1, not {election} and {heartbeat}"
             ),
         )?;
         require(
@@ -378,9 +332,6 @@ impl Config {
     }
 
     /// The address to listen on for peers: host and port of this member's peer URL.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the host cannot be resolved.
     pub fn peer_address(&self) -> Result<SocketAddr> {
         let url = self.own_url();
         let authority = authority(&url).unwrap_or(&url);
@@ -388,10 +339,7 @@ impl Config {
         resolve(authority).map_err(failed)
     }
 
-    /// The address to listen on for operators, or `None`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the host cannot be resolved, or if the port would be open to others without
+    /// The address to listen on for operators, or `None`. The port must not be open to others without
     /// TLS.
     pub fn admin_address(&self) -> Result<Option<SocketAddr>> {
         let Some(admin) = &self.admin else { return Ok(None) };
@@ -413,9 +361,6 @@ impl Config {
     }
 
     /// TLS between the members, if the flags name certificates for it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
     pub fn peer_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (self.peer_cert.clone(), self.peer_key.clone()) else {
             return Ok(None);
@@ -426,9 +371,6 @@ impl Config {
     }
 
     /// TLS for clients and operators, if the flags name a certificate for it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
     pub fn client_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else {
             return Ok(None);

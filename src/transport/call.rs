@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
+use crate::error::cause;
 use crate::ports::tls::{
     CERTIFICATE_NAME, TLS_HANDSHAKE, Tls, check_member, kind, no_tls, tls_error,
 };
@@ -214,13 +215,4 @@ fn check_ends(ours: &PeerHeader, header: &PeerHeader) -> Result<(), Failure> {
          answered member {}: check the peer URLs",
         ours.from, ours.cluster_id, ours.to, header.from, header.cluster_id, header.to
     )))
-}
-
-/// The innermost source of an error. The outer ones name only the URL and the layers.
-fn cause(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

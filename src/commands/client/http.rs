@@ -10,6 +10,7 @@
 //!
 //! A write whose outcome is unknown is never repeated: the repetition could undo a later write.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Reach;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cause};
 use crate::ports::tls::{command_config, no_tls, tls_error};
 
 /// How much longer than `--timeout` the client waits: a member with the same deadline answers 504 at
@@ -91,13 +92,9 @@ impl Client {
             .map_err(|error| {
                 Error::Config(format!("cannot make an HTTP client: {}", cause(&error)))
             })?;
-        let mut distinct: Vec<String> = Vec::new();
-        for endpoint in endpoints {
-            if !distinct.contains(endpoint) {
-                distinct.push(endpoint.clone());
-            }
-        }
-        Ok(Self { http, endpoints: distinct, timeout: reach.timeout, flag })
+        let mut seen = HashSet::new();
+        let endpoints = endpoints.iter().filter(|endpoint| seen.insert(*endpoint)).cloned();
+        Ok(Self { http, endpoints: endpoints.collect(), timeout: reach.timeout, flag })
     }
 
     /// Runs `ask` on a runtime of its own.
@@ -250,15 +247,6 @@ impl Answer {
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
-}
-
-/// The innermost source of an error: the message of the operating system, or of TLS.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// True if the member refused the client certificate. In TLS 1.3 the client learns that after its own

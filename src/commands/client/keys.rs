@@ -43,19 +43,14 @@ pub struct Get {
 
 impl Put {
     /// Sets the key, and writes `OK` to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the key cannot be sent, [`Error::Refused`] if it was not set or if the
-    /// outcome is unknown.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let client = self.at.client()?;
         let target = target(&self.key)?;
-        let mut value = Vec::new();
-        if self.value == "-" {
+        let mut value = self.value.clone().into_vec();
+        if value == b"-" {
+            value.clear();
             let failed = Error::io("read", Path::new("standard input"));
             io::stdin().lock().read_to_end(&mut value).map_err(failed)?;
-        } else {
-            value = self.value.clone().into_vec();
         }
         let request = Request::new(Method::PUT, &target, value.into());
         client.run(async |client| client.ask(&request).await)?;
@@ -65,10 +60,6 @@ impl Put {
 
 impl Get {
     /// Writes the value to `out`, and a line feed after it if standard output is a terminal.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if the key cannot be sent, [`Error::Refused`] if it does not exist or could
-    /// not be read.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let client = self.at.client()?;
         let target = target(&self.key)?;

@@ -39,7 +39,6 @@ pub enum MemberCommand {
         #[arg(long)]
         json: bool,
 
-        /// The members to ask.
         #[command(flatten)]
         at: AdminEndpoints,
     },
@@ -52,7 +51,6 @@ pub enum MemberCommand {
         /// Peer URL of the new member
         url: String,
 
-        /// The members to ask.
         #[command(flatten)]
         at: AdminEndpoints,
     },
@@ -62,7 +60,6 @@ pub enum MemberCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         id: u64,
 
-        /// The members to ask.
         #[command(flatten)]
         at: AdminEndpoints,
     },
@@ -75,7 +72,6 @@ pub enum MemberCommand {
         /// New peer URL of the member
         url: String,
 
-        /// The members to ask.
         #[command(flatten)]
         at: AdminEndpoints,
     },
@@ -85,17 +81,13 @@ pub enum MemberCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         id: Option<u64>,
 
-        /// The members to ask.
         #[command(flatten)]
         at: AdminEndpoints,
     },
 }
 
 impl StatusCommand {
-    /// Writes the table, or the JSON, to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if no endpoint answers, or, after the table, if no member knows a leader.
+    /// Writes the table, or the JSON, to `out`; then fails if no member knows a leader.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let answer = self.at.client()?.run(async |client| client.get("/cluster").await)?;
         let cluster = answer.json()?;
@@ -119,9 +111,6 @@ impl StatusCommand {
 
 impl MemberCommand {
     /// Runs the subcommand, and writes the result to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with the cluster's reason, or the reason why no endpoint answered.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let done = match self {
             Self::List { json, at } => {
@@ -201,10 +190,7 @@ impl Client {
         Ok(None)
     }
 
-    /// The URL of member `id`.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if it is not a member.
+    /// The URL of member `id`, or an error if it is not a member.
     async fn require_member(&self, id: u64) -> Result<String> {
         let mut polls = 1;
         loop {
@@ -214,12 +200,9 @@ impl Client {
                 return Ok(text(&member["url"]));
             }
             if polls == POLLS {
-                let ids: Vec<_> =
-                    array(&members).iter().map(|member| text(&member["id"])).collect();
+                let (endpoint, ids) = (answer.endpoint, column(&members, "id").join(", "));
                 return Err(Error::Refused(format!(
-                    "{id} is not a member: {} knows members {}; see `raftexample member list`",
-                    answer.endpoint,
-                    ids.join(", ")
+                    "{id} is not a member: {endpoint} knows members {ids}; see `raftexample member list`"
                 )));
             }
             // A follower may not have applied the entry that added it yet.
@@ -231,62 +214,62 @@ impl Client {
 
 /// The command line that starts the new member.
 fn start_command(id: u64, url: &str, members: &Value) -> String {
-    let others: Vec<_> = array(members).iter().map(|member| text(&member["url"])).collect();
+    let others = column(members, "url").join(",");
     let tls = if url.starts_with("https://") {
         " --peer-cert FILE --peer-key FILE --peer-ca FILE"
     } else {
         ""
     };
     format!(
-        "start it now; it gets a vote when it has caught up:\n  raftexample --id {id} --cluster {} --peer-url {url}{tls} --port PORT --join\n",
-        others.join(",")
+        "start it now; it gets a vote when it has caught up:\n  raftexample --id {id} --cluster {others} --peer-url {url}{tls} --port PORT --join\n"
     )
 }
 
+/// One field of each member.
+fn column(members: &Value, name: &str) -> Vec<String> {
+    array(members).iter().map(|member| text(&member[name])).collect()
+}
+
 fn member_table(members: &Value) -> String {
-    let rows = array(members)
-        .iter()
-        .map(|member| ["id", "url", "role"].map(|name| text(&member[name])).to_vec());
-    table(&["ID", "URL", "ROLE"], rows)
+    let row = |member: &Value| ["id", "url", "role"].map(|name| text(&member[name]));
+    table(["ID", "URL", "ROLE"], array(members).iter().map(row))
 }
 
 fn status_table(cluster: &Value, endpoint: &str) -> String {
-    let rows = array(&cluster["members"]).iter().map(|member| {
+    let head = [
+        "ID", "URL", "ROLE", "TERM", "COMMIT", "APPLIED", "SNAPSHOT", "KEYS", "WAL", "UPTIME",
+        "VERSION",
+    ];
+    let row = |member: &Value| {
         let mark = if member["id"] == cluster["seen_by"] { "*" } else { "" };
         let is_alive = member["alive"] == true;
         // A dead member has no status, which `text` shows as dashes.
         let status = if is_alive { &member["status"] } else { &Value::Null };
+        let role = if is_alive { text(&status["role"]) } else { "dead".to_owned() };
+        let [term, commit, applied, snapshot, keys, version] =
+            ["term", "commit", "applied", "snapshot", "keys", "version"]
+                .map(|name| text(&status[name]));
         let size = status["wal_bytes"].as_u64().map(|bytes| HumanBytes(bytes).to_string());
         let uptime = status["uptime_seconds"].as_f64().map(|seconds| {
             let uptime = humantime::format_duration(Duration::from_secs(seconds as u64));
             uptime.to_string().replace(' ', "")
         });
-        let mut row = vec![format!("{}{mark}", text(&member["id"])), text(&member["url"])];
-        row.push(if is_alive { text(&status["role"]) } else { "dead".to_owned() });
-        row.extend(
-            ["term", "commit", "applied", "snapshot", "keys"].map(|name| text(&status[name])),
-        );
-        row.extend([size, uptime].map(|shown| shown.unwrap_or("-".to_owned())));
-        row.push(text(&status["version"]));
-        row
-    });
-    let head = [
-        "ID", "URL", "ROLE", "TERM", "COMMIT", "APPLIED", "SNAPSHOT", "KEYS", "WAL", "UPTIME",
-        "VERSION",
-    ];
-    format!("{}* this member answered, at {endpoint}\n", table(&head, rows))
+        let [size, uptime] = [size, uptime].map(|shown| shown.unwrap_or("-".to_owned()));
+        let (id, url) = (format!("{}{mark}", text(&member["id"])), text(&member["url"]));
+        [id, url, role, term, commit, applied, snapshot, keys, size, uptime, version]
+    };
+    let rows = array(&cluster["members"]).iter().map(row);
+    format!("{}* this member answered, at {endpoint}\n", table(head, rows))
 }
 
 /// Left-aligned columns, two spaces apart.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let head = head.iter().map(|name| (*name).to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
-    };
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate();
-        let cells = cells.map(|(column, cell)| format!("{cell:0$}", width(column).unwrap_or(0)));
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+    });
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()

@@ -18,8 +18,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use self::http::Client;
-use crate::error::Result;
-use crate::error::output_failed;
+use crate::error::{Result, output_failed};
 
 /// The largest `--timeout`.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -41,10 +41,6 @@ impl Save {
     ///
     /// The backup is received into a temporary file in the same directory, checked, synced, and then
     /// renamed. An error or an interrupt leaves neither file.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the file exists or no endpoint sent a backup, [`Error::Corrupt`] if the
-    /// backup was damaged in transit, [`Error::Io`].
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let file = &self.file;
         if !self.force && file.symlink_metadata().is_ok() {
@@ -68,14 +64,12 @@ impl Save {
             .map_err(|error| error.with_remedy("it was damaged in transit: save it again"))?;
         let keys = count_records(snapshot.reader).map_err(Error::io("read", path))?;
         received.as_file().sync_all().map_err(Error::io("sync", path))?;
-        if self.force {
-            received.persist(file).map_err(|error| Error::io("rename to", file)(error.error))?;
-        } else {
-            received.persist_noclobber(file).map_err(|error| match error.error.kind() {
-                io::ErrorKind::AlreadyExists => self.exists(),
-                _ => Error::io("rename to", file)(error.error),
-            })?;
-        }
+        let renamed =
+            if self.force { received.persist(file) } else { received.persist_noclobber(file) };
+        renamed.map_err(|error| match error.error.kind() {
+            io::ErrorKind::AlreadyExists if !self.force => self.exists(),
+            _ => Error::io("rename to", file)(error.error),
+        })?;
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(Error::io("sync", dir))?;
         let (index, term, length) = (snapshot.index, snapshot.term, snapshot.file.length);

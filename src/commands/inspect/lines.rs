@@ -11,8 +11,7 @@ use serde_json::Value;
 use super::Found;
 use crate::channels::{NodeId, RequestId};
 use crate::codec;
-use crate::error::Result;
-use crate::error::output_failed;
+use crate::error::{Result, output_failed};
 use crate::kvstore::{Command, KeyValue};
 use crate::membership::{MemberChange, SnapshotMembers};
 use crate::storage::snapshotter::Snapshot;
@@ -74,20 +73,16 @@ impl Lines<'_> {
             }
             Record::Identity(identity) => {
                 let member_id = identity.member_id;
-                let (cluster_id, incarnation) =
-                    (hex(identity.cluster_id), hex(identity.incarnation));
+                let cluster_id = hex(identity.cluster_id);
+                let incarnation = hex(identity.incarnation);
                 let fields: &Fields = &[
                     ("cluster_id", &cluster_id),
                     ("member_id", &member_id),
                     ("incarnation", &incarnation),
                     ("first_urls_hash", &hex(identity.first_urls_hash)),
                 ];
-                let member = format_args!("member {member_id} of cluster {cluster_id}");
-                write(
-                    "identity",
-                    fields,
-                    format_args!("identity: {member}, incarnation {incarnation}"),
-                )
+                let member = format_args!("identity: member {member_id} of cluster {cluster_id}");
+                write("identity", fields, format_args!("{member}, incarnation {incarnation}"))
             }
             Record::Incarnation { member_id, incarnation } => {
                 let incarnation = hex(*incarnation);
@@ -99,16 +94,14 @@ impl Lines<'_> {
                 let text = format_args!("quarantine: lost acknowledged entries up to {index}");
                 write("quarantine", &[("index", index)], text)
             }
-            Record::Mark(SnapshotId { index, term }) => write(
-                "mark",
-                &[("index", index), ("term", term)],
-                format_args!("snapshot made: index {index}, term {term}"),
-            ),
-            Record::Install(SnapshotId { index, term }) => write(
-                "install",
-                &[("index", index), ("term", term)],
-                format_args!("snapshot received: index {index}, term {term}"),
-            ),
+            Record::Mark(SnapshotId { index, term }) => {
+                let text = format_args!("snapshot made: index {index}, term {term}");
+                write("mark", &[("index", index), ("term", term)], text)
+            }
+            Record::Install(SnapshotId { index, term }) => {
+                let text = format_args!("snapshot received: index {index}, term {term}");
+                write("install", &[("index", index), ("term", term)], text)
+            }
             Record::Entry(entry) => {
                 let (index, term, bytes) = (entry.index, entry.term, entry.data.len());
                 let kind = match entry.entry_type {
@@ -146,16 +139,11 @@ impl Lines<'_> {
     pub fn unfinished(&mut self, path: &Path, offset: u64, bytes: u64) -> Result<()> {
         let message =
             "incomplete: left by a crash, and cut off by the next start (or being written now)";
-        self.write(
-            "unfinished",
-            &[
-                ("file", &shown(path)),
-                ("offset", &offset),
-                ("bytes", &bytes),
-                ("message", &message),
-            ],
-            format_args!("{offset:>10}  {bytes} bytes of a frame: {message}"),
-        )
+        let file = shown(path);
+        let fields: &Fields =
+            &[("file", &file), ("offset", &offset), ("bytes", &bytes), ("message", &message)];
+        let text = format_args!("{offset:>10}  {bytes} bytes of a frame: {message}");
+        self.write("unfinished", fields, text)
     }
 
     pub fn snapshot(

@@ -1,27 +1,23 @@
 //! `raftexample inspect`: shows and checks the files of a member.
 //!
-//! It reads every record of the write-ahead log and every snapshot, in the order of the files, with the
-//! code that a member starts with. It changes nothing and takes no lock, so a running member may use
-//! the directory. That member may be writing the last frame or creating a segment, and may remove
-//! files; so `inspect` reads a second time before it reports damage.
+//! It reads every record of the log and every snapshot with the code that a member starts with. It
+//! changes nothing and takes no lock. A running member may be writing the last frame, creating a
+//! segment, or removing files; so `inspect` reads a second time before it reports damage.
 //!
-//! One segment of the log is in memory at a time, with the index and term of each entry. With `--json` each line
-//! is one object: `"type"` names its kind, and random ids (clusters, incarnations) are hexadecimal
-//! strings.
+//! One segment of the log is in memory at a time, with the index and term of each entry. With `--json`
+//! each line is one object: `"type"` names its kind, and random ids are hexadecimal strings.
 
 mod lines;
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
 
 use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
-use crate::codec;
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
@@ -30,8 +26,6 @@ use crate::storage::snapshotter::{self, load_file};
 use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
 
-/// No progress bar for less than this.
-const PROGRESS_BYTES: u64 = 16 << 20;
 /// Attempts to read files that change meanwhile.
 const ATTEMPTS_MAX: usize = 20;
 /// The pause between two attempts: enough for a member to complete a frame.
@@ -53,51 +47,19 @@ pub struct Inspect {
 }
 
 impl Inspect {
-    /// Writes what it finds to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if a member would not start with these files, or if the path holds no files of a
-    /// member; [`Error::Io`].
+    /// Writes what it finds to `out`. It fails if a member would not start with these files.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let bar = self.progress_bar();
         let lines = Lines { out, json: self.json };
-        let mut inspector =
-            Inspector { lists_keys: self.keys, lines, bar, found: Found::default() };
-        let result = inspector.inspect(&self.path);
-        inspector.bar.finish_and_clear();
-        result
+        let mut inspector = Inspector { lists_keys: self.keys, lines, found: Found::default() };
+        inspector.inspect(&self.path)
     }
-
-    /// Visible for large inputs, if standard error is a terminal and standard output is not.
-    fn progress_bar(&self) -> ProgressBar {
-        let bytes = if self.path.is_dir() { bytes_in(&self.path) } else { file_bytes(&self.path) };
-        if bytes <= PROGRESS_BYTES || io::stdout().is_terminal() || !io::stderr().is_terminal() {
-            return ProgressBar::hidden();
-        }
-        ProgressBar::new(bytes)
-    }
-}
-
-fn file_bytes(path: &Path) -> u64 {
-    path.metadata().map_or(0, |metadata| metadata.len())
-}
-
-/// The bytes to read in a directory, with the member directories below it.
-fn bytes_in(dir: &Path) -> u64 {
-    let entries = || std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
-    let files: u64 = entries().filter(|path| path.is_file()).map(|path| file_bytes(&path)).sum();
-    let below = entries().filter(|path| path.is_dir() && member_of(path).is_some());
-    files + below.map(|path| bytes_in(&path)).sum::<u64>()
 }
 
 /// The member that a directory's name stands for, and whether the directory is for snapshots.
 fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
     let name = dir.file_name()?.to_str()?.strip_prefix("raftexample-")?;
-    let (id, is_snap) = match name.strip_suffix("-snap") {
-        Some(id) => (id, true),
-        None => (name, false),
-    };
-    Some((id.parse().ok()?, is_snap))
+    let of_snapshots = name.strip_suffix("-snap");
+    Some((of_snapshots.unwrap_or(name).parse().ok()?, of_snapshots.is_some()))
 }
 
 /// What was found so far in the files of one member.
@@ -120,40 +82,31 @@ struct Found {
 struct Inspector<'a> {
     lists_keys: bool,
     lines: Lines<'a>,
-    /// How many bytes of the files are read.
-    bar: ProgressBar,
     found: Found,
 }
 
-/// The snapshots of a directory, each with its members or its error, by term and then by index.
-type Snapshots = Vec<(SnapshotId, Result<SnapshotMembers>)>;
+/// The snapshots of a directory, each with its meta bytes or its error, by term and then by index.
+type Snapshots = Vec<(SnapshotId, Result<Vec<u8>>)>;
 
 impl Inspector<'_> {
     fn inspect(&mut self, path: &Path) -> Result<()> {
         let metadata = path.metadata().map_err(Error::io("look into", path))?;
         if !metadata.is_dir() {
             let damage = self.file(path)?;
-            return self.finish(path, damage);
+            return self.finish(path, damage.into_iter().collect());
         }
         let names = ReadOnlyVfs.list(path).map_err(Error::io("list", path))?;
-        let mut ids: Vec<NodeId> = names
-            .iter()
-            .map(|name| path.join(name))
-            .filter(|below| below.is_dir())
-            .filter_map(|below| Some(member_of(&below)?.0))
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
+        let below = names.iter().map(|name| path.join(name)).filter(|below| below.is_dir());
+        let ids: BTreeSet<_> = below.filter_map(|below| Some(member_of(&below)?.0)).collect();
         let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
         let is_named = |snap: bool| member_of(path).is_some_and(|(_, is_snap)| is_snap == snap);
         if !ids.is_empty() {
-            return self.members(path, &ids);
+            return self.members(path, ids);
         }
         let damage = if ends(".wal") || is_named(false) {
-            self.log(path, None).map(|(_, damage)| damage)?
+            self.log(path, None)?.err().into_iter().collect()
         } else if ends(".snap") || is_named(true) {
-            let snapshots = self.snapshots(path)?;
-            snapshots.into_iter().filter_map(|(_, found)| Some(found.err()?.to_string())).collect()
+            self.snapshots(path)?.into_iter().filter_map(|(_, found)| found.err()).collect()
         } else {
             return Err(Error::Refused(format!(
                 "{} contains no files of a member: give a data directory, a directory raftexample-ID or raftexample-ID-snap, or a .wal or .snap file",
@@ -164,13 +117,12 @@ impl Inspector<'_> {
     }
 
     /// Prints one summary for each member. Returns the first damage.
-    fn members(&mut self, data_dir: &Path, ids: &[NodeId]) -> Result<()> {
+    fn members(&mut self, data_dir: &Path, ids: BTreeSet<NodeId>) -> Result<()> {
         let mut result = Ok(());
-        for &id in ids {
+        for id in ids {
             self.found = Found::default();
             let damage = self.member(data_dir, id)?;
-            let finished = self.finish(&wal_dir(data_dir, id), damage);
-            match finished {
+            match self.finish(&wal_dir(data_dir, id), damage) {
                 Err(error @ Error::Io { .. }) => return Err(error),
                 finished => result = result.and(finished),
             }
@@ -179,7 +131,7 @@ impl Inspector<'_> {
     }
 
     /// Shows log and snapshots of one member. Returns what would keep it from starting.
-    fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<String>> {
+    fn member(&mut self, data_dir: &Path, id: NodeId) -> Result<Vec<Error>> {
         let (wal_dir, snap_dir) = (wal_dir(data_dir, id), snap_dir(data_dir, id));
         let has_log = wal::exists(&ReadOnlyVfs, &wal_dir).unwrap_or(false);
         let log = if has_log { Some(self.log(&wal_dir, None)?) } else { None };
@@ -187,25 +139,26 @@ impl Inspector<'_> {
             if snap_dir.is_dir() { self.snapshots(&snap_dir)? } else { Snapshots::new() };
         match log {
             None if snapshots.is_empty() => Ok(Vec::new()),
-            None => Ok(vec![format!(
+            None => Ok(vec![Error::Refused(format!(
                 "{} contains no log, but there are snapshots: put the log back; {REPLACE_MEMBER}",
                 wal_dir.display()
-            )]),
-            Some((None, damage)) => Ok(damage),
-            Some((Some(survey), mut damage)) => {
+            ))]),
+            Some(Err(error)) => Ok(vec![error]),
+            Some(Ok(survey)) => {
+                let mut damage = Vec::new();
                 if survey.identity.member_id != id {
-                    damage.push(format!(
+                    damage.push(Error::Refused(format!(
                         "{} belongs to member {}, not to {id}: rename it to its former name",
                         wal_dir.display(),
                         survey.identity.member_id
-                    ));
+                    )));
                 }
                 let wrong = self.together(&survey, &wal_dir, &snap_dir, &snapshots)?;
                 if wrong.is_some() && self.went_on(&survey, &wal_dir) {
                     let why = "the member changed it meanwhile: inspect again to check log and snapshots together";
                     self.lines.note(&wal_dir, why)?;
                 } else {
-                    damage.extend(wrong);
+                    damage.extend(wrong.map(Error::Refused));
                 }
                 Ok(damage)
             }
@@ -227,43 +180,38 @@ impl Inspector<'_> {
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry = (!survey.entries.is_empty()).then(|| survey.last_index());
+        let last_entry = survey.entries.last().map(|entry| entry.index);
         let found = |mark| snapshots.iter().find(|(id, _)| *id == mark).map(|(_, found)| found);
         for (id, _) in snapshots.iter().filter(|(id, _)| !survey.marks.contains(id)) {
             let path = snapshotter::path(snap_dir, *id);
             self.lines.note(&path, "not named in the log: the next start removes it")?;
         }
         let mut marks = survey.marks.clone();
-        let newest = marks.pop();
-        let mut used = newest;
-        let damaged = match newest.map(|mark| (mark, found(mark))) {
-            None | Some((_, Some(Ok(_)))) => None,
-            Some((mark, Some(Err(error)))) => Some((mark, error.to_string())),
-            Some((mark, None)) => {
-                let path = snapshotter::path(snap_dir, mark);
-                Some((mark, format!("{} is missing; {REPLACE_MEMBER}", path.display())))
-            }
-        };
-        if let Some((newest, why)) = damaged {
+        let mut used = marks.pop();
+        if let Some(newest) = used
+            && !matches!(found(newest), Some(Ok(_)))
+        {
+            let path = snapshotter::path(snap_dir, newest);
             let older = marks.into_iter().rfind(|mark| found(*mark).is_some());
             let is_other_version = matches!(found(newest), Some(Err(Error::OtherVersion { .. })));
             if is_other_version || !is_replaceable(newest, older, survey.base, last_entry) {
-                return Ok(Some(why));
+                return Ok(Some(match found(newest) {
+                    Some(Err(error)) => error.to_string(),
+                    _ => format!("{} is missing; {REPLACE_MEMBER}", path.display()),
+                }));
             }
-            let path = snapshotter::path(snap_dir, newest);
             self.lines.note(&path, "the next start sets it aside and replays the log instead")?;
             if let Some(Err(error)) = older.and_then(found) {
                 return Ok(Some(error.to_string()));
             }
             used = older;
         }
-        if let Some(Ok(members)) = used.and_then(found)
-            && members.cluster_id != survey.identity.cluster_id
+        if let Some(mark) = used
+            && let Some(Ok(meta)) = found(mark)
+            && let Err(error) =
+                decode_members(&snapshotter::path(snap_dir, mark), meta, &survey.identity)
         {
-            let mark = used.expect("it was just found");
-            let (path, meta) = (snapshotter::path(snap_dir, mark), codec::encode(members));
-            let refused = decode_members(&path, &meta, &survey.identity);
-            return Ok(refused.err().map(|error| error.to_string()));
+            return Ok(Some(error.to_string()));
         }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
         let base = survey.base;
@@ -274,26 +222,22 @@ impl Inspector<'_> {
             .map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
 
-    /// Shows one file: a segment by its name, otherwise a snapshot.
-    fn file(&mut self, path: &Path) -> Result<Vec<String>> {
+    /// Shows one file: a segment by its name, otherwise a snapshot. Returns its damage.
+    fn file(&mut self, path: &Path) -> Result<Option<Error>> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        match wal::parse_name(name) {
-            Some(number) => {
-                let dir = path.parent().unwrap_or(Path::new(""));
-                Ok(self.log(dir, Some(number))?.1)
-            }
-            None => {
-                let found = self.snapshot(path)?;
-                Ok(found.and_then(Result::err).map(|error| error.to_string()).into_iter().collect())
-            }
-        }
+        Ok(match wal::parse_name(name) {
+            Some(number) => self.log(path.parent().unwrap_or(Path::new("")), Some(number))?.err(),
+            None => self.snapshot(path)?.and_then(Result::err),
+        })
     }
 
-    /// Shows a log, or one segment of it. Damage counts if a second attempt finds the same.
-    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<(Option<Recovered>, Vec<String>)> {
+    /// Shows a log, or one segment of it. Returns the damage inside, if a second attempt finds the same.
+    fn log(&mut self, dir: &Path, number: Option<u64>) -> Result<Result<Recovered>> {
         let mut shown: Option<(PathBuf, u64)> = None;
-        let mut damage = None;
-        for attempt in 0..ATTEMPTS_MAX {
+        let mut damage = String::new();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
             let mut output_failed = false;
             let mut watch = |path: &Path, seen: Seen<'_>| {
                 let watched = self.show_seen(path, seen, &mut shown);
@@ -307,20 +251,16 @@ impl Inspector<'_> {
                     found.entries = survey.entries.len() as u64;
                     found.first_index = survey.entries.first().map(|entry| entry.index);
                     found.last_index = Some(survey.last_index()).filter(|&last| last > 0);
-                    return Ok((Some(survey), Vec::new()));
+                    return Ok(Ok(survey));
                 }
                 Err(error) if output_failed => return Err(error),
-                Err(error) => {
-                    let again = Some(error.to_string());
-                    if again == damage || attempt + 1 == ATTEMPTS_MAX {
-                        break;
-                    }
-                    damage = again;
+                Err(error) if error.to_string() == damage || attempts == ATTEMPTS_MAX => {
+                    return Ok(Err(error));
                 }
+                Err(error) => damage = error.to_string(),
             }
             std::thread::sleep(ATTEMPT_PAUSE);
         }
-        Ok((None, damage.into_iter().collect()))
     }
 
     /// Shows what was found in a log, unless an earlier attempt has shown it.
@@ -343,7 +283,6 @@ impl Inspector<'_> {
         match seen {
             Seen::Segment { bytes } => {
                 self.found.segments += 1;
-                self.bar.inc(bytes);
                 self.lines.segment(path, bytes)
             }
             Seen::Frame { offset, records } => {
@@ -380,16 +319,15 @@ impl Inspector<'_> {
         Ok(snapshots)
     }
 
-    /// Shows a snapshot; `None` if it was removed before it was opened.
-    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
+    /// Shows a snapshot, and returns its meta bytes; `None` if it was removed before it was opened.
+    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<Vec<u8>>>> {
+        let unreadable = |what: &str, error: &dyn std::error::Error| {
+            let path = path.display();
+            Error::Refused(format!("cannot read the {what} in {path}: {error}; {REPLACE_MEMBER}"))
+        };
         let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
-            let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
-                let path = path.display();
-                Error::Refused(format!(
-                    "cannot read the members in {path}: {error}; {REPLACE_MEMBER}"
-                ))
-            })?;
-            Ok((snapshot, members))
+            let members = SnapshotMembers::decode(&snapshot.meta);
+            Ok((snapshot, members.map_err(|error| unreadable("members", &error))?))
         });
         let (mut snapshot, members) = match loaded {
             Ok(loaded) => loaded,
@@ -403,22 +341,18 @@ impl Inspector<'_> {
         };
         self.found.snapshots += 1;
         let mut keys = 0;
-        let read = read_records(&mut snapshot.reader).try_for_each(|record| {
-            keys += u64::from(record.is_ok());
-            record.map(|_| ())
-        });
-        self.bar.inc(snapshot.file.length);
+        let read =
+            read_records(&mut snapshot.reader).try_for_each(|record| record.map(|_| keys += 1));
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
-            let why =
-                format!("cannot read the state in {}: {error}; {REPLACE_MEMBER}", path.display());
-            self.damage(&why)?;
-            return Ok(Some(Err(Error::Refused(why))));
+            let error = unreadable("state", &error);
+            self.damage(&error.to_string())?;
+            return Ok(Some(Err(error)));
         }
         if self.lists_keys {
             self.keys(path)?;
         }
-        Ok(Some(Ok(members)))
+        Ok(Some(Ok(snapshot.meta)))
     }
 
     fn keys(&mut self, path: &Path) -> Result<()> {
@@ -429,23 +363,19 @@ impl Inspector<'_> {
     }
 
     /// Prints the summary. Returns the first damage as the error.
-    fn finish(&mut self, path: &Path, damage: Vec<String>) -> Result<()> {
-        for message in &damage {
-            self.damage(message)?;
+    fn finish(&mut self, path: &Path, damage: Vec<Error>) -> Result<()> {
+        for error in &damage {
+            self.damage(&error.to_string())?;
         }
         self.lines.summary(path, &self.found, damage.is_empty())?;
-        match damage.into_iter().next() {
-            Some(first) => Err(Error::Refused(first)),
-            None => Ok(()),
-        }
+        // The caller takes an `Error::Io` for a failed output.
+        damage.first().map_or(Ok(()), |first| Err(Error::Refused(first.to_string())))
     }
 
     /// Prints each message once.
     fn damage(&mut self, message: &str) -> Result<()> {
-        if !self.found.damage.insert(message.to_owned()) {
-            return Ok(());
-        }
-        self.lines.damage(message)
+        let is_new = self.found.damage.insert(message.to_owned());
+        if is_new { self.lines.damage(message) } else { Ok(()) }
     }
 }
 

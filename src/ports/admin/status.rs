@@ -153,7 +153,7 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let mut registry = Registry::with_prefix("raftexample");
     register_status(&mut registry, &shared.admin.status.borrow());
     let mut lines = String::new();
-    encode_registry(&mut lines, shared.admin.metrics.registry())
+    encode_registry(&mut lines, &shared.admin.metrics.registry)
         .and_then(|()| encode(&mut lines, &registry))
         .expect("writing to a string cannot fail");
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

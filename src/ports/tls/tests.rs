@@ -83,7 +83,7 @@ async fn refusals_are_counted_and_equal_ones_logged_once_a_minute() {
     assert!(tls.logged.0.lock().expect("logged").len() <= REFUSALS_REMEMBERED);
 
     let mut text = String::new();
-    encode(&mut text, metrics.registry()).expect("it can be encoded");
+    encode(&mut text, &metrics.registry).expect("it can be encoded");
     let handshakes = 12 + 2 * REFUSALS_REMEMBERED;
     for line in [
         format!("raftexample_rejected_total{{reason=\"tls_handshake\"}} {handshakes}"),

@@ -65,10 +65,6 @@ fn damage(path: &Path, offset: u64, reason: String) -> Error {
 
 /// Reads and checks the whole file, which is at `path`. If `named` is given, the file must hold that
 /// snapshot.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Corrupt`] with what was found and what was expected;
-/// [`Error::OtherVersion`].
 pub(super) fn check(file: &dyn VfsFile, path: &Path, named: Option<SnapshotId>) -> Result<Checked> {
     let damage = |offset, reason| Err(damage(path, offset, reason));
     let length = file.len().map_err(Error::io("read", path))?;

@@ -28,7 +28,6 @@
 //! [`wal`](super::wal#adding-a-format-version) states what raises the [`VERSION`].
 //!
 //! # States after a crash
-//!
 //! - While a snapshot is made or received: a `.tmp` file, which the next start removes.
 //! - After the rename: the complete file, because it is synced before the rename. The log does not name
 //!   it yet. So nothing uses it, and the next [`Snapshotter::purge`] removes it.
@@ -44,7 +43,7 @@ mod writer;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 pub use self::format::VERSION;
 use self::format::{BUFFER_BYTES, Checked};
@@ -67,7 +66,7 @@ const BROKEN: &str = ".broken";
 /// The snapshots of one member.
 ///
 /// A file with its final name is complete and never changes. A reader keeps its file open and can
-/// finish reading after a purge.
+/// finish reading after a purge. The errors are [`Error::Io`].
 #[derive(Clone)]
 pub struct Snapshotter {
     vfs: Arc<dyn Vfs>,
@@ -93,9 +92,6 @@ pub struct Snapshot {
 impl Snapshotter {
     /// Creates `dir`, and removes temporary files that a crash left. Only one `Snapshotter` and its
     /// clones may exist for a directory.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn new(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Self> {
         files::make_dir(&*vfs, dir)?;
         files::remove_temporary(&*vfs, dir, |name| {
@@ -105,17 +101,14 @@ impl Snapshotter {
     }
 
     /// Makes a snapshot of the state after entry `id`. `body` writes the application bytes. The
-    /// snapshot is durable when this returns.
-    ///
-    /// # Errors
-    /// [`Error::Io`], also for the error of `body`. The snapshot may or may not exist then.
+    /// snapshot is durable when this returns. After an error, it may or may not exist.
     pub fn create(
         &self,
         id: SnapshotId,
         meta: &[u8],
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<SnapshotFile> {
-        let mut file = self.temporary(id, REST_PER_SYNC)?;
+        let mut file = TemporaryFile::create(self, id, REST_PER_SYNC)?;
         let written = write_snapshot(&mut file, id, meta, body);
         let written = written.map_err(Error::io("write to", &file.path))?;
         file.publish()?;
@@ -123,9 +116,6 @@ impl Snapshotter {
     }
 
     /// Begins a copy of a peer's file with the announced length and checksum.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn receive(
         &self,
         index: u64,
@@ -133,23 +123,20 @@ impl Snapshotter {
         expected: SnapshotFile,
     ) -> Result<SnapshotReceiver> {
         let id = SnapshotId { index, term };
-        let file = Summed::new(self.temporary(id, 0)?);
+        let file = Summed::new(TemporaryFile::create(self, id, 0)?);
         Ok(SnapshotReceiver { file, id, expected, excess: false })
     }
 
     /// Checks a snapshot's whole file, and opens its application bytes.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Corrupt`] if the file is damaged; [`Error::OtherVersion`].
+    /// Also [`Error::Corrupt`] if the file is damaged, and [`Error::OtherVersion`].
     pub fn load(&self, id: SnapshotId) -> Result<Snapshot> {
         load_file(&*self.vfs, &self.path(id))
     }
 
     /// Opens a snapshot that was checked when it was received, and does not check it again. Returns its
     /// meta bytes and a reader of its application bytes.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn open_received(&self, id: SnapshotId) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
         let (file, path, length) = self.open(id)?;
         let (meta, application) = format::read_unchecked(&*file, &path, length)?;
@@ -158,9 +145,6 @@ impl Snapshotter {
 
     /// Opens a snapshot's whole file to send it. Returns its length in bytes and a reader. The receiver
     /// checks the bytes.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn open_raw(&self, index: u64, term: u64) -> Result<(u64, Box<dyn Read + Send>)> {
         let (file, _, length) = self.open(SnapshotId { index, term })?;
         Ok((length, reader(file, 0..length)))
@@ -174,9 +158,6 @@ impl Snapshotter {
     }
 
     /// Renames a damaged snapshot, so that an operator can examine it. Returns its new path.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn set_broken(&self, id: SnapshotId) -> Result<PathBuf> {
         let path = self.path(id);
         let broken = files::with_suffix(&path, BROKEN);
@@ -187,9 +168,6 @@ impl Snapshotter {
 
     /// Removes all snapshots except those in `keep`. Snapshots that the log is about to name must be
     /// in `keep`. Broken and temporary files stay.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn purge(&self, keep: &[SnapshotId]) -> Result<()> {
         let mut removed = false;
         for id in self.list()? {
@@ -206,9 +184,6 @@ impl Snapshotter {
     }
 
     /// The snapshots in the directory by term and then by index, whether or not the log names them.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
     pub fn list(&self) -> Result<Vec<SnapshotId>> {
         list(&*self.vfs, &self.dir)
     }
@@ -216,13 +191,6 @@ impl Snapshotter {
     /// The path of a snapshot's file, whether or not it exists.
     pub fn path(&self, id: SnapshotId) -> PathBuf {
         path(&self.dir, id)
-    }
-
-    fn temporary(&self, id: SnapshotId, rest_per_sync: u32) -> Result<TemporaryFile> {
-        let final_path = self.path(id);
-        let counter = self.temporaries.fetch_add(1, Ordering::Relaxed);
-        let path = files::with_suffix(&final_path, &format!(".{counter}{}", files::TEMPORARY));
-        TemporaryFile::create(self.vfs.clone(), path, final_path, rest_per_sync)
     }
 }
 
@@ -233,9 +201,6 @@ fn reader(file: Box<dyn VfsFile>, range: std::ops::Range<u64>) -> Box<dyn Read +
 
 /// Checks the whole file at `path`, and opens its application bytes. If the file has the name of a
 /// snapshot, it must hold that snapshot. A copy may have any other name.
-///
-/// # Errors
-/// As [`Snapshotter::load`].
 pub fn load_file(vfs: &dyn Vfs, path: &Path) -> Result<Snapshot> {
     let file = vfs.open(path).map_err(Error::io("open", path))?;
     let named = path.file_name().and_then(|name| parse_name(name.to_str()?));
@@ -246,9 +211,6 @@ pub fn load_file(vfs: &dyn Vfs, path: &Path) -> Result<Snapshot> {
 }
 
 /// The snapshots in `dir`, as [`Snapshotter::list`].
-///
-/// # Errors
-/// [`Error::Io`].
 pub fn list(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<SnapshotId>> {
     let names = vfs.list(dir).map_err(Error::io("list", dir))?;
     let mut ids: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();

@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::BROKEN;
 use super::format::{self, BUFFER_BYTES};
+use super::{BROKEN, Snapshotter};
 use crate::channels::SnapshotFile;
 use crate::error::{Error, Result};
 use crate::storage::wal::SnapshotId;
@@ -42,10 +43,7 @@ impl<W: Write> Write for Summed<W> {
 }
 
 /// Writes the bytes of a snapshot file to `out`: a member's own file, or a backup. `body` writes the
-/// application bytes.
-///
-/// # Errors
-/// The error of `out` or `body`. The bytes written so far are not a valid snapshot.
+/// application bytes. After an error, the bytes written so far are not a valid snapshot.
 pub fn write_snapshot(
     out: impl Write,
     id: SnapshotId,
@@ -73,7 +71,7 @@ pub enum Received {
 }
 
 /// Writes a file that a peer sends. If it is dropped before [`finish`](Self::finish), it removes its
-/// file.
+/// file. An error says that this member's disk failed.
 pub struct SnapshotReceiver {
     pub(super) file: Summed<TemporaryFile>,
     pub(super) id: SnapshotId,
@@ -84,9 +82,6 @@ pub struct SnapshotReceiver {
 
 impl SnapshotReceiver {
     /// Writes the next bytes of the file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if this member's disk fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.excess |= bytes.len() as u64 > self.expected.length - self.file.sum.length;
         if self.excess {
@@ -97,9 +92,6 @@ impl SnapshotReceiver {
 
     /// Checks the announced length and checksum, then the file itself, and gives it its name. A kept
     /// file is durable when this returns.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if this member's disk fails. Wrong bytes are [`Received::Refused`].
     pub fn finish(self) -> Result<Received> {
         let Self { file: Summed { out: mut file, sum }, id, expected, excess } = self;
         let refused = |reason| Ok(Received::Refused(reason));
@@ -150,15 +142,13 @@ pub(super) struct TemporaryFile {
 }
 
 impl TemporaryFile {
-    pub(super) fn create(
-        vfs: Arc<dyn Vfs>,
-        path: PathBuf,
-        final_path: PathBuf,
-        rest_per_sync: u32,
-    ) -> Result<Self> {
-        let file = vfs.create(&path).map_err(Error::io("create", &path))?;
+    pub(super) fn create(of: &Snapshotter, id: SnapshotId, rest_per_sync: u32) -> Result<Self> {
+        let final_path = of.path(id);
+        let counter = of.temporaries.fetch_add(1, Ordering::Relaxed);
+        let path = files::with_suffix(&final_path, &format!(".{counter}{}", files::TEMPORARY));
+        let file = of.vfs.create(&path).map_err(Error::io("create", &path))?;
         Ok(Self {
-            vfs,
+            vfs: of.vfs.clone(),
             path,
             final_path,
             file,
@@ -185,8 +175,7 @@ impl TemporaryFile {
         let existing = match self.vfs.open(path) {
             Ok(existing) => existing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.publish()?;
-                return Ok(Received::Kept);
+                return self.publish().map(|()| Received::Kept);
             }
             Err(error) => return Err(Error::io("open", path)(error)),
         };
@@ -201,8 +190,7 @@ impl TemporaryFile {
         if matches!(format::check(&*existing, path, None), Err(Error::Corrupt { .. })) {
             let broken = files::with_suffix(path, BROKEN);
             self.vfs.rename(path, &broken).map_err(Error::io("rename", path))?;
-            self.publish()?;
-            return Ok(Received::Kept);
+            return self.publish().map(|()| Received::Kept);
         }
         Ok(Received::Refused("another snapshot with this index and term exists here".to_owned()))
     }
