@@ -16,7 +16,7 @@ use crate::commands::client::keys::{Get, Put};
 use crate::commands::client::members::{MemberCommand, StatusCommand};
 use crate::commands::client::save::Save;
 use crate::commands::inspect::Inspect;
-use crate::commands::restore::Restore;
+pub use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
 use crate::error::{Error, Result, output_failed};
 

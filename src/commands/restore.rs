@@ -55,31 +55,51 @@ const ID: u64 = 1;
 impl Restore {
     /// Creates the member's directories, and writes one line about them to `out`.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        check_members(ID, std::slice::from_ref(&self.peer_url))?;
-        let (mark, file, keys) = check_backup(&self.file)?;
         let incarnation = getrandom::u64()
             .map_err(|error| Error::Config(format!("cannot get random numbers: {error}")))?;
-        let identity = Identity {
-            cluster_id: cluster_id([(self.peer_url.as_str(), incarnation)].into_iter()),
-            member_id: ID,
-            incarnation,
-            first_urls_hash: list_hash(std::slice::from_ref(&self.peer_url)),
-        };
-        self.write(mark, file, &identity)?;
+        let (cluster_id, keys) = self.restore(&ReadOnlyVfs, Arc::new(DiskVfs), incarnation)?;
         writeln!(
             out,
-            "restored member {ID} of cluster {:016x} from {}, {keys} keys; start it with --id {ID} --cluster {}, then add the others with `raftexample member add`",
-            identity.cluster_id,
+            "restored member {ID} of cluster {cluster_id:016x} from {}, {keys} keys; start it with --id {ID} --cluster {}, then add the others with `raftexample member add`",
             self.file.display(),
             self.peer_url
         )
         .map_err(output_failed)
     }
 
+    /// Creates the member's directories on `vfs` from the file in `backups`. Returns the cluster id, and
+    /// the number of keys.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Refused`] if the directories are not empty, or the file is no sound backup.
+    pub fn restore(
+        &self,
+        backups: &dyn Vfs,
+        vfs: Arc<dyn Vfs>,
+        incarnation: u64,
+    ) -> Result<(u64, u64)> {
+        check_members(ID, std::slice::from_ref(&self.peer_url))?;
+        let (mark, file, keys) = check_backup(backups, &self.file)?;
+        let identity = Identity {
+            cluster_id: cluster_id([(self.peer_url.as_str(), incarnation)].into_iter()),
+            member_id: ID,
+            incarnation,
+            first_urls_hash: list_hash(std::slice::from_ref(&self.peer_url)),
+        };
+        self.write(backups, vfs, mark, file, &identity)?;
+        Ok((identity.cluster_id, keys))
+    }
+
     /// Writes the snapshot `mark` from the backup, which was `file` when it was checked, then the log
     /// that names it.
-    fn write(&self, mark: SnapshotId, file: SnapshotFile, identity: &Identity) -> Result<()> {
-        let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
+    fn write(
+        &self,
+        backups: &dyn Vfs,
+        vfs: Arc<dyn Vfs>,
+        mark: SnapshotId,
+        file: SnapshotFile,
+        identity: &Identity,
+    ) -> Result<()> {
         let wal_dir = wal_dir(&self.data_dir, ID);
         let snap_dir = snap_dir(&self.data_dir, ID);
         self.check_empty(&*vfs, &wal_dir, &snap_dir)?;
@@ -99,7 +119,7 @@ impl Restore {
             incarnations: [(ID, identity.incarnation)].into(),
             ..Members::default()
         };
-        let again = load_file(&ReadOnlyVfs, &self.file)?;
+        let again = load_file(backups, &self.file)?;
         if again.file != file {
             return Err(Error::Refused(format!(
                 "{} was replaced while it was read: remove {} and {}, and restore again",
@@ -148,8 +168,8 @@ impl Restore {
 }
 
 /// Reads all of a backup. Returns what it is a snapshot of, its file, and its number of keys.
-fn check_backup(path: &Path) -> Result<(SnapshotId, SnapshotFile, u64)> {
-    let Snapshot { index, term, meta, file, reader } = load_file(&ReadOnlyVfs, path)
+fn check_backup(vfs: &dyn Vfs, path: &Path) -> Result<(SnapshotId, SnapshotFile, u64)> {
+    let Snapshot { index, term, meta, file, reader } = load_file(vfs, path)
         .map_err(|error| error.with_remedy("it cannot be restored: use another backup"))?;
     let refuse = |why: String| {
         Error::Refused(format!("cannot restore from {}: {why}; use another backup", path.display()))

@@ -83,11 +83,23 @@ pub struct Clients {
     /// Writes answered 204, and writes answered 503.
     acknowledged: Vec<(u64, u64)>,
     refused: Vec<(u64, u64)>,
-    requests: u64,
 }
 
 impl Clients {
-    /// Starts a PUT; returns the member's input.
+    /// The clients of a cluster that was restored from a backup, which holds these writes, in order.
+    pub fn restored(writes: impl Iterator<Item = (u64, (u64, u64))>) -> Self {
+        let writes: Vec<_> = writes.collect();
+        let last: BTreeMap<u64, u64> = writes.iter().map(|(_, write)| *write).collect();
+        let mut clients = Self { writes: writes.into_iter().collect(), ..Self::default() };
+        for (key, value) in last {
+            let action = Action::Write(value);
+            let before = Operation { client: u64::MAX, action, invoked: 0, completed: Some(0) };
+            clients.history.insert(key, vec![before]);
+        }
+        clients
+    }
+
+    /// Starts a PUT; returns the member's input. `now` is different for each request of a run.
     pub fn put(
         &mut self,
         client: usize,
@@ -96,8 +108,7 @@ impl Clients {
         ack: Ack,
         now: u64,
     ) -> Proposal {
-        self.requests += 1;
-        let value = self.requests;
+        let value = now;
         let data = payload(key, value);
         self.writes.insert(super::invariants::hash(&data), (key, value));
         let (responder, pending) = responder();
@@ -115,7 +126,6 @@ impl Clients {
 
     /// Starts a linearizable GET at the member with this store.
     pub fn get(&mut self, client: usize, at: (NodeId, u64), key: u64, store: &KvStore, now: u64) {
-        self.requests += 1;
         let store = store.clone();
         let lookup: Lookup = Box::pin(async move {
             let name = key_name(key);
@@ -126,7 +136,7 @@ impl Clients {
             at,
             key,
             value: None,
-            number: self.requests,
+            number: now,
             invoked: now,
             waiting: Waiting::Get(lookup),
         };
@@ -135,11 +145,6 @@ impl Clients {
             assert!(poll_once(lookup.as_mut()).is_none(), "nobody has answered it yet");
         }
         self.under_way.push(request);
-    }
-
-    /// The number of the last request.
-    pub fn last_number(&self) -> u64 {
-        self.requests
     }
 
     /// Takes the answers that a member has given; `is_stopping` if it gives no more.

@@ -299,6 +299,28 @@ impl Invariants {
         Ok(())
     }
 
+    /// True if member `id` was seen to have begun.
+    pub fn has_begun(&self, id: NodeId) -> bool {
+        self.views.get(&id).is_some_and(|view| view.begun)
+    }
+
+    /// What holds for a cluster that is restored from a backup of this one at `index`.
+    pub fn restored(&self, index: u64) -> Self {
+        let committed = self.committed.range(..=index);
+        Self {
+            committed: committed
+                .map(|(at, entry)| (*at, Committed { seen_in: 0, ..*entry }))
+                .collect(),
+            places: self
+                .places
+                .iter()
+                .filter(|(_, at)| **at <= index)
+                .map(|(k, v)| (*k, *v))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
     /// Forgets a member that lost its directory.
     pub fn forget(&mut self, id: NodeId) {
         self.views.remove(&id);

@@ -92,9 +92,13 @@ pub enum FaultKind {
     Damage,
     /// A member's directory becomes what it was some time ago.
     LostTail,
+    /// The cluster is begun again, or restored from a backup. Its directories are left over.
+    NewLife,
+    /// A directory that was left over, or copied before a move, is started.
+    Stray,
 }
 
-const KINDS: [(FaultKind, u64); 20] = [
+const KINDS: [(FaultKind, u64); 22] = [
     (FaultKind::Kill, 4),
     (FaultKind::KillAll, 2),
     (FaultKind::CrashAtOperation, 6),
@@ -115,6 +119,8 @@ const KINDS: [(FaultKind, u64); 20] = [
     (FaultKind::CutLink, 3),
     (FaultKind::Damage, 2),
     (FaultKind::LostTail, 24),
+    (FaultKind::NewLife, 3),
+    (FaultKind::Stray, 8),
 ];
 
 impl Settings {

@@ -13,6 +13,7 @@ use raftexample::channels::{
     PeerReport, Pending, Refusal, Responder, SnapshotFile, responder,
 };
 use raftexample::error::{Error, RequestError};
+use raftexample::membership::Members;
 use raftexample::raft_node::{Input, NodeConfig, Status};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::SnapshotReceiver;
@@ -31,10 +32,13 @@ use crate::support::memory::{Fault, MemVfs, Survives};
 use crate::support::random::Random;
 
 mod faults;
+mod lives;
 mod network;
 mod processes;
 mod recovery;
 mod requests;
+
+use lives::{Backup, Leftover, Life, Standing, id_of};
 
 /// Batches kept to be delivered again.
 const GHOSTS_MAX: usize = 32;
@@ -72,7 +76,7 @@ impl Tally {
     }
 }
 
-/// A run of a process: the member, and how often it was started before.
+/// A run of a process: its slot, and a number that no other run has.
 type Run = (NodeId, u64);
 
 enum Event {
@@ -90,6 +94,8 @@ enum Event {
     Start(NodeId),
     /// A first member loses its directory, unless one has begun.
     WipeEarly(NodeId),
+    /// A stray process ends.
+    StrayEnds(NodeId),
     HealSome,
 }
 
@@ -157,10 +163,14 @@ enum Asked {
 
 /// One member: its flags, its disk, and its process if it runs.
 struct Slot {
+    /// Its place in `World::slots`: the member id, or another number with the same `id_of`.
+    key: NodeId,
     config: NodeConfig,
+    /// The cluster that its directory belongs to: a place in `World::lives`.
+    life: usize,
+    standing: Standing,
     disk: MemVfs,
     process: Option<Process>,
-    /// The number of starts of the process.
     run: u64,
     inbox: Vec<Input>,
     turn_is_due: bool,
@@ -208,8 +218,13 @@ pub struct World {
     cut: BTreeSet<(NodeId, NodeId)>,
     last_arrival: BTreeMap<(NodeId, NodeId), u64>,
     ghosts: Vec<(NodeId, Batch)>,
-    clients: Clients,
-    invariants: Invariants,
+    /// The clusters of this run. The operator works on the last one.
+    lives: Vec<Life>,
+    /// Directories that the operator has forgotten.
+    leftovers: Vec<Leftover>,
+    /// The number of strays so far.
+    strays: u64,
+    backup: Option<Backup>,
     /// Ids whose removal was applied.
     removed: BTreeSet<NodeId>,
     operator: Option<Task>,
@@ -244,8 +259,10 @@ impl World {
             cut: BTreeSet::new(),
             last_arrival: BTreeMap::new(),
             ghosts: Vec::new(),
-            clients: Clients::default(),
-            invariants: Invariants::default(),
+            lives: vec![Life::default()],
+            leftovers: Vec::new(),
+            strays: 0,
+            backup: None,
             removed: BTreeSet::new(),
             operator: None,
             removal_is_in_doubt: false,
@@ -272,23 +289,19 @@ impl World {
         if self.is_void {
             return Ok(self.tally.clone());
         }
-        self.clients.lose_all(self.sequence);
-        self.clients.check(|data| self.invariants.place(data))?;
-        self.tally.elections = self.invariants.elections;
-        self.tally.acknowledged = self.clients.acknowledged() as u64;
-        self.tally.reads = self.clients.reads() as u64;
-        self.tally.committed = self.invariants.last_committed();
+        for Life { clients, invariants } in &mut self.lives {
+            clients.lose_all(self.sequence);
+            clients.check(|data| invariants.place(data))?;
+            self.tally.elections += invariants.elections;
+            self.tally.acknowledged += clients.acknowledged() as u64;
+            self.tally.reads += clients.reads() as u64;
+            self.tally.committed += invariants.last_committed();
+        }
         Ok(self.tally.clone())
     }
 
     fn begin(&mut self) -> Step {
-        let urls: Vec<String> = (1..=self.settings.first_members).map(url).collect();
-        for id in 1..=self.settings.first_members {
-            let config = self.node_config(id, &urls, false);
-            self.add_slot(config);
-            let after = self.random.below(5 * TICK);
-            self.schedule(after, Event::Start(id));
-        }
+        self.add_first_members();
         for client in 0..self.settings.clients {
             let after = self.random.below(20 * TICK);
             self.schedule(after, Event::Client(client));
@@ -321,11 +334,30 @@ impl World {
         }
     }
 
+    fn add_first_members(&mut self) {
+        let urls: Vec<String> = (1..=self.settings.first_members).map(url).collect();
+        for id in 1..=self.settings.first_members {
+            let config = self.node_config(id, &urls, false);
+            self.add_slot(config);
+            let after = self.random.below(5 * TICK);
+            self.schedule(after, Event::Start(id));
+        }
+        self.next_id = self.settings.first_members + 1;
+    }
+
     fn add_slot(&mut self, config: NodeConfig) {
+        let slot = self.new_slot(config);
+        self.slots.insert(slot.key, slot);
+    }
+
+    fn new_slot(&mut self, config: NodeConfig) -> Slot {
         let percent = self.settings.clock_percent;
         let tick = TICK - TICK * percent / 200 + self.random.below(TICK * percent / 100 + 1);
-        let slot = Slot {
+        Slot {
+            key: config.id,
             config,
+            life: self.lives.len() - 1,
+            standing: Standing::Member,
             disk: MemVfs::default(),
             process: None,
             run: 0,
@@ -345,8 +377,7 @@ impl World {
             asked: Vec::new(),
             receiving: BTreeMap::new(),
             sending_to: BTreeSet::new(),
-        };
-        self.slots.insert(slot.config.id, slot);
+        }
     }
 
     fn schedule(&mut self, after: u64, event: Event) {
@@ -385,15 +416,18 @@ impl World {
             Event::SnapshotRest(run, number) => self.receive_rest(run, number),
             Event::Client(client) => self.client(client),
             Event::Deadline(number) => {
-                if let Some((client, outcome)) = self.clients.give_up_number(number, self.sequence)
-                {
-                    self.answered(client, outcome)?;
+                for life in 0..self.lives.len() {
+                    let clients = &mut self.lives[life].clients;
+                    if let Some((client, outcome)) = clients.give_up_number(number, self.sequence) {
+                        self.answered(life, client, outcome)?;
+                    }
                 }
             }
             Event::Operator => self.operate()?,
             Event::Fault => self.fault()?,
             Event::Start(id) => self.start(id)?,
             Event::WipeEarly(id) => self.wipe_early(id)?,
+            Event::StrayEnds(id) => self.end_stray(id)?,
             Event::HealSome => {
                 if let Some(link) = self.pick(&self.cut.iter().copied().collect::<Vec<_>>()) {
                     self.cut.remove(&link);

@@ -7,7 +7,7 @@ use super::*;
 impl World {
     /// The status of the member that applied most, running or last seen.
     pub(super) fn newest(&self) -> Option<Status> {
-        let running = self.slots.values().filter_map(|slot| slot.process.as_ref());
+        let running = self.members_slots().filter_map(|slot| slot.process.as_ref());
         let newest =
             running.map(Process::status).max_by_key(|status| (status.applied, status.term));
         newest.map(|status| status.clone())
@@ -45,6 +45,7 @@ impl World {
             return Ok(());
         }
         self.follow_moves()?;
+        self.complete_restore();
         let wiped = self.slots.values().find(|slot| slot.is_wiped);
         let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
@@ -80,7 +81,7 @@ impl World {
         Ok(())
     }
 
-    fn add_member(&mut self, url: String) {
+    pub(super) fn add_member(&mut self, url: String) {
         if self.next_id <= IDS_MAX {
             let id = self.next_id;
             self.next_id += 1;
@@ -89,7 +90,7 @@ impl World {
     }
 
     fn start_joiner(&mut self, id: NodeId, url: String) {
-        let others = self.slots.values().filter(|other| !self.removed.contains(&other.config.id));
+        let others = self.members_slots().filter(|other| !self.removed.contains(&other.config.id));
         let mut urls: Vec<String> = others.map(|other| other.config.url.clone()).collect();
         urls.push(url.clone());
         let mut config = self.node_config(id, &urls, true);
@@ -265,6 +266,8 @@ impl World {
             }
             FaultKind::Damage => return Ok(self.damage(id)),
             FaultKind::LostTail => return self.lose_tail(id),
+            FaultKind::NewLife => return self.begin_new_life(),
+            FaultKind::Stray => return self.start_stray(),
         }
         Ok(true)
     }
@@ -285,7 +288,7 @@ impl World {
             bytes[place] ^= 1 << (byte >> 32 & 7);
         });
         self.slot(id).damaged = Some(index);
-        self.invariants.damaged.insert(id);
+        self.life().invariants.damaged.insert(id);
         true
     }
 
@@ -293,6 +296,9 @@ impl World {
     /// found out if the leader stays: see README, "Not promised".
     fn lose_tail(&mut self, id: NodeId) -> Result<bool, Violation> {
         let slot = self.slot(id);
+        if !slot.has_begun() {
+            return Ok(false);
+        }
         let last = slot.process.as_ref().expect("it runs").node.raft().raft_log.last_index();
         let (disk, had) = match &slot.earlier {
             Some((disk, had)) if *had < last => (disk.image(), *had),
@@ -312,11 +318,15 @@ impl World {
         let acknowledged = raft.prs().get(id).map_or(0, |progress| progress.matched);
         let is_leader =
             raft.state == StateRole::Leader && self.slots[&leader].paused_until <= self.now;
+        // A stray could be the first that it meets.
+        if self.has_strays() {
+            return Ok(false);
+        }
         if !is_leader || acknowledged <= had || !self.cut.is_empty() || !self.can_spare(id) {
             return Ok(false);
         }
         self.kill(id)?;
-        self.invariants.forget(id);
+        self.life().invariants.forget(id);
         let slot = self.slot(id);
         (slot.disk, slot.end, slot.earlier) = (disk, End::Interrupted, None);
         self.schedule(1, Event::Start(id));
@@ -383,7 +393,7 @@ impl World {
     pub(super) fn wipe(&mut self, id: NodeId) -> Result<bool, Violation> {
         let Some(members) = self.newest().map(|status| status.members) else { return Ok(false) };
         // A single first member begins a new cluster: see README, "Not promised".
-        let was_alone = self.settings.first_members == 1 && !self.slot(id).config.join;
+        let was_alone = self.slot(id).config.cluster.len() == 1 && !self.slot(id).config.join;
         if was_alone || !self.can_spare(id) {
             return Ok(false);
         }
@@ -392,7 +402,7 @@ impl World {
         (slot.disk, slot.earlier, slot.damaged) = (MemVfs::default(), None, None);
         slot.is_wiped = true;
         slot.may_return = members.learners.contains(&id);
-        self.invariants.forget(id);
+        self.life().invariants.forget(id);
         Ok(true)
     }
 
@@ -414,6 +424,7 @@ impl World {
     fn follow_moves(&mut self) -> Step {
         for (id, url) in self.members() {
             if self.slots.get(&id).is_some_and(|slot| slot.config.url != url) {
+                self.keep_copy(id);
                 self.stop(id)?;
                 self.slot(id).config.url = url;
             }
@@ -421,15 +432,20 @@ impl World {
         Ok(())
     }
 
+    /// True if all members run, and have applied the same changes.
+    pub(super) fn all_know(&self, members: &Members) -> bool {
+        members.urls.keys().all(|other| {
+            let process = self.slots.get(other).and_then(|slot| slot.process.as_ref());
+            process.is_some_and(|process| process.status().members == *members)
+        })
+    }
+
     /// True if the others are a majority without member `id`, which holds until it is replaced: no other
     /// one lost anything, and no change is on its way.
-    fn can_spare(&self, id: NodeId) -> bool {
+    pub(super) fn can_spare(&self, id: NodeId) -> bool {
         let Some(members) = self.newest().map(|status| status.members) else { return false };
         // A member that still counts a removed one may need it to elect a leader.
-        let all_know = members.urls.keys().all(|other| {
-            let process = self.slots.get(other).and_then(|slot| slot.process.as_ref());
-            process.is_some_and(|process| process.status().members == members)
-        });
+        let all_know = self.all_know(&members);
         let is_changing = self.operator.is_some() || self.removal_is_in_doubt || self.has_lost();
         members.voters().filter(|voter| *voter != id).count() >= 2
             && members.urls.contains_key(&id)

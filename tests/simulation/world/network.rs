@@ -112,7 +112,7 @@ impl World {
         if self.chance(self.settings.misdirected) {
             // Another member took over its address.
             let ids: Vec<NodeId> = self.slots.keys().copied().collect();
-            let elsewhere = self.pick(&ids).filter(|id| *id != to).unwrap_or(from.0);
+            let elsewhere = self.pick(&ids).filter(|id| *id != listener).unwrap_or(from.0);
             let delay = self.delay(from.0, elsewhere);
             self.schedule(delay, Event::Arrival(elsewhere, Packet::Batch(batch.clone())));
         }
@@ -130,7 +130,7 @@ impl World {
     pub(super) fn listens_at(&self, url: &str) -> Option<NodeId> {
         let running = self.slots.values().filter(|slot| slot.process.is_some());
         let listener = running.into_iter().find(|slot| slot.config.url == url);
-        listener.map(|slot| slot.config.id)
+        listener.map(|slot| slot.key)
     }
 
     /// What a receiver's admission is shown: the header, or what a mutant makes of it.
@@ -278,7 +278,7 @@ impl World {
         let process = self.slot(to).process.as_ref().expect("it runs");
         let verdict = process.admission.admit(&transfer.header);
         if let Err(refusal) = verdict {
-            let header = process.header(from.0);
+            let header = process.header(id_of(from.0));
             let delay = self.delay(to, from.0);
             self.report(from, delay, PeerReport::Refused { header, refusal });
             return self.snapshot_failed(&transfer);
@@ -379,7 +379,7 @@ impl World {
     }
 
     pub(super) fn refuse(&mut self, id: NodeId, from: Run, refusal: Refusal) {
-        let header = self.slot(id).process.as_ref().expect("it runs").header(from.0);
+        let header = self.slot(id).process.as_ref().expect("it runs").header(id_of(from.0));
         let header = self.shown(from.0, header);
         let delay = self.delay(id, from.0);
         self.report(from, delay, PeerReport::Refused { header, refusal });
@@ -417,7 +417,8 @@ impl World {
                     return Some(Asked::Greeting { from, url, answer });
                 }
                 Ok(Ok(answer)) if !self.is_answer_lost(id, from.0) => {
-                    let header = self.slot(id).process.as_ref().expect("it runs").header(from.0);
+                    let process = self.slot(id).process.as_ref().expect("it runs");
+                    let header = process.header(id_of(from.0));
                     let header = self.shown(from.0, header);
                     let delay = self.delay(id, from.0);
                     self.report(from, delay, PeerReport::Greeted { url, header, answer });

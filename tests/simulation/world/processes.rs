@@ -9,8 +9,9 @@ impl World {
         self.slots.get_mut(&id).expect("the member exists")
     }
 
+    /// The members that run, strays excepted.
     pub(super) fn running(&self) -> Vec<NodeId> {
-        let running = self.slots.values().filter(|slot| slot.process.is_some());
+        let running = self.members_slots().filter(|slot| slot.process.is_some());
         running.map(|slot| slot.config.id).collect()
     }
 
@@ -24,17 +25,27 @@ impl World {
         let (seam, logger) = (self.seam, self.logger.clone());
         let range = self.settings.election_ticks as u64;
         let election_ticks = (range + self.random.below(range)) as usize;
-        let others = self.slots.values().filter(|other| !self.removed.contains(&other.config.id));
+        let others = self.members_slots().filter(|other| !self.removed.contains(&other.config.id));
         let urls: Vec<String> = others.map(|other| other.config.url.clone()).collect();
-        let slot = self.slot(id);
+        let Some(slot) = self.slots.get(&id) else { return Ok(()) };
         if slot.process.is_some() || slot.is_gone {
             return Ok(());
         }
+        // A joiner would join the leftovers' cluster if that expects its id, too.
+        let is_new = !self.lives[slot.life].invariants.has_begun(id);
+        let waits = slot.config.join && is_new && self.has_strays();
+        if waits || self.listens_at(&slot.config.url).is_some() {
+            // Or its port is in use.
+            self.schedule(10 * TICK, Event::Start(id));
+            return Ok(());
+        }
+        self.sequence += 1;
+        let (run, slot) = (self.sequence, self.slots.get_mut(&id).expect("it was just there"));
         if slot.config.join {
             // The flags of a joiner name the current members.
             slot.config.cluster = urls;
         }
-        slot.run += 1;
+        slot.run = run;
         slot.config.boot = if is_boot_reused { 7 } else { boot };
         slot.config.incarnation = incarnation;
         slot.config.randomized_election_ticks = election_ticks..election_ticks + 1;
@@ -49,12 +60,14 @@ impl World {
         };
         let logger = logger.new(slog::o!("member" => id));
         let started = Process::start(&slot.config, vfs, &logger);
-        let (run, end) = (slot.run, slot.end);
+        let (end, life) = (slot.end, slot.life);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
         match started {
             Ok(process) => {
                 let slot = self.slots.get_mut(&id).expect("it was just there");
-                self.invariants.check_start(id, &process, end)?;
+                if slot.standing != Standing::Copy {
+                    self.lives[life].invariants.check_start(id_of(id), &process, end)?;
+                }
                 slot.process = Some(process);
                 let after = slot.tick;
                 self.schedule(after, Event::Tick((id, run)));
@@ -177,11 +190,14 @@ impl World {
         }
         let slot = self.slots.get_mut(&id).expect("it runs");
         let process = slot.process.as_mut().expect("it runs");
+        if slot.standing != Standing::Member {
+            return self.after_strays_turn(id, followed);
+        }
         let (role, leader) = (process.status().role, process.status().leader);
         let snapshot = process.status().snapshot;
         if slot.damaged.is_some_and(|damaged| snapshot > damaged) {
             slot.damaged = None;
-            self.invariants.damaged.remove(&id);
+            self.lives[slot.life].invariants.damaged.remove(&id);
         }
         match self.losing {
             Some((loser, _)) if loser == id && role == Role::Quarantined => {
@@ -198,7 +214,7 @@ impl World {
         if slot.is_wiped && process.status().begun && slot.may_return {
             slot.is_wiped = false;
         }
-        let checked = self.invariants.check_turn(id, process, &followed);
+        let checked = self.lives[slot.life].invariants.check_turn(id, process, &followed);
         if checked.is_err() && self.losing.is_some_and(|(loser, _)| loser == id) {
             // It forgot a vote, and the leader has not told it yet.
             self.is_void = true;
@@ -206,13 +222,20 @@ impl World {
         }
         checked?;
         self.removed.extend(process.status().members.removed.keys());
-        let reports = process.take_reports();
-        let has_unwritten = !process.unwritten.is_empty();
         if followed.restored {
             self.tally.restores += 1;
             self.check_state(id)?;
         }
-        let run = self.slot(id).run;
+        self.take_outputs(id)
+    }
+
+    /// Takes what a turn put out.
+    pub(super) fn take_outputs(&mut self, id: NodeId) -> Step {
+        let slot = self.slots.get_mut(&id).expect("it runs");
+        let process = slot.process.as_mut().expect("it runs");
+        let reports = process.take_reports();
+        let has_unwritten = !process.unwritten.is_empty();
+        let (run, life) = (slot.run, slot.life);
         if has_unwritten {
             let after = self.random.below(3 * TICK);
             self.schedule(after, Event::WriteSnapshot((id, run)));
@@ -223,8 +246,8 @@ impl World {
         self.dispatch(id);
         self.take_answers(id);
         let now = self.sequence;
-        for (client, outcome) in self.clients.take_answers((id, run), now, false) {
-            self.answered(client, outcome)?;
+        for (client, outcome) in self.lives[life].clients.take_answers((id, run), now, false) {
+            self.answered(life, client, outcome)?;
         }
         Ok(())
     }
@@ -249,6 +272,22 @@ impl World {
         self.note(|| format!("{id} ended: {error}; {fault:?}"));
         let slot = self.slots.get(&id).expect("it ran");
         match (error, fault) {
+            (Error::Removed | Error::Refused(_) | Error::Config(_), None)
+                if slot.standing != Standing::Member =>
+            {
+                self.answer_all(id)?;
+                self.crash(id, End::Killed)?;
+                self.slot(id).is_gone = true;
+                Ok(())
+            }
+            // It met a leftover before its own cluster had begun, and cannot know that it is not the one
+            // that lost its directory. The operator starts it again.
+            (Error::Removed | Error::Refused(_) | Error::Config(_), None)
+                if slot.life > 0 && !slot.has_begun() =>
+            {
+                self.answer_all(id)?;
+                self.crash(id, End::Killed)
+            }
             (_, Some(Fault::Crash)) => self.crash(id, End::Interrupted),
             (Error::Io { .. }, Some(_)) => {
                 self.answer_all(id)?;
@@ -292,8 +331,8 @@ impl World {
             (Error::Corrupt { .. } | Error::Refused(_), _) if slot.damaged.is_some() => {
                 self.answer_all(id)?;
                 self.crash(id, End::Killed)?;
-                self.invariants.forget(id);
-                let slot = self.slot(id);
+                let slot = self.slots.get_mut(&id).expect("it ran");
+                self.lives[slot.life].invariants.forget(id);
                 (slot.damaged, slot.is_wiped, slot.is_gone) = (None, true, true);
                 Ok(())
             }
@@ -310,13 +349,13 @@ impl World {
     /// The last answers of a process that ends in order.
     pub(super) fn answer_all(&mut self, id: NodeId) -> Step {
         let slot = self.slot(id);
-        let run = slot.run;
+        let (run, life) = (slot.run, slot.life);
         if let Some(process) = slot.process.take() {
             drop(process);
         }
         let now = self.sequence;
-        for (client, outcome) in self.clients.take_answers((id, run), now, true) {
-            self.answered(client, outcome)?;
+        for (client, outcome) in self.lives[life].clients.take_answers((id, run), now, true) {
+            self.answered(life, client, outcome)?;
         }
         Ok(())
     }
@@ -331,7 +370,7 @@ impl World {
         self.is_void |= self.losing.is_some_and(|(_, leader)| leader == id);
         let now = self.sequence;
         let slot = self.slot(id);
-        let run = slot.run;
+        let (run, life) = (slot.run, slot.life);
         slot.end = end;
         slot.fault = None;
         slot.process = None;
@@ -341,7 +380,7 @@ impl World {
         slot.disk = slot.disk.crash(survives);
         let asked = std::mem::take(&mut slot.asked);
         self.note(|| format!("crash {id}: {end:?}, {survives:?}"));
-        for client in self.clients.lose((id, run), now) {
+        for client in self.lives[life].clients.lose((id, run), now) {
             self.pause_client(client);
         }
         for asked in asked {

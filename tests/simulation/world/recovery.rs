@@ -7,6 +7,7 @@ impl World {
     pub(super) fn recover(&mut self) -> Step {
         self.note(|| "faults end".into());
         self.faults_are_on = false;
+        self.end_strays()?;
         self.cut.clear();
         let settings = &mut self.settings;
         (settings.lost, settings.lost_answers, settings.duplicated) = (0, 0, 0);
@@ -58,7 +59,7 @@ impl World {
     /// True if a directory was lost before anyone had begun, and still nobody has: see the guide.
     fn can_never_begin(&self) -> bool {
         let mut running = self.slots.values().filter_map(|slot| slot.process.as_ref());
-        self.slots.values().any(|slot| slot.wiped_early)
+        (self.strays > 0 || self.slots.values().any(|slot| slot.wiped_early))
             && running.all(|process| !process.status().begun)
     }
 
@@ -133,7 +134,7 @@ impl World {
             }
         }
         // Every member learns of the last write.
-        let target = self.invariants.last_committed();
+        let target = self.life().invariants.last_committed();
         let deadline = self.now + RECOVERY_TICKS * TICK;
         let has_applied = |world: &Self, id: &NodeId| {
             let process = world.slots[id].process.as_ref();
@@ -154,29 +155,29 @@ impl World {
         key: u64,
         is_write: bool,
     ) -> Result<bool, Violation> {
-        let count = |world: &Self| (world.clients.acknowledged(), world.clients.reads());
-        let before = count(self);
+        let count = |life: &Life| (life.clients.acknowledged(), life.clients.reads());
+        let before = count(self.life());
         // A move that was asked for earlier may be applied only now.
         while self.slots[&id].process.is_none() && !self.slots[&id].is_gone {
             self.step()?;
         }
-        self.request(0, id, key, is_write);
-        let number = self.clients.last_number();
-        while self.clients.under_way.iter().any(|request| request.number == number) {
+        let number = self.request(0, id, key, is_write);
+        while self.life().clients.under_way.iter().any(|request| request.number == number) {
             self.step()?;
         }
-        Ok(count(self) != before)
+        Ok(count(self.life()) != before)
     }
 
     /// A member's state equals what the log says, byte for byte.
     pub(super) fn check_state(&mut self, id: NodeId) -> Step {
         let mut expected: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
-        let process = self.slots.get_mut(&id).and_then(|slot| slot.process.as_mut());
-        let process = process.expect("it runs");
+        let slot = self.slots.get_mut(&id).expect("it runs");
+        let life = &self.lives[slot.life];
+        let process = slot.process.as_mut().expect("it runs");
         let applied = process.status().applied;
         let bytes = process.state_bytes(applied).map_err(|error| error.to_string())?;
-        for (index, term, data_hash) in self.invariants.committed_up_to(applied) {
-            if let Some((key, value)) = self.clients.writes.get(&data_hash) {
+        for (index, term, data_hash) in life.invariants.committed_up_to(applied) {
+            if let Some((key, value)) = life.clients.writes.get(&data_hash) {
                 expected.insert(*key, (*value, index, term));
             }
         }

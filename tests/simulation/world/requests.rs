@@ -12,13 +12,16 @@ impl World {
         if !self.faults_are_on {
             return;
         }
-        let Some(id) = self.pick(&self.running()) else { return self.pause_client(client) };
+        let running = self.slots.values().filter(|slot| slot.process.is_some());
+        let running: Vec<NodeId> = running.map(|slot| slot.key).collect();
+        let Some(id) = self.pick(&running) else { return self.pause_client(client) };
         let key = self.random.below(self.settings.keys);
         let is_write = self.chance(self.settings.writes);
         self.request(client, id, key, is_write);
     }
 
-    pub(super) fn request(&mut self, client: usize, id: NodeId, key: u64, is_write: bool) {
+    /// Sends a request; returns its number.
+    pub(super) fn request(&mut self, client: usize, id: NodeId, key: u64, is_write: bool) -> u64 {
         self.sequence += 1;
         let now = self.sequence;
         let slot = self.slots.get_mut(&id).expect("it runs");
@@ -26,22 +29,20 @@ impl World {
         if is_write {
             let is_early = self.seam == Some(Seam::AcknowledgedBeforePersisted);
             let ack = if is_early { Ack::Proposed } else { Ack::Committed };
-            let proposal = self.clients.put(client, at, key, ack, now);
+            let proposal = self.lives[slot.life].clients.put(client, at, key, ack, now);
             self.give(id, Input::Propose(proposal));
         } else {
             let process = slot.process.as_ref().expect("it runs");
-            self.clients.get(client, at, key, &process.store, now);
+            self.lives[slot.life].clients.get(client, at, key, &process.store, now);
             self.wake(id);
         }
-        let number = self.clients.last_number();
-        self.note(|| {
-            format!("client {client}: request {number} to {id}, key{key}, write {is_write}")
-        });
+        self.note(|| format!("client {client}: request {now} to {id}, key{key}, write {is_write}"));
         let patience = self.settings.patience_ticks * TICK;
-        self.schedule(patience, Event::Deadline(number));
+        self.schedule(patience, Event::Deadline(now));
+        now
     }
 
-    pub(super) fn answered(&mut self, client: usize, outcome: Outcome) -> Step {
+    pub(super) fn answered(&mut self, life: usize, client: usize, outcome: Outcome) -> Step {
         self.sequence += 1;
         self.note(|| match &outcome {
             Outcome::Acknowledged(_, acknowledged) => format!("client {client}: {acknowledged:?}"),
@@ -52,7 +53,7 @@ impl World {
         self.pause_client(client);
         match outcome {
             Outcome::Acknowledged(data, acknowledged) => {
-                self.invariants.check_acknowledged(&data, acknowledged)
+                self.lives[life].invariants.check_acknowledged(&data, acknowledged)
             }
             _ => Ok(()),
         }
