@@ -27,7 +27,7 @@ use crate::channels::{
 };
 use crate::codec;
 use crate::membership::{MEMBERS_MAX, REMOVED_MAX, Sender};
-use crate::ports::tls::{CERTIFICATE_NAME, PeerCertificate, check_member};
+use crate::ports::tls::{PeerCertificate, Remote};
 use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
@@ -51,16 +51,11 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let taken = match path {
         "/raft" => take_messages(&shared, &parts, body).await,
         "/raft/stream" => super::stream::accept(&shared, &parts, body).map(Response::new),
-        "/raft/snapshot" => {
-            let mut closing_rx = shared.closing.subscribe();
-            tokio::select! {
-                biased;
-                _ = closing_rx.wait_for(|closing| *closing) => {
-                    Err(not_ready("this member is stopping"))
-                }
-                taken = take_snapshot(&shared, &parts, body) => taken,
-            }
-        }
+        "/raft/snapshot" => tokio::select! {
+            biased;
+            () = shared.closed() => Err(stopping()),
+            taken = take_snapshot(&shared, &parts, body) => taken,
+        },
         "/raft/greeting" => take_greeting(&shared, &parts, body).await,
         "/raft/members" => take_conf_change(&shared, &parts, body).await,
         "/raft/status" => take_status(&shared, &parts),
@@ -107,11 +102,6 @@ fn reject(shared: &Shared, sender: NodeId, rejection: Rejection) -> Response {
     (status, headers, line).into_response()
 }
 
-/// 204: the request was taken.
-fn no_content() -> Response {
-    StatusCode::NO_CONTENT.into_response()
-}
-
 /// Why a request is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Rejection {
@@ -126,18 +116,6 @@ pub(super) enum Rejection {
     Certificate(String),
 }
 
-impl From<wire::WireError> for Rejection {
-    fn from(error: wire::WireError) -> Self {
-        malformed(error.0)
-    }
-}
-
-impl From<codec::DecodeError> for Rejection {
-    fn from(error: codec::DecodeError) -> Self {
-        malformed(error.to_string())
-    }
-}
-
 /// 400: the request violates the protocol.
 pub(super) fn malformed(why: impl Into<String>) -> Rejection {
     Rejection::Malformed(StatusCode::BAD_REQUEST, why.into())
@@ -146,6 +124,11 @@ pub(super) fn malformed(why: impl Into<String>) -> Rejection {
 /// 503: the sender may try again.
 pub(super) fn not_ready(why: &str) -> Rejection {
     Rejection::Refused(Refusal::NotReady(why.to_owned()))
+}
+
+/// 503: this member takes nothing more.
+fn stopping() -> Rejection {
+    not_ready("this member is stopping")
 }
 
 /// Admits the sender by its headers and the certificate of its connection.
@@ -160,16 +143,13 @@ pub(super) fn admit(shared: &Shared, parts: &Parts) -> Result<(PeerHeader, Sende
 
 /// Reads the sender's identity. With TLS, a sender needs the certificate of the member that it names.
 fn identify(shared: &Shared, parts: &Parts) -> Result<PeerHeader, Rejection> {
-    let header = wire::identity(&parts.headers)?;
+    let header = wire::identity(&parts.headers).map_err(malformed)?;
     let Some(tls) = &shared.config.tls else { return Ok(header) };
-    let from = header.from;
-    let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
+    let Some(PeerCertificate { certificate, address }) = parts.extensions.get() else {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
-    check_member(&certificate.certificate, from).map_err(|why| {
-        tls.refuse(CERTIFICATE_NAME, certificate.address, format!("member {from}"), &why);
-        Rejection::Certificate(why)
-    })?;
+    tls.check_member(Remote::Client(*address), certificate, header.from)
+        .map_err(Rejection::Certificate)?;
     Ok(header)
 }
 
@@ -204,17 +184,15 @@ async fn read_body(
     parts: &Parts,
     body: Body,
     limit: u64,
-) -> Result<(Vec<u8>, OwnedSemaphorePermit), Rejection> {
+) -> Result<(BytesMut, OwnedSemaphorePermit), Rejection> {
     let length = content_length(&parts.headers)?;
     let permit = room_for(shared, length, limit)?;
     let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
     let mut reader = BodyReader::new(body, Deadline::At(deadline));
-    let mut bytes = Vec::with_capacity(length as usize);
-    while let Some(chunk) = reader.chunk().await? {
-        bytes.extend_from_slice(&chunk);
-        assert!(bytes.len() as u64 <= length, "hyper keeps to the Content-Length of {length}");
-    }
-    Ok((bytes, permit))
+    reader.buffer.reserve(length as usize);
+    // hyper ends the body there.
+    reader.fill(length as usize, "the body").await?;
+    Ok((reader.buffer, permit))
 }
 
 /// When a body is too slow.
@@ -284,24 +262,23 @@ async fn ask_the_node<T>(
     let (answer, answer_rx) = oneshot::channel();
     let inbound = inbound(answer);
     let verdict = async {
-        shared.inbound_tx.send(inbound).await.map_err(|_| not_ready("this member is stopping"))?;
-        let verdict = answer_rx.await.map_err(|_| not_ready("this member is stopping"))?;
-        Ok(verdict?)
+        shared.inbound_tx.send(inbound).await.map_err(|_| stopping())?;
+        Ok(answer_rx.await.map_err(|_| stopping())??)
     };
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
 async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Rejection> {
     let (header, sender) = admit(shared, parts)?;
-    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
-    let messages = wire::messages(&batch)?;
+    let messages = wire::messages(&batch).map_err(malformed)?;
     drop(batch);
     let inbound = |answer| {
         let body = InboundBody::Messages { boot, number, messages, answer };
         Inbound { header, body, bytes: Some(permit) }
     };
-    let mut response = no_content();
+    let mut response = StatusCode::NO_CONTENT.into_response();
     match sender {
         Sender::Member => {
             deliver(shared, inbound(None))?;
@@ -329,7 +306,7 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
     let header = identify(shared, parts)?;
     shared.admission.admit_greeting(&header)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
-    let greeting = codec::decode(&bytes)?;
+    let greeting = codec::decode(&bytes).map_err(|error| malformed(error.to_string()))?;
     let inbound = |answer| Inbound::new(header, InboundBody::Greeting { greeting, answer });
     let verdict = ask_the_node(shared, shared.config.verdict_timeout(), inbound).await?;
     Ok(Response::new(codec::encode(&verdict).into()))
@@ -338,7 +315,7 @@ async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
 fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
     admit(shared, parts)?;
     if *shared.closing.borrow() {
-        return Err(not_ready("this member is stopping"));
+        return Err(stopping());
     }
     // The status of a node that hangs would call it alive.
     let hangs_after = 2 * shared.config.election_timeout;
@@ -362,7 +339,7 @@ async fn take_conf_change(
     // The node decides on the sender and the change in one step.
     let (header, _) = admit(shared, parts)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
-    let change = codec::decode(&bytes)?;
+    let change = codec::decode(&bytes).map_err(|error| malformed(error.to_string()))?;
     let deadline = Instant::now() + shared.config.request_timeout;
     let (responder, pending) = responder();
     deliver(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
@@ -404,8 +381,8 @@ async fn take_snapshot(
     body: Body,
 ) -> Result<Response, Rejection> {
     let (header, _) = admit(shared, parts)?;
-    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
-    let file = wire::snapshot_file(&parts.headers)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
+    let file = wire::snapshot_file(&parts.headers).map_err(malformed)?;
     let length = content_length(&parts.headers)?;
     let slot = ReceivingSlot::new(shared, header.from)?;
     let patience = shared.config.snapshot_progress_timeout;
@@ -428,11 +405,10 @@ async fn take_snapshot(
             .map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
     });
     let fed = feed(&mut reader, chunk_tx).await;
-    let written = match writer.await {
-        Ok(written) => written,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => return Err(not_ready("this member is stopping")),
-    };
+    let written = writer.await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => stopping(),
+    })?;
     // The order names the cause: a failed disk stops the feeding, and a body that broke off makes the
     // file wrong.
     let checked = written.map_err(|()| not_ready("this member's disk failed"))?;
@@ -442,7 +418,7 @@ async fn take_snapshot(
     let inbound =
         |answer| Inbound::new(header, InboundBody::Snapshot { boot, number, message, answer });
     ask_the_node(shared, patience / 2, inbound).await?;
-    Ok(no_content())
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Reads the framed `MsgSnapshot`: the message, and the length of the frame.
@@ -453,7 +429,8 @@ async fn read_snapshot_message(reader: &mut BodyReader) -> Result<(Message, u64)
         return Err(malformed(format!("a MsgSnapshot of {length} bytes without its file")));
     }
     reader.fill(length as usize, "the message").await?;
-    let message = wire::message(&reader.buffer.split_to(length as usize))?;
+    let message = reader.buffer.split_to(length as usize);
+    let message = wire::message(&message).map_err(malformed)?;
     if message.msg_type != MessageType::MsgSnapshot {
         return Err(malformed(format!("a {:?} where a MsgSnapshot belongs", message.msg_type)));
     }

@@ -126,7 +126,7 @@ pub(super) async fn send_snapshot(
         progress_tx.send_modify(|sent| *sent += chunk.len());
     });
     let call = Call {
-        client: &shared.snapshot_client,
+        client: shared.clients.borrow().snapshots.clone(),
         to: &target,
         path: "/raft/snapshot",
         headers,
