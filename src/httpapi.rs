@@ -192,7 +192,7 @@ impl HttpKvApi {
         info!(self.logger, "Failed to read on {} ({})", method, error);
         let (status, message) = match error {
             BodyError::Broken(_) => (StatusCode::BAD_REQUEST, format!("Failed on {method}")),
-            BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            BodyError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             BodyError::TimedOut => (
                 StatusCode::REQUEST_TIMEOUT,
                 format!("{error}: nothing was changed; send it faster, or in smaller parts"),

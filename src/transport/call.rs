@@ -26,19 +26,33 @@ const ANSWER_BYTES: usize = 64 << 10;
 /// flushes what it took (1.12, `proto/h1/io.rs`, `poll_shutdown`), which never ends if the peer reads
 /// nothing. So Linux is told to close a connection whose bytes are not accepted for a while.
 pub(super) struct Clients {
-    pub(super) requests: reqwest::Client,
+    requests: reqwest::Client,
     /// A receiver of a snapshot that writes to its disk may take no bytes for longer.
-    pub(super) snapshots: reqwest::Client,
+    snapshots: reqwest::Client,
 }
 
 impl Clients {
     /// Clients with the current certificates.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if there can be none.
     pub(super) fn new(config: &TransportConfig) -> Result<Self, Error> {
+        let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
         let client = |patience| {
-            client(config, patience)
+            let builder = reqwest::Client::builder()
+                .retry(reqwest::retry::never())
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .http1_only()
+                .tcp_nodelay(true)
+                .connect_timeout(config.half_election_timeout())
+                // The answer brings the peer's certificate.
+                .tls_info(true)
+                .tls_backend_preconfigured(tls.clone())
+                .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
+            #[cfg(target_os = "linux")]
+            let builder = builder.tcp_user_timeout(patience);
+            #[cfg(not(target_os = "linux"))]
+            let _: Duration = patience;
+            builder
+                .build()
                 .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))
         };
         Ok(Self {
@@ -56,26 +70,6 @@ pub(super) async fn renew_clients(shared: Arc<Shared>, tls: Tls) {
         shared.clients.send_replace(clients);
         replaced.await;
     }
-}
-
-fn client(config: &TransportConfig, patience: Duration) -> reqwest::Result<reqwest::Client> {
-    let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
-    let builder = reqwest::Client::builder()
-        .retry(reqwest::retry::never())
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .http1_only()
-        .tcp_nodelay(true)
-        .connect_timeout(config.half_election_timeout())
-        // The answer brings the peer's certificate.
-        .tls_info(true)
-        .tls_backend_preconfigured(tls)
-        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
-    #[cfg(target_os = "linux")]
-    let builder = builder.tcp_user_timeout(patience);
-    #[cfg(not(target_os = "linux"))]
-    let _ = patience;
-    builder.build()
 }
 
 /// Why a request has no valid answer.
@@ -119,7 +113,6 @@ pub(super) struct Answered {
 
 /// One request: where it goes and what it says of itself.
 pub(super) struct Call<'a> {
-    pub(super) client: reqwest::Client,
     pub(super) to: &'a Target,
     pub(super) path: &'static str,
     /// In addition to those that name the two ends.
@@ -136,8 +129,8 @@ impl Shared {
         body: Vec<u8>,
         patience: Duration,
     ) -> Result<Answered, Failure> {
-        let (client, headers, body) = (self.client(), HeaderMap::new(), body.into());
-        self.call(Call { client, to, path, headers, body }, patience).await
+        let (headers, body) = (HeaderMap::new(), body.into());
+        self.call(Call { to, path, headers, body }, patience).await
     }
 
     /// Sends one request and waits for its answer, for `patience` altogether.
@@ -146,10 +139,9 @@ impl Shared {
         call: Call<'_>,
         patience: Duration,
     ) -> Result<Answered, Failure> {
-        match timeout(patience, self.call_without_deadline(call)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(Failure::Unknown(format!("no answer within {patience:?}"))),
-        }
+        timeout(patience, self.call_without_deadline(call))
+            .await
+            .unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {patience:?}"))))
     }
 
     pub(super) async fn call_without_deadline(&self, call: Call<'_>) -> Result<Answered, Failure> {
@@ -169,7 +161,11 @@ impl Shared {
         let mut headers = call.headers;
         wire::put_identity(&mut headers, &ours).map_err(Failure::NotSent)?;
         let url = format!("{}{}", peer_url.trim_end_matches('/'), call.path);
-        let request = call.client.post(url).headers(headers).body(call.body);
+        let client = match (call.path, &*self.clients.borrow()) {
+            ("/raft/snapshot", Clients { snapshots, .. }) => snapshots.clone(),
+            (_, Clients { requests, .. }) => requests.clone(),
+        };
+        let request = client.post(url).headers(headers).body(call.body);
         let response = request.send().await.map_err(|error| {
             if let Some(tls) = &self.config.tls
                 && let Some(error) = tls_error(&error)

@@ -43,6 +43,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::api::{Answer, Inbound, InboundBody, Outbox};
+use self::sender::PeerSender;
 pub use self::status::{ClusterWatch, Statuses};
 use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
 use crate::error::{RequestError, Result};
@@ -65,7 +66,6 @@ pub const PEER_QUEUE_MESSAGES: usize = 4_096;
 /// The most bytes of payload that wait for one peer, unless it is a single message.
 pub const PEER_QUEUE_BYTES: u64 = 64 << 20;
 
-/// How many snapshots a member receives at once, from different senders.
 const SNAPSHOTS_RECEIVED_AT_ONCE: u32 = 2;
 
 /// The slowest network, and the slowest sync, that a deadline allows for.
@@ -150,20 +150,13 @@ struct Shared {
     body_bytes: Arc<Semaphore>,
     /// One permit per snapshot that is being written here.
     receiving: Arc<Semaphore>,
-    /// The senders of these snapshots.
     receiving_from: Mutex<BTreeSet<NodeId>>,
-    /// True once the transport closes.
     closing: watch::Sender<bool>,
     /// Each task holds a receiver until it ends.
     running: watch::Sender<()>,
 }
 
 impl Shared {
-    /// The client for everything but snapshots.
-    fn client(&self) -> reqwest::Client {
-        self.clients.borrow().requests.clone()
-    }
-
     /// Resolves once the transport closes.
     fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut closing_rx = self.closing.subscribe();
@@ -322,16 +315,15 @@ impl Outbox for Transport {
         };
         peer.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.shared.report_unsent(unsent);
-        if !peer.overflowing {
+        if !std::mem::replace(&mut peer.overflowing, true) {
             // One report is enough: raft stops streaming to this peer until it answers.
-            peer.overflowing = true;
             self.shared.report(PeerReport::Unreachable(to));
         }
     }
 
     fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
         let metadata = message.get_snapshot().get_metadata();
-        let (to, index, term) = (message.to, metadata.index, metadata.term);
+        let (to, index) = (message.to, metadata.index);
         let peer = self.peers.get(&to);
         let Some(peer) = peer.filter(|peer| !peer.snapshot_on_its_way.swap(true, Ordering::AcqRel))
         else {
@@ -352,14 +344,7 @@ impl Outbox for Transport {
             damaged: Arc::default(),
             failures: peer.snapshot_failures.clone(),
         };
-        let damaged = guard.damaged.clone();
-        let (chunk_tx, chunk_rx) = mpsc::channel(outbound::CHUNKS_AHEAD);
-        let (shared, running) = (self.shared.clone(), self.shared.running.subscribe());
-        self.runtime.spawn_blocking(move || {
-            let _running = running;
-            outbound::read_file(&shared, index, term, file, &chunk_tx, &damaged);
-        });
-        self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file, chunk_rx));
+        self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file));
     }
 
     fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64) {
@@ -371,12 +356,12 @@ impl Outbox for Transport {
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();
         let (shared, bytes) = (self.shared.clone(), queued_bytes.clone());
-        let sender = sender::PeerSender::new(shared, target.clone(), queue_rx, bytes);
+        let sending = PeerSender::run(shared, target.clone(), queue_rx, bytes, removed_rx);
         let running = self.shared.running.subscribe();
         // Closing drops the queue: the task drains it and ends.
         self.runtime.spawn(async move {
             let _running = running;
-            sender.run(removed_rx).await;
+            sending.await;
         });
         let peer = Peer {
             target,

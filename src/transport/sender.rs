@@ -93,16 +93,18 @@ pub(super) struct PeerSender {
 }
 
 impl PeerSender {
-    /// A sender of what is queued for `target`.
-    pub(super) fn new(
+    /// Sends to `target` what is queued, until the peer is removed and its queue is empty, or the time to
+    /// drain it is over.
+    pub(super) async fn run(
         shared: Arc<Shared>,
         target: Target,
         queue_rx: mpsc::Receiver<Message>,
         queued_bytes: Arc<AtomicU64>,
-    ) -> Self {
+        removed_rx: oneshot::Receiver<()>,
+    ) {
         let sent_bytes = &shared.config.metrics.peer_sent_bytes;
         let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: target.id });
-        Self {
+        let mut sender = Self {
             shared,
             target,
             batches: Batches { queue_rx, queued_bytes, held: None, proposals: Vec::new() },
@@ -112,18 +114,14 @@ impl PeerSender {
             is_active: None,
             backoff: BACKOFF_MIN,
             sent_bytes,
-        }
-    }
-
-    /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
-    pub(super) async fn run(mut self, removed_rx: oneshot::Receiver<()>) {
+        };
         let drain_timeout = async {
             // Nothing is ever sent on it: this is its other end being dropped.
             let _ = removed_rx.await;
             sleep(DRAIN_TIMEOUT).await;
         };
         tokio::select! {
-            () = self.send_batches() => {}
+            () = sender.send_batches() => {}
             () = drain_timeout => {}
         }
     }
@@ -161,9 +159,7 @@ impl PeerSender {
         let length = batch.len() as u64;
         let mut headers = HeaderMap::new();
         wire::put_sequence(&mut headers, self.shared.next_sequence());
-        let body = batch.into();
-        let call =
-            Call { client: self.shared.client(), to: &self.target, path: "/raft", headers, body };
+        let call = Call { to: &self.target, path: "/raft", headers, body: batch.into() };
         // Connecting is part of it: a peer that is not there is as bad as one that is silent.
         let patience = self.shared.config.half_election_timeout() + allowance(length);
         match self.shared.call(call, patience).await {

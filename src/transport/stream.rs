@@ -37,9 +37,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::call::{Call, Failure};
-use super::inbound::{
-    BodyReader, Deadline, Rejection, admit, deliver, malformed, not_ready, room_for,
-};
+use super::inbound::{BodyReader, Deadline, Taken, admit, deliver, malformed, not_ready, room_for};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
 use crate::channels::PeerHeader;
 use crate::membership::Sender;
@@ -87,8 +85,8 @@ impl Outgoing {
             async move {
                 let mut headers = HeaderMap::new();
                 wire::put_sequence(&mut headers, shared.next_sequence());
-                let (client, body) = (shared.client(), reqwest::Body::wrap_stream(frames));
-                let call = Call { client, to: &target, path: "/raft/stream", headers, body };
+                let body = reqwest::Body::wrap_stream(frames);
+                let call = Call { to: &target, path: "/raft/stream", headers, body };
                 let (_, answer) = shared.send(call).await?;
                 Ok(answer.bytes_stream().map_err(Failure::unknown))
             }
@@ -104,10 +102,7 @@ impl Outgoing {
         }
     }
 
-    /// Gives `batch` to the connection.
-    ///
-    /// # Errors
-    /// The stream ended while the batch waited. It is lost then: raft repeats it.
+    /// Gives `batch` to the connection. If the stream ends while the batch waits, the batch is lost.
     pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), Failure> {
         let number = self.shared.next_sequence().number;
         let length = u32::try_from(batch.len()).expect("a batch is below 4 GiB");
@@ -136,10 +131,7 @@ impl Outgoing {
         let _ = self.ended().await;
     }
 
-    /// Waits for the end. May be dropped and called again.
-    ///
-    /// # Errors
-    /// Why frames may have been lost.
+    /// Waits for the end; an error says why frames may have been lost. May be dropped and called again.
     pub(super) async fn ended(&mut self) -> Result<(), Failure> {
         loop {
             let read = tokio::select! {
@@ -200,11 +192,9 @@ struct Incoming {
     tell_at: Instant,
 }
 
-/// Admits the sender of a stream. Returns the body of the answer, which names the accepted frames.
-///
-/// # Errors
-/// As for a request to `/raft`; 503 if the sender is not a member here.
-pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
+/// Admits the sender of a stream, who must be a member here. Returns the body of the answer, which names
+/// the accepted frames.
+pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<Body> {
     let (header, sender) = admit(shared, parts)?;
     let wire::Sequence { boot, .. } = wire::sequence(&parts.headers).map_err(malformed)?;
     check_member(sender)?;
@@ -245,7 +235,7 @@ fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<>
     }
 }
 
-fn check_member(sender: Sender) -> Result<(), Rejection> {
+fn check_member(sender: Sender) -> Taken<()> {
     match sender {
         Sender::Member => Ok(()),
         Sender::Stranger => Err(not_ready("only members may stream")),
@@ -286,7 +276,7 @@ impl Incoming {
 
     /// Reads and delivers one frame; its number, or `None` at the end of the body. May be dropped
     /// and called again.
-    async fn take_frame(&mut self) -> Result<Option<u64>, Rejection> {
+    async fn take_frame(&mut self) -> Taken<Option<u64>> {
         let reader = &mut self.reader;
         if reader.buffer.is_empty() {
             let Some(chunk) = reader.chunk().await? else { return Ok(None) };

@@ -208,10 +208,7 @@ pub(super) fn framed_length(message: &Message) -> usize {
     LENGTH_BYTES + message.compute_size() as usize
 }
 
-/// Appends one message to a batch.
-///
-/// # Panics
-/// If the message is longer than 4 GiB. protobuf allows 2 GiB.
+/// Appends one message to a batch. protobuf allows 2 GiB.
 pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
     let start = batch.len();
     batch.extend_from_slice(&[0; LENGTH_BYTES]);
@@ -221,10 +218,8 @@ pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
 }
 
 /// Reads all messages of a batch, or none. The result copies its bytes out of `batch`, so that a small
-/// entry kept by raft does not keep the whole batch in memory.
-///
-/// # Errors
-/// A line that names the message, counted from 0, and its offset in bytes.
+/// entry kept by raft does not keep the whole batch in memory. An error names the message, counted from
+/// 0, and its offset in bytes.
 pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, String> {
     let mut messages = Vec::new();
     let mut rest = batch;

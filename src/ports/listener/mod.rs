@@ -78,8 +78,7 @@ const LINGER: Duration = Duration::from_millis(500);
 pub struct Limits {
     /// Connections at a time; at least 1.
     pub connections: usize,
-    /// The time until a request's head is complete, from the previous response or the start of the
-    /// connection.
+    /// The time for a request's head, from the previous response or the start of the connection.
     pub header_timeout: Duration,
     /// How long a client may accept no bytes of its response.
     pub stall_timeout: Duration,
@@ -152,8 +151,7 @@ fn descriptors() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// The connections that a port may have: `wanted`, or less if the descriptors do not suffice for all
-/// ports.
+/// The connections that a port may have: `wanted`, or its share if the descriptors do not suffice.
 fn share(wanted: usize, descriptors: usize) -> usize {
     let allowed = descriptors.saturating_sub(DESCRIPTORS_KEPT).min(CONNECTIONS_MAX);
     (wanted * allowed / CONNECTIONS_MAX).max(1)
@@ -315,11 +313,9 @@ impl Acceptor {
     }
 }
 
-/// A TCP stream whose writes fail when the client has accepted no bytes for
-/// [`Limits::stall_timeout`].
+/// A stream whose writes fail when the client accepts no bytes for [`Limits::stall_timeout`].
 type Stream = Pin<Box<TimeoutWriter<TcpStream>>>;
 
-/// One connection.
 struct Connection<S> {
     service: S,
     tls: Option<Tls>,

@@ -109,12 +109,10 @@ pub(super) async fn reload(
 /// Reads and checks the files. Blocks.
 pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded, Error> {
     let [cert_flag, key_flag, ca_flag] = purpose.flags;
-    let key = read_key(cert_flag, &files.cert, key_flag, &files.key)?;
-    let roots = match &files.ca {
-        None => None,
-        Some(ca) => Some(read_roots(ca).map_err(|why| wrong(ca_flag, ca, &why))?),
-    };
-    let wrong_cert = |why: String| wrong(cert_flag, &files.cert, &why);
+    let cert = (cert_flag, files.cert.as_path());
+    let key = read_key(cert, (key_flag, &files.key))?;
+    let roots = files.ca.as_ref().map(|ca| read_roots((ca_flag, ca))).transpose()?;
+    let wrong_cert = |why: String| wrong(cert, &why);
     let clients = match &roots {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(roots) => WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
@@ -138,7 +136,10 @@ pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded, Error>
     Ok(Loaded { server: Arc::new(server), outgoing })
 }
 
-pub(super) fn wrong(flag: &str, path: &Path, why: &str) -> Error {
+/// A flag and the file that it names.
+type Named<'a> = (&'a str, &'a Path);
+
+fn wrong((flag, path): Named<'_>, why: &str) -> Error {
     Error::Config(format!("cannot use {flag} {}: {why}", path.display()))
 }
 
@@ -150,36 +151,29 @@ fn describe(error: pem::Error, wanted: &str) -> String {
     }
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path);
-    match read.and_then(|found| found.collect::<Result<Vec<_>, _>>()) {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(describe(pem::Error::NoItemsFound, "certificate"))
-        }
-        read => read.map_err(|error| describe(error, "certificate")),
-    }
+fn read_certificates(file: Named<'_>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = CertificateDer::pem_file_iter(file.1);
+    let read = match read.and_then(|found| found.collect::<Result<Vec<_>, _>>()) {
+        Ok(certificates) if certificates.is_empty() => Err(pem::Error::NoItemsFound),
+        read => read,
+    };
+    read.map_err(|error| wrong(file, &describe(error, "certificate")))
 }
 
 /// Reads a certificate chain and its private key.
-pub(super) fn read_key(
-    cert_flag: &str,
-    cert: &Path,
-    key_flag: &str,
-    key: &Path,
-) -> Result<CertifiedKey, Error> {
-    let chain = read_certificates(cert).map_err(|why| wrong(cert_flag, cert, &why))?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| wrong(key_flag, key, &describe(error, "private key")))?;
+pub(super) fn read_key(cert: Named<'_>, key: Named<'_>) -> Result<CertifiedKey, Error> {
+    let chain = read_certificates(cert)?;
+    let private = PrivateKeyDer::from_pem_file(key.1)
+        .map_err(|error| wrong(key, &describe(error, "private key")))?;
     CertifiedKey::from_der(chain, private, &provider()).map_err(|error| {
-        let why = format!("it does not match {cert_flag} {}: {error}", cert.display());
-        wrong(key_flag, key, &why)
+        wrong(key, &format!("it does not match {} {}: {error}", cert.0, cert.1.display()))
     })
 }
 
-pub(super) fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, String> {
+pub(super) fn read_roots(ca: Named<'_>) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| error.to_string())?;
+    for certificate in read_certificates(ca)? {
+        roots.add(certificate).map_err(|error| wrong(ca, &error.to_string()))?;
     }
     Ok(Arc::new(roots))
 }

@@ -6,14 +6,10 @@
 //! names; otherwise any member could speak for all the others.
 //!
 //! # Reloading
-//! A task examines the files once a second. It reads and checks them, as at the start, when they have
-//! changed and then stayed the same for one interval: certificate and key are two files, so a
-//! replacement is never atomic. If the new files are valid, all later handshakes use them, and
-//! connections made with the old files are closed. Otherwise the log names the error, and the old
-//! certificate stays in use. The task ends with the last [`Tls`].
-//!
-//! # Limits
-//! There are no revocation lists. To revoke a certificate, replace its CA.
+//! [`guide::security`](crate::guide::security) says what a change of the files does. A task examines them
+//! once a second, and reads them when they have changed and then stayed the same for one interval:
+//! certificate and key are two files, so a replacement is never atomic. The task ends with the last
+//! [`Tls`].
 
 mod files;
 
@@ -34,7 +30,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::files::TlsFiles;
-use self::files::{Loaded, check_name, load, read_key, read_roots, reload, wrong};
+use self::files::{Loaded, check_name, load, read_key, read_roots, reload};
 use crate::channels::NodeId;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -47,7 +43,7 @@ const REFUSALS_REMEMBERED: usize = 1024;
 const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// The DNS name that identifies member `id` in its certificate.
-pub fn member_name(id: NodeId) -> String {
+fn member_name(id: NodeId) -> String {
     format!("raftexample-{id}")
 }
 
@@ -90,22 +86,18 @@ pub struct Tls {
     logger: Logger,
 }
 
-/// The other end of a connection.
+/// The other end of a connection: a client by its address, or a server by its URL.
 #[derive(Clone, Copy, Debug)]
-pub enum Remote<'a> {
-    /// A client at this address.
+pub(crate) enum Remote<'a> {
     Client(SocketAddr),
-    /// The server at this URL.
     Server(&'a str),
 }
 
 /// The authenticated client of a connection: an extension of its requests.
 #[derive(Clone, Debug)]
-pub struct PeerCertificate {
-    /// The certificate, verified with the CAs.
-    pub certificate: Arc<CertificateDer<'static>>,
-    /// The client's address.
-    pub address: SocketAddr,
+pub(crate) struct PeerCertificate {
+    pub(crate) certificate: Arc<CertificateDer<'static>>,
+    pub(crate) address: SocketAddr,
 }
 
 /// Checks that a certificate, in DER, belongs to member `id`.
@@ -156,17 +148,14 @@ impl Tls {
     }
 
     /// Counts and logs a handshake with `remote` that failed.
-    pub fn refuse_handshake(&self, remote: Remote<'_>, error: &rustls::Error) {
+    pub(crate) fn refuse_handshake(&self, remote: Remote<'_>, error: &rustls::Error) {
         let why = format!("the TLS handshake failed: {error}");
         self.refuse("tls_handshake", remote, kind(error), &why);
     }
 
-    /// Checks that the certificate of `remote`, in DER, belongs to member `id`. Counts and logs a
-    /// refusal.
-    ///
-    /// # Errors
-    /// One line that names the member and the reason.
-    pub fn check_member(
+    /// Checks that the certificate of `remote`, in DER, belongs to member `id`. Otherwise it counts, logs
+    /// and returns the reason.
+    pub(crate) fn check_member(
         &self,
         remote: Remote<'_>,
         certificate: &[u8],
@@ -237,10 +226,10 @@ pub fn no_tls() -> ClientConfig {
 /// # Errors
 /// [`Error::Config`] naming the flag, the file and what is wrong with it.
 pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientConfig, Error> {
-    let roots = read_roots(ca).map_err(|why| wrong("--ca", ca, &why))?;
+    let roots = read_roots(("--ca", ca))?;
     let builder = client_config_builder().with_root_certificates(roots);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
-    let key = Arc::new(SingleCertAndKey::from(read_key("--cert", cert, "--key", key)?));
+    let key = Arc::new(SingleCertAndKey::from(read_key(("--cert", cert), ("--key", key))?));
     Ok(builder.with_client_cert_resolver(key))
 }
 
