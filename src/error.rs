@@ -103,6 +103,16 @@ pub(crate) fn output_failed(error: io::Error) -> Error {
     Error::io("write to", Path::new("standard output"))(error)
 }
 
+/// The innermost source of an HTTP client's error: the message of the operating system, or of TLS. The
+/// outer ones name only the URL and the layers.
+pub(crate) fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 impl Error {
     /// An [`Error::Io`] for `action` on `path`, for use with `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

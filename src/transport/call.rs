@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
-use crate::error::Error;
+use crate::error::{Error, cause};
 use crate::ports::tls::{Remote, Tls, no_tls, tls_error};
 
 /// The most bytes of a peer's answer that are read.
@@ -62,7 +62,7 @@ impl Clients {
     }
 }
 
-/// Makes the clients again whenever other certificates come into use: no connection outlives them.
+/// Makes the clients again whenever other certificates come into use: no idle connection outlives them.
 pub(super) async fn renew_clients(shared: Arc<Shared>, tls: Tls) {
     loop {
         let replaced = tls.replaced();
@@ -227,13 +227,4 @@ fn check_ends(ours: &PeerHeader, header: &PeerHeader) -> Result<(), Failure> {
          answered member {}: check the peer URLs",
         ours.from, ours.cluster_id, ours.to, header.from, header.cluster_id, header.to
     )))
-}
-
-/// The innermost source of an error. The outer ones name only the URL and the layers.
-fn cause(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

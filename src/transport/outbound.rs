@@ -120,11 +120,10 @@ pub(super) async fn send_snapshot(
     headers.insert(CONTENT_LENGTH, (head.len() as u64 + file.length).into());
     let (chunk_tx, mut chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
     let term = message.get_snapshot().get_metadata().term;
-    let (damaged, reader) = (guard.damaged.clone(), shared.clone());
-    let running = shared.running.subscribe();
+    let reading = (shared.clone(), shared.running.subscribe(), guard.damaged.clone());
     spawn_blocking(move || {
-        let _running = running;
-        read_file(&reader, index, term, file, &chunk_tx, &damaged);
+        let (shared, _running, damaged) = reading;
+        read_file(&shared, index, term, file, &chunk_tx, &damaged);
     });
     // Counts the bytes that the connection took; dropped with the body after the last one.
     let progress_tx = watch::Sender::new(0);

@@ -301,8 +301,7 @@ impl Incoming {
             // no longer covers.
             reader.buffer = BytesMut::from(&reader.buffer[..]);
         }
-        let silence = self.shared.config.election_timeout;
-        reader.deadline = Deadline::At(Instant::now() + silence);
+        reader.deadline = Deadline::At(Instant::now() + self.shared.config.election_timeout);
         // Admission may have changed since the last frame.
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };

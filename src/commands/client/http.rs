@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Reach;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cause};
 use crate::ports::tls::{command_config, no_tls, tls_error};
 
 /// How much longer than `--timeout` the client waits: a member with the same deadline answers 504 at
@@ -250,15 +250,6 @@ impl Answer {
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
-}
-
-/// The innermost source of an error: the message of the operating system, or of TLS.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// True if the member refused the client certificate. In TLS 1.3 the client learns that after its own
