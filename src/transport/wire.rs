@@ -208,7 +208,7 @@ pub(super) fn framed_length(message: &Message) -> usize {
     LENGTH_BYTES + message.compute_size() as usize
 }
 
-/// Appends one message to a batch. protobuf allows 2 GiB.
+/// Appends one message to a batch. protobuf limits it to 2 GiB.
 pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
     let start = batch.len();
     batch.extend_from_slice(&[0; LENGTH_BYTES]);

@@ -188,6 +188,7 @@ impl Tls {
         }
         if logged.len() < REFUSALS_REMEMBERED && !logged.get(&key).is_some_and(is_recent) {
             logged.insert(key, now);
+            drop(logged);
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, shown, why);
         }
     }
