@@ -194,7 +194,7 @@ impl HttpKvApi {
             BodyError::Broken(_) => {
                 ErrorResponse::new(StatusCode::BAD_REQUEST, format!("Failed on {method}"))
             }
-            BodyError::TooLarge { .. } => {
+            BodyError::TooLarge(_) => {
                 ErrorResponse::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
             BodyError::TimedOut => ErrorResponse::new(

@@ -149,11 +149,11 @@ impl RaftNode {
                 }
                 let _ = answer.send(verdict);
             }
-            InboundBody::Greeting { greeting, answer } => {
+            InboundBody::Greeting(greeting, answer) => {
                 let verdict = self.answer_greeting(&header, &greeting);
                 let _ = answer.send(verdict);
             }
-            InboundBody::ConfChange { change, responder } => match self.admit(&header) {
+            InboundBody::ConfChange(change, responder) => match self.admit(&header) {
                 Ok(()) if !self.applied.is_member(header.from) => {
                     responder.answer(Err(RequestError::unavailable(format!(
                         "member {} is not a member here, and only members forward changes",

@@ -451,7 +451,7 @@ mod tests {
         };
         let greeting = Greeting { first_urls: Vec::new(), begun: false };
         let (answer, answer_rx) = oneshot::channel();
-        (Inbound::new(header, InboundBody::Greeting { greeting, answer }), answer_rx)
+        (Inbound::new(header, InboundBody::Greeting(greeting, answer)), answer_rx)
     }
 
     /// A node alone in its cluster, with room for `room` reads and requests of peers, and the other

@@ -9,11 +9,8 @@ use crate::channels::{
 
 /// What a node sends: the seam to the network. No method blocks.
 pub trait Outbox: Send {
-    /// Queues a raft message for the member it names. It is sent at most once. If it is dropped, the
-    /// peer is reported as unreachable.
-    ///
-    /// # Panics
-    /// If it is a `MsgSnapshot`: [`send_snapshot`](Self::send_snapshot) sends these.
+    /// Queues a raft message, except a `MsgSnapshot`, for the member it names. It is sent at most once.
+    /// If it is dropped, the peer is reported as unreachable.
     fn send(&mut self, message: Message);
 
     /// Sends a `MsgSnapshot` and its file, one at a time per peer; `file` is what the receiver checks.
@@ -47,8 +44,7 @@ pub struct Inbound {
     pub header: PeerHeader,
     /// The request.
     pub body: InboundBody,
-    /// Its bytes, out of [`PEER_BODIES_BYTES`](super::PEER_BODIES_BYTES). They are released when the
-    /// node has taken the request.
+    /// Released when the node has taken the request.
     pub(super) bytes: Option<OwnedSemaphorePermit>,
 }
 
@@ -85,25 +81,15 @@ pub enum InboundBody {
         boot: u64,
         /// Rises with each snapshot of one boot.
         number: u64,
-        /// The message, to be stepped.
+        /// The message.
         message: Message,
-        /// Says whether the snapshot was accepted.
+        /// Says whether it was accepted.
         answer: Answer<()>,
     },
     /// The sender introduces itself.
-    Greeting {
-        /// Its contents.
-        greeting: Greeting,
-        /// Takes the answer.
-        answer: Answer<GreetingAnswer>,
-    },
-    /// A change of members, forwarded from a client of the sender.
-    ConfChange {
-        /// The change.
-        change: MemberRequest,
-        /// Takes the answer for the client.
-        responder: Responder<()>,
-    },
+    Greeting(Greeting, Answer<GreetingAnswer>),
+    /// A change of members, forwarded from a client of the sender, and what takes the answer for it.
+    ConfChange(MemberRequest, Responder<()>),
 }
 
 /// Answers a peer, with `T` or with a refusal.

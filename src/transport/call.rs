@@ -1,21 +1,21 @@
 //! One request to a peer and its answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use reqwest::tls::TlsInfo;
 use tokio::time::timeout;
 
 use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
-use crate::error::cause;
-use crate::ports::tls::{
-    CERTIFICATE_NAME, TLS_HANDSHAKE, Tls, check_member, kind, no_tls, tls_error,
-};
+use crate::error::{Error, cause};
+use crate::ports::tls::{Remote, Tls, no_tls, tls_error};
 
 /// The most bytes of a peer's answer that are read.
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// The client that sends every request at most once:
+/// The HTTP clients. They send every request at most once:
 /// - `retry::never` turns off reqwest's retries, and `Policy::none` its redirects.
 /// - hyper-util (0.1.21, `client/legacy/client.rs`, `send_request`) retries only a request that hyper
 ///   hands back whole. hyper (1.12, `client/dispatch.rs`) hands back only what its connection has not
@@ -24,28 +24,52 @@ const ANSWER_BYTES: usize = 64 << 10;
 ///
 /// HTTP/1 closes the connection of a request that timed out, so it is never used again. But hyper first
 /// flushes what it took (1.12, `proto/h1/io.rs`, `poll_shutdown`), which never ends if the peer reads
-/// nothing. So Linux is told to close a connection whose bytes are not accepted for `patience`.
-pub(super) fn client(
-    config: &TransportConfig,
-    patience: Duration,
-) -> reqwest::Result<reqwest::Client> {
-    let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
-    let builder = reqwest::Client::builder()
-        .retry(reqwest::retry::never())
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .http1_only()
-        .tcp_nodelay(true)
-        .connect_timeout(config.half_election_timeout())
-        // The answer brings the certificate, see `check_certificate`.
-        .tls_info(true)
-        .tls_backend_preconfigured(tls)
-        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
-    #[cfg(target_os = "linux")]
-    let builder = builder.tcp_user_timeout(patience);
-    #[cfg(not(target_os = "linux"))]
-    let _ = patience;
-    builder.build()
+/// nothing. So Linux is told to close a connection whose bytes are not accepted for a while.
+pub(super) struct Clients {
+    requests: reqwest::Client,
+    /// A receiver of a snapshot that writes to its disk may take no bytes for longer.
+    snapshots: reqwest::Client,
+}
+
+impl Clients {
+    /// Clients with the current certificates.
+    pub(super) fn new(config: &TransportConfig) -> Result<Self, Error> {
+        let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
+        let client = |patience| {
+            let builder = reqwest::Client::builder()
+                .retry(reqwest::retry::never())
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .http1_only()
+                .tcp_nodelay(true)
+                .connect_timeout(config.half_election_timeout())
+                // The answer brings the peer's certificate.
+                .tls_info(true)
+                .tls_backend_preconfigured(tls.clone())
+                .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
+            #[cfg(target_os = "linux")]
+            let builder = builder.tcp_user_timeout(patience);
+            #[cfg(not(target_os = "linux"))]
+            let _: Duration = patience;
+            builder
+                .build()
+                .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))
+        };
+        Ok(Self {
+            requests: client(config.half_election_timeout())?,
+            snapshots: client(config.snapshot_progress_timeout)?,
+        })
+    }
+}
+
+/// Makes the clients again whenever other certificates come into use: no idle connection outlives them.
+pub(super) async fn renew_clients(shared: Arc<Shared>, tls: Tls) {
+    loop {
+        let replaced = tls.replaced();
+        let clients = Clients::new(&shared.config).expect("such clients were made before");
+        shared.clients.send_replace(clients);
+        replaced.await;
+    }
 }
 
 /// Why a request has no valid answer.
@@ -89,7 +113,6 @@ pub(super) struct Answered {
 
 /// One request: where it goes and what it says of itself.
 pub(super) struct Call<'a> {
-    pub(super) client: &'a reqwest::Client,
     pub(super) to: &'a Target,
     pub(super) path: &'static str,
     /// In addition to those that name the two ends.
@@ -106,8 +129,8 @@ impl Shared {
         body: Vec<u8>,
         patience: Duration,
     ) -> Result<Answered, Failure> {
-        let (client, headers, body) = (&self.client, HeaderMap::new(), body.into());
-        self.call(Call { client, to, path, headers, body }, patience).await
+        let (headers, body) = (HeaderMap::new(), body.into());
+        self.call(Call { to, path, headers, body }, patience).await
     }
 
     /// Sends one request and waits for its answer, for `patience` altogether.
@@ -116,10 +139,9 @@ impl Shared {
         call: Call<'_>,
         patience: Duration,
     ) -> Result<Answered, Failure> {
-        match timeout(patience, self.call_without_deadline(call)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(Failure::Unknown(format!("no answer within {patience:?}"))),
-        }
+        timeout(patience, self.call_without_deadline(call))
+            .await
+            .unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {patience:?}"))))
     }
 
     pub(super) async fn call_without_deadline(&self, call: Call<'_>) -> Result<Answered, Failure> {
@@ -137,16 +159,18 @@ impl Shared {
         let Target { id, incarnation, url: peer_url } = call.to;
         let ours = self.admission.header(*id, *incarnation);
         let mut headers = call.headers;
-        wire::put_identity(&mut headers, &ours)
-            .map_err(|error| Failure::NotSent(error.to_string()))?;
+        wire::put_identity(&mut headers, &ours).map_err(Failure::NotSent)?;
         let url = format!("{}{}", peer_url.trim_end_matches('/'), call.path);
-        let request = call.client.post(url).headers(headers).body(call.body);
+        let client = match (call.path, &*self.clients.borrow()) {
+            ("/raft/snapshot", Clients { snapshots, .. }) => snapshots.clone(),
+            (_, Clients { requests, .. }) => requests.clone(),
+        };
+        let request = client.post(url).headers(headers).body(call.body);
         let response = request.send().await.map_err(|error| {
             if let Some(tls) = &self.config.tls
                 && let Some(error) = tls_error(&error)
             {
-                let why = format!("the TLS handshake failed: {error}");
-                tls.refuse_answer(TLS_HANDSHAKE, peer_url, kind(error), &why);
+                tls.refuse_handshake(Remote::Server(peer_url), error);
             }
             // A builder's error is a URL that cannot be used.
             let not_sent = error.is_connect() || error.is_builder();
@@ -157,7 +181,13 @@ impl Shared {
         let header = wire::identity(response.headers()).map_err(|error| {
             Failure::Unknown(format!("answered {status} by no member: {error}"))
         })?;
-        self.check_certificate(peer_url, &header, &response)?;
+        if let Some(tls) = &self.config.tls {
+            // The handshake has checked the certificate's host and CA, but not whose it is.
+            let info = response.extensions().get::<TlsInfo>();
+            let certificate = info.and_then(TlsInfo::peer_certificate).unwrap_or_default();
+            tls.check_member(Remote::Server(peer_url), certificate, header.from)
+                .map_err(Failure::Unknown)?;
+        }
         if status.is_success() {
             check_ends(&ours, &header)?;
             return Ok((header, response));
@@ -168,24 +198,6 @@ impl Shared {
         Err(match wire::refusal(status, &headers, ours.from, &line) {
             Some(refusal) => Failure::Refused { header, refusal },
             None => Failure::Unknown(format!("member {} answered {status}: {line}", header.from)),
-        })
-    }
-
-    /// With TLS, an answer needs the certificate of the member that it names. The handshake has checked
-    /// the certificate's host and CA.
-    fn check_certificate(
-        &self,
-        url: &str,
-        header: &PeerHeader,
-        response: &reqwest::Response,
-    ) -> Result<(), Failure> {
-        let Some(tls) = &self.config.tls else { return Ok(()) };
-        let info = response.extensions().get::<reqwest::tls::TlsInfo>();
-        let certificate = info.and_then(reqwest::tls::TlsInfo::peer_certificate);
-        check_member(certificate.unwrap_or_default(), header.from).map_err(|why| {
-            let why = format!("answered in the name of member {}: {why}", header.from);
-            tls.refuse_answer(CERTIFICATE_NAME, url, header.from.to_string(), &why);
-            Failure::Unknown(why)
         })
     }
 }

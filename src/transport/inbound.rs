@@ -21,13 +21,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Answer, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
-use crate::channels::{
-    Index, NodeId, PEER_URL_BYTES_MAX, PeerHeader, PeerReport, Refusal, SnapshotFile, Term,
-    responder,
-};
+use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, PeerReport, Refusal, responder};
 use crate::codec;
 use crate::membership::{MEMBERS_MAX, REMOVED_MAX, Sender};
-use crate::ports::tls::{CERTIFICATE_NAME, PeerCertificate, check_member};
+use crate::ports::tls::{PeerCertificate, Remote};
 use crate::storage::snapshotter::Received;
 
 /// The largest greeting or change of members, in bytes.
@@ -40,7 +37,6 @@ const SNAPSHOT_MESSAGE_BYTES: u64 =
 /// Chunks of a snapshot that wait to be written.
 const CHUNKS_AHEAD: usize = 4;
 
-/// The peer port.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new().fallback(handle).with_state(shared)
 }
@@ -51,18 +47,13 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let taken = match path {
         "/raft" => take_messages(&shared, &parts, body).await,
         "/raft/stream" => super::stream::accept(&shared, &parts, body).map(Response::new),
-        "/raft/snapshot" => {
-            let mut closing_rx = shared.closing.subscribe();
-            tokio::select! {
-                biased;
-                _ = closing_rx.wait_for(|closing| *closing) => {
-                    Err(not_ready("this member is stopping"))
-                }
-                taken = take_snapshot(&shared, &parts, body) => taken,
-            }
-        }
+        "/raft/snapshot" => tokio::select! {
+            biased;
+            () = shared.closed() => Err(stopping()),
+            taken = take_snapshot(&shared, &parts, body) => taken,
+        },
         "/raft/greeting" => take_greeting(&shared, &parts, body).await,
-        "/raft/members" => take_conf_change(&shared, &parts, body).await,
+        "/raft/members" => take_change(&shared, &parts, body).await,
         "/raft/status" => take_status(&shared, &parts),
         _ => {
             let why = "this is the port for peers; clients use the one given by --port\n";
@@ -107,11 +98,6 @@ fn reject(shared: &Shared, sender: NodeId, rejection: Rejection) -> Response {
     (status, headers, line).into_response()
 }
 
-/// 204: the request was taken.
-fn no_content() -> Response {
-    StatusCode::NO_CONTENT.into_response()
-}
-
 /// Why a request is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Rejection {
@@ -126,17 +112,8 @@ pub(super) enum Rejection {
     Certificate(String),
 }
 
-impl From<wire::WireError> for Rejection {
-    fn from(error: wire::WireError) -> Self {
-        malformed(error.0)
-    }
-}
-
-impl From<codec::DecodeError> for Rejection {
-    fn from(error: codec::DecodeError) -> Self {
-        malformed(error.to_string())
-    }
-}
+/// The answer to a request that is taken, or a step towards it.
+pub(super) type Taken<T = Response> = Result<T, Rejection>;
 
 /// 400: the request violates the protocol.
 pub(super) fn malformed(why: impl Into<String>) -> Rejection {
@@ -148,8 +125,13 @@ pub(super) fn not_ready(why: &str) -> Rejection {
     Rejection::Refused(Refusal::NotReady(why.to_owned()))
 }
 
+/// 503: this member takes nothing more.
+fn stopping() -> Rejection {
+    not_ready("this member is stopping")
+}
+
 /// Admits the sender by its headers and the certificate of its connection.
-pub(super) fn admit(shared: &Shared, parts: &Parts) -> Result<(PeerHeader, Sender), Rejection> {
+pub(super) fn admit(shared: &Shared, parts: &Parts) -> Taken<(PeerHeader, Sender)> {
     let header = identify(shared, parts)?;
     if header.to == 0 || header.cluster_id == 0 {
         return Err(malformed("only a greeting may leave its receiver or its cluster open"));
@@ -159,22 +141,19 @@ pub(super) fn admit(shared: &Shared, parts: &Parts) -> Result<(PeerHeader, Sende
 }
 
 /// Reads the sender's identity. With TLS, a sender needs the certificate of the member that it names.
-fn identify(shared: &Shared, parts: &Parts) -> Result<PeerHeader, Rejection> {
-    let header = wire::identity(&parts.headers)?;
+fn identify(shared: &Shared, parts: &Parts) -> Taken<PeerHeader> {
+    let header = wire::identity(&parts.headers).map_err(malformed)?;
     let Some(tls) = &shared.config.tls else { return Ok(header) };
-    let from = header.from;
-    let Some(certificate) = parts.extensions.get::<PeerCertificate>() else {
+    let Some(PeerCertificate { certificate, address }) = parts.extensions.get() else {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
-    check_member(&certificate.certificate, from).map_err(|why| {
-        tls.refuse(CERTIFICATE_NAME, certificate.address, format!("member {from}"), &why);
-        Rejection::Certificate(why)
-    })?;
+    tls.check_member(Remote::Client(*address), certificate, header.from)
+        .map_err(Rejection::Certificate)?;
     Ok(header)
 }
 
 /// The length that a request announces.
-fn content_length(headers: &HeaderMap) -> Result<u64, Rejection> {
+fn content_length(headers: &HeaderMap) -> Taken<u64> {
     // hyper answers a `Content-Length` that is no number, or is given twice, by itself.
     let value = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     value.and_then(|value| value.parse().ok()).ok_or_else(|| {
@@ -184,11 +163,7 @@ fn content_length(headers: &HeaderMap) -> Result<u64, Rejection> {
 }
 
 /// Reserves `length` bytes, at most `limit`, of those that all bodies together may occupy.
-pub(super) fn room_for(
-    shared: &Shared,
-    length: u64,
-    limit: u64,
-) -> Result<OwnedSemaphorePermit, Rejection> {
+pub(super) fn room_for(shared: &Shared, length: u64, limit: u64) -> Taken<OwnedSemaphorePermit> {
     if length > limit {
         let why = format!("a body of {length} bytes; at most {limit} are taken here");
         return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
@@ -204,17 +179,15 @@ async fn read_body(
     parts: &Parts,
     body: Body,
     limit: u64,
-) -> Result<(Vec<u8>, OwnedSemaphorePermit), Rejection> {
+) -> Taken<(BytesMut, OwnedSemaphorePermit)> {
     let length = content_length(&parts.headers)?;
     let permit = room_for(shared, length, limit)?;
     let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
     let mut reader = BodyReader::new(body, Deadline::At(deadline));
-    let mut bytes = Vec::with_capacity(length as usize);
-    while let Some(chunk) = reader.chunk().await? {
-        bytes.extend_from_slice(&chunk);
-        assert!(bytes.len() as u64 <= length, "hyper keeps to the Content-Length of {length}");
-    }
-    Ok((bytes, permit))
+    reader.buffer.reserve(length as usize);
+    // hyper ends the body there.
+    reader.fill(length as usize, "the body").await?;
+    Ok((reader.buffer, permit))
 }
 
 /// When a body is too slow.
@@ -225,7 +198,6 @@ pub(super) enum Deadline {
     Progress(Duration),
 }
 
-/// Reads a body against its deadline.
 pub(super) struct BodyReader {
     body: Body,
     pub(super) deadline: Deadline,
@@ -239,7 +211,7 @@ impl BodyReader {
     }
 
     /// Reads until the buffer holds `length` bytes of `what`, or more. May be dropped and called again.
-    pub(super) async fn fill(&mut self, length: usize, what: &str) -> Result<(), Rejection> {
+    pub(super) async fn fill(&mut self, length: usize, what: &str) -> Taken<()> {
         while self.buffer.len() < length {
             let chunk = self.chunk().await?;
             let chunk = chunk.ok_or_else(|| malformed(format!("{what} is cut short")))?;
@@ -249,27 +221,21 @@ impl BodyReader {
     }
 
     /// The next bytes, `None` at the end of the body.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Rejection> {
+    pub(super) async fn chunk(&mut self) -> Taken<Option<Bytes>> {
         let until = match self.deadline {
             Deadline::At(instant) => instant,
             Deadline::Progress(patience) => Instant::now() + patience,
         };
         loop {
-            let frame = match timeout_at(until, self.body.frame()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    return Err(malformed(format!("the body broke off: {error}")));
-                }
-                Err(_) => {
-                    let why = "the body came too slowly".to_owned();
-                    return Err(Rejection::Malformed(StatusCode::REQUEST_TIMEOUT, why));
-                }
-            };
+            let frame = timeout_at(until, self.body.frame()).await.map_err(|_| {
+                let why = "the body came too slowly".to_owned();
+                Rejection::Malformed(StatusCode::REQUEST_TIMEOUT, why)
+            })?;
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| malformed(format!("the body broke off: {error}")))?;
             // Trailers and empty frames are no progress: they do not move the deadline.
-            match frame.into_data() {
-                Ok(data) if !data.is_empty() => return Ok(Some(data)),
-                _ => {}
+            if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
+                return Ok(Some(data));
             }
         }
     }
@@ -280,28 +246,27 @@ async fn ask_the_node<T>(
     shared: &Shared,
     patience: Duration,
     inbound: impl FnOnce(Answer<T>) -> Inbound,
-) -> Result<T, Rejection> {
+) -> Taken<T> {
     let (answer, answer_rx) = oneshot::channel();
     let inbound = inbound(answer);
     let verdict = async {
-        shared.inbound_tx.send(inbound).await.map_err(|_| not_ready("this member is stopping"))?;
-        let verdict = answer_rx.await.map_err(|_| not_ready("this member is stopping"))?;
-        Ok(verdict?)
+        shared.inbound_tx.send(inbound).await.map_err(|_| stopping())?;
+        Ok(answer_rx.await.map_err(|_| stopping())??)
     };
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
-async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Rejection> {
+async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Taken {
     let (header, sender) = admit(shared, parts)?;
-    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
-    let messages = wire::messages(&batch)?;
+    let messages = wire::messages(&batch).map_err(malformed)?;
     drop(batch);
     let inbound = |answer| {
         let body = InboundBody::Messages { boot, number, messages, answer };
         Inbound { header, body, bytes: Some(permit) }
     };
-    let mut response = no_content();
+    let mut response = StatusCode::NO_CONTENT.into_response();
     match sender {
         Sender::Member => {
             deliver(shared, inbound(None))?;
@@ -315,30 +280,27 @@ async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Result<Res
     Ok(response)
 }
 
-/// Gives the node a request that it does not answer here. If the node is busy or gone, the request is
-/// dropped.
-pub(super) fn deliver(shared: &Shared, inbound: Inbound) -> Result<(), Rejection> {
-    shared
-        .inbound_tx
-        .try_send(inbound)
-        .map_err(|_| not_ready("this member has too much to do, or is stopping"))
+/// Gives the node a request that it does not answer here. If it is busy or gone, the request is dropped.
+pub(super) fn deliver(shared: &Shared, inbound: Inbound) -> Taken<()> {
+    let delivered = shared.inbound_tx.try_send(inbound);
+    delivered.map_err(|_| not_ready("this member has too much to do, or is stopping"))
 }
 
-async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Rejection> {
+async fn take_greeting(shared: &Shared, parts: &Parts, body: Body) -> Taken {
     // The node answers every greeting itself.
     let header = identify(shared, parts)?;
     shared.admission.admit_greeting(&header)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
-    let greeting = codec::decode(&bytes)?;
-    let inbound = |answer| Inbound::new(header, InboundBody::Greeting { greeting, answer });
+    let greeting = codec::decode(&bytes).map_err(|error| malformed(error.to_string()))?;
+    let inbound = |answer| Inbound::new(header, InboundBody::Greeting(greeting, answer));
     let verdict = ask_the_node(shared, shared.config.verdict_timeout(), inbound).await?;
     Ok(Response::new(codec::encode(&verdict).into()))
 }
 
-fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
+fn take_status(shared: &Shared, parts: &Parts) -> Taken {
     admit(shared, parts)?;
     if *shared.closing.borrow() {
-        return Err(not_ready("this member is stopping"));
+        return Err(stopping());
     }
     // The status of a node that hangs would call it alive.
     let hangs_after = 2 * shared.config.election_timeout;
@@ -354,18 +316,14 @@ fn take_status(shared: &Shared, parts: &Parts) -> Result<Response, Rejection> {
     Ok(Response::new(codec::encode(&status).into()))
 }
 
-async fn take_conf_change(
-    shared: &Shared,
-    parts: &Parts,
-    body: Body,
-) -> Result<Response, Rejection> {
+async fn take_change(shared: &Shared, parts: &Parts, body: Body) -> Taken {
     // The node decides on the sender and the change in one step.
     let (header, _) = admit(shared, parts)?;
     let (bytes, _permit) = read_body(shared, parts, body, SMALL_BODY_BYTES).await?;
-    let change = codec::decode(&bytes)?;
+    let change = codec::decode(&bytes).map_err(|error| malformed(error.to_string()))?;
     let deadline = Instant::now() + shared.config.request_timeout;
     let (responder, pending) = responder();
-    deliver(shared, Inbound::new(header, InboundBody::ConfChange { change, responder }))?;
+    deliver(shared, Inbound::new(header, InboundBody::ConfChange(change, responder)))?;
     Ok(Response::new(codec::encode(&pending.wait_until(deadline).await).into()))
 }
 
@@ -377,12 +335,9 @@ struct ReceivingSlot {
 }
 
 impl ReceivingSlot {
-    fn new(shared: &Arc<Shared>, sender: NodeId) -> Result<Self, Rejection> {
-        let permit = shared
-            .receiving
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| not_ready("other snapshots are being received here"))?;
+    fn new(shared: &Arc<Shared>, sender: NodeId) -> Taken<Self> {
+        let permit = shared.receiving.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| not_ready("other snapshots are being received here"))?;
         if !shared.receiving_from.lock().expect("nothing panics under it").insert(sender) {
             return Err(not_ready("a snapshot from the same member is being received here"));
         }
@@ -398,14 +353,10 @@ impl Drop for ReceivingSlot {
 
 /// Receives a snapshot. The file is complete, checked and durable before the node sees the message. If
 /// the node refuses the message, it purges the file.
-async fn take_snapshot(
-    shared: &Arc<Shared>,
-    parts: &Parts,
-    body: Body,
-) -> Result<Response, Rejection> {
+async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken {
     let (header, _) = admit(shared, parts)?;
-    let wire::Sequence { boot, number } = wire::sequence(&parts.headers)?;
-    let file = wire::snapshot_file(&parts.headers)?;
+    let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
+    let file = wire::snapshot_file(&parts.headers).map_err(malformed)?;
     let length = content_length(&parts.headers)?;
     let slot = ReceivingSlot::new(shared, header.from)?;
     let patience = shared.config.snapshot_progress_timeout;
@@ -419,41 +370,49 @@ async fn take_snapshot(
         )));
     }
 
-    let (chunk_tx, chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
+    let (chunk_tx, mut chunk_rx) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
     let metadata = message.get_snapshot().get_metadata();
     let (index, term) = (metadata.index, metadata.term);
     let writer = tokio::task::spawn_blocking(move || {
+        let mut write = || {
+            let mut receiver = slot.shared.snapshotter.receive(index, term, file)?;
+            while let Some(chunk) = chunk_rx.blocking_recv() {
+                receiver.write(&chunk)?;
+            }
+            receiver.finish()
+        };
         // Reported from this thread, because the handler is gone if the sender hung up.
-        write_file(&slot, index, term, file, chunk_rx)
-            .map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
+        write().map_err(|error| slot.shared.report(PeerReport::DiskFailed(error)))
     });
     let fed = feed(&mut reader, chunk_tx).await;
-    let written = match writer.await {
-        Ok(written) => written,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => return Err(not_ready("this member is stopping")),
-    };
+    let written = writer.await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => stopping(),
+    })?;
     // The order names the cause: a failed disk stops the feeding, and a body that broke off makes the
     // file wrong.
-    let checked = written.map_err(|()| not_ready("this member's disk failed"))?;
+    let received = written.map_err(|()| not_ready("this member's disk failed"))?;
     fed?;
-    checked.map_err(malformed)?;
+    if let Received::Refused(why) = received {
+        return Err(malformed(why));
+    }
 
     let inbound =
         |answer| Inbound::new(header, InboundBody::Snapshot { boot, number, message, answer });
     ask_the_node(shared, patience / 2, inbound).await?;
-    Ok(no_content())
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Reads the framed `MsgSnapshot`: the message, and the length of the frame.
-async fn read_snapshot_message(reader: &mut BodyReader) -> Result<(Message, u64), Rejection> {
+async fn read_snapshot_message(reader: &mut BodyReader) -> Taken<(Message, u64)> {
     reader.fill(wire::LENGTH_BYTES, "the message").await?;
     let length = reader.buffer.get_u32_le();
     if u64::from(length) > SNAPSHOT_MESSAGE_BYTES {
         return Err(malformed(format!("a MsgSnapshot of {length} bytes without its file")));
     }
     reader.fill(length as usize, "the message").await?;
-    let message = wire::message(&reader.buffer.split_to(length as usize))?;
+    let message = reader.buffer.split_to(length as usize);
+    let message = wire::message(&message).map_err(malformed)?;
     if message.msg_type != MessageType::MsgSnapshot {
         return Err(malformed(format!("a {:?} where a MsgSnapshot belongs", message.msg_type)));
     }
@@ -461,7 +420,7 @@ async fn read_snapshot_message(reader: &mut BodyReader) -> Result<(Message, u64)
 }
 
 /// Gives the rest of the body to the writer. Returning closes the channel.
-async fn feed(reader: &mut BodyReader, chunk_tx: mpsc::Sender<Bytes>) -> Result<(), Rejection> {
+async fn feed(reader: &mut BodyReader, chunk_tx: mpsc::Sender<Bytes>) -> Taken<()> {
     let mut next = Some(reader.buffer.split().freeze());
     while let Some(chunk) = next {
         if chunk_tx.send(chunk).await.is_err() {
@@ -471,30 +430,4 @@ async fn feed(reader: &mut BodyReader, chunk_tx: mpsc::Sender<Bytes>) -> Result<
         next = reader.chunk().await?;
     }
     Ok(())
-}
-
-/// Writes the file of one snapshot; blocks. `Ok(Err(…))` says what is wrong with the bytes.
-///
-/// # Errors
-/// If this member's own disk failed.
-fn write_file(
-    slot: &ReceivingSlot,
-    index: Index,
-    term: Term,
-    file: SnapshotFile,
-    mut chunk_rx: mpsc::Receiver<Bytes>,
-) -> crate::error::Result<Result<(), String>> {
-    let mut sink = slot.shared.snapshotter.receive(index, term, file)?;
-    let mut written = 0;
-    while let Some(chunk) = chunk_rx.blocking_recv() {
-        sink.write(&chunk)?;
-        written += chunk.len() as u64;
-    }
-    if written != file.length {
-        return Ok(Err(format!("{written} bytes of {} arrived", file.length)));
-    }
-    Ok(match sink.finish()? {
-        Received::Kept => Ok(()),
-        Received::Refused(why) => Err(why),
-    })
 }

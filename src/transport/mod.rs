@@ -1,18 +1,13 @@
 //! The peer port and the requests to other members: raft's messages over HTTP, in both directions.
 //!
 //! # Outgoing
-//! Each peer has one bounded queue and one task. The task sends the queued messages, up to a mebibyte,
-//! as one request, and then the next. After a peer has accepted a batch, the following ones go over one
-//! long request, as the module `stream` describes. A batch is sent **at most once**: after any error it
-//! is dropped, raft is told that the peer is unreachable, and raft repeats what it needs. A full queue
-//! drops messages too. So the raft node never blocks here, and memory is bounded.
-//!
-//! # When a queue is full
-//! * The queue to a peer: the message is dropped, and raft is told once that the peer is unreachable.
-//!   Proposals that were never sent go back to the node, which proposes them again.
-//! * The receiver's queue: a batch in a request of its own is answered 503. In a stream, the answer
-//!   ends with a line that says why. Either way the sender drops the batch and whatever is queued for
-//!   that peer, tells raft, and waits before it sends again. raft repeats what it needs.
+//! Each peer has one bounded queue and one task. The task sends the queued messages in batches of up to
+//! a mebibyte. The first is a request of its own; after it was accepted, the following ones go over one
+//! long request, as the module `stream` describes. A batch is sent **at most once**. After any error,
+//! also a 503 because the receiver's queue is full, the task drops the batch and what is queued behind
+//! it, tells raft that the peer is unreachable, and pauses. A full queue drops messages too, and raft is
+//! told once. So the raft node never blocks here, and memory is bounded. raft repeats what it needs;
+//! proposals that were never sent go back to the node.
 //!
 //! A snapshot has its own task and connection, so that heartbeats do not wait for it. Its end is always
 //! reported, because raft sends nothing else to that peer until then.
@@ -48,9 +43,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::api::{Answer, Inbound, InboundBody, Outbox};
+use self::sender::PeerSender;
 pub use self::status::{ClusterWatch, Statuses};
 use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
-use crate::error::{Error, RequestError, Result};
+use crate::error::{RequestError, Result};
 use crate::membership::Admission;
 use crate::metrics::Metrics;
 use crate::ports::tls::Tls;
@@ -61,17 +57,15 @@ use crate::storage::snapshotter::Snapshotter;
 /// flag that differs between members would stall replication, so it is none.
 pub const PEER_BODY_BYTES: u64 = 96 << 20;
 
-/// The most bytes of peers' bodies in memory at once, from the first byte until the node has taken
-/// the messages: two of the largest.
+/// The most bytes of peers' bodies in memory, until the node has taken them: two of the largest.
 pub const PEER_BODIES_BYTES: u64 = 2 * PEER_BODY_BYTES;
 
-/// The most messages that wait for one peer; more are dropped.
+/// The most messages that wait for one peer.
 pub const PEER_QUEUE_MESSAGES: usize = 4_096;
 
 /// The most bytes of payload that wait for one peer, unless it is a single message.
 pub const PEER_QUEUE_BYTES: u64 = 64 << 20;
 
-/// How many snapshots a member receives at once, from different senders.
 const SNAPSHOTS_RECEIVED_AT_ONCE: u32 = 2;
 
 /// The slowest network, and the slowest sync, that a deadline allows for.
@@ -141,10 +135,8 @@ fn allowance(bytes: u64) -> Duration {
 /// What the tasks and the handlers of one transport share.
 struct Shared {
     config: TransportConfig,
-    /// Makes the outgoing requests; see [`call::client`] for why none is sent twice.
-    client: reqwest::Client,
-    /// Sends snapshots: a receiver that writes to its disk may take no bytes for longer.
-    snapshot_client: reqwest::Client,
+    /// Replaced when the certificates are.
+    clients: watch::Sender<call::Clients>,
     admission: Arc<Admission>,
     snapshotter: Snapshotter,
     inbound_tx: mpsc::Sender<Inbound>,
@@ -158,15 +150,22 @@ struct Shared {
     body_bytes: Arc<Semaphore>,
     /// One permit per snapshot that is being written here.
     receiving: Arc<Semaphore>,
-    /// The senders of these snapshots.
     receiving_from: Mutex<BTreeSet<NodeId>>,
-    /// True once the transport closes.
     closing: watch::Sender<bool>,
     /// Each task holds a receiver until it ends.
     running: watch::Sender<()>,
 }
 
 impl Shared {
+    /// Resolves once the transport closes.
+    fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut closing_rx = self.closing.subscribe();
+        async move {
+            // Its sender is never dropped before it says so.
+            let _ = closing_rx.wait_for(|closing| *closing).await;
+        }
+    }
+
     /// Tells the node. That it has stopped is a normal event.
     fn report(&self, report: PeerReport) {
         let _ = self.report_tx.send(report);
@@ -189,12 +188,10 @@ impl Shared {
     }
 }
 
-/// Whom a request is for.
+/// Whom a request is for. An id or an incarnation that is not known is 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Target {
-    /// The member; 0 if its id is not known.
     id: NodeId,
-    /// Its incarnation; 0 if it is not known.
     incarnation: u64,
     url: Arc<str>,
 }
@@ -203,13 +200,11 @@ struct Target {
 struct Peer {
     target: Target,
     queue_tx: mpsc::Sender<Message>,
-    /// The payload of what is queued.
     queued_bytes: Arc<AtomicU64>,
     /// Never sent on: dropping it starts the time that the queue has to drain.
     _removed_tx: oneshot::Sender<()>,
     /// True while the full queue was reported and nothing was queued since.
     overflowing: bool,
-    /// True while a snapshot is on its way to this peer.
     snapshot_on_its_way: Arc<AtomicBool>,
     snapshot_failures: Arc<AtomicU32>,
 }
@@ -227,7 +222,7 @@ impl Transport {
     /// was sent; its tasks run on `runtime`.
     ///
     /// # Errors
-    /// [`Error::Config`] if there can be no HTTP client.
+    /// [`Error::Config`](crate::error::Error::Config) if there can be no HTTP client.
     pub fn new(
         config: TransportConfig,
         admission: Arc<Admission>,
@@ -237,13 +232,8 @@ impl Transport {
         runtime: Handle,
         logger: Logger,
     ) -> Result<Self> {
-        let client = |patience| {
-            call::client(&config, patience)
-                .map_err(|error| Error::Config(format!("cannot make the HTTP client: {error}")))
-        };
         let shared = Shared {
-            client: client(config.half_election_timeout())?,
-            snapshot_client: client(config.snapshot_progress_timeout)?,
+            clients: watch::Sender::new(call::Clients::new(&config)?),
             config,
             admission,
             snapshotter,
@@ -259,6 +249,9 @@ impl Transport {
         };
         let transport = Self { shared: Arc::new(shared), runtime, peers: BTreeMap::new() };
         transport.spawn(status::ask_others(transport.shared.clone()));
+        if let Some(tls) = transport.shared.config.tls.clone() {
+            transport.spawn(call::renew_clients(transport.shared.clone(), tls));
+        }
         Ok(transport)
     }
 
@@ -272,9 +265,7 @@ impl Transport {
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         let shared = self.shared.clone();
         async move {
-            let mut closing_rx = shared.closing.subscribe();
-            // The sender is in `shared`.
-            let _ = closing_rx.wait_for(|closing| *closing).await;
+            shared.closed().await;
             shared.running.closed().await;
             // A thread that writes a snapshot holds a permit.
             let all = shared.receiving.acquire_many(SNAPSHOTS_RECEIVED_AT_ONCE).await;
@@ -285,12 +276,12 @@ impl Transport {
     /// Runs `errand` until it ends or the transport closes.
     fn spawn(&self, errand: impl Future<Output = ()> + Send + 'static) {
         let running = self.shared.running.subscribe();
-        let mut closing_rx = self.shared.closing.subscribe();
+        let closed = self.shared.closed();
         self.runtime.spawn(async move {
             let _running = running;
             tokio::select! {
                 biased;
-                _ = closing_rx.wait_for(|closing| *closing) => {}
+                () = closed => {}
                 () = errand => {}
             }
         });
@@ -324,16 +315,15 @@ impl Outbox for Transport {
         };
         peer.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.shared.report_unsent(unsent);
-        if !peer.overflowing {
+        if !std::mem::replace(&mut peer.overflowing, true) {
             // One report is enough: raft stops streaming to this peer until it answers.
-            peer.overflowing = true;
             self.shared.report(PeerReport::Unreachable(to));
         }
     }
 
     fn send_snapshot(&mut self, message: Message, file: SnapshotFile) {
         let metadata = message.get_snapshot().get_metadata();
-        let (to, index, term) = (message.to, metadata.index, metadata.term);
+        let (to, index) = (message.to, metadata.index);
         let peer = self.peers.get(&to);
         let Some(peer) = peer.filter(|peer| !peer.snapshot_on_its_way.swap(true, Ordering::AcqRel))
         else {
@@ -354,14 +344,7 @@ impl Outbox for Transport {
             damaged: Arc::default(),
             failures: peer.snapshot_failures.clone(),
         };
-        let damaged = guard.damaged.clone();
-        let (chunk_tx, chunk_rx) = mpsc::channel(outbound::CHUNKS_AHEAD);
-        let (shared, running) = (self.shared.clone(), self.shared.running.subscribe());
-        self.runtime.spawn_blocking(move || {
-            let _running = running;
-            outbound::read_file(&shared, index, term, file, &chunk_tx, &damaged);
-        });
-        self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file, chunk_rx));
+        self.spawn(outbound::send_snapshot(guard, peer.target.clone(), message, file));
     }
 
     fn add_peer(&mut self, id: NodeId, url: &str, incarnation: u64) {
@@ -373,12 +356,12 @@ impl Outbox for Transport {
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();
         let (shared, bytes) = (self.shared.clone(), queued_bytes.clone());
-        let sender = sender::PeerSender::new(shared, target.clone(), queue_rx, bytes);
+        let sending = PeerSender::run(shared, target.clone(), queue_rx, bytes, removed_rx);
         let running = self.shared.running.subscribe();
         // Closing drops the queue: the task drains it and ends.
         self.runtime.spawn(async move {
             let _running = running;
-            sender.run(removed_rx).await;
+            sending.await;
         });
         let peer = Peer {
             target,

@@ -12,6 +12,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use raft::eraftpb::Message;
 use slog::{crit, info, warn};
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::call::{Answered, Call, Failure};
@@ -28,7 +29,7 @@ use crate::metrics::PeerLabel;
 const CHUNK_BYTES: usize = 128 << 10;
 
 /// Chunks that are read ahead of the network.
-pub(super) const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 4;
 
 /// The pause after a transfer that failed; it doubles while they fail.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
@@ -61,7 +62,7 @@ impl Drop for SnapshotGuard {
 
 /// Reads the snapshot at `index` and `term`, which is `file`, into `chunk_tx`; blocks. Sets `damaged` if
 /// it is not what `file` says. A closed channel is a normal event.
-pub(super) fn read_file(
+fn read_file(
     shared: &Shared,
     index: Index,
     term: Term,
@@ -98,13 +99,12 @@ pub(super) fn read_file(
     }
 }
 
-/// Sends one snapshot: the framed message, then the chunks of its file. `guard` reports how it ended.
+/// Sends one snapshot: the framed message, then its file. `guard` reports how it ended.
 pub(super) async fn send_snapshot(
     mut guard: SnapshotGuard,
     target: Target,
     message: Message,
     file: SnapshotFile,
-    mut chunk_rx: mpsc::Receiver<io::Result<Bytes>>,
 ) {
     let (shared, to, index) = (guard.shared.clone(), guard.to, guard.index);
     info!(
@@ -118,6 +118,13 @@ pub(super) async fn send_snapshot(
     wire::put_snapshot_file(&mut headers, file);
     // hyper fails a body that is shorter.
     headers.insert(CONTENT_LENGTH, (head.len() as u64 + file.length).into());
+    let (chunk_tx, mut chunk_rx) = mpsc::channel(CHUNKS_AHEAD);
+    let term = message.get_snapshot().get_metadata().term;
+    let reading = (shared.clone(), shared.running.subscribe(), guard.damaged.clone());
+    spawn_blocking(move || {
+        let (shared, _running, damaged) = reading;
+        read_file(&shared, index, term, file, &chunk_tx, &damaged);
+    });
     // Counts the bytes that the connection took; dropped with the body after the last one.
     let progress_tx = watch::Sender::new(0);
     let progress_rx = progress_tx.subscribe();
@@ -126,7 +133,6 @@ pub(super) async fn send_snapshot(
         progress_tx.send_modify(|sent| *sent += chunk.len());
     });
     let call = Call {
-        client: &shared.snapshot_client,
         to: &target,
         path: "/raft/snapshot",
         headers,
@@ -195,13 +201,13 @@ pub(super) async fn greet(shared: Arc<Shared>, url: String, greeting: Greeting) 
             Ok(answer) => PeerReport::Greeted { url, header, answer },
             Err(error) => PeerReport::NotGreeted { url, why: error.to_string() },
         },
-        Err(failure) => {
+        Err(failure) => match failure.report() {
             // A member that waits to begin logs why it has no answer from there.
-            let is_mismatch =
-                matches!(failure, Failure::Refused { refusal: Refusal::Mismatch(_), .. });
-            let refused = failure.report().filter(|_| !is_mismatch);
-            refused.unwrap_or_else(|| PeerReport::NotGreeted { url, why: failure.to_string() })
-        }
+            None | Some(PeerReport::Refused { refusal: Refusal::Mismatch(_), .. }) => {
+                PeerReport::NotGreeted { url, why: failure.to_string() }
+            }
+            Some(refused) => refused,
+        },
     };
     shared.report(report);
 }

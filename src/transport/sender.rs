@@ -31,32 +31,34 @@ struct Batches {
     queue_rx: mpsc::Receiver<Message>,
     /// The payload of what is in the queue.
     queued_bytes: Arc<AtomicU64>,
-    /// Taken from the queue, but too large for the batch before it.
+    /// Taken from the queue, but not yet into a batch.
     held: Option<Message>,
     /// The proposals in the batch that is being sent.
     proposals: Vec<Message>,
 }
 
 impl Batches {
-    fn try_recv(&mut self) -> Option<Message> {
-        let message = self.queue_rx.try_recv().ok()?;
-        self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
-        Some(message)
+    /// The next message that waits.
+    fn try_next(&mut self) -> Option<Message> {
+        self.held.take().or_else(|| self.queue_rx.try_recv().ok().inspect(|it| self.count_off(it)))
+    }
+
+    fn count_off(&self, message: &Message) {
+        self.queued_bytes.fetch_sub(payload_bytes(message), Ordering::Relaxed);
     }
 
     /// Waits for a message and takes what is queued behind it, while it fits. `None` once the peer
     /// is removed and nothing is left. May be dropped and called again.
     async fn next(&mut self) -> Option<Vec<u8>> {
-        let mut next = self.held.take();
-        if next.is_none() {
+        if self.held.is_none() {
             let message = self.queue_rx.recv().await?;
-            self.queued_bytes.fetch_sub(payload_bytes(&message), Ordering::Relaxed);
-            next = Some(message);
+            self.count_off(&message);
+            self.held = Some(message);
         }
         let mut batch = Vec::new();
         let mut messages = 0;
         self.proposals.clear();
-        while let Some(message) = next.take() {
+        while let Some(message) = self.try_next() {
             let full = batch.len() + wire::framed_length(&message) > BATCH_BYTES;
             if messages > 0 && (full || messages == wire::BATCH_MESSAGES) {
                 self.held = Some(message);
@@ -67,7 +69,6 @@ impl Batches {
             if message.msg_type == MessageType::MsgPropose {
                 self.proposals.push(message);
             }
-            next = self.try_recv();
         }
         Some(batch)
     }
@@ -92,16 +93,18 @@ pub(super) struct PeerSender {
 }
 
 impl PeerSender {
-    /// A sender of what is queued for `target`.
-    pub(super) fn new(
+    /// Sends to `target` what is queued, until the peer is removed and its queue is empty, or the time to
+    /// drain it is over.
+    pub(super) async fn run(
         shared: Arc<Shared>,
         target: Target,
         queue_rx: mpsc::Receiver<Message>,
         queued_bytes: Arc<AtomicU64>,
-    ) -> Self {
+        removed_rx: oneshot::Receiver<()>,
+    ) {
         let sent_bytes = &shared.config.metrics.peer_sent_bytes;
         let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: target.id });
-        Self {
+        let mut sender = Self {
             shared,
             target,
             batches: Batches { queue_rx, queued_bytes, held: None, proposals: Vec::new() },
@@ -111,18 +114,14 @@ impl PeerSender {
             is_active: None,
             backoff: BACKOFF_MIN,
             sent_bytes,
-        }
-    }
-
-    /// Sends until the peer is removed and its queue is empty, or the time to drain it is over.
-    pub(super) async fn run(mut self, removed_rx: oneshot::Receiver<()>) {
+        };
         let drain_timeout = async {
             // Nothing is ever sent on it: this is its other end being dropped.
             let _ = removed_rx.await;
             sleep(DRAIN_TIMEOUT).await;
         };
         tokio::select! {
-            () = self.send_batches() => {}
+            () = sender.send_batches() => {}
             () = drain_timeout => {}
         }
     }
@@ -160,9 +159,7 @@ impl PeerSender {
         let length = batch.len() as u64;
         let mut headers = HeaderMap::new();
         wire::put_sequence(&mut headers, self.shared.next_sequence());
-        let body = batch.into();
-        let call =
-            Call { client: &self.shared.client, to: &self.target, path: "/raft", headers, body };
+        let call = Call { to: &self.target, path: "/raft", headers, body: batch.into() };
         // Connecting is part of it: a peer that is not there is as bad as one that is silent.
         let patience = self.shared.config.half_election_timeout() + allowance(length);
         match self.shared.call(call, patience).await {
@@ -217,7 +214,7 @@ impl PeerSender {
         };
         unsent.extend(batches.held.take());
         for _ in 0..batches.queue_rx.len() {
-            unsent.extend(batches.try_recv());
+            unsent.extend(batches.try_next());
         }
         for message in unsent {
             self.shared.report_unsent(message);

@@ -37,7 +37,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::call::{Call, Failure};
-use super::inbound::{BodyReader, Deadline, Rejection, admit, deliver, not_ready, room_for};
+use super::inbound::{BodyReader, Deadline, Taken, admit, deliver, malformed, not_ready, room_for};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
 use crate::channels::PeerHeader;
 use crate::membership::Sender;
@@ -77,18 +77,16 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// Begins a stream to `target`. Frames may be sent at once.
     pub(super) fn open(shared: &Arc<Shared>, target: &Target) -> Self {
-        let (frame_tx, frame_rx) = mpsc::channel::<Bytes>(FRAMES_AHEAD);
-        let frames = stream::unfold(frame_rx, async |mut frame_rx| {
-            let frame = frame_rx.recv().await?;
-            Some((Ok::<_, Infallible>(frame), frame_rx))
-        });
+        let (frame_tx, mut frame_rx) = mpsc::channel::<Bytes>(FRAMES_AHEAD);
+        let frames = stream::poll_fn(move |context| frame_rx.poll_recv(context));
+        let frames = frames.map(Ok::<_, Infallible>);
         let lines = {
             let (shared, target) = (shared.clone(), target.clone());
             async move {
                 let mut headers = HeaderMap::new();
                 wire::put_sequence(&mut headers, shared.next_sequence());
-                let (client, body) = (&shared.client, reqwest::Body::wrap_stream(frames));
-                let call = Call { client, to: &target, path: "/raft/stream", headers, body };
+                let body = reqwest::Body::wrap_stream(frames);
+                let call = Call { to: &target, path: "/raft/stream", headers, body };
                 let (_, answer) = shared.send(call).await?;
                 Ok(answer.bytes_stream().map_err(Failure::unknown))
             }
@@ -104,10 +102,7 @@ impl Outgoing {
         }
     }
 
-    /// Gives `batch` to the connection.
-    ///
-    /// # Errors
-    /// The stream ended while the batch waited. It is lost then: raft repeats it.
+    /// Gives `batch` to the connection. If the stream ends while the batch waits, the batch is lost.
     pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), Failure> {
         let number = self.shared.next_sequence().number;
         let length = u32::try_from(batch.len()).expect("a batch is below 4 GiB");
@@ -136,10 +131,7 @@ impl Outgoing {
         let _ = self.ended().await;
     }
 
-    /// Waits for the end. May be dropped and called again.
-    ///
-    /// # Errors
-    /// Why frames may have been lost.
+    /// Waits for the end; an error says why frames may have been lost. May be dropped and called again.
     pub(super) async fn ended(&mut self) -> Result<(), Failure> {
         loop {
             let read = tokio::select! {
@@ -194,18 +186,17 @@ struct Incoming {
     reader: BodyReader,
     /// The room for the frame that is being read.
     permit: Option<OwnedSemaphorePermit>,
-    /// The last frame that was taken, if that was not told yet, and when to tell it.
-    untold: Option<(u64, Instant)>,
-    is_over: bool,
+    /// The last frame that was taken, if that was not told yet.
+    untold: Option<u64>,
+    /// When to tell it.
+    tell_at: Instant,
 }
 
-/// Admits the sender of a stream. Returns the body of the answer, which names the accepted frames.
-///
-/// # Errors
-/// As for a request to `/raft`; 503 if the sender is not a member here.
-pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<Body, Rejection> {
+/// Admits the sender of a stream, who must be a member here. Returns the body of the answer, which names
+/// the accepted frames.
+pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<Body> {
     let (header, sender) = admit(shared, parts)?;
-    let wire::Sequence { boot, .. } = wire::sequence(&parts.headers)?;
+    let wire::Sequence { boot, .. } = wire::sequence(&parts.headers).map_err(malformed)?;
     check_member(sender)?;
     let election_timeout = shared.config.election_timeout;
     let incoming = Incoming {
@@ -215,19 +206,21 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Result<
         reader: BodyReader::new(body, Deadline::At(Instant::now() + election_timeout)),
         permit: None,
         untold: None,
-        is_over: false,
+        tell_at: Instant::now(),
     };
-    let state = (incoming, closing(shared).boxed());
-    let lines = stream::unfold(state, async |(mut incoming, mut closing)| {
-        let line = incoming.next_line(&mut closing).await?;
-        Some((Ok::<_, Infallible>(line), (incoming, closing)))
+    // `None` after the last line.
+    let state = Some((incoming, closing(shared).boxed()));
+    let lines = stream::unfold(state, async |state| {
+        let (mut incoming, mut closing) = state?;
+        let (line, is_last) = incoming.next_line(&mut closing).await;
+        Some((Ok::<_, Infallible>(line), (!is_last).then_some((incoming, closing))))
     });
     Ok(Body::from_stream(lines))
 }
 
 /// Resolves with the reason when this end has to close a stream.
 fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<> {
-    let mut closing_rx = shared.closing.subscribe();
+    let closed = shared.closed();
     // The sender was admitted by the files that were in use when the stream began.
     let replaced = match &shared.config.tls {
         Some(tls) => tls.replaced().boxed(),
@@ -236,13 +229,13 @@ fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<>
     async move {
         tokio::select! {
             biased;
-            _ = closing_rx.wait_for(|closing| *closing) => "this member is stopping",
+            () = closed => "this member is stopping",
             () = replaced => "this member's certificates were replaced",
         }
     }
 }
 
-fn check_member(sender: Sender) -> Result<(), Rejection> {
+fn check_member(sender: Sender) -> Taken<()> {
     match sender {
         Sender::Member => Ok(()),
         Sender::Stranger => Err(not_ready("only members may stream")),
@@ -250,41 +243,40 @@ fn check_member(sender: Sender) -> Result<(), Rejection> {
 }
 
 impl Incoming {
-    /// The next line of the answer; `None` at its end.
-    async fn next_line(&mut self, closing: &mut BoxFuture<'_, &'static str>) -> Option<Bytes> {
-        if self.is_over {
-            return None;
-        }
+    /// The next line of the answer, and true if it is the last.
+    async fn next_line(&mut self, closing: &mut BoxFuture<'_, &'static str>) -> (String, bool) {
         loop {
-            let tell_at = self.untold.map(|(_, at)| at);
             let taken = tokio::select! {
                 biased;
                 why = &mut *closing => Err(not_ready(why)),
-                () = sleep_until(tell_at.unwrap_or_else(Instant::now)), if tell_at.is_some() => {
-                    let (number, _) = self.untold.take().expect("there is something to tell");
-                    return Some(format!("{number}\n").into());
+                () = sleep_until(self.tell_at), if self.untold.is_some() => {
+                    return (self.tell(), false);
                 }
                 taken = self.take_frame() => taken,
             };
             let why = match taken {
                 Ok(Some(number)) => {
-                    let interval = self.shared.config.election_timeout / TELLS_PER_TIMEOUT;
-                    let at = self.untold.map_or_else(|| Instant::now() + interval, |(_, at)| at);
-                    self.untold = Some((number, at));
+                    if self.untold.replace(number).is_none() {
+                        let interval = self.shared.config.election_timeout / TELLS_PER_TIMEOUT;
+                        self.tell_at = Instant::now() + interval;
+                    }
                     continue;
                 }
                 Ok(None) => String::new(),
                 Err(rejection) => rejection.to_string().replace(['\r', '\n'], " ") + "\n",
             };
-            self.is_over = true;
-            let told = self.untold.take().map(|(number, _)| format!("{number}\n"));
-            return Some((told.unwrap_or_default() + &why).into());
+            return (self.tell() + &why, true);
         }
+    }
+
+    /// The line that tells what was taken; empty if nothing is left to tell.
+    fn tell(&mut self) -> String {
+        self.untold.take().map(|number| format!("{number}\n")).unwrap_or_default()
     }
 
     /// Reads and delivers one frame; its number, or `None` at the end of the body. May be dropped
     /// and called again.
-    async fn take_frame(&mut self) -> Result<Option<u64>, Rejection> {
+    async fn take_frame(&mut self) -> Taken<Option<u64>> {
         let reader = &mut self.reader;
         if reader.buffer.is_empty() {
             let Some(chunk) = reader.chunk().await? else { return Ok(None) };
@@ -302,15 +294,14 @@ impl Incoming {
         }
         reader.fill(frame_length, "a batch").await?;
         let batch = reader.buffer.split_to(frame_length);
-        let messages = wire::messages(&batch[FRAME_HEAD_BYTES..])?;
+        let messages = wire::messages(&batch[FRAME_HEAD_BYTES..]).map_err(malformed)?;
         drop(batch);
         if length as usize > BUFFER_BYTES {
             // The rest of a large buffer would keep all of its memory, which the permit of the batch
             // no longer covers.
             reader.buffer = BytesMut::from(&reader.buffer[..]);
         }
-        let silence = self.shared.config.election_timeout;
-        reader.deadline = Deadline::At(Instant::now() + silence);
+        reader.deadline = Deadline::At(Instant::now() + self.shared.config.election_timeout);
         // Admission may have changed since the last frame.
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };

@@ -885,7 +885,7 @@ async fn greetings_are_answered_refused_or_not_answered() {
     one.transport.greet(&two.url, greeting.clone());
     let inbound = two.inbound().await;
     assert_eq!(inbound.header.to, 0, "whoever listens there");
-    let InboundBody::Greeting { greeting: arrived, answer: answer_tx } = inbound.body else {
+    let InboundBody::Greeting(arrived, answer_tx) = inbound.body else {
         panic!("a greeting was sent");
     };
     assert_eq!(arrived, greeting);
@@ -899,7 +899,7 @@ async fn greetings_are_answered_refused_or_not_answered() {
         other => panic!("{other:?}"),
     }
     one.transport.greet(&two.url, greeting.clone());
-    let InboundBody::Greeting { answer, .. } = two.inbound().await.body else {
+    let InboundBody::Greeting(_, answer) = two.inbound().await.body else {
         panic!("a greeting was sent");
     };
     answer.send(Err(Refusal::OtherIncarnation("8".to_owned()))).expect("the handler waits");
@@ -916,7 +916,7 @@ async fn a_greeting_to_another_cluster_is_reported_as_one_without_an_answer_and_
     let mut two = Member::start(2).await;
     let greeting = Greeting { first_urls: Vec::new(), begun: true };
     one.transport.greet(&two.url, greeting.clone());
-    let InboundBody::Greeting { answer, .. } = two.inbound().await.body else {
+    let InboundBody::Greeting(_, answer) = two.inbound().await.body else {
         panic!("a greeting was sent");
     };
     let mismatch = Refusal::Mismatch("this is cluster 00000000000000c2".to_owned());
@@ -966,7 +966,7 @@ async fn a_change_is_forwarded_and_answered_as_the_leader_does() {
     one.transport.add_peer(2, &two.url, INCARNATION);
     for answer in [Ok(()), Err(RequestError::Conflict("remove member 3 first".to_owned()))] {
         let pending = forward_change(&mut one);
-        let InboundBody::ConfChange { change, responder } = two.inbound().await.body else {
+        let InboundBody::ConfChange(change, responder) = two.inbound().await.body else {
             panic!("a change was forwarded");
         };
         assert_eq!(change, MemberRequest::Remove { id: 3 });

@@ -42,6 +42,9 @@
 //! └──────────────┴────────────────────┴──────────────┴───
 //! ```
 //! A batch holds 1 to [`BATCH_MESSAGES`] messages, and nothing after the last.
+//!
+//! The errors of this module are one line each. They name the header or the message that violates the
+//! protocol.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use protobuf::Message as _;
@@ -76,25 +79,17 @@ const SNAPSHOT_CHECKSUM: HeaderName = HeaderName::from_static("raft-snapshot-che
 const REFUSAL: HeaderName = HeaderName::from_static("raft-refusal");
 const REMOVED_INDEX: HeaderName = HeaderName::from_static("raft-removed-index");
 
-/// The request or answer violates this protocol: 400. It names the header that is missing or wrong, or
-/// the message.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct WireError(pub(super) String);
-
-/// The position of a request among those of one run of its sender.
+/// The position of a batch or snapshot among those of one run of its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
-    /// Drawn at random at the sender's start.
     pub(super) boot: u64,
-    /// Rises with each request.
     pub(super) number: u64,
 }
 
 /// Adds the headers that name the two ends.
-pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Result<(), WireError> {
+pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Result<(), String> {
     let url = HeaderValue::from_str(&header.url)
-        .map_err(|_| WireError(format!("the URL {:?} is not visible ASCII", header.url)))?;
+        .map_err(|_| format!("the URL {:?} is not visible ASCII", header.url))?;
     headers.insert(PROTOCOL_HEADER, HeaderValue::from_static(PROTOCOL));
     put(headers, CLUSTER_ID, &format!("{:016x}", header.cluster_id));
     put(headers, FROM, &header.from.to_string());
@@ -109,12 +104,12 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
 }
 
 /// Reads the headers that [`put_identity`] wrote.
-pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
+pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, String> {
     let protocol = text(headers, &PROTOCOL_HEADER)?;
     if protocol != PROTOCOL {
-        return Err(WireError(format!(
+        return Err(format!(
             "this member has version {PROTOCOL} of the peer protocol, the sender version {protocol}: run the same release on all members"
-        )));
+        ));
     }
     let header = PeerHeader {
         cluster_id: hexadecimal(headers, &CLUSTER_ID, 16)?,
@@ -126,13 +121,13 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, WireError> {
         to_incarnation: hexadecimal(headers, &TO_INCARNATION, 16)?,
     };
     if header.from == 0 {
-        return Err(WireError(format!("{FROM} is 0, which is no member's id")));
+        return Err(format!("{FROM} is 0, which is no member's id"));
     }
     if header.url.is_empty() || header.url.len() > PEER_URL_BYTES_MAX {
-        return Err(WireError(format!(
+        return Err(format!(
             "{FROM_URL} has {} bytes, not 1 to {PEER_URL_BYTES_MAX}",
             header.url.len()
-        )));
+        ));
     }
     Ok(header)
 }
@@ -144,7 +139,7 @@ pub(super) fn put_sequence(headers: &mut HeaderMap, sequence: Sequence) {
 }
 
 /// Reads the headers that [`put_sequence`] wrote.
-pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, WireError> {
+pub(super) fn sequence(headers: &HeaderMap) -> Result<Sequence, String> {
     Ok(Sequence { boot: hexadecimal(headers, &BOOT, 16)?, number: decimal(headers, &NUMBER)? })
 }
 
@@ -165,7 +160,7 @@ pub(super) fn put_snapshot_file(headers: &mut HeaderMap, file: SnapshotFile) {
 }
 
 /// Reads the headers that [`put_snapshot_file`] wrote.
-pub(super) fn snapshot_file(headers: &HeaderMap) -> Result<SnapshotFile, WireError> {
+pub(super) fn snapshot_file(headers: &HeaderMap) -> Result<SnapshotFile, String> {
     let checksum = hexadecimal(headers, &SNAPSHOT_CHECKSUM, 8)?;
     let checksum = u32::try_from(checksum).expect("8 hexadecimal digits fit");
     Ok(SnapshotFile { length: decimal(headers, &SNAPSHOT_LENGTH)?, checksum })
@@ -208,15 +203,12 @@ pub(super) fn refusal(
     }
 }
 
-/// The length of one framed message in bytes.
+/// The length of one message in a batch, in bytes.
 pub(super) fn framed_length(message: &Message) -> usize {
     LENGTH_BYTES + message.compute_size() as usize
 }
 
-/// Appends one message to a batch.
-///
-/// # Panics
-/// If the message is longer than 4 GiB. protobuf allows 2 GiB.
+/// Appends one message to a batch. protobuf limits it to 2 GiB.
 pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
     let start = batch.len();
     batch.extend_from_slice(&[0; LENGTH_BYTES]);
@@ -226,40 +218,37 @@ pub(super) fn put_message(batch: &mut Vec<u8>, message: &Message) {
 }
 
 /// Reads all messages of a batch, or none. The result copies its bytes out of `batch`, so that a small
-/// entry kept by raft does not keep the whole batch in memory.
-///
-/// # Errors
-/// [`WireError`] naming the message, counted from 0, and its offset in bytes.
-pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, WireError> {
+/// entry kept by raft does not keep the whole batch in memory. An error names the message, counted from
+/// 0, and its offset in bytes.
+pub(super) fn messages(batch: &[u8]) -> Result<Vec<Message>, String> {
     let mut messages = Vec::new();
     let mut rest = batch;
     while !rest.is_empty() {
         let at = || format!("message {} at offset {}", messages.len(), batch.len() - rest.len());
         if messages.len() == BATCH_MESSAGES {
-            return Err(WireError(format!("more than {BATCH_MESSAGES} messages in a batch")));
+            return Err(format!("more than {BATCH_MESSAGES} messages in a batch"));
         }
         let Some((length, after)) = rest.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(WireError(format!("{}: its length is cut short", at())));
+            return Err(format!("{}: its length is cut short", at()));
         };
         let length = u32::from_le_bytes(*length) as usize;
         let Some((encoded, after)) = after.split_at_checked(length) else {
             let left = after.len();
-            return Err(WireError(format!("{}: {length} bytes, but {left} are left", at())));
+            return Err(format!("{}: {length} bytes, but {left} are left", at()));
         };
-        let message = message(encoded).map_err(|error| WireError(format!("{}: {error}", at())))?;
+        let message = message(encoded).map_err(|error| format!("{}: {error}", at()))?;
         messages.push(message);
         rest = after;
     }
     if messages.is_empty() {
-        return Err(WireError("a batch without messages".to_owned()));
+        return Err("a batch without messages".to_owned());
     }
     Ok(messages)
 }
 
 /// Reads the one message that fills `encoded`, and copies its bytes.
-pub(super) fn message(encoded: &[u8]) -> Result<Message, WireError> {
-    Message::parse_from_bytes(encoded)
-        .map_err(|error| WireError(format!("not a raft message: {error}")))
+pub(super) fn message(encoded: &[u8]) -> Result<Message, String> {
+    Message::parse_from_bytes(encoded).map_err(|error| format!("not a raft message: {error}"))
 }
 
 /// Adds a header whose value has only digits.
@@ -269,30 +258,30 @@ fn put(headers: &mut HeaderMap, name: HeaderName, digits: &str) {
 }
 
 /// The value of a header that must be given once, in visible ASCII.
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, WireError> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, String> {
     let mut values = headers.get_all(name).iter();
-    let value = values.next().ok_or_else(|| WireError(format!("no header {name}")))?;
+    let value = values.next().ok_or_else(|| format!("no header {name}"))?;
     if values.next().is_some() {
-        return Err(WireError(format!("more than one header {name}")));
+        return Err(format!("more than one header {name}"));
     }
-    value.to_str().map_err(|_| WireError(format!("{name} is not visible ASCII")))
+    value.to_str().map_err(|_| format!("{name} is not visible ASCII"))
 }
 
 /// A number of decimal digits only.
-fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, WireError> {
+fn decimal(headers: &HeaderMap, name: &HeaderName) -> Result<u64, String> {
     let value = text(headers, name)?;
     // `parse` alone would accept a sign.
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let number = value.parse().ok().filter(|_| digits);
-    number.ok_or_else(|| WireError(format!("{name} is {value:?}, not a decimal number of 64 bits")))
+    number.ok_or_else(|| format!("{name} is {value:?}, not a decimal number of 64 bits"))
 }
 
 /// A number of exactly `digits` hexadecimal digits.
-fn hexadecimal(headers: &HeaderMap, name: &HeaderName, digits: usize) -> Result<u64, WireError> {
+fn hexadecimal(headers: &HeaderMap, name: &HeaderName, digits: usize) -> Result<u64, String> {
     let value = text(headers, name)?;
     let well_formed = value.len() == digits && value.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u64::from_str_radix(value, 16).ok().filter(|_| well_formed);
-    number.ok_or_else(|| WireError(format!("{name} is {value:?}, not {digits} hexadecimal digits")))
+    number.ok_or_else(|| format!("{name} is {value:?}, not {digits} hexadecimal digits"))
 }
 
 #[cfg(test)]
@@ -358,7 +347,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         put_identity(&mut headers, &header()).expect("visible ASCII");
         headers.insert(PROTOCOL_HEADER, HeaderValue::from_static("7"));
-        let WireError(why) = identity(&headers).expect_err("another version");
+        let why = identity(&headers).expect_err("another version");
         assert!(why.contains("version 2") && why.contains("version 7"), "{why}");
     }
 

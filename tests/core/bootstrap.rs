@@ -219,7 +219,7 @@ fn a_stranger_that_greets_changes_no_table() {
         for begun in [false, true] {
             let greeting = Greeting { first_urls: Vec::clone(&first_urls), begun };
             let (answer, _answer_rx) = oneshot::channel();
-            let body = InboundBody::Greeting { greeting, answer };
+            let body = InboundBody::Greeting(greeting, answer);
             member.turn([Input::Inbound(Inbound::new(header.clone(), body))]).unwrap();
         }
         assert_eq!(member.admission.cluster_id(), 0, "the table is not complete");

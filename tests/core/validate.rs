@@ -607,7 +607,7 @@ fn a_change_forwarded_by_a_stranger_is_unavailable() {
             let before = facts(member);
             let (responder, pending) = responder();
             let mut answer = Answer::new(pending);
-            let body = InboundBody::ConfChange { change: change.clone(), responder };
+            let body = InboundBody::ConfChange(change.clone(), responder);
             let inbound = Inbound::new(stranger(member, 9), body);
             member.turn([Input::Inbound(inbound)]).unwrap();
             let why = format!("{change:?} at member {to}: {:?}", answer.get());
@@ -621,7 +621,7 @@ fn a_change_forwarded_by_a_stranger_is_unavailable() {
     let mut answer = Answer::new(pending);
     let header = network.member(3).header(1);
     let change = MemberRequest::Add { id: 9, url: url(9) };
-    let inbound = Inbound::new(header, InboundBody::ConfChange { change, responder });
+    let inbound = Inbound::new(header, InboundBody::ConfChange(change, responder));
     network.turn(1, [Input::Inbound(inbound)]);
     network.deliver();
     assert!(answer.is_ok(), "{:?}", answer.get());

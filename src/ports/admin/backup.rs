@@ -31,7 +31,7 @@ pub(super) async fn state_hash(
     State(shared): State<Arc<Shared>>,
 ) -> Result<Response, ErrorResponse> {
     let id = shared.admin.status.borrow().id;
-    let _permit = shared.hashes.acquire().await.map_err(|_| stopping())?;
+    let _one = shared.hashes.lock().await;
     let store = shared.admin.keys.store.clone();
     // The time grows with the state.
     let (index, keys, hash) = spawn_blocking(move || {

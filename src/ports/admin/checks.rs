@@ -47,13 +47,9 @@ pub(super) async fn readyz(
 fn readiness(status: &Status) -> [(&'static str, Option<String>); 3] {
     let unapplied = status.commit.saturating_sub(status.applied);
     let role = match status.role {
-        Role::Bootstrapping => {
-            Some("waiting for the other members before the first start".to_owned())
-        }
-        Role::Quarantined => {
-            Some("this member lost entries that it had acknowledged: see its log".to_owned())
-        }
-        Role::Learner => Some("this member is a learner, without a vote yet".to_owned()),
+        Role::Bootstrapping => Some("waiting for the other members before the first start"),
+        Role::Quarantined => Some("this member lost entries that it had acknowledged: see its log"),
+        Role::Learner => Some("this member is a learner, without a vote yet"),
         _ => None,
     };
     [
@@ -63,7 +59,7 @@ fn readiness(status: &Status) -> [(&'static str, Option<String>); 3] {
             (unapplied > UNAPPLIED_MAX)
                 .then(|| format!("{unapplied} committed entries are not applied yet")),
         ),
-        ("voter", role),
+        ("voter", role.map(str::to_owned)),
     ]
 }
 

@@ -1,5 +1,4 @@
-//! Membership changes and leadership transfer. They are requests to the leader, which any member
-//! forwards.
+//! Membership changes and leadership transfer: requests to the leader, which any member forwards.
 
 use std::sync::Arc;
 

@@ -17,10 +17,8 @@
 //! | `POST`, `PUT`, `DELETE /members/ID` | add the member whose peer URL is the body, change its URL, remove it |
 //! | `/kv/KEY` | what the client port answers for `/KEY` |
 //!
-//! # Security
-//! Every client that reaches the port may use all of it, so it is off unless `--admin` is given.
-//! Web pages of other origins are refused by the [guard](crate::ports::guard): `Host` must be a
-//! loopback name, an IP address or an `--admin-name`, and `Origin` must be the same.
+//! Every client that reaches the port may use all of it, so it is off unless `--admin` is given. Web
+//! pages of other origins may not, see the [guard](crate::ports::guard).
 
 mod backup;
 mod checks;
@@ -43,7 +41,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::httpapi::{ErrorResponse, HttpKvApi, serve_http};
 use crate::metrics::Metrics;
@@ -78,7 +76,7 @@ struct Shared {
     /// One backup at a time, because each holds a copy of the state.
     backups: Arc<Semaphore>,
     /// One hash at a time, for the same reason.
-    hashes: Semaphore,
+    hashes: Mutex<()>,
     event_streams: Arc<Semaphore>,
 }
 
@@ -92,7 +90,7 @@ pub fn service(admin: Admin) -> impl HttpService {
     let shared = Arc::new(Shared {
         admin,
         backups: Arc::new(Semaphore::new(1)),
-        hashes: Semaphore::new(1),
+        hashes: Mutex::new(()),
         event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
     });
     let member = post(members::change).put(members::change).delete(members::change);

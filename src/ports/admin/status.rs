@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use prometheus_client::encoding::text::{encode, encode_registry};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -128,24 +128,19 @@ pub(super) async fn events(
         let why = "too many pages show this member: close one";
         ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
-    let stopping = shared.admin.stopping.clone();
+    let mut stopping = shared.admin.stopping.clone();
     let began = Instant::now();
     let mut ticks = interval(EVENT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = stream::unfold(
-        (shared, stopping, ticks, permit),
-        move |(shared, mut stopping, mut ticks, permit)| async move {
-            tokio::select! {
-                _ = stopping.changed() => return None,
-                _ = ticks.tick() => {}
-            }
+    let events =
+        stream::poll_fn(move |context| ticks.poll_tick(context).map(Some)).map(move |_| {
+            let _permit = &permit;
             let statuses = shared.admin.cluster.watch();
             let status = shared.admin.status.borrow().clone();
             let cluster = cluster_status(&status, &statuses.borrow(), began.elapsed());
-            let event = Event::default().data(cluster.to_string());
-            Some((Ok::<_, Infallible>(event), (shared, stopping, ticks, permit)))
-        },
-    );
+            Ok::<_, Infallible>(Event::default().data(cluster.to_string()))
+        });
+    let events = events.take_until(async move { stopping.changed().await });
     Ok(([(CACHE_CONTROL, "no-store")], Sse::new(events)))
 }
 

@@ -48,11 +48,8 @@ pub type BodyPermit = OwnedSemaphorePermit;
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// It is longer than the limit, or announces that it will be: 413.
-    #[error("the body is larger than {max_bytes} bytes")]
-    TooLarge {
-        /// The limit in bytes.
-        max_bytes: usize,
-    },
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
     /// The bodies of other requests use up the [`BodyBudget`]: 503.
     #[error("too many bytes of other requests are in flight")]
     Busy,
@@ -68,10 +65,7 @@ pub enum BodyError {
 ///
 /// A body that announces more than `max_bytes` is refused before it is read. Memory is allocated for
 /// the bytes that arrive, never for the announced length. A body that arrives in one piece is not
-/// copied.
-///
-/// # Errors
-/// See [`BodyError`]. The bytes read so far are dropped and returned to `budget`.
+/// copied. After an error, the bytes read so far are dropped and returned to `budget`.
 pub async fn read_body(
     mut body: Body,
     max_bytes: usize,
@@ -79,7 +73,7 @@ pub async fn read_body(
     deadline: Instant,
 ) -> Result<(Bytes, BodyPermit), BodyError> {
     if body.size_hint().lower() > max_bytes as u64 {
-        return Err(BodyError::TooLarge { max_bytes });
+        return Err(BodyError::TooLarge(max_bytes));
     }
     let mut permit = budget.take(0)?;
     let mut first = Bytes::new();
@@ -91,7 +85,7 @@ pub async fn read_body(
             continue; // Trailers are ignored.
         };
         if data.len() > max_bytes - first.len().max(all.len()) {
-            return Err(BodyError::TooLarge { max_bytes });
+            return Err(BodyError::TooLarge(max_bytes));
         }
         permit.merge(budget.take(data.len())?);
         if first.is_empty() && all.is_empty() {

@@ -14,12 +14,6 @@
 //! hyper uses one timer for the time between two requests and the time that a head takes, so the same
 //! limit applies to both. A client notices that an idle connection was closed before it writes the
 //! next request, and opens another one.
-//!
-//! [`Limits::affordable`] keeps file descriptors for the log and the snapshots: a member that cannot
-//! open those has to stop.
-//!
-//! On a [`Port`] with TLS, each request carries the client's certificate, if there is one, as the
-//! extension [`PeerCertificate`].
 
 mod body;
 
@@ -49,7 +43,7 @@ use tokio_rustls::server::TlsStream;
 
 pub use self::body::{BodyBudget, BodyError, BodyPermit, read_body};
 use crate::error::Error;
-use crate::ports::tls::{PeerCertificate, TLS_HANDSHAKE, Tls, kind, tls_error};
+use crate::ports::tls::{PeerCertificate, Remote, Tls, tls_error};
 
 /// Connections to the client port at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
@@ -62,7 +56,7 @@ const CONNECTIONS_MAX: usize =
 /// File descriptors that the ports leave to the rest of the process: files, outgoing connections to
 /// peers, the runtime. A member that cannot open a file stops.
 const DESCRIPTORS_KEPT: usize = 128;
-/// Below this limit on file descriptors the process does not start: too few connections would fit.
+/// Below this limit the process does not start: too few connections would fit.
 const DESCRIPTORS_MIN: usize = 192;
 
 /// Bytes of a request's head, with the request line. Also the size of a connection's buffers.
@@ -72,11 +66,9 @@ const HEADER_FIELDS: usize = 100;
 
 /// The wait after a failed accept. It doubles with each further failure.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
-/// The longest wait after a failed accept.
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long accepting must not fail before it counts as working again.
 const ACCEPT_CALM: Duration = Duration::from_secs(2);
-/// The time for a TLS handshake, even if [`Limits::header_timeout`] is longer.
 const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 /// How long a closed connection is still read from. See [`linger`].
 const LINGER: Duration = Duration::from_millis(500);
@@ -86,8 +78,7 @@ const LINGER: Duration = Duration::from_millis(500);
 pub struct Limits {
     /// Connections at a time; at least 1.
     pub connections: usize,
-    /// The time until a request's head is complete, from the previous response or the start of the
-    /// connection.
+    /// The time for a request's head, from the previous response or the start of the connection.
     pub header_timeout: Duration,
     /// How long a client may accept no bytes of its response.
     pub stall_timeout: Duration,
@@ -160,8 +151,7 @@ fn descriptors() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// The connections that a port may have: `wanted`, or less if the descriptors do not suffice for all
-/// ports.
+/// The connections that a port may have: `wanted`, or its share if the descriptors do not suffice.
 fn share(wanted: usize, descriptors: usize) -> usize {
     let allowed = descriptors.saturating_sub(DESCRIPTORS_KEPT).min(CONNECTIONS_MAX);
     (wanted * allowed / CONNECTIONS_MAX).max(1)
@@ -186,12 +176,10 @@ impl Port {
         flag: &str,
         tls: Option<Tls>,
     ) -> crate::error::Result<Self> {
-        match TcpListener::bind(address).await {
-            Ok(listener) => Ok(Self { listener, tls }),
-            Err(error) => {
-                Err(Error::Config(format!("cannot listen on {address} ({flag}): {error}")))
-            }
-        }
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Error::Config(format!("cannot listen on {address} ({flag}): {error}"))
+        })?;
+        Ok(Self { listener, tls })
     }
 }
 
@@ -217,7 +205,8 @@ impl<B, S> HttpService<B> for S where
 {
 }
 
-/// Serves `service` on `port` until `shutdown` is ready. Returns when every connection has ended.
+/// Serves `service` on `port` until `shutdown` is ready. Returns when every connection has ended. With
+/// TLS, each request carries its [`PeerCertificate`] as an extension.
 ///
 /// After `shutdown`, the socket and idle connections are closed at once. Requests that have begun are
 /// answered with `Connection: close`; those that take longer than [`Limits::shutdown_grace`] are cut.
@@ -272,10 +261,8 @@ pub async fn serve(
 }
 
 fn check(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -326,15 +313,12 @@ impl Acceptor {
     }
 }
 
-/// A TCP stream whose writes fail when the client has accepted no bytes for
-/// [`Limits::stall_timeout`].
+/// A stream whose writes fail when the client accepts no bytes for [`Limits::stall_timeout`].
 type Stream = Pin<Box<TimeoutWriter<TcpStream>>>;
 
-/// One connection.
 struct Connection<S> {
     service: S,
     tls: Option<Tls>,
-    /// The client's address.
     address: SocketAddr,
     limits: Limits,
     stop_rx: watch::Receiver<()>,
@@ -380,10 +364,7 @@ impl<S: HttpService> Connection<S> {
             Ok(Ok(stream)) => Some(stream),
             Ok(Err((error, stream))) => {
                 match tls_error(&error) {
-                    Some(error) => {
-                        let why = format!("the TLS handshake failed: {error}");
-                        tls.refuse(TLS_HANDSHAKE, self.address, kind(error), &why);
-                    }
+                    Some(error) => tls.refuse_handshake(Remote::Client(self.address), error),
                     // The client closed the connection, as port scanners do.
                     None => debug!(self.logger, "a TLS handshake broke off"; "error" => %error),
                 }

@@ -333,9 +333,9 @@ async fn body_that_cannot_be_read_leaves_the_budget() {
         error
     };
     let announced = read(Body::from("abcdefgh"), 7).await;
-    assert!(matches!(announced, BodyError::TooLarge { max_bytes: 7 }), "{announced}");
+    assert!(matches!(announced, BodyError::TooLarge(7)), "{announced}");
     let grown = read(Pieces::body([piece(), piece()], true), 7).await;
-    assert!(matches!(grown, BodyError::TooLarge { max_bytes: 7 }), "{grown}");
+    assert!(matches!(grown, BodyError::TooLarge(7)), "{grown}");
     let busy = read(Pieces::body([piece(), piece(), piece()], true), 100).await;
     assert!(matches!(busy, BodyError::Busy), "{busy}");
     let reset = Err(io::ErrorKind::ConnectionReset.into());

@@ -8,19 +8,20 @@ use std::time::Duration;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{
-    WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+    Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
 };
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{HTTP_1_1, Purpose, provider};
-use crate::error::{Error, Result};
+use super::{HTTP_1_1, Purpose, client_config_builder, provider};
+use crate::error::Error;
 
 /// How often the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,13 +42,7 @@ pub struct TlsFiles {
 pub(super) struct Loaded {
     pub(super) server: Arc<ServerConfig>,
     /// For outgoing connections; only on the peer port.
-    pub(super) outgoing: Option<Outgoing>,
-}
-
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) key: Arc<CertifiedKey>,
-    pub(super) verifier: Arc<WebPkiServerVerifier>,
+    pub(super) outgoing: Option<ClientConfig>,
 }
 
 /// Changes when a file is written, replaced or made readable: ctime in seconds and nanoseconds, inode
@@ -112,18 +107,22 @@ pub(super) async fn reload(
 }
 
 /// Reads and checks the files. Blocks.
-pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded> {
+pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded, Error> {
     let [cert_flag, key_flag, ca_flag] = purpose.flags;
-    let key = read_key(cert_flag, &files.cert, key_flag, &files.key)?;
-    let roots = match &files.ca {
-        None => None,
-        Some(ca) => Some(read_roots(ca).map_err(|why| wrong(ca_flag, ca, &why))?),
+    let cert = (cert_flag, files.cert.as_path());
+    let key = read_key(cert, (key_flag, &files.key))?;
+    let roots = files.ca.as_ref().map(|ca| read_roots((ca_flag, ca))).transpose()?;
+    let wrong_cert = |why: String| wrong(cert, &why);
+    let clients = match &roots {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(roots) => WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+            .build()
+            .map_err(|error| wrong_cert(error.to_string()))?,
     };
-    let wrong_cert = |why: String| wrong(cert_flag, &files.cert, &why);
-    let outgoing = match (&purpose.peer_names, &roots) {
+    let outgoing = match (&purpose.peer_names, roots) {
         (Some(names), Some(roots)) => {
-            let verifier = check_own(&key, names, roots).map_err(wrong_cert)?;
-            Some(Outgoing { key: Arc::new(key.clone()), verifier })
+            let servers = check_own(&key, names, roots, &*clients).map_err(wrong_cert)?;
+            Some(peer_client(key.clone(), servers))
         }
         (Some(_), None) => {
             return Err(Error::Config("https:// peer URLs require --peer-ca".into()));
@@ -133,12 +132,14 @@ pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded> {
             None
         }
     };
-    let server = server_config(key, roots.as_ref(), outgoing.is_some())
-        .map_err(|error| wrong_cert(error.to_string()))?;
+    let server = server_config(key, clients, outgoing.is_some());
     Ok(Loaded { server: Arc::new(server), outgoing })
 }
 
-pub(super) fn wrong(flag: &str, path: &Path, why: &str) -> Error {
+/// A flag and the file that it names.
+type Named<'a> = (&'a str, &'a Path);
+
+fn wrong((flag, path): Named<'_>, why: &str) -> Error {
     Error::Config(format!("cannot use {flag} {}: {why}", path.display()))
 }
 
@@ -150,36 +151,29 @@ fn describe(error: pem::Error, wanted: &str) -> String {
     }
 }
 
-fn read_certificates(path: &Path) -> std::result::Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path);
-    match read.and_then(|found| found.collect::<std::result::Result<Vec<_>, _>>()) {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(describe(pem::Error::NoItemsFound, "certificate"))
-        }
-        read => read.map_err(|error| describe(error, "certificate")),
-    }
+fn read_certificates(file: Named<'_>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = CertificateDer::pem_file_iter(file.1);
+    let read = match read.and_then(|found| found.collect::<Result<Vec<_>, _>>()) {
+        Ok(certificates) if certificates.is_empty() => Err(pem::Error::NoItemsFound),
+        read => read,
+    };
+    read.map_err(|error| wrong(file, &describe(error, "certificate")))
 }
 
 /// Reads a certificate chain and its private key.
-pub(super) fn read_key(
-    cert_flag: &str,
-    cert: &Path,
-    key_flag: &str,
-    key: &Path,
-) -> Result<CertifiedKey> {
-    let chain = read_certificates(cert).map_err(|why| wrong(cert_flag, cert, &why))?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| wrong(key_flag, key, &describe(error, "private key")))?;
+pub(super) fn read_key(cert: Named<'_>, key: Named<'_>) -> Result<CertifiedKey, Error> {
+    let chain = read_certificates(cert)?;
+    let private = PrivateKeyDer::from_pem_file(key.1)
+        .map_err(|error| wrong(key, &describe(error, "private key")))?;
     CertifiedKey::from_der(chain, private, &provider()).map_err(|error| {
-        let why = format!("it does not match {cert_flag} {}: {error}", cert.display());
-        wrong(key_flag, key, &why)
+        wrong(key, &format!("it does not match {} {}: {error}", cert.0, cert.1.display()))
     })
 }
 
-pub(super) fn read_roots(path: &Path) -> std::result::Result<Arc<RootCertStore>, String> {
+pub(super) fn read_roots(ca: Named<'_>) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| error.to_string())?;
+    for certificate in read_certificates(ca)? {
+        roots.add(certificate).map_err(|error| wrong(ca, &error.to_string()))?;
     }
     Ok(Arc::new(roots))
 }
@@ -188,40 +182,35 @@ pub(super) fn read_roots(path: &Path) -> std::result::Result<Arc<RootCertStore>,
 fn check_own(
     key: &CertifiedKey,
     names: &[String],
-    roots: &Arc<RootCertStore>,
-) -> std::result::Result<Arc<WebPkiServerVerifier>, String> {
+    roots: Arc<RootCertStore>,
+    clients: &dyn ClientCertVerifier,
+) -> Result<Arc<WebPkiServerVerifier>, String> {
     let (own, between) = key.cert.split_first().ok_or("it contains no certificate")?;
     for name in names {
         check_name(own, name)?;
     }
-    let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
-        .build()
-        .map_err(|error| error.to_string())?;
-    let client = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+    let servers = WebPkiServerVerifier::builder_with_provider(roots, provider())
         .build()
         .map_err(|error| error.to_string())?;
     let now = UnixTime::now();
     let name = server_name(&names[0])?;
-    server.verify_server_cert(own, between, &name, &[], now).map_err(|error| error.to_string())?;
-    client.verify_client_cert(own, between, now).map_err(|error| error.to_string())?;
-    Ok(server)
+    servers.verify_server_cert(own, between, &name, &[], now).map_err(|error| error.to_string())?;
+    clients.verify_client_cert(own, between, now).map_err(|error| error.to_string())?;
+    Ok(servers)
 }
 
-fn server_name(name: &str) -> std::result::Result<ServerName<'_>, String> {
+fn server_name(name: &str) -> Result<ServerName<'_>, String> {
     ServerName::try_from(name)
         .map_err(|_| format!("{name:?} is not a name that a certificate can contain"))
 }
 
-pub(super) fn check_name(
-    certificate: &CertificateDer<'_>,
-    name: &str,
-) -> std::result::Result<(), String> {
+pub(super) fn check_name(certificate: &CertificateDer<'_>, name: &str) -> Result<(), String> {
     let parsed = ParsedCertificate::try_from(certificate).map_err(|error| error.to_string())?;
     verify_server_name(&parsed, &server_name(name)?).map_err(|error| error.to_string())
 }
 
 /// Checks that a certificate is valid now. The CAs that clients trust are not known here.
-fn check_dates(key: &CertifiedKey) -> std::result::Result<(), String> {
+fn check_dates(key: &CertifiedKey) -> Result<(), String> {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     let own = key.cert.first().ok_or("it contains no certificate")?;
     let parsed = ParsedCertificate::try_from(own).map_err(|error| error.to_string())?;
@@ -237,29 +226,31 @@ fn check_dates(key: &CertifiedKey) -> std::result::Result<(), String> {
     }
 }
 
+fn peer_client(key: CertifiedKey, servers: Arc<WebPkiServerVerifier>) -> ClientConfig {
+    let mut config = client_config_builder()
+        .with_webpki_verifier(servers)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![HTTP_1_1.into()];
+    // A resumed session would not be checked against the current CAs.
+    config.resumption = Resumption::disabled();
+    config
+}
+
 fn server_config(
     key: CertifiedKey,
-    roots: Option<&Arc<RootCertStore>>,
+    clients: Arc<dyn ClientCertVerifier>,
     is_for_peers: bool,
-) -> std::result::Result<ServerConfig, rustls::Error> {
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match roots {
-        None => builder.with_no_client_auth(),
-        Some(roots) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
-            let verifier =
-                verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    };
-    let mut config =
-        builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports both versions")
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![HTTP_1_1.into()];
     if is_for_peers {
-        // No resumption, as for outgoing connections: each connection is checked against the CAs.
+        // No resumption, as for outgoing connections.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(config)
+    config
 }

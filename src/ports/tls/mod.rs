@@ -6,38 +6,33 @@
 //! names; otherwise any member could speak for all the others.
 //!
 //! # Reloading
-//! A task examines the files once a second. It reads and checks them, as at the start, when they have
-//! changed and then stayed the same for one interval: certificate and key are two files, so a
-//! replacement is never atomic. If the new files are valid, all later handshakes use them, and
-//! connections made with the old files are closed. Otherwise the log names the error, and the old
-//! certificate stays in use. The task ends with the last [`Tls`].
-//!
-//! # Limits
-//! There are no revocation lists. To revoke a certificate, replace its CA.
+//! [`guide::security`](crate::guide::security) says what a change of the files does. A task examines them
+//! once a second, and reads them when they have changed and then stayed the same for one interval:
+//! certificate and key are two files, so a replacement is never atomic. The task ends with the last
+//! [`Tls`].
 
 mod files;
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, RootCertStore};
 use slog::{Logger, warn};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::files::TlsFiles;
-use self::files::{Loaded, Outgoing, check_name, load, read_key, read_roots, reload, wrong};
+use self::files::{Loaded, check_name, load, read_key, read_roots, reload};
 use crate::channels::NodeId;
-use crate::error::Result;
+use crate::error::Error;
 use crate::metrics::Metrics;
 
 /// How long a refusal is not logged again for the same address.
@@ -48,7 +43,7 @@ const REFUSALS_REMEMBERED: usize = 1024;
 const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// The DNS name that identifies member `id` in its certificate.
-pub fn member_name(id: NodeId) -> String {
+fn member_name(id: NodeId) -> String {
     format!("raftexample-{id}")
 }
 
@@ -85,35 +80,28 @@ impl Purpose {
 pub struct Tls {
     purpose: Purpose,
     loaded_rx: watch::Receiver<Loaded>,
-    logged: Arc<Logged>,
+    /// When each kind of refusal was last logged for each remote.
+    logged: Arc<Mutex<HashMap<(String, String), Instant>>>,
     metrics: Metrics,
     logger: Logger,
 }
 
-/// When each kind of refusal was last logged for each remote: a client's IP address, because its port
-/// changes, or a server's URL.
-#[derive(Debug, Default)]
-struct Logged(Mutex<HashMap<(String, String), Instant>>);
-
-/// The reason of a refusal in the metrics: the handshake failed.
-pub const TLS_HANDSHAKE: &str = "tls_handshake";
-/// The reason of a refusal in the metrics: the certificate does not contain the member's name.
-pub const CERTIFICATE_NAME: &str = "certificate_name";
+/// The other end of a connection: a client by its address, or a server by its URL.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Remote<'a> {
+    Client(SocketAddr),
+    Server(&'a str),
+}
 
 /// The authenticated client of a connection: an extension of its requests.
 #[derive(Clone, Debug)]
-pub struct PeerCertificate {
-    /// The certificate, verified with the CAs.
-    pub certificate: Arc<CertificateDer<'static>>,
-    /// The client's address.
-    pub address: SocketAddr,
+pub(crate) struct PeerCertificate {
+    pub(crate) certificate: Arc<CertificateDer<'static>>,
+    pub(crate) address: SocketAddr,
 }
 
 /// Checks that a certificate, in DER, belongs to member `id`.
-///
-/// # Errors
-/// One line that names the member and the reason.
-pub fn check_member(certificate: &[u8], id: NodeId) -> std::result::Result<(), String> {
+fn check_member(certificate: &[u8], id: NodeId) -> Result<(), String> {
     check_name(&CertificateDer::from(certificate), &member_name(id))
         .map_err(|why| format!("the certificate is not member {id}'s: {why}"))
 }
@@ -122,7 +110,7 @@ impl Tls {
     /// TLS with certificates from `files`.
     ///
     /// # Errors
-    /// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
+    /// [`Error::Config`] naming the flag, the file and what is wrong with it.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -131,7 +119,7 @@ impl Tls {
         purpose: Purpose,
         metrics: Metrics,
         logger: Logger,
-    ) -> Result<Self> {
+    ) -> Result<Self, Error> {
         let stamps = files.stamps();
         let (loaded_tx, loaded_rx) = watch::channel(load(&files, &purpose)?);
         tokio::spawn(reload(files, purpose.clone(), stamps, loaded_tx, logger.clone()));
@@ -149,58 +137,60 @@ impl Tls {
         loaded_rx.mark_unchanged();
         async move {
             if loaded_rx.changed().await.is_err() {
-                std::future::pending().await
+                pending().await
             }
         }
     }
 
-    /// The configuration for connections to peers. Each handshake uses the files that are current then.
-    /// `None` on the client port.
+    /// The configuration for connections to peers, with the current files; `None` on the client port.
     pub fn client_config(&self) -> Option<ClientConfig> {
-        self.loaded_rx.borrow().outgoing.as_ref()?;
-        let current = Arc::new(Current(self.loaded_rx.clone()));
-        let mut config = client_config_builder()
-            .dangerous()
-            .with_custom_certificate_verifier(current.clone())
-            .with_client_cert_resolver(current);
-        // A resumed session would not be checked against the current CAs.
-        config.resumption = Resumption::disabled();
-        config.alpn_protocols = vec![HTTP_1_1.into()];
-        Some(config)
+        self.loaded_rx.borrow().outgoing.clone()
     }
 
-    /// Counts the refusal of a client at `address`, and logs `why`. The same `kind` of refusal is logged
-    /// once a minute for each address.
-    pub fn refuse(&self, reason: &'static str, address: SocketAddr, kind: String, why: &str) {
+    /// Counts and logs a handshake with `remote` that failed.
+    pub(crate) fn refuse_handshake(&self, remote: Remote<'_>, error: &rustls::Error) {
+        let why = format!("the TLS handshake failed: {error}");
+        self.refuse("tls_handshake", remote, kind(error), &why);
+    }
+
+    /// Checks that the certificate of `remote`, in DER, belongs to member `id`. Otherwise it counts, logs
+    /// and returns the reason.
+    pub(crate) fn check_member(
+        &self,
+        remote: Remote<'_>,
+        certificate: &[u8],
+        id: NodeId,
+    ) -> Result<(), String> {
+        check_member(certificate, id).map_err(|why| {
+            let why = match remote {
+                Remote::Client(_) => why,
+                Remote::Server(_) => format!("answered in the name of member {id}: {why}"),
+            };
+            self.refuse("certificate_name", remote, id.to_string(), &why);
+            why
+        })
+    }
+
+    /// Counts the refusal of `remote` by its `reason`, and logs `why`. The same `kind` of refusal is
+    /// logged once a minute for each remote.
+    fn refuse(&self, reason: &'static str, remote: Remote<'_>, kind: String, why: &str) {
         self.metrics.rejected(reason);
-        if self.logged.is_due(address.ip().to_string(), kind) {
-            warn!(self.logger, "{}: refused {}: {}", self.purpose.name, address, why);
-        }
-    }
-
-    /// Like [`refuse`](Self::refuse), for the server at `url`.
-    pub fn refuse_answer(&self, reason: &'static str, url: &str, kind: String, why: &str) {
-        self.metrics.rejected(reason);
-        if self.logged.is_due(url.to_owned(), kind) {
-            warn!(self.logger, "{}: refused {}: {}", self.purpose.name, url, why);
-        }
-    }
-}
-
-impl Logged {
-    fn is_due(&self, remote: String, kind: String) -> bool {
+        let (shown, key) = match remote {
+            // A client's port changes.
+            Remote::Client(address) => (address.to_string(), (address.ip().to_string(), kind)),
+            Remote::Server(url) => (url.to_owned(), (url.to_owned(), kind)),
+        };
         let now = Instant::now();
         let is_recent = |at: &Instant| now.duration_since(*at) < REFUSAL_LOG_INTERVAL;
-        let mut logged = self.0.lock().expect("nothing panics under it");
+        let mut logged = self.logged.lock().expect("nothing panics under it");
         if logged.len() >= REFUSALS_REMEMBERED {
             logged.retain(|_, at| is_recent(at));
         }
-        let key = (remote, kind);
-        if logged.get(&key).is_some_and(is_recent) || logged.len() >= REFUSALS_REMEMBERED {
-            return false;
+        if logged.len() < REFUSALS_REMEMBERED && !logged.get(&key).is_some_and(is_recent) {
+            logged.insert(key, now);
+            drop(logged);
+            warn!(self.logger, "{}: refused {}: {}", self.purpose.name, shown, why);
         }
-        logged.insert(key, now);
-        true
     }
 }
 
@@ -221,7 +211,7 @@ pub fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a
 }
 
 /// The kind of an error, without details such as dates that differ each time.
-pub fn kind(error: &rustls::Error) -> String {
+fn kind(error: &rustls::Error) -> String {
     let text = format!("{error:?}");
     text.split(" {").next().unwrap_or_default().to_owned()
 }
@@ -235,12 +225,12 @@ pub fn no_tls() -> ClientConfig {
 /// `--key` if there is one.
 ///
 /// # Errors
-/// [`Config`](crate::error::Error::Config) naming the flag, the file and what is wrong with it.
-pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientConfig> {
-    let roots = read_roots(ca).map_err(|why| wrong("--ca", ca, &why))?;
+/// [`Error::Config`] naming the flag, the file and what is wrong with it.
+pub fn command_config(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientConfig, Error> {
+    let roots = read_roots(("--ca", ca))?;
     let builder = client_config_builder().with_root_certificates(roots);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
-    let key = Arc::new(SingleCertAndKey::from(read_key("--cert", cert, "--key", key)?));
+    let key = Arc::new(SingleCertAndKey::from(read_key(("--cert", cert), ("--key", key))?));
     Ok(builder.with_client_cert_resolver(key))
 }
 
@@ -253,70 +243,6 @@ fn client_config_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsV
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider supports both versions")
-}
-
-/// The current certificate and CAs, for outgoing connections.
-#[derive(Debug)]
-struct Current(watch::Receiver<Loaded>);
-
-impl Current {
-    fn outgoing<T>(&self, with: impl FnOnce(&Outgoing) -> T) -> T {
-        with(self.0.borrow().outgoing.as_ref().expect("the purpose of a port does not change"))
-    }
-}
-
-impl ResolvesClientCert for Current {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.outgoing(|outgoing| outgoing.key.clone()))
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
-}
-
-/// Delegates every check to rustls's verifier.
-impl ServerCertVerifier for Current {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        self.outgoing(|outgoing| {
-            outgoing.verifier.verify_server_cert(
-                end_entity,
-                intermediates,
-                server_name,
-                ocsp_response,
-                now,
-            )
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.outgoing(|outgoing| outgoing.verifier.verify_tls12_signature(message, cert, dss))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.outgoing(|outgoing| outgoing.verifier.verify_tls13_signature(message, cert, dss))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.outgoing(|outgoing| outgoing.verifier.supported_verify_schemes())
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus_client::encoding::text::encode;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
 use slog::{Drain, o};
 
 use super::*;
@@ -36,11 +37,7 @@ impl Drain for Count {
     type Ok = ();
     type Err = slog::Never;
 
-    fn log(
-        &self,
-        record: &slog::Record<'_>,
-        _: &slog::OwnedKVList,
-    ) -> std::result::Result<(), slog::Never> {
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
         if record.msg().to_string().contains("refused") {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
@@ -48,8 +45,8 @@ impl Drain for Count {
     }
 }
 
-fn address(host: u8, port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, host], port))
+fn client(host: u8, port: u16) -> Remote<'static> {
+    Remote::Client(([127, 0, 0, host], port).into())
 }
 
 /// The log stays bounded, however many connections and addresses there are.
@@ -60,27 +57,27 @@ async fn refusals_are_counted_and_equal_ones_logged_once_a_minute() {
     let (tls, _) = with(metrics.clone(), Logger::root(Count(lines.clone()).fuse(), o!()));
     let logged = || lines.load(Ordering::SeqCst);
     for port in 1..=10 {
-        tls.refuse(TLS_HANDSHAKE, address(1, port), "one".into(), "why");
+        tls.refuse("tls_handshake", client(1, port), "one".into(), "why");
     }
     assert_eq!(logged(), 1, "the port is another each time");
-    tls.refuse(TLS_HANDSHAKE, address(1, 1), "another".into(), "why");
+    tls.refuse("tls_handshake", client(1, 1), "another".into(), "why");
     assert_eq!(logged(), 2, "another kind");
-    tls.refuse(CERTIFICATE_NAME, address(2, 1), "one".into(), "why");
+    tls.refuse("certificate_name", client(2, 1), "one".into(), "why");
     assert_eq!(logged(), 3, "another address");
-    tls.refuse_answer(CERTIFICATE_NAME, "https://a:1", "one".into(), "why");
+    tls.refuse("certificate_name", Remote::Server("https://a:1"), "one".into(), "why");
     assert_eq!(logged(), 4, "the other direction");
 
-    for at in tls.logged.0.lock().expect("logged").values_mut() {
+    for at in tls.logged.lock().expect("logged").values_mut() {
         *at -= REFUSAL_LOG_INTERVAL;
     }
-    tls.refuse(TLS_HANDSHAKE, address(1, 1), "one".into(), "why");
+    tls.refuse("tls_handshake", client(1, 1), "one".into(), "why");
     assert_eq!(logged(), 5, "a minute later");
 
     for kind in 0..2 * REFUSALS_REMEMBERED {
-        tls.refuse(TLS_HANDSHAKE, address(1, 1), kind.to_string(), "why");
+        tls.refuse("tls_handshake", client(1, 1), kind.to_string(), "why");
     }
     assert!(logged() <= 5 + REFUSALS_REMEMBERED, "{} lines", logged());
-    assert!(tls.logged.0.lock().expect("logged").len() <= REFUSALS_REMEMBERED);
+    assert!(tls.logged.lock().expect("logged").len() <= REFUSALS_REMEMBERED);
 
     let mut text = String::new();
     encode(&mut text, &metrics.registry).expect("it can be encoded");

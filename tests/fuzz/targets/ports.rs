@@ -201,7 +201,7 @@ pub fn peer_requests(data: &[u8]) {
                     let is_change = matches!(
                         &input,
                         Input::Inbound(inbound)
-                            if matches!(inbound.body, raftexample::transport::InboundBody::ConfChange { .. })
+                            if matches!(inbound.body, raftexample::transport::InboundBody::ConfChange(..))
                     );
                     match member.turn([input]) {
                         Ok(()) | Err(Error::Removed) => {}

@@ -68,7 +68,7 @@ pub fn greetings(data: &[u8]) {
                 let sound = Greeting { first_urls: urls[..count].to_vec(), begun };
                 let Some(greeting) = decoded(&mut choices, &sound) else { continue };
                 let (answer, _) = oneshot::channel();
-                Input::Inbound(Inbound::new(header, InboundBody::Greeting { greeting, answer }))
+                Input::Inbound(Inbound::new(header, InboundBody::Greeting(greeting, answer)))
             }
             2..5 => {
                 let (begun, counts_as_member) = (choices.one_in(2), choices.one_in(2));

@@ -173,7 +173,7 @@ impl World {
                     return self.report(from, 1, PeerReport::NotGreeted { url, why });
                 }
                 let header = self.shown(to, header);
-                let body = InboundBody::Greeting { greeting, answer: answer_tx };
+                let body = InboundBody::Greeting(greeting, answer_tx);
                 self.slot(to).asked.push(Asked::Greeting { from, url, answer });
                 self.give(to, Input::Inbound(Inbound::new(header, body)));
             }
@@ -183,7 +183,7 @@ impl World {
                 }
                 let header = self.shown(to, header);
                 let (responder, pending) = responder();
-                let body = InboundBody::ConfChange { change, responder };
+                let body = InboundBody::ConfChange(change, responder);
                 self.slot(to).asked.push(Asked::Change { from, responder: asker, pending });
                 self.give(to, Input::Inbound(Inbound::new(header, body)));
             }

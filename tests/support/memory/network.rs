@@ -277,7 +277,7 @@ impl Network {
         };
         let (answer, mut answer_rx) = oneshot::channel();
         let inbound =
-            Inbound::new(self.members[&from].header(0), InboundBody::Greeting { greeting, answer });
+            Inbound::new(self.members[&from].header(0), InboundBody::Greeting(greeting, answer));
         self.turn(to, [Input::Inbound(inbound)]);
         let Some(receiver) = self.members.get(&to) else { return };
         let header = receiver.header(from);
@@ -299,7 +299,7 @@ impl Network {
             return responder.answer(Err(RequestError::Unknown("lost".into())));
         }
         let header = self.members[&from].header(to);
-        let body = InboundBody::ConfChange { change, responder };
+        let body = InboundBody::ConfChange(change, responder);
         self.turn(to, [Input::Inbound(Inbound::new(header, body))]);
     }
 }

@@ -166,10 +166,10 @@ fn describe_input(input: &Input) -> Option<String> {
             InboundBody::Snapshot { .. } => {
                 format!("receive snapshot from {}", inbound.header.from)
             }
-            InboundBody::Greeting { .. } => {
+            InboundBody::Greeting(..) => {
                 format!("receive greeting from {}", inbound.header.from)
             }
-            InboundBody::ConfChange { change, .. } => {
+            InboundBody::ConfChange(change, _) => {
                 format!("receive {change:?} from {}", inbound.header.from)
             }
         },
