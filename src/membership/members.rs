@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::changes::MemberChange;
 use super::urls::{check_url, is_https};
 use crate::channels::{Index, MemberRequest, NodeId};
-use crate::codec::{self, DecodeError};
 use crate::error::RequestError;
 
 /// The most members. Wire limits follow from it.
@@ -253,7 +252,7 @@ impl Members {
     }
 }
 
-/// What a snapshot holds about the members: in the file, and in raft's `Snapshot.data`.
+/// What a snapshot holds about the members: in the meta bytes of its file, and in raft's `Snapshot.data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotMembers {
     /// The cluster that the snapshot belongs to.
@@ -272,14 +271,6 @@ impl SnapshotMembers {
     pub fn new(cluster_id: u64, members: Members) -> Self {
         let voters = members.voters().collect();
         Self { cluster_id, voters, learners: members.learners.iter().copied().collect(), members }
-    }
-
-    /// Decodes the meta bytes of a snapshot.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if they are not an encoded `SnapshotMembers`.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        codec::decode(bytes)
     }
 
     /// The ConfState as raft has it.

@@ -206,15 +206,11 @@ impl Peers {
     }
 
     pub fn note_unreachable(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.heartbeat_sent = None;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.heartbeat_sent = None);
     }
 
     pub fn note_out_of_reach(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.is_out_of_reach = true;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.is_out_of_reach = true);
     }
 
     /// True for a peer that a proposal could not be sent to, or that is not connected at all.
@@ -227,9 +223,7 @@ impl Peers {
     }
 
     pub fn note_greeted(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.is_greeted = true;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.is_greeted = true);
     }
 
     /// True if what `header` answered at `url`, which was asked, is the word of the member with that
@@ -264,13 +258,9 @@ impl Peers {
         applied: &Applied,
     ) -> Option<String> {
         let leader = leader?;
-        let members = applied.members();
-        let is_known = members.urls.get(&leader.id) == Some(&leader.url)
-            && members.incarnations.get(&leader.id) == Some(&leader.incarnation);
-        if is_known
-            || self.vouched.as_ref() == Some(leader)
-            || !self.is_its_word(url, header, applied)
-        {
+        let is_known = applied.vouch_for(leader.id).as_ref() == Some(leader)
+            || self.vouched.as_ref() == Some(leader);
+        if is_known || !self.is_its_word(url, header, applied) {
             return None;
         }
         self.vouched = Some(leader.clone());

@@ -186,7 +186,7 @@ impl Snapshots {
         let data = codec::decode::<SnapshotData>(&message.get_snapshot().data);
         let data = data.ok().filter(|data| {
             data.members.cluster_id == cluster_id
-                && SnapshotMembers::decode(&meta).is_ok_and(|held| held == data.members)
+                && codec::decode(&meta).is_ok_and(|held: SnapshotMembers| held == data.members)
         });
         let Some(data) = data else {
             return refuse("its file names other members than its message");

@@ -124,8 +124,9 @@ impl Process {
         segment_bytes: u64,
         logger: &Logger,
     ) -> Result<Self> {
-        let replayed = replay_wal(config, vfs, logger)?;
-        let replayed = replayed.with_segments(segment_bytes, segment_bytes / 4);
+        let mut replayed = replay_wal(config, vfs, logger)?;
+        let wal = replayed.wal.with_segment_bytes(segment_bytes);
+        replayed.wal = wal.with_allocate_bytes(segment_bytes / 4);
         let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Status::default());

@@ -227,7 +227,6 @@ impl Inspector<'_> {
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry = (!survey.entries.is_empty()).then(|| survey.last_index());
         let found = |mark| snapshots.iter().find(|(id, _)| *id == mark).map(|(_, found)| found);
         for (id, _) in snapshots.iter().filter(|(id, _)| !survey.marks.contains(id)) {
             let path = snapshotter::path(snap_dir, *id);
@@ -247,7 +246,7 @@ impl Inspector<'_> {
         if let Some((newest, why)) = damaged {
             let older = marks.into_iter().rfind(|mark| found(*mark).is_some());
             let is_other_version = matches!(found(newest), Some(Err(Error::OtherVersion { .. })));
-            if is_other_version || !is_replaceable(newest, older, survey.base, last_entry) {
+            if is_other_version || !is_replaceable(newest, older, survey) {
                 return Ok(Some(why));
             }
             let path = snapshotter::path(snap_dir, newest);
@@ -266,12 +265,8 @@ impl Inspector<'_> {
             return Ok(refused.err().map(|error| error.to_string()));
         }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
-        let base = survey.base;
-        let term_at = |index: Index| survey.entries[(index - base - 1) as usize].term;
-        let commit = survey.hard_state.commit;
-        Ok(check_log(mark, base, last_entry, commit, term_at)
-            .err()
-            .map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
+        let fits = check_log(survey, mark);
+        Ok(fits.err().map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
 
     /// Shows one file: a segment by its name, otherwise a snapshot.
@@ -383,7 +378,7 @@ impl Inspector<'_> {
     /// Shows a snapshot; `None` if it was removed before it was opened.
     fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
         let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
-            let members = SnapshotMembers::decode(&snapshot.meta).map_err(|error| {
+            let members: SnapshotMembers = codec::decode(&snapshot.meta).map_err(|error| {
                 let path = path.display();
                 Error::Refused(format!(
                     "cannot read the members in {path}: {error}; {REPLACE_MEMBER}"

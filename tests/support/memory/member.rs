@@ -148,8 +148,9 @@ impl Member {
         disk.record(id, transcript);
         let logs = Arc::new(Mutex::new(Vec::new()));
         let logger = logger(id, transcript.clone(), logs.clone());
-        let replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
-        let replayed = replayed.with_segments(segment_bytes.unwrap_or(SEGMENT_BYTES), 1024);
+        let mut replayed = replay_wal(config, Arc::new(disk.clone()), &logger)?;
+        let segment_bytes = segment_bytes.unwrap_or(SEGMENT_BYTES);
+        replayed.wal = replayed.wal.with_segment_bytes(segment_bytes).with_allocate_bytes(1024);
         let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, rx) = mpsc::unbounded_channel();
         let tap = Arc::new(Mutex::new(CommitTap { rx, queue: VecDeque::new() }));
