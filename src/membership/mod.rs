@@ -6,10 +6,9 @@
 //!
 //! # Ids and incarnations
 //! An id is used once. A removed id stays in the removed set, because a member that was offline may
-//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory. The entry that
-//! gives a member its vote binds its id to one incarnation. So a member that lost its directory, with
-//! the votes and the entries in it, cannot pass for its former self (raft-rs panics otherwise:
-//! `to_commit out of range`).
+//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory. By it,
+//! [`Admission`] keeps a member that lost its directory, with the votes and the entries in it, from
+//! passing for its former self (raft-rs panics otherwise: `to_commit out of range`).
 
 mod admission;
 mod changes;

@@ -261,11 +261,8 @@ pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
 /// The id of the cluster that these members begin: URL and incarnation of each, in the order of their
 /// ids. A list that is begun again has new directories, and so another id.
 pub(crate) fn cluster_id<'a>(first: impl Iterator<Item = (&'a str, u64)>) -> u64 {
-    let mut text = String::new();
-    for (url, incarnation) in first {
-        text += &format!("{url} {incarnation:016x},");
-    }
-    hash(&text)
+    let member = |(url, incarnation)| format!("{url} {incarnation:016x},");
+    hash(&first.map(member).collect::<String>())
 }
 
 /// A hash of a `--cluster` list.

@@ -256,16 +256,8 @@ impl RaftNode {
     }
 
     /// Writes what only the next frame would have held. Dropping the node then closes commitC.
-    ///
-    /// # Errors
-    /// If the write fails.
     pub fn stop(&mut self) -> Result<()> {
         self.journal.flush()
-    }
-
-    /// True from the request for a snapshot to the state machine until its file is reported.
-    pub fn is_making_snapshot(&self) -> bool {
-        self.snapshots.is_making()
     }
 
     /// True while a ReadIndex round is on its way: reads that arrive now wait for the next one.

@@ -132,22 +132,18 @@ impl Peers {
         clock: &Clock,
         outbox: &mut dyn Outbox,
     ) -> std::result::Result<(), Refusal> {
-        let id = header.from;
-        if !self.connected.contains_key(&id) {
-            let strangers = self.connected.values().filter(|peer| !peer.is_member).count();
-            if strangers >= STRANGERS_MAX {
-                return Err(Refusal::NotReady(format!(
-                    "member {} hears of member {id} for the first time, and of too many others",
-                    header.to
-                )));
-            }
-            let (url, incarnation) = (header.url.clone(), header.incarnation);
-            outbox.add_peer(id, &url, incarnation);
-            self.connected.insert(id, Peer { url, incarnation, ..Peer::default() });
+        let PeerHeader { from: id, incarnation, .. } = *header;
+        let strangers = || self.connected.values().filter(|peer| !peer.is_member).count();
+        if !self.is_connected(id) && strangers() >= STRANGERS_MAX {
+            return Err(Refusal::NotReady(format!(
+                "member {} hears of member {id} for the first time, and of too many others",
+                header.to
+            )));
         }
-        let peer = self.connected.get_mut(&id).expect("it was inserted if it was missing");
+        let new = || Peer { incarnation, ..Peer::default() };
+        let peer = self.connected.entry(id).or_insert_with(new);
         if peer.url != header.url {
-            // It moved by an entry that is not applied here yet: answers go to the new URL.
+            // It is new, or moved by an entry that is not applied here yet: answers go to this URL.
             peer.url.clone_from(&header.url);
             outbox.add_peer(id, &header.url, peer.incarnation);
             self.admission.note_move(header);

@@ -97,7 +97,12 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
 
     let identity = recovered.identity.clone();
     let members = match &snapshot {
-        Some(snapshot) => decode_members(&snapshotter.path(mark), &snapshot.meta, &identity)?,
+        Some(snapshot) => {
+            let path = snapshotter.path(mark);
+            let members = read_members(&path, &snapshot.meta)?;
+            check_cluster(&path, &members, &identity)?;
+            members
+        }
         None => SnapshotMembers::default(),
     };
     let (incarnation, url) = (identity.incarnation, config.url.clone());
@@ -163,7 +168,13 @@ fn open_wal(
                 mark.index
             )));
         }
-        Wal::create(vfs.clone(), wal_dir, &new_identity(config))?;
+        let identity = Identity {
+            cluster_id: 0,
+            member_id: config.id,
+            incarnation: config.incarnation,
+            first_urls_hash: if config.join { 0 } else { list_hash(&config.cluster) },
+        };
+        Wal::create(vfs.clone(), wal_dir, &identity)?;
     }
     let (wal, recovered) = Wal::open(vfs, wal_dir)?;
     if let Some((path, offset)) = &recovered.cut {
@@ -185,15 +196,6 @@ pub(crate) fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::An
             "{} is in use by another process: stop it, or choose another --data-dir",
             wal_dir.display()
         ))),
-    }
-}
-
-fn new_identity(config: &NodeConfig) -> Identity {
-    Identity {
-        cluster_id: 0,
-        member_id: config.id,
-        incarnation: config.incarnation,
-        first_urls_hash: if config.join { 0 } else { list_hash(&config.cluster) },
     }
 }
 
@@ -267,22 +269,23 @@ pub(crate) fn is_replaceable(
 }
 
 /// Reads the members from the `meta` bytes of the snapshot at `path`.
-pub(crate) fn decode_members(
-    path: &Path,
-    meta: &[u8],
-    identity: &Identity,
-) -> Result<SnapshotMembers> {
-    let path = path.display();
-    let members: SnapshotMembers = codec::decode(meta).map_err(|error| {
+pub(crate) fn read_members(path: &Path, meta: &[u8]) -> Result<SnapshotMembers> {
+    codec::decode(meta).map_err(|error| {
+        let path = path.display();
         Error::Refused(format!("cannot read the members in {path}: {error}; {REPLACE_MEMBER}"))
-    })?;
-    if members.cluster_id != identity.cluster_id {
+    })
+}
+
+/// Checks that the snapshot at `path` belongs to the cluster of its log.
+pub(crate) fn check_cluster(path: &Path, members: &SnapshotMembers, log: &Identity) -> Result<()> {
+    let (theirs, ours) = (members.cluster_id, log.cluster_id);
+    if theirs != ours {
         return Err(Error::Refused(format!(
-            "{path} belongs to cluster {:016x}, its log to {:016x}; {REPLACE_MEMBER}",
-            members.cluster_id, identity.cluster_id
+            "{} belongs to cluster {theirs:016x}, its log to {ours:016x}; {REPLACE_MEMBER}",
+            path.display()
         )));
     }
-    Ok(members)
+    Ok(())
 }
 
 /// Combines snapshot and log, and checks what raft-rs would panic on.

@@ -83,6 +83,7 @@ impl Snapshots {
         self.kept.last().map_or(0, |id| id.index)
     }
 
+    /// True from the request to the state machine until its file is reported.
     pub fn is_making(&self) -> bool {
         self.making.is_some()
     }

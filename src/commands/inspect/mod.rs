@@ -21,11 +21,12 @@ use indicatif::ProgressBar;
 
 use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
-use crate::codec;
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
-use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
+use crate::raft_node::replay::{
+    check_cluster, check_log, is_replaceable, read_members, snap_dir, wal_dir,
+};
 use crate::storage::snapshotter::{self, load_file};
 use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
@@ -256,15 +257,13 @@ impl Inspector<'_> {
             }
             used = older;
         }
-        if let Some(Ok(members)) = used.and_then(found)
-            && members.cluster_id != survey.identity.cluster_id
-        {
-            let mark = used.expect("it was just found");
-            let (path, meta) = (snapshotter::path(snap_dir, mark), codec::encode(members));
-            let refused = decode_members(&path, &meta, &survey.identity);
-            return Ok(refused.err().map(|error| error.to_string()));
-        }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
+        if let Some(Ok(members)) = used.and_then(found) {
+            let path = snapshotter::path(snap_dir, mark);
+            if let Err(refused) = check_cluster(&path, members, &survey.identity) {
+                return Ok(Some(refused.to_string()));
+            }
+        }
         let fits = check_log(survey, mark);
         Ok(fits.err().map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
@@ -378,12 +377,7 @@ impl Inspector<'_> {
     /// Shows a snapshot; `None` if it was removed before it was opened.
     fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
         let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
-            let members: SnapshotMembers = codec::decode(&snapshot.meta).map_err(|error| {
-                let path = path.display();
-                Error::Refused(format!(
-                    "cannot read the members in {path}: {error}; {REPLACE_MEMBER}"
-                ))
-            })?;
+            let members = read_members(path, &snapshot.meta)?;
             Ok((snapshot, members))
         });
         let (mut snapshot, members) = match loaded {
