@@ -8,9 +8,8 @@
 //! one incarnation: the first entries of a cluster, and later each promotion. So every member that
 //! counts a vote or an acknowledgement knows whose it has to be, and refuses any other one
 //! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412), whether the
-//! two ever met or not. A member without a log bootstraps: it takes no raft message and only greets the
-//! others. Such a refusal ends it with exit status 1, and the message says to remove its id and to add
-//! it under a new one. See `raft_node/bootstrap.rs`.
+//! two ever met or not. A member without a log bootstraps (`raft_node/bootstrap.rs`). Such a refusal
+//! ends it with exit status 1, and the message says to remove its id and to add it under a new one.
 
 use std::collections::BTreeMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::ConfState;
+use raft::majority;
 use serde::{Deserialize, Serialize};
 
 use super::changes::MemberChange;
@@ -47,10 +48,8 @@ pub enum Verdict {
 }
 
 impl Members {
-    /// Decides what the leader does for a client's `request`.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check); 409 for a transfer to a member without a vote.
+    /// Decides what the leader does for a client's `request`. Errors are those of
+    /// [`check`](Self::check), and 409 for a transfer to a member without a vote.
     pub fn decide(&self, request: &MemberRequest) -> Result<Verdict, RequestError> {
         let change = match request.clone() {
             MemberRequest::Add { id, url } => MemberChange::AddLearner { id, url },
@@ -262,11 +261,7 @@ impl SnapshotMembers {
 
     /// The ConfState as raft has it.
     pub fn conf_state(&self) -> ConfState {
-        ConfState {
-            voters: self.voters.clone(),
-            learners: self.learners.clone(),
-            ..Default::default()
-        }
+        ConfState::from((self.voters.clone(), self.learners.clone()))
     }
 }
 
@@ -279,11 +274,6 @@ pub struct SnapshotData {
     pub length: u64,
     /// The file's CRC32C.
     pub checksum: u32,
-}
-
-/// How many of `n` members are a majority.
-pub fn majority(n: usize) -> usize {
-    n / 2 + 1
 }
 
 #[cfg(test)]

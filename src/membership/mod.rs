@@ -19,6 +19,5 @@ pub use admission::{Admission, Own, Sender};
 pub use changes::MemberChange;
 pub use members::{
     MEMBERS_MAX, Members, REMOVED_MAX, SILENT_LEARNERS_MAX, SnapshotData, SnapshotMembers, Verdict,
-    majority,
 };
 pub use urls::{authority, check_url, is_https};

@@ -112,10 +112,7 @@ impl Bootstrap {
         self.begun_in = Some(self.cluster_id);
     }
 
-    /// Takes the outcome of a greeting.
-    ///
-    /// # Errors
-    /// If the cluster refuses this member for good, or the table cannot be written.
+    /// Takes the outcome of a greeting. It is an error if the cluster refuses this member for good.
     pub fn take_report(
         &mut self,
         report: PeerReport,

@@ -70,9 +70,8 @@ impl Context<'_> {
         let members = self.applied.members();
         match request {
             MemberRequest::Add { .. } => {
-                let silent =
-                    members.learners.iter().filter(|id| !self.peers.was_heard_since(**id, 0));
-                if silent.count() < SILENT_LEARNERS_MAX {
+                let is_silent = |id: &&NodeId| !self.peers.was_heard_since(**id, 0);
+                if members.learners.iter().filter(is_silent).count() < SILENT_LEARNERS_MAX {
                     return Ok(());
                 }
                 Err(RequestError::Conflict(format!(
@@ -208,8 +207,7 @@ impl Changes {
     fn promote_learner(&mut self, node: &mut Context<'_>) {
         let raft = &node.raw_node.raft;
         let learners = &node.applied.members().learners;
-        if learners.is_empty()
-            || !node.is_running
+        if !node.is_running
             || !node.is_leader()
             || raft.lead_transferee.is_some()
             || !raft.apply_to_current_term()

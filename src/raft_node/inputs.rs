@@ -38,9 +38,6 @@ pub enum Input {
 impl RaftNode {
     /// Takes one input in. Nothing is written or answered with success until
     /// [`handle_ready`](Self::handle_ready), except what a report or a tick makes durable.
-    ///
-    /// # Errors
-    /// What stops the process.
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.writes.push(proposal),
@@ -123,7 +120,7 @@ impl RaftNode {
                 let verdict = self.admit(&header);
                 if verdict.is_ok() {
                     self.count_received(header.from, bytes);
-                    if self.peers.is_new_batch(header.from, boot, number) {
+                    if self.peers.admitted(header.from).batches.is_new(boot, number) {
                         for message in messages {
                             self.step(&header, message, false);
                         }
@@ -135,7 +132,9 @@ impl RaftNode {
             }
             InboundBody::Snapshot { boot, number, message, answer } => {
                 let mut verdict = self.admit(&header);
-                if verdict.is_ok() && self.peers.is_new_snapshot(header.from, boot, number) {
+                if verdict.is_ok()
+                    && self.peers.admitted(header.from).snapshots.is_new(boot, number)
+                {
                     let id = self.journal.identity().cluster_id;
                     let raft_log = &self.raw_node.raft.raft_log;
                     verdict = self.snapshots.receive(&message, id, raft_log)?.map(|length| {
@@ -281,10 +280,11 @@ impl RaftNode {
                 | MessageType::MsgRequestPreVoteResponse
         );
         if answers && self.peers.admission().is_moved_away(header) {
-            return debug!(
+            debug!(
                 self.logger,
-                "not counting an answer from where the log moves member {} away", from
+                "not counting an answer from where the log moves member {from} away"
             );
+            return;
         }
         if message_type == MessageType::MsgHeartbeatResponse {
             self.peers.note_heartbeat_response(from, &self.config.metrics);
@@ -420,10 +420,7 @@ impl RaftNode {
             let last = self.raw_node.raft.raft_log.last_index();
             error!(
                 self.logger,
-                "this member acknowledged entries up to {} to leader {}, but its log ends at {}",
-                lost,
-                leader,
-                last
+                "this member acknowledged entries up to {lost} to leader {leader}, but its log ends at {last}"
             );
             self.log_quarantine();
         }
@@ -435,9 +432,7 @@ impl RaftNode {
         if let Lifecycle::Quarantined(lost) = &self.lifecycle {
             error!(
                 self.logger,
-                "this member lost entries up to {} that it had acknowledged, and takes no part in the cluster: {}; if the other voters are no majority without it, start it once with --lift-quarantine, then restart the leader: writes may be lost",
-                lost,
-                REPLACE_MEMBER
+                "this member lost entries up to {lost} that it had acknowledged, and takes no part in the cluster: {REPLACE_MEMBER}; if the other voters are no majority without it, start it once with --lift-quarantine, then restart the leader: writes may be lost"
             );
         }
     }

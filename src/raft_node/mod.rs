@@ -245,7 +245,8 @@ impl RaftNode {
         self.note_leadership();
         self.request_snapshot();
         self.publish_status();
-        match self.may_end() {
+        let (raft, members) = (&self.raw_node.raft, self.applied.members());
+        match self.lifecycle.may_end(raft, members, self.clock.now()) {
             true if may_write => {
                 self.stop()?;
                 Err(Error::Removed)
@@ -373,11 +374,6 @@ impl RaftNode {
             self.update_admission();
         }
         Ok(messages)
-    }
-
-    fn may_end(&self) -> bool {
-        let Lifecycle::Leaving(leaving) = &self.lifecycle else { return false };
-        leaving.may_end(&self.raw_node.raft, self.applied.members(), self.clock.now())
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Peers {
 }
 
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     url: String,
     /// The incarnation that messages are for: the one that its vote is bound to, or of a learner the
     /// one that was heard last; 0 if none was. A leader's progress of the peer is all of this one.
@@ -47,8 +47,8 @@ struct Peer {
     /// True once it answered a greeting, and so knows this member's incarnation.
     is_greeted: bool,
     /// Batches and snapshots are numbered apart, because a snapshot takes minutes.
-    batches: BatchFilter,
-    snapshots: BatchFilter,
+    pub batches: BatchFilter,
+    pub snapshots: BatchFilter,
     sent: Sent,
     /// When the heartbeat was sent that it has not answered yet.
     heartbeat_sent: Option<Instant>,
@@ -60,13 +60,13 @@ struct Peer {
 /// tell which run is the earlier one. A filter that took a late batch for a restart would drop
 /// everything that the peer sends afterwards.
 #[derive(Default)]
-struct BatchFilter {
+pub(super) struct BatchFilter {
     /// The highest number of each run, by boot id; the run that was heard last is at the back.
     runs: VecDeque<(u64, u64)>,
 }
 
 impl BatchFilter {
-    fn is_new(&mut self, boot: u64, number: u64) -> bool {
+    pub fn is_new(&mut self, boot: u64, number: u64) -> bool {
         let known = self.runs.iter().position(|(known, _)| *known == boot);
         let highest = known.and_then(|place| self.runs.remove(place)).map_or(0, |(_, last)| last);
         if known.is_none() && self.runs.len() == RUNS_MAX {
@@ -153,17 +153,7 @@ impl Peers {
         Ok(())
     }
 
-    /// True if a batch of an admitted sender was not delivered before.
-    pub fn is_new_batch(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
-        self.admitted(from).batches.is_new(boot, number)
-    }
-
-    /// As [`is_new_batch`](Self::is_new_batch), for a snapshot.
-    pub fn is_new_snapshot(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
-        self.admitted(from).snapshots.is_new(boot, number)
-    }
-
-    fn admitted(&mut self, id: NodeId) -> &mut Peer {
+    pub fn admitted(&mut self, id: NodeId) -> &mut Peer {
         self.connected.get_mut(&id).expect("it was admitted")
     }
 
@@ -276,10 +266,7 @@ impl Peers {
         if !std::mem::replace(&mut self.logged_lost_data, true) {
             warn!(
                 logger,
-                "member {} says that index {} is committed here, but our log ends at {}: asking it",
-                from,
-                commit,
-                last
+                "member {from} says that index {commit} is committed here, but our log ends at {last}: asking it"
             );
         }
     }

@@ -178,12 +178,8 @@ fn open_wal(
     }
     let (wal, recovered) = Wal::open(vfs, wal_dir)?;
     if let Some((path, offset)) = &recovered.cut {
-        warn!(
-            logger,
-            "cut an unfinished frame, left by a crash, off {} at offset {}",
-            path.display(),
-            offset
-        );
+        let path = path.display();
+        warn!(logger, "cut an unfinished frame, left by a crash, off {path} at offset {offset}");
     }
     Ok((wal, recovered))
 }
@@ -241,19 +237,14 @@ fn load_snapshot(
     if !is_replaceable(newest, older, recovered) {
         return Err(damage);
     }
-    let older_index = older.map_or(0, |mark| mark.index);
     let snapshot = older.map(|mark| snapshotter.load(mark)).transpose()?;
     if on_disk.contains(&newest) {
         let path = snapshotter.set_broken(newest)?;
         warn!(logger, "{}; it is set aside as {}", damage, path.display());
     }
-    warn!(
-        logger,
-        "replaying {} from index {} instead of the snapshot at index {}",
-        wal_dir.display(),
-        older_index,
-        newest.index
-    );
+    let (dir, from, instead) =
+        (wal_dir.display(), older.map_or(0, |mark| mark.index), newest.index);
+    warn!(logger, "replaying {dir} from index {from} instead of the snapshot at index {instead}");
     Ok((snapshot, older.into_iter().collect()))
 }
 

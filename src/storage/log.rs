@@ -77,10 +77,8 @@ impl Kept {
 }
 
 impl Log {
-    /// A log with the `entries` after the compacted index and term, which are 0 and 0 in a new log.
-    ///
-    /// # Panics
-    /// If the first entry does not follow the compacted index. The recovery checks this.
+    /// A log with the `entries` after the compacted index and term, which are 0 and 0 in a new log. The
+    /// recovery has checked that there is no gap.
     pub fn new(
         (compacted_index, compacted_term): (Index, Term),
         entries: Vec<Entry>,
@@ -128,9 +126,6 @@ impl Log {
     }
 
     /// Appends `entries` and drops all old entries from the first new index on.
-    ///
-    /// # Panics
-    /// If there is a gap before the first entry, or its index is compacted.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(
