@@ -134,9 +134,7 @@ impl Bootstrap {
             }
             PeerReport::NotGreeted { url, why } => {
                 // What it answered before still holds.
-                if let Some(missing) = self.missing.get_mut(&url) {
-                    *missing = why;
-                }
+                self.missing.entry(url).and_modify(|missing| *missing = why);
             }
             PeerReport::Refused { header, refusal: Refusal::OtherIncarnation(why) } => {
                 let from = header.from;

@@ -3,8 +3,8 @@
 //!
 //! raft-rs silently turns a change that it refuses into an empty entry. So the leader checks everything
 //! that raft could refuse before it proposes, and reads the appended entry back. When the entry is
-//! applied, every member checks again, on replicated state alone: a change that fails then is a no-op
-//! on all of them.
+//! applied (`apply.rs`), every member checks again, on replicated state alone: a change that fails then
+//! is a no-op on all of them.
 //!
 //! # Two changes at once
 //! A request that arrives while another change is pending is answered 409, unless it changes nothing.
