@@ -326,8 +326,8 @@ const OWNED: &[(&str, &[&str])] = &[
     // A Ready's messages, some of which wait for its frame.
     (".take_persisted_messages", &["raft_node/journal.rs"]),
     ("ready.take_messages", &["raft_node/journal.rs"]),
-    // The one transition of members, ConfState and applied index, and its callers.
-    ("applied.advance", &["raft_node/apply.rs", "raft_node/changes.rs"]),
+    // The one transition of members, ConfState and applied index, and its caller.
+    ("applied.advance", &["raft_node/apply.rs"]),
 ];
 
 #[test]

@@ -174,7 +174,7 @@ fn check_backup(vfs: &dyn Vfs, path: &Path) -> Result<(SnapshotId, SnapshotFile,
     let refuse = |why: String| {
         Error::Refused(format!("cannot restore from {}: {why}; use another backup", path.display()))
     };
-    SnapshotMembers::decode(&meta).map_err(|error| refuse(error.to_string()))?;
+    codec::decode::<SnapshotMembers>(&meta).map_err(|error| refuse(error.to_string()))?;
     if !(1..HIGHEST).contains(&index) || !(1..HIGHEST).contains(&term) {
         return Err(refuse(format!("index {index} or term {term} is out of range")));
     }

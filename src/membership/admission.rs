@@ -8,9 +8,8 @@
 //! one incarnation: the first entries of a cluster, and later each promotion. So every member that
 //! counts a vote or an acknowledgement knows whose it has to be, and refuses any other one
 //! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412), whether the
-//! two ever met or not. A member without a log bootstraps: it takes no raft message and only greets the
-//! others. Such a refusal ends it with exit status 1, and the message says to remove its id and to add
-//! it under a new one. See `raft_node/bootstrap.rs`.
+//! two ever met or not. A member without a log bootstraps (`raft_node/bootstrap.rs`). Such a refusal
+//! ends it with exit status 1, and the message says to remove its id and to add it under a new one.
 
 use std::collections::BTreeMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -43,13 +42,11 @@ pub enum Sender {
 
 /// Decides which senders may speak.
 #[derive(Debug)]
-pub struct Admission {
-    own: Own,
-    known: RwLock<Known>,
-}
+pub struct Admission(RwLock<Known>);
 
 #[derive(Debug)]
 struct Known {
+    own: Own,
     /// 0 while this member does not know its cluster.
     cluster_id: u64,
     /// The members, as applied here.
@@ -64,21 +61,16 @@ struct Known {
 impl Admission {
     /// Admission as of a start: `members` are those on disk.
     pub fn new(own: Own, cluster_id: u64, members: Members) -> Self {
-        let known = Known {
-            cluster_id,
-            members,
-            announced_moves: BTreeMap::new(),
-            pending_moves: Vec::new(),
-        };
-        Self { own, known: RwLock::new(known) }
+        let (announced_moves, pending_moves) = (BTreeMap::new(), Vec::new());
+        Self(RwLock::new(Known { own, cluster_id, members, announced_moves, pending_moves }))
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().expect("no thread panics while it holds the lock")
+        self.0.read().expect("no thread panics while it holds the lock")
     }
 
     fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().expect("no thread panics while it holds the lock")
+        self.0.write().expect("no thread panics while it holds the lock")
     }
 
     /// The id of this member's cluster; 0 while it is unknown.
@@ -109,7 +101,7 @@ impl Admission {
     /// newer than the applied one.
     pub fn other_members(&self) -> Vec<(NodeId, String)> {
         let known = self.known();
-        let others = known.members.urls.keys().filter(|id| **id != self.own.id);
+        let others = known.members.urls.keys().filter(|id| **id != known.own.id);
         others
             .map(|id| (*id, known.listens_at(*id).expect("it is a member").1.to_owned()))
             .collect()
@@ -131,15 +123,14 @@ impl Admission {
     /// The header of a message from this member to the incarnation `to_incarnation` of member `to`.
     pub fn header(&self, to: NodeId, to_incarnation: u64) -> PeerHeader {
         let known = self.known();
+        let Own { id, incarnation, ref url, .. } = known.own;
+        let is_at_home = known.members.urls.get(&id) == Some(url);
         PeerHeader {
             cluster_id: known.cluster_id,
-            from: self.own.id,
-            incarnation: self.own.incarnation,
-            url: self.own.url.clone(),
-            moved: match known.members.urls.get(&self.own.id) {
-                Some(url) if *url == self.own.url => known.members.moved_at(self.own.id),
-                _ => 0,
-            },
+            from: id,
+            incarnation,
+            url: url.clone(),
+            moved: if is_at_home { known.members.moved_at(id) } else { 0 },
             to,
             to_incarnation,
         }
@@ -166,36 +157,38 @@ impl Admission {
         }
     }
 
-    /// Admits the sender of a raft message or of a forwarded change.
-    ///
-    /// # Errors
-    /// The refusal to answer with. The request must have no effect.
+    /// Admits the sender of a raft message or of a forwarded change. A refused request must have no
+    /// effect.
     pub fn admit(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
-        self.known().admit(&self.own, header)
+        let known = self.known();
+        let own = &known.own;
+        if known.cluster_id == 0 {
+            return Err(Refusal::NotReady(format!("member {} has not begun yet", own.id)));
+        }
+        known.check_cluster(header)?;
+        known.check_receiver(header)?;
+        if ![0, own.incarnation].contains(&header.to_incarnation) {
+            return Err(Refusal::Mismatch(format!(
+                "this is member {} with the data directory {:016x}, the message is for {:016x}",
+                own.id, own.incarnation, header.to_incarnation
+            )));
+        }
+        known.admit_sender(header)
     }
 
     /// Admits the sender of a greeting, which may not know this member's id yet. Its cluster is not
     /// checked: before a member has begun, that id says only what it has agreed on.
-    ///
-    /// # Errors
-    /// The refusal to answer with.
     pub fn admit_greeting(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
         let known = self.known();
-        let header = PeerHeader {
-            cluster_id: known.cluster_id,
-            to: if header.to == 0 { self.own.id } else { header.to },
-            ..header.clone()
-        };
-        known.check_ends(&self.own, &header)?;
-        known.admit_sender(&self.own, &header)
+        if header.to != 0 {
+            known.check_receiver(header)?;
+        }
+        known.admit_sender(header)
     }
 
     /// Checks that a sender belongs to this member's cluster.
-    ///
-    /// # Errors
-    /// [`Refusal::Mismatch`] naming both.
     pub fn check_cluster(&self, header: &PeerHeader) -> Result<(), Refusal> {
-        self.known().check_cluster(&self.own, header)
+        self.known().check_cluster(header)
     }
 }
 
@@ -207,21 +200,8 @@ impl Known {
         Some(announced.filter(|(index, _)| *index > applied.0).unwrap_or(applied))
     }
 
-    fn admit(&self, own: &Own, header: &PeerHeader) -> Result<Sender, Refusal> {
-        if self.cluster_id == 0 {
-            return Err(Refusal::NotReady(format!("member {} has not begun yet", own.id)));
-        }
-        self.check_ends(own, header)?;
-        if ![0, own.incarnation].contains(&header.to_incarnation) {
-            return Err(Refusal::Mismatch(format!(
-                "this is member {} with the data directory {:016x}, the message is for {:016x}",
-                own.id, own.incarnation, header.to_incarnation
-            )));
-        }
-        self.admit_sender(own, header)
-    }
-
-    fn check_cluster(&self, own: &Own, header: &PeerHeader) -> Result<(), Refusal> {
+    fn check_cluster(&self, header: &PeerHeader) -> Result<(), Refusal> {
+        let own = &self.own;
         if header.cluster_id != self.cluster_id {
             return Err(Refusal::Mismatch(format!(
                 "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}",
@@ -237,19 +217,18 @@ impl Known {
         Ok(())
     }
 
-    fn check_ends(&self, own: &Own, header: &PeerHeader) -> Result<(), Refusal> {
-        self.check_cluster(own, header)?;
-        if header.to != own.id {
+    fn check_receiver(&self, header: &PeerHeader) -> Result<(), Refusal> {
+        let (own, to) = (self.own.id, header.to);
+        if to != own {
             return Err(Refusal::Mismatch(format!(
-                "this is member {}, the message is for member {}",
-                own.id, header.to
+                "this is member {own}, the message is for member {to}"
             )));
         }
         Ok(())
     }
 
-    fn admit_sender(&self, own: &Own, header: &PeerHeader) -> Result<Sender, Refusal> {
-        let id = header.from;
+    fn admit_sender(&self, header: &PeerHeader) -> Result<Sender, Refusal> {
+        let (id, own) = (header.from, &self.own);
         if id == 0 || check_url(&header.url).is_err() {
             return Err(Refusal::Mismatch(format!(
                 "no member has the id {id} and the peer URL {:?}",

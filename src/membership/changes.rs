@@ -1,7 +1,8 @@
 //! Changes of the members as entries of the log, in raft's own form.
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChange, ConfChangeType};
+use raft::eraftpb::ConfChange;
+use raft::eraftpb::ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
 
 use crate::channels::NodeId;
 
@@ -52,10 +53,8 @@ const PROMOTION: u64 = 1;
 const MOVE: u64 = 2;
 
 impl MemberChange {
-    /// Decodes the data of an entry, and returns raft's form of the change as well.
-    ///
-    /// # Errors
-    /// Why the data is not a change that a member proposes.
+    /// Decodes the data of an entry, and returns raft's form of the change as well. An error says why
+    /// it is not a change that a member proposes.
     pub fn decode(data: &[u8]) -> Result<(ConfChange, Self), String> {
         let mut conf_change = ConfChange::default();
         conf_change.merge_from_bytes(data).map_err(|error| error.to_string())?;
@@ -71,16 +70,14 @@ impl MemberChange {
             None => Err(format!("the incarnation of member {id} is missing")),
         };
         let change = match (conf_change.get_change_type(), conf_change.id) {
-            (ConfChangeType::AddNode, AS_NAMED) => {
+            (AddNode, AS_NAMED) => {
                 let (incarnation, url) = bound()?;
                 Self::AddVoter { id, url: url_in(url)?, incarnation }
             }
-            (ConfChangeType::AddNode, PROMOTION) => Self::Promote { id, incarnation: bound()?.0 },
-            (ConfChangeType::AddNode, MOVE) => Self::Move { id, url: url_in(context)? },
-            (ConfChangeType::AddLearnerNode, AS_NAMED) => {
-                Self::AddLearner { id, url: url_in(context)? }
-            }
-            (ConfChangeType::RemoveNode, AS_NAMED) => Self::Remove { id },
+            (AddNode, PROMOTION) => Self::Promote { id, incarnation: bound()?.0 },
+            (AddNode, MOVE) => Self::Move { id, url: url_in(context)? },
+            (AddLearnerNode, AS_NAMED) => Self::AddLearner { id, url: url_in(context)? },
+            (RemoveNode, AS_NAMED) => Self::Remove { id },
             (change, kind) => return Err(format!("{change:?} of kind {kind} for member {id}")),
         };
         Ok((conf_change, change))
@@ -89,24 +86,18 @@ impl MemberChange {
     /// Raft's form of the change. As in the original, the URL is in the context.
     pub fn to_conf_change(&self) -> ConfChange {
         let bound =
-            |incarnation: &u64, url: &str| [&incarnation.to_le_bytes(), url.as_bytes()].concat();
-        let (kind, change_type, id, context) = match self {
-            Self::AddLearner { id, url } => {
-                (AS_NAMED, ConfChangeType::AddLearnerNode, id, url.clone().into_bytes())
-            }
+            |incarnation: u64, url: &str| [&incarnation.to_le_bytes(), url.as_bytes()].concat();
+        let (kind, change_type, node_id, context) = match self.clone() {
+            Self::AddLearner { id, url } => (AS_NAMED, AddLearnerNode, id, url.into_bytes()),
             Self::AddVoter { id, url, incarnation } => {
-                (AS_NAMED, ConfChangeType::AddNode, id, bound(incarnation, url))
+                (AS_NAMED, AddNode, id, bound(incarnation, &url))
             }
-            Self::Promote { id, incarnation } => {
-                (PROMOTION, ConfChangeType::AddNode, id, bound(incarnation, ""))
-            }
-            Self::Move { id, url } => (MOVE, ConfChangeType::AddNode, id, url.clone().into_bytes()),
-            Self::Remove { id } => (AS_NAMED, ConfChangeType::RemoveNode, id, Vec::new()),
+            Self::Promote { id, incarnation } => (PROMOTION, AddNode, id, bound(incarnation, "")),
+            Self::Move { id, url } => (MOVE, AddNode, id, url.into_bytes()),
+            Self::Remove { id } => (AS_NAMED, RemoveNode, id, Vec::new()),
         };
-        let mut conf_change =
-            ConfChange { id: kind, node_id: *id, context: context.into(), ..ConfChange::default() };
-        conf_change.set_change_type(change_type);
-        conf_change
+        let context = context.into();
+        ConfChange { id: kind, change_type, node_id, context, ..ConfChange::default() }
     }
 
     /// The data of the entry that carries the change.

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::ConfState;
+use raft::majority;
 use serde::{Deserialize, Serialize};
 
 use super::changes::MemberChange;
 use super::urls::{check_url, is_https};
 use crate::channels::{Index, MemberRequest, NodeId};
-use crate::codec::{self, DecodeError};
 use crate::error::RequestError;
 
 /// The most members. Wire limits follow from it.
@@ -48,23 +48,19 @@ pub enum Verdict {
 }
 
 impl Members {
-    /// Decides what the leader does for a client's `request`.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check); 409 for a transfer to a member without a vote.
+    /// Decides what the leader does for a client's `request`. Errors are those of
+    /// [`check`](Self::check), and 409 for a transfer to a member without a vote.
     pub fn decide(&self, request: &MemberRequest) -> Result<Verdict, RequestError> {
-        let change = match request {
-            MemberRequest::Add { id, url } => {
-                MemberChange::AddLearner { id: *id, url: url.clone() }
-            }
-            MemberRequest::Remove { id } => MemberChange::Remove { id: *id },
-            MemberRequest::Move { id, url } => MemberChange::Move { id: *id, url: url.clone() },
-            MemberRequest::Lead { to: Some(id) } if !self.is_voter(*id) => {
+        let change = match request.clone() {
+            MemberRequest::Add { id, url } => MemberChange::AddLearner { id, url },
+            MemberRequest::Remove { id } => MemberChange::Remove { id },
+            MemberRequest::Move { id, url } => MemberChange::Move { id, url },
+            MemberRequest::Lead { to: Some(id) } if !self.is_voter(id) => {
                 return Err(RequestError::Conflict(format!(
                     "{id} is no member with a vote: it cannot lead"
                 )));
             }
-            MemberRequest::Lead { to } => return Ok(Verdict::Transfer(*to)),
+            MemberRequest::Lead { to } => return Ok(Verdict::Transfer(to)),
         };
         Ok(if self.check(&change)? { Verdict::Change(change) } else { Verdict::Nothing })
     }
@@ -100,12 +96,10 @@ impl Members {
             MemberChange::Move { id, url } => {
                 self.check_listener(*id, url)?;
                 match self.urls.get(id) {
-                    None => return Err(RequestError::Conflict(format!("{id} is no member"))),
-                    Some(known) if known == url => return Ok(false),
-                    Some(_) => {}
+                    None => Err(RequestError::Conflict(format!("{id} is no member"))),
+                    Some(known) if known == url => Ok(false),
+                    Some(_) => self.check_url(url).map(|()| true),
                 }
-                self.check_url(url)?;
-                Ok(true)
             }
             MemberChange::Remove { id } => {
                 if !self.urls.contains_key(id) {
@@ -206,37 +200,28 @@ impl Members {
 
     /// Checks that the remaining voters still have a live majority after the removal of `removed`.
     /// `lives` says which members were heard from recently. A dead member can always be removed,
-    /// because today's live majority is a majority of fewer members too.
-    ///
-    /// # Errors
-    /// 409 naming the dead member to remove first.
+    /// because today's live majority is a majority of fewer members too. The 409 names the dead member
+    /// to remove first.
     pub fn check_majority_lives(
         &self,
         removed: NodeId,
         lives: impl Fn(NodeId) -> bool,
     ) -> Result<(), RequestError> {
-        if self.learners.contains(&removed) {
-            return Ok(());
+        let others = self.voters().filter(|id| *id != removed);
+        let (living, dead): (Vec<_>, Vec<_>) = others.partition(|id| lives(*id));
+        let (living, remaining) = (living.len(), living.len() + dead.len());
+        match dead.first() {
+            Some(dead) if !self.learners.contains(&removed) && living < majority(remaining) => {
+                Err(RequestError::Conflict(format!(
+                    "without member {removed} only {living} of {remaining} members would live: remove member {dead} first"
+                )))
+            }
+            _ => Ok(()),
         }
-        let remaining: Vec<NodeId> = self.voters().filter(|id| *id != removed).collect();
-        let living = remaining.iter().filter(|id| lives(**id)).count();
-        // `check` refuses to remove the last voter.
-        if remaining.is_empty() || living >= majority(remaining.len()) {
-            return Ok(());
-        }
-        let dead = remaining.iter().find(|id| !lives(**id));
-        Err(RequestError::Conflict(format!(
-            "without member {removed} only {living} of {} members would live: remove member {} first",
-            remaining.len(),
-            dead.expect("fewer than all live")
-        )))
     }
 
     /// Checks that the other voters are a live majority without member `id`. They must be able to
     /// correct a mistyped URL, because no member finds `id` there.
-    ///
-    /// # Errors
-    /// 409 if they are not.
     pub fn check_move(
         &self,
         id: NodeId,
@@ -253,7 +238,7 @@ impl Members {
     }
 }
 
-/// What a snapshot holds about the members: in the file, and in raft's `Snapshot.data`.
+/// What a snapshot holds about the members: in the meta bytes of its file, and in raft's `Snapshot.data`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotMembers {
     /// The cluster that the snapshot belongs to.
@@ -274,21 +259,9 @@ impl SnapshotMembers {
         Self { cluster_id, voters, learners: members.learners.iter().copied().collect(), members }
     }
 
-    /// Decodes the meta bytes of a snapshot.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if they are not an encoded `SnapshotMembers`.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        codec::decode(bytes)
-    }
-
     /// The ConfState as raft has it.
     pub fn conf_state(&self) -> ConfState {
-        ConfState {
-            voters: self.voters.clone(),
-            learners: self.learners.clone(),
-            ..Default::default()
-        }
+        ConfState::from((self.voters.clone(), self.learners.clone()))
     }
 }
 
@@ -301,11 +274,6 @@ pub struct SnapshotData {
     pub length: u64,
     /// The file's CRC32C.
     pub checksum: u32,
-}
-
-/// How many of `n` members are a majority.
-pub fn majority(n: usize) -> usize {
-    n / 2 + 1
 }
 
 #[cfg(test)]

@@ -6,10 +6,9 @@
 //!
 //! # Ids and incarnations
 //! An id is used once. A removed id stays in the removed set, because a member that was offline may
-//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory. The entry that
-//! gives a member its vote binds its id to one incarnation. So a member that lost its directory, with
-//! the votes and the entries in it, cannot pass for its former self (raft-rs panics otherwise:
-//! `to_commit out of range`).
+//! still count it (etcd #18757). An incarnation is the 64 random bits of a data directory. By it,
+//! [`Admission`] keeps a member that lost its directory, with the votes and the entries in it, from
+//! passing for its former self (raft-rs panics otherwise: `to_commit out of range`).
 
 mod admission;
 mod changes;
@@ -20,6 +19,5 @@ pub use admission::{Admission, Own, Sender};
 pub use changes::MemberChange;
 pub use members::{
     MEMBERS_MAX, Members, REMOVED_MAX, SILENT_LEARNERS_MAX, SnapshotData, SnapshotMembers, Verdict,
-    majority,
 };
 pub use urls::{authority, check_url, is_https};

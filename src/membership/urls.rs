@@ -14,11 +14,8 @@ pub fn authority(url: &str) -> Option<&str> {
     url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))
 }
 
-/// Checks that `url` is a peer URL: a scheme, a host and a port, and no path. The original commits
-/// any text, and then panics at every start of every member.
-///
-/// # Errors
-/// One line that says what is wrong.
+/// Checks that `url` is a peer URL: a scheme, a host and a port, and no path; an error is one line. The
+/// original commits any text, and then panics at every start of every member.
 pub fn check_url(url: &str) -> Result<(), String> {
     if url.len() > PEER_URL_BYTES_MAX {
         return Err(format!(

@@ -3,6 +3,7 @@
 use raft::eraftpb::Entry;
 
 use super::{Index, NodeId, Term};
+use crate::channels::Vouched;
 use crate::membership::Members;
 
 /// The applied index and the members as of it: [`advance`](Self::advance) is the only way to change
@@ -59,5 +60,12 @@ impl Applied {
 
     pub fn is_member(&self, id: NodeId) -> bool {
         self.members.urls.contains_key(&id)
+    }
+
+    /// Where member `id` listens and the directory that its vote is bound to; `None` if it has no vote.
+    pub fn vouch_for(&self, id: NodeId) -> Option<Vouched> {
+        let (url, incarnation) =
+            self.members.urls.get(&id).zip(self.members.incarnations.get(&id))?;
+        Some(Vouched { id, url: url.clone(), incarnation: *incarnation })
     }
 }

@@ -1,16 +1,16 @@
 //! What is committed goes on commitC; changes of the members and of the leader take effect here.
 
 use raft::eraftpb::{Entry, EntryType, Snapshot};
-use slog::{error, info};
+use slog::{Logger, error, info, warn};
 
-use super::changes;
+use super::changes::pending_changes;
 use super::clock::{self, Leadership};
 use super::lifecycle::{Leaving, Lifecycle};
 use super::snapshots::snapshot_id;
-use super::{RaftNode, holds_change};
+use super::{NodeId, RaftNode, holds_change};
 use crate::channels::{Commit, CommittedEntry, RequestId};
-use crate::error::{Error, REPLACE_MEMBER, Result};
-use crate::membership::MemberChange;
+use crate::error::{Error, REPLACE_MEMBER, RequestError, Result};
+use crate::membership::{MemberChange, Members};
 use crate::storage::log::entry_bytes;
 
 impl RaftNode {
@@ -25,9 +25,7 @@ impl RaftNode {
         self.commits.send(Commit::Restore(restore));
         self.applied.advance(id.index, id.term, Some(members.members));
         // A write that was proposed here may be in the snapshot, or not: nothing tells.
-        let failed = self.writes.fail_all("a snapshot replaced the log");
-        self.config.metrics.proposals_failed.inc_by(failed);
-        self.changes.fail_all("a snapshot replaced the log");
+        self.fail_pending("a snapshot replaced the log", |_| true);
         self.connect_members();
         self.config.metrics.snapshots_installed.inc();
         self.snapshots.keep(id, &mut self.journal)?;
@@ -69,21 +67,77 @@ impl RaftNode {
         }
     }
 
+    /// Applies a committed change, which every member decides alike: the state it decides on is the same.
     fn apply_change(&mut self, entry: &Entry) {
         let own = self.config.id;
-        let (applied, raw_node) = (&mut self.applied, &mut self.raw_node);
-        let change = changes::apply(entry, applied, raw_node, &self.peers, own, &self.logger);
+        let mut members = self.applied.members().clone();
+        let change = self.carry_out(entry, &mut members);
+        self.applied.advance(entry.index, entry.term, Some(members));
         match &change {
-            Err(_) | Ok(None) => {}
-            Ok(Some(MemberChange::Remove { id })) if *id == own => {
-                self.changes.answer_own_removal();
-                let until_tick = self.clock.now() + self.config.election_ticks as u64;
-                self.lifecycle = Lifecycle::Leaving(Leaving { removal: entry.index, until_tick });
+            Err(why) => warn!(self.logger, "a committed change of members does nothing: {}", why;
+                "index" => entry.index),
+            Ok(None) => {}
+            Ok(Some(MemberChange::Move { id, url })) => {
+                info!(self.logger, "member {} moved to {}", id, url);
+                self.connect_members();
             }
-            Ok(Some(_)) => self.connect_members(),
+            Ok(Some(change)) => {
+                log_configuration(self.applied.members(), own, &self.logger);
+                if *change == (MemberChange::Remove { id: own }) {
+                    self.changes.answer_own_removal();
+                    let until_tick = self.clock.now() + self.config.election_ticks as u64;
+                    let leaving = Leaving { removal: entry.index, until_tick };
+                    self.lifecycle = Lifecycle::Leaving(leaving);
+                } else {
+                    self.connect_members();
+                }
+            }
         }
         // Last: a client that is told of a change may rely on all of it.
         self.changes.answer(entry, change.map(|_| ()));
+    }
+
+    /// Carries a committed change out, in raft and in `members`. Returns it if it had an effect.
+    fn carry_out(
+        &mut self,
+        entry: &Entry,
+        members: &mut Members,
+    ) -> std::result::Result<Option<MemberChange>, RequestError> {
+        let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
+        let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
+        if !members.check(&change)? {
+            return Ok(None);
+        }
+        if let MemberChange::Promote { id, incarnation } = change
+            && self.peers.incarnation_of(id) != incarnation
+        {
+            // A vote may not begin with what another directory acknowledged.
+            self.forget_progress(id);
+        }
+        match change {
+            // raft does not know URLs.
+            MemberChange::Move { .. } => {}
+            // raft 0.7.0 panics when a leader that is not a member appends or commits, and lets one that
+            // leaves a single voter read without asking it. So raft keeps the members as they were: any
+            // majority of these includes one of those that remain.
+            MemberChange::Remove { id } if id == self.config.id && self.is_leader() => {}
+            _ => {
+                let applied = self.raw_node.apply_conf_change(&conf_change);
+                applied.map_err(|error| RequestError::Conflict(error.to_string()))?;
+            }
+        }
+        members.apply(&change, entry.index);
+        Ok(Some(change))
+    }
+
+    /// Has a leader count on nothing that member `id` acknowledged, and probe it.
+    pub(super) fn forget_progress(&mut self, id: NodeId) {
+        if self.is_leader()
+            && let Some(progress) = self.raw_node.raft.mut_prs().get_mut(id)
+        {
+            (progress.matched, progress.pending_snapshot, progress.committed_index) = (0, 0, 0);
+            progress.become_probe();
+        }
     }
 
     /// Stops this member if its vote is bound to another directory.
@@ -109,8 +163,12 @@ impl RaftNode {
             Lifecycle::Bootstrapping(bootstrap) => bootstrap.cluster_id(),
             _ => self.journal.identity().cluster_id,
         };
-        let moves = changes::pending_moves(self.raw_node.store(), &self.applied);
-        self.peers.admission().update(cluster_id, self.applied.members(), moves);
+        let pending = pending_changes(self.raw_node.store(), &self.applied).into_iter();
+        let moves = pending.filter_map(|change| match change {
+            MemberChange::Move { id, url } => Some((id, url)),
+            _ => None,
+        });
+        self.peers.admission().update(cluster_id, self.applied.members(), moves.collect());
     }
 
     /// Answers the requests whose outcome a change of leader or term makes unknown.
@@ -122,9 +180,14 @@ impl RaftNode {
             self.config.metrics.leader_changes.inc();
         }
         clock::log_leader(old, new, self.config.id, &self.logger);
-        let failed = self.writes.fail_other_than(new);
+        self.fail_pending("the leader changed", |under| under != new);
+    }
+
+    /// Answers with 504 what was proposed under a leader that `is_lost`.
+    fn fail_pending(&mut self, why: &str, is_lost: impl Fn(Leadership) -> bool) {
+        let failed = self.writes.fail(why, &is_lost);
         self.config.metrics.proposals_failed.inc_by(failed);
-        self.changes.fail_other_than(new);
+        self.changes.fail(why, is_lost);
     }
 
     pub(super) fn request_snapshot(&mut self) {
@@ -138,4 +201,15 @@ impl RaftNode {
             self.commits.send(Commit::Snapshot(request));
         }
     }
+}
+
+/// Logs the configuration in the original's words.
+fn log_configuration(members: &Members, own: NodeId, logger: &Logger) {
+    let list = |ids: Vec<NodeId>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    let learners = match members.learners.is_empty() {
+        true => String::new(),
+        false => format!(" learners=({})", list(members.learners.iter().copied().collect())),
+    };
+    let voters = list(members.voters().collect());
+    info!(logger, "{} switched to configuration voters=({}){}", own, voters, learners);
 }

@@ -30,7 +30,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::eraftpb::{Entry, EntryType, HardState};
+use raft::eraftpb::{Entry, EntryType};
 use slog::{Logger, warn};
 
 use super::journal::Journal;
@@ -61,12 +61,12 @@ pub(super) struct Bootstrap {
     logged: String,
 }
 
-/// How a bootstrap ends.
-pub(super) enum Start {
-    /// As a first member of this new cluster.
-    First { cluster_id: u64, entries: Vec<Entry>, hard_state: HardState },
-    /// As a new member of this cluster.
-    Join { cluster_id: u64 },
+/// How a bootstrap ends: in this cluster.
+pub(super) struct Start {
+    pub cluster_id: u64,
+    /// The additions of the first members, all committed, if this member is one of them; none if it
+    /// joins.
+    pub entries: Vec<Entry>,
 }
 
 impl Bootstrap {
@@ -112,10 +112,7 @@ impl Bootstrap {
         self.begun_in = Some(self.cluster_id);
     }
 
-    /// Takes the outcome of a greeting.
-    ///
-    /// # Errors
-    /// If the cluster refuses this member for good, or the table cannot be written.
+    /// Takes the outcome of a greeting. It is an error if the cluster refuses this member for good.
     pub fn take_report(
         &mut self,
         report: PeerReport,
@@ -137,9 +134,7 @@ impl Bootstrap {
             }
             PeerReport::NotGreeted { url, why } => {
                 // What it answered before still holds.
-                if let Some(missing) = self.missing.get_mut(&url) {
-                    *missing = why;
-                }
+                self.missing.entry(url).and_modify(|missing| *missing = why);
             }
             PeerReport::Refused { header, refusal: Refusal::OtherIncarnation(why) } => {
                 let from = header.from;
@@ -215,11 +210,9 @@ impl Bootstrap {
     /// How this member may begin, or in one line what it waits for.
     pub fn outcome(&self, config: &NodeConfig) -> std::result::Result<Start, String> {
         let all_agree = self.cluster_id != 0 && self.agreed.len() == self.others.len();
-        match self.begun_in {
-            Some(cluster_id) if config.join => return Ok(Start::Join { cluster_id }),
-            Some(_) => return Ok(self.first(config)),
-            None if all_agree => return Ok(self.first(config)),
-            None => {}
+        if let Some(cluster_id) = self.begun_in.or(all_agree.then_some(self.cluster_id)) {
+            let entries = if config.join { Vec::new() } else { self.additions(config) };
+            return Ok(Start { cluster_id, entries });
         }
         let missing = self.missing.iter().map(|(url, why)| format!("{url} ({why})"));
         let missing = missing.collect::<Vec<_>>().join(", ");
@@ -236,19 +229,14 @@ impl Bootstrap {
         })
     }
 
-    /// The beginning of a new cluster's log: the additions of the first members, all committed.
-    fn first(&self, config: &NodeConfig) -> Start {
+    /// The beginning of a new cluster's log: the additions of the first members.
+    fn additions(&self, config: &NodeConfig) -> Vec<Entry> {
         let additions = config.cluster.iter().zip(&self.table).map(|(url, (&id, &incarnation))| {
-            let mut entry = Entry { index: id, term: 1, ..Entry::default() };
-            entry.set_entry_type(EntryType::EntryConfChange);
-            entry.data =
-                MemberChange::AddVoter { id, url: url.clone(), incarnation }.encode().into();
-            entry
+            let addition = MemberChange::AddVoter { id, url: url.clone(), incarnation };
+            let (entry_type, data) = (EntryType::EntryConfChange, addition.encode().into());
+            Entry { entry_type, index: id, term: 1, data, ..Entry::default() }
         });
-        let entries: Vec<Entry> = additions.collect();
-        let commit = entries.len() as u64;
-        let hard_state = HardState { term: 1, vote: 0, commit, ..HardState::default() };
-        Start::First { cluster_id: self.cluster_id, entries, hard_state }
+        additions.collect()
     }
 
     /// Logs what this member waits for, once for each reason.
@@ -268,11 +256,8 @@ pub(super) fn first_urls(config: &NodeConfig) -> Vec<String> {
 /// The id of the cluster that these members begin: URL and incarnation of each, in the order of their
 /// ids. A list that is begun again has new directories, and so another id.
 pub(crate) fn cluster_id<'a>(first: impl Iterator<Item = (&'a str, u64)>) -> u64 {
-    let mut text = String::new();
-    for (url, incarnation) in first {
-        text += &format!("{url} {incarnation:016x},");
-    }
-    hash(&text)
+    let member = |(url, incarnation)| format!("{url} {incarnation:016x},");
+    hash(&first.map(member).collect::<String>())
 }
 
 /// A hash of a `--cluster` list.

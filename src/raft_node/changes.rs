@@ -3,8 +3,8 @@
 //!
 //! raft-rs silently turns a change that it refuses into an empty entry. So the leader checks everything
 //! that raft could refuse before it proposes, and reads the appended entry back. When the entry is
-//! applied, every member checks again, on replicated state alone: a change that fails then is a no-op
-//! on all of them.
+//! applied (`apply.rs`), every member checks again, on replicated state alone: a change that fails then
+//! is a no-op on all of them.
 //!
 //! # Two changes at once
 //! A request that arrives while another change is pending is answered 409, unless it changes nothing.
@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType};
 use raft::{ProgressState, RawNode, StateRole};
-use slog::{Logger, info, warn};
+use slog::{Logger, info};
 
 use super::applied::Applied;
 use super::clock::{Clock, Leadership};
@@ -70,9 +70,8 @@ impl Context<'_> {
         let members = self.applied.members();
         match request {
             MemberRequest::Add { .. } => {
-                let silent =
-                    members.learners.iter().filter(|id| !self.peers.was_heard_since(**id, 0));
-                if silent.count() < SILENT_LEARNERS_MAX {
+                let is_silent = |id: &&NodeId| !self.peers.was_heard_since(**id, 0);
+                if members.learners.iter().filter(is_silent).count() < SILENT_LEARNERS_MAX {
                     return Ok(());
                 }
                 Err(RequestError::Conflict(format!(
@@ -208,8 +207,7 @@ impl Changes {
     fn promote_learner(&mut self, node: &mut Context<'_>) {
         let raft = &node.raw_node.raft;
         let learners = &node.applied.members().learners;
-        if learners.is_empty()
-            || !node.is_running
+        if !node.is_running
             || !node.is_leader()
             || raft.lead_transferee.is_some()
             || !raft.apply_to_current_term()
@@ -320,34 +318,31 @@ impl Changes {
 
     fn finish_transfer(&mut self, node: &mut Context<'_>) {
         let Some((request, until)) = self.transfer.take() else { return };
-        let leader = node.raw_node.raft.leader_id;
         if request.responder.is_closed() {
             return;
         }
-        if leader != raft::INVALID_ID && !node.is_leader() {
-            match request.change {
-                MemberRequest::Lead { to } if to.is_none_or(|to| to == leader) => {
-                    request.responder.answer(Ok(()));
-                }
-                MemberRequest::Lead { .. } => {
-                    let why = format!("member {leader} was elected instead: ask again");
-                    request.responder.answer(Err(RequestError::Conflict(why)));
-                }
-                // Forwarded although a member may have forwarded it here: it did find the leader.
-                _ => self.forward(leader, ConfChangeRequest { forwarded: false, ..request }, node),
+        let raft = &node.raw_node.raft;
+        let leader = raft.leader_id;
+        let is_over = leader != raft::INVALID_ID && !node.is_leader();
+        let has_failed =
+            node.is_leader() && raft.lead_transferee.is_none() || node.clock.now() > until;
+        let why = "leadership could not be handed over in time";
+        let answer = match request.change {
+            MemberRequest::Lead { to } if is_over && to.is_none_or(|to| to == leader) => Ok(()),
+            MemberRequest::Lead { .. } if is_over => Err(RequestError::Conflict(format!(
+                "member {leader} was elected instead: ask again"
+            ))),
+            // Forwarded although a member may have forwarded it here: it did find the leader.
+            _ if is_over => {
+                let request = ConfChangeRequest { forwarded: false, ..request };
+                return self.forward(leader, request, node);
             }
-        } else if node.is_leader() && node.raw_node.raft.lead_transferee.is_none()
-            || node.clock.now() > until
-        {
-            let why = "leadership could not be handed over in time";
-            request.responder.answer(Err(match request.change {
-                // The transfer may still happen.
-                MemberRequest::Lead { .. } => RequestError::unknown(why),
-                _ => RequestError::unavailable(why),
-            }));
-        } else {
-            self.transfer = Some((request, until));
-        }
+            // The transfer may still happen.
+            MemberRequest::Lead { .. } if has_failed => Err(RequestError::unknown(why)),
+            _ if has_failed => Err(RequestError::unavailable(why)),
+            _ => return self.transfer = Some((request, until)),
+        };
+        request.responder.answer(answer);
     }
 
     /// Answers the request that `entry` carries out, if it was proposed here.
@@ -360,17 +355,11 @@ impl Changes {
         }
     }
 
-    /// Answers the pending change with 504.
-    pub fn fail_all(&mut self, why: &str) {
-        if let Some((_, _, Some(responder))) = self.pending.take() {
+    /// Answers the pending change with 504 if it was proposed under a leader that `is_lost`.
+    pub fn fail(&mut self, why: &str, is_lost: impl Fn(Leadership) -> bool) {
+        if let Some((_, _, Some(responder))) = self.pending.take_if(|(_, under, _)| is_lost(*under))
+        {
             responder.answer(Err(RequestError::unknown(why)));
-        }
-    }
-
-    /// Answers the pending change with 504 if it was proposed under another leader or term.
-    pub fn fail_other_than(&mut self, leadership: Leadership) {
-        if self.pending.as_ref().is_some_and(|(_, under, _)| *under != leadership) {
-            self.fail_all("the leader changed");
         }
     }
 }
@@ -396,104 +385,9 @@ fn append(
     Ok((id, Leadership::of(node.raw_node)))
 }
 
-/// Applies a committed change, which every member decides alike: the state it decides on is the same.
-/// Returns the change if it had an effect.
-pub(super) fn apply(
-    entry: &Entry,
-    applied: &mut Applied,
-    raw_node: &mut RawNode<Log>,
-    peers: &Peers,
-    own: NodeId,
-    logger: &Logger,
-) -> Result<Option<MemberChange>, RequestError> {
-    let mut replaced = None;
-    let effect = effect_of(entry, applied, raw_node, peers, own);
-    let change = effect.map(|effect| {
-        effect.map(|(change, members)| {
-            replaced = Some(members);
-            change
-        })
-    });
-    applied.advance(entry.index, entry.term, replaced);
-    match &change {
-        Err(why) => warn!(logger, "a committed change of members does nothing: {}", why;
-            "index" => entry.index),
-        Ok(None) => {}
-        Ok(Some(MemberChange::Move { id, url })) => info!(logger, "member {} moved to {}", id, url),
-        Ok(Some(_)) => log_configuration(applied.members(), own, logger),
-    }
-    change
-}
-
-/// What a committed change does: itself, and the members after it; `None` if it changes nothing.
-fn effect_of(
-    entry: &Entry,
-    applied: &Applied,
-    raw_node: &mut RawNode<Log>,
-    peers: &Peers,
-    own: NodeId,
-) -> Result<Option<(MemberChange, Members)>, RequestError> {
-    let invalid = |why: String| RequestError::Invalid(format!("no change of members: {why}"));
-    let (conf_change, change) = MemberChange::decode(&entry.data).map_err(invalid)?;
-    if !applied.members().check(&change)? {
-        return Ok(None);
-    }
-    let mut members = applied.members().clone();
-    members.apply(&change, entry.index);
-    if let MemberChange::Promote { id, incarnation } = change
-        && peers.incarnation_of(id) != incarnation
-    {
-        // A vote may not begin with what another directory acknowledged.
-        forget_progress(raw_node, id);
-    }
-    match change {
-        // raft does not know URLs.
-        MemberChange::Move { .. } => {}
-        // raft 0.7.0 panics when a leader that is not a member appends or commits, and lets one that
-        // leaves a single voter read without asking it. So raft keeps the members as they were: any
-        // majority of these includes one of those that remain.
-        MemberChange::Remove { id } if id == own && raw_node.raft.state == StateRole::Leader => {}
-        _ => {
-            let applied = raw_node.apply_conf_change(&conf_change);
-            applied.map_err(|error| RequestError::Conflict(error.to_string()))?;
-        }
-    }
-    Ok(Some((change, members)))
-}
-
-/// Logs the configuration in the original's words.
-fn log_configuration(members: &Members, own: NodeId, logger: &Logger) {
-    let list = |ids: Vec<NodeId>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
-    let learners = match members.learners.is_empty() {
-        true => String::new(),
-        false => format!(" learners=({})", list(members.learners.iter().copied().collect())),
-    };
-    let voters = list(members.voters().collect());
-    info!(logger, "{} switched to configuration voters=({}){}", own, voters, learners);
-}
-
 /// The changes in the log above the applied index.
 pub(super) fn pending_changes(log: &Log, applied: &Applied) -> Vec<MemberChange> {
     let entries = log.conf_changes_after(applied.index()).into_iter();
     let single = entries.filter(|it| it.get_entry_type() == EntryType::EntryConfChange);
     single.filter_map(|entry| Some(MemberChange::decode(&entry.data).ok()?.1)).collect()
-}
-
-/// The moves in the log above the applied index: each member's id and new URL.
-pub(super) fn pending_moves(log: &Log, applied: &Applied) -> Vec<(NodeId, String)> {
-    let moves = pending_changes(log, applied).into_iter().filter_map(|change| match change {
-        MemberChange::Move { id, url } => Some((id, url)),
-        _ => None,
-    });
-    moves.collect()
-}
-
-/// Has a leader count on nothing that member `id` acknowledged, and probe it.
-pub(super) fn forget_progress(raw_node: &mut RawNode<Log>, id: NodeId) {
-    if raw_node.raft.state == StateRole::Leader
-        && let Some(progress) = raw_node.raft.mut_prs().get_mut(id)
-    {
-        (progress.matched, progress.pending_snapshot, progress.committed_index) = (0, 0, 0);
-        progress.become_probe();
-    }
 }

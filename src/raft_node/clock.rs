@@ -66,13 +66,13 @@ impl Clock {
 
 /// Logs a change of leader in the original's words.
 pub(super) fn log_leader(old: Leadership, new: Leadership, own: NodeId, logger: &Logger) {
+    let term = new.term;
     match (old.leader, new.leader) {
-        (old, new) if old == new => {}
-        (0, to) => info!(logger, "raft.node: {} elected leader {} at term {}", own, to, new.term),
-        (from, 0) => info!(logger, "raft.node: {} lost leader {} at term {}", own, from, new.term),
-        (from, to) => info!(
-            logger,
-            "raft.node: {} changed leader from {} to {} at term {}", own, from, to, new.term
-        ),
+        (from, to) if from == to => {}
+        (0, to) => info!(logger, "raft.node: {own} elected leader {to} at term {term}"),
+        (from, 0) => info!(logger, "raft.node: {own} lost leader {from} at term {term}"),
+        (from, to) => {
+            info!(logger, "raft.node: {own} changed leader from {from} to {to} at term {term}");
+        }
     }
 }

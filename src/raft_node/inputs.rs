@@ -1,18 +1,18 @@
 //! What each input does before the next Ready.
 
 use raft::SnapshotStatus;
-use raft::eraftpb::{HardState, Message, MessageType};
+use raft::eraftpb::{Message, MessageType};
 use slog::{debug, error, info, warn};
 
 use super::bootstrap::{Start, first_urls};
-use super::changes::{self, pending_changes};
+use super::changes::pending_changes;
 use super::lifecycle::Lifecycle;
 use super::validate::{Invalid, View, validate};
 use super::{Index, NodeId, PeerReport, RaftNode, start_raft};
 use crate::channels::{
-    ConfChangeRequest, Greeting, GreetingAnswer, Matched, PeerHeader, Proposal, Vouched,
+    ConfChangeRequest, Greeting, GreetingAnswer, Matched, PeerHeader, Proposal, ReadRequest,
+    Refusal,
 };
-use crate::channels::{ReadRequest, Refusal};
 use crate::error::{Error, REPLACE_MEMBER, RequestError, Result};
 use crate::membership::MemberChange;
 use crate::metrics::PeerLabel;
@@ -38,9 +38,6 @@ pub enum Input {
 impl RaftNode {
     /// Takes one input in. Nothing is written or answered with success until
     /// [`handle_ready`](Self::handle_ready), except what a report or a tick makes durable.
-    ///
-    /// # Errors
-    /// What stops the process.
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.writes.push(proposal),
@@ -105,14 +102,14 @@ impl RaftNode {
                 self.peers.urls_to_greet(&self.applied, leader, &self.clock, &self.config)
             }
         };
-        for url in urls {
-            self.greet(&url);
-        }
+        self.greet(urls);
     }
 
-    fn greet(&mut self, url: &str) {
+    fn greet(&mut self, urls: impl IntoIterator<Item = String>) {
         let begun = !matches!(self.lifecycle, Lifecycle::Bootstrapping(_));
-        self.outbox.greet(url, Greeting { first_urls: first_urls(&self.config), begun });
+        for url in urls {
+            self.outbox.greet(&url, Greeting { first_urls: first_urls(&self.config), begun });
+        }
     }
 
     fn receive(&mut self, inbound: Inbound) -> Result<()> {
@@ -123,7 +120,7 @@ impl RaftNode {
                 let verdict = self.admit(&header);
                 if verdict.is_ok() {
                     self.count_received(header.from, bytes);
-                    if self.peers.is_new_batch(header.from, boot, number) {
+                    if self.peers.admitted(header.from).batches.is_new(boot, number) {
                         for message in messages {
                             self.step(&header, message, false);
                         }
@@ -135,7 +132,9 @@ impl RaftNode {
             }
             InboundBody::Snapshot { boot, number, message, answer } => {
                 let mut verdict = self.admit(&header);
-                if verdict.is_ok() && self.peers.is_new_snapshot(header.from, boot, number) {
+                if verdict.is_ok()
+                    && self.peers.admitted(header.from).snapshots.is_new(boot, number)
+                {
                     let id = self.journal.identity().cluster_id;
                     let raft_log = &self.raw_node.raft.raft_log;
                     verdict = self.snapshots.receive(&message, id, raft_log)?.map(|length| {
@@ -150,8 +149,7 @@ impl RaftNode {
                 let _ = answer.send(verdict);
             }
             InboundBody::Greeting(greeting, answer) => {
-                let verdict = self.answer_greeting(&header, &greeting);
-                let _ = answer.send(verdict);
+                let _ = answer.send(self.answer_greeting(&header, &greeting));
             }
             InboundBody::ConfChange(change, responder) => match self.admit(&header) {
                 Ok(()) if !self.applied.is_member(header.from) => {
@@ -196,7 +194,7 @@ impl RaftNode {
         }
         self.peers.note_heard(header, &self.clock, &mut *self.outbox)?;
         if is_other {
-            self.forget_progress(from, incarnation);
+            self.set_incarnation(from, incarnation);
         }
         Ok(())
     }
@@ -210,9 +208,9 @@ impl RaftNode {
     }
 
     /// Counts on nothing that member `id` acknowledged: its directory is now `incarnation`, or unknown.
-    fn forget_progress(&mut self, id: NodeId, incarnation: u64) {
+    fn set_incarnation(&mut self, id: NodeId, incarnation: u64) {
         if self.peers.incarnation_of(id) != 0 {
-            changes::forget_progress(&mut self.raw_node, id);
+            self.forget_progress(id);
         }
         self.peers.set_incarnation(id, incarnation, &mut *self.outbox);
     }
@@ -239,15 +237,8 @@ impl RaftNode {
             self.is_leader() && self.peers.incarnation_of(header.from) == header.incarnation
         });
         let (term, leader) = (self.raw_node.raft.term, self.raw_node.raft.leader_id);
-        let members = self.applied.members();
-        let bound = members.urls.get(&leader).zip(members.incarnations.get(&leader));
-        let vouched = |(url, incarnation): (&String, &u64)| Vouched {
-            id: leader,
-            url: url.clone(),
-            incarnation: *incarnation,
-        };
         Ok(GreetingAnswer {
-            leader: bound.filter(|_| self.lifecycle.takes_part()).map(vouched),
+            leader: self.applied.vouch_for(leader).filter(|_| self.lifecycle.takes_part()),
             begun: !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)),
             counts_as_member: self.applied.is_member(header.from),
             acknowledged: progress.map(|progress| Matched { term, index: progress.matched }),
@@ -272,10 +263,7 @@ impl RaftNode {
                 self.peers.log_lost_data(from, message.commit, last_index, &self.logger);
                 // Anyone may have sent that. What the leader says at its own URL counts, and where the
                 // leader is the other members say.
-                for url in self.peers.urls_to_ask(&self.config) {
-                    self.greet(&url);
-                }
-                return;
+                return self.greet(self.peers.urls_to_ask(&self.config));
             }
             Err(Invalid::Other(why)) => {
                 self.config.metrics.rejected("invalid_message");
@@ -292,10 +280,11 @@ impl RaftNode {
                 | MessageType::MsgRequestPreVoteResponse
         );
         if answers && self.peers.admission().is_moved_away(header) {
-            return debug!(
+            debug!(
                 self.logger,
-                "not counting an answer from where the log moves member {} away", from
+                "not counting an answer from where the log moves member {from} away"
             );
+            return;
         }
         if message_type == MessageType::MsgHeartbeatResponse {
             self.peers.note_heartbeat_response(from, &self.config.metrics);
@@ -358,13 +347,10 @@ impl RaftNode {
     fn take_answer(&mut self, report: PeerReport) -> Result<()> {
         match report {
             PeerReport::Greeted { url, header, answer } => {
-                let is_told =
-                    self.peers.take_word(&url, &header, answer.leader.as_ref(), &self.applied);
-                if let Some(url) = is_told {
-                    self.greet(&url);
-                }
-                if self.is_loss(&url, &header, &answer) {
-                    let lost = answer.acknowledged.expect("it is a loss").index;
+                let word = answer.leader.as_ref();
+                let told = self.peers.take_word(&url, &header, word, &self.applied);
+                self.greet(told);
+                if let Some(lost) = self.loss(&url, &header, &answer) {
                     return self.quarantine(lost, header.from);
                 }
                 match self.admit(&header) {
@@ -406,7 +392,7 @@ impl RaftNode {
                 let is_learner = self.applied.members().learners.contains(&header.from);
                 let known = self.peers.incarnation_of(header.from);
                 if is_ours && is_learner && ![0, header.incarnation].contains(&known) {
-                    self.forget_progress(header.from, 0);
+                    self.set_incarnation(header.from, 0);
                 }
             }
             _ => {}
@@ -414,14 +400,16 @@ impl RaftNode {
         Ok(())
     }
 
-    /// True if the leader at its own URL says that this directory acknowledged more than it holds. A
-    /// later leader may have had it dropped, but then this member knows of the later term.
-    fn is_loss(&self, url: &str, header: &PeerHeader, answer: &GreetingAnswer) -> bool {
+    /// The index up to which the leader, at its own URL, says that this directory acknowledged entries,
+    /// if it holds fewer. A later leader may have had them dropped, but then this member knows of the
+    /// later term.
+    fn loss(&self, url: &str, header: &PeerHeader, answer: &GreetingAnswer) -> Option<Index> {
         let raft = &self.raw_node.raft;
-        let Some(Matched { term, index }) = answer.acknowledged else { return false };
-        self.peers.is_its_word(url, header, &self.applied)
+        let Matched { term, index } = answer.acknowledged?;
+        let is_loss = self.peers.is_its_word(url, header, &self.applied)
             && term >= raft.term
-            && index > raft.raft_log.last_index()
+            && index > raft.raft_log.last_index();
+        is_loss.then_some(index)
     }
 
     /// Takes no further part: a vote of this member could elect a leader without what it lost.
@@ -432,10 +420,7 @@ impl RaftNode {
             let last = self.raw_node.raft.raft_log.last_index();
             error!(
                 self.logger,
-                "this member acknowledged entries up to {} to leader {}, but its log ends at {}",
-                lost,
-                leader,
-                last
+                "this member acknowledged entries up to {lost} to leader {leader}, but its log ends at {last}"
             );
             self.log_quarantine();
         }
@@ -447,9 +432,7 @@ impl RaftNode {
         if let Lifecycle::Quarantined(lost) = &self.lifecycle {
             error!(
                 self.logger,
-                "this member lost entries up to {} that it had acknowledged, and takes no part in the cluster: {}; if the other voters are no majority without it, start it once with --lift-quarantine, then restart the leader: writes may be lost",
-                lost,
-                REPLACE_MEMBER
+                "this member lost entries up to {lost} that it had acknowledged, and takes no part in the cluster: {REPLACE_MEMBER}; if the other voters are no majority without it, start it once with --lift-quarantine, then restart the leader: writes may be lost"
             );
         }
     }
@@ -457,7 +440,8 @@ impl RaftNode {
     /// Starts this member if nothing is in the way any more, and logs what is otherwise.
     pub(super) fn start_if_bootstrapped(&mut self) -> Result<()> {
         let Lifecycle::Bootstrapping(bootstrap) = &mut self.lifecycle else { return Ok(()) };
-        match bootstrap.outcome(&self.config) {
+        let Start { cluster_id, entries } = match bootstrap.outcome(&self.config) {
+            Ok(start) => start,
             Err(why) => {
                 if self.clock.now() >= self.config.election_ticks as u64 {
                     bootstrap.log_wait(why, &self.logger);
@@ -465,18 +449,16 @@ impl RaftNode {
                 self.update_admission();
                 return Ok(());
             }
-            Ok(Start::Join { cluster_id }) => {
-                self.journal.begin(cluster_id, &[], &HardState::default())?;
-                info!(self.logger, "joining cluster {:016x}", cluster_id);
-            }
-            Ok(Start::First { cluster_id, entries, hard_state }) => {
-                self.journal.begin(cluster_id, &entries, &hard_state)?;
-                info!(self.logger, "starting as one of {} first members", entries.len();
-                    "cluster" => format!("{cluster_id:016x}"));
-                self.commits.replay_until(hard_state.commit);
-                let log = Log::new((0, 0), entries, hard_state, Default::default(), None);
-                self.raw_node = start_raft(&self.config, 0, log, &self.logger)?;
-            }
+        };
+        let hard_state = self.journal.begin(cluster_id, &entries)?;
+        if entries.is_empty() {
+            info!(self.logger, "joining cluster {:016x}", cluster_id);
+        } else {
+            info!(self.logger, "starting as one of {} first members", entries.len();
+                "cluster" => format!("{cluster_id:016x}"));
+            self.commits.replay_until(hard_state.commit);
+            let log = Log::new((0, 0), entries, hard_state, Default::default(), None);
+            self.raw_node = start_raft(&self.config, 0, log, &self.logger)?;
         }
         self.lifecycle = Lifecycle::Running;
         self.connect_members();

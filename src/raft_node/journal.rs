@@ -160,22 +160,17 @@ impl Journal {
         self.save(Frame { quarantine: Some(index), ..Frame::default() })
     }
 
-    /// Records the cluster that this member joins, or begins with `entries`, in one frame: a crash
-    /// leaves all of it or nothing.
-    pub fn begin(
-        &mut self,
-        cluster_id: u64,
-        entries: &[Entry],
-        hard_state: &HardState,
-    ) -> Result<()> {
-        if *hard_state != HardState::default() {
-            self.hard_state = hard_state.clone();
-            self.is_unsaved = true;
+    /// Records the cluster that this member joins, or begins with `entries`, all committed, in one
+    /// frame: a crash leaves all of it or nothing. Returns raft's state with them.
+    pub fn begin(&mut self, cluster_id: u64, entries: &[Entry]) -> Result<HardState> {
+        if let Some(last) = entries.last() {
+            self.hard_state.term = last.term;
+            self.note_commit(last.index);
         }
         let identity = Identity { cluster_id, ..self.identity.clone() };
         self.save(Frame { identity: Some(&identity), entries, ..Frame::default() })?;
         self.identity = identity;
-        Ok(())
+        Ok(self.hard_state.clone())
     }
 
     /// Removes the segments that hold nothing above the entry at `index`.

@@ -1,10 +1,10 @@
 //! Whether a member takes part in raft: not yet, fully, or only until its removal has spread.
 
-use raft::StateRole;
+use raft::{StateRole, majority};
 
 use super::Index;
 use super::bootstrap::Bootstrap;
-use crate::membership::{Members, majority};
+use crate::membership::Members;
 use crate::storage::log::Log;
 
 /// A member's way through a cluster: always forward, and a match is the only way to ask where it is.
@@ -38,21 +38,19 @@ impl Lifecycle {
     pub fn takes_part(&self) -> bool {
         matches!(self, Self::Running | Self::Leaving(_))
     }
-}
 
-impl Leaving {
-    /// True if this member may end. `members` are those that remain.
+    /// True if this member was removed and may end. `members` are those that remain.
     pub fn may_end(&self, raft: &raft::Raft<Log>, members: &Members, now: u64) -> bool {
+        let Self::Leaving(Leaving { removal, until_tick }) = self else { return false };
         let others = members.voters().count();
         if raft.state == StateRole::Leader {
             let progress = raft.prs();
-            let knows = |id| progress.get(id).is_some_and(|it| it.committed_index >= self.removal);
+            let knows = |id| progress.get(id).is_some_and(|it| it.committed_index >= *removal);
             let knowing = members.voters().filter(|id| knows(*id)).count();
-            return knowing >= majority(others) || (others > 1 && now >= self.until_tick);
+            return knowing >= majority(others) || (others > 1 && now >= *until_tick);
         }
         // A leader that has committed an entry of its own term has committed all entries before it.
-        let committed_term = raft.raft_log.term(raft.raft_log.committed);
-        let is_told = raft.leader_id != raft::INVALID_ID && committed_term == Ok(raft.term);
+        let is_told = raft.leader_id != raft::INVALID_ID && raft.commit_to_current_term();
         others > 1 || is_told
     }
 }

@@ -49,6 +49,7 @@ use crate::channels::{
 };
 use crate::error::{Error, Result};
 use crate::storage::log::{Log, entry_bytes};
+use crate::storage::snapshotter::Snapshot;
 use crate::transport::Outbox;
 
 pub mod applied;
@@ -140,11 +141,9 @@ impl RaftNode {
         status_tx: watch::Sender<Status>,
         logger: Logger,
     ) -> Result<Self> {
-        let Replayed { wal, snapshotter, identity, lock, admission, log, hard_state, .. } =
-            replayed;
-        let (snapshot, members) = (replayed.snapshot, replayed.snapshot_members);
-        let (index, term) = snapshot.as_ref().map_or((0, 0), |it| (it.index, it.term));
-        let snapshot_bytes = snapshot.as_ref().map_or(0, |it| it.file.length);
+        let Replayed { wal, snapshotter, identity, lock, applied, log, hard_state, .. } = replayed;
+        let (index, term) = (applied.index(), applied.term());
+        let snapshot_bytes = replayed.snapshot.as_ref().map_or(0, |it| it.file.length);
         let sizes = (log.bytes_after(index), snapshot_bytes);
         let snapshots = Snapshots::new(snapshotter, report, replayed.marks, sizes);
         let commits = Commits::new(commit_tx, hard_state.commit);
@@ -153,10 +152,10 @@ impl RaftNode {
             outbox,
             raw_node: start_raft(&config, index, log, &logger)?,
             journal: Journal::new(wal, identity, hard_state, metrics, lock),
-            applied: Applied::new(index, term, members.members),
+            applied,
             lifecycle: replayed.lifecycle,
             snapshots,
-            peers: Peers::new(admission),
+            peers: Peers::new(replayed.admission),
             writes: Writes::default(),
             reads: Reads::default(),
             changes: Changes::default(),
@@ -167,8 +166,7 @@ impl RaftNode {
             config,
             logger,
         };
-        if let Some(snapshot) = snapshot {
-            let reader = snapshot.reader;
+        if let Some(Snapshot { reader, .. }) = replayed.snapshot {
             node.commits.send(Commit::Restore(SnapshotRestore { index, term, reader }));
         }
         if matches!(node.lifecycle, Lifecycle::Quarantined(_)) && node.config.lift_quarantine {
@@ -247,7 +245,8 @@ impl RaftNode {
         self.note_leadership();
         self.request_snapshot();
         self.publish_status();
-        match self.may_end() {
+        let (raft, members) = (&self.raw_node.raft, self.applied.members());
+        match self.lifecycle.may_end(raft, members, self.clock.now()) {
             true if may_write => {
                 self.stop()?;
                 Err(Error::Removed)
@@ -258,16 +257,8 @@ impl RaftNode {
     }
 
     /// Writes what only the next frame would have held. Dropping the node then closes commitC.
-    ///
-    /// # Errors
-    /// If the write fails.
     pub fn stop(&mut self) -> Result<()> {
         self.journal.flush()
-    }
-
-    /// True from the request for a snapshot to the state machine until its file is reported.
-    pub fn is_making_snapshot(&self) -> bool {
-        self.snapshots.is_making()
     }
 
     /// True while a ReadIndex round is on its way: reads that arrive now wait for the next one.
@@ -383,11 +374,6 @@ impl RaftNode {
             self.update_admission();
         }
         Ok(messages)
-    }
-
-    fn may_end(&self) -> bool {
-        let Lifecycle::Leaving(leaving) = &self.lifecycle else { return false };
-        leaving.may_end(&self.raw_node.raft, self.applied.members(), self.clock.now())
     }
 }
 

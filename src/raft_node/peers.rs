@@ -34,7 +34,7 @@ pub(super) struct Peers {
 }
 
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     url: String,
     /// The incarnation that messages are for: the one that its vote is bound to, or of a learner the
     /// one that was heard last; 0 if none was. A leader's progress of the peer is all of this one.
@@ -47,8 +47,8 @@ struct Peer {
     /// True once it answered a greeting, and so knows this member's incarnation.
     is_greeted: bool,
     /// Batches and snapshots are numbered apart, because a snapshot takes minutes.
-    batches: BatchFilter,
-    snapshots: BatchFilter,
+    pub batches: BatchFilter,
+    pub snapshots: BatchFilter,
     sent: Sent,
     /// When the heartbeat was sent that it has not answered yet.
     heartbeat_sent: Option<Instant>,
@@ -60,13 +60,13 @@ struct Peer {
 /// tell which run is the earlier one. A filter that took a late batch for a restart would drop
 /// everything that the peer sends afterwards.
 #[derive(Default)]
-struct BatchFilter {
+pub(super) struct BatchFilter {
     /// The highest number of each run, by boot id; the run that was heard last is at the back.
     runs: VecDeque<(u64, u64)>,
 }
 
 impl BatchFilter {
-    fn is_new(&mut self, boot: u64, number: u64) -> bool {
+    pub fn is_new(&mut self, boot: u64, number: u64) -> bool {
         let known = self.runs.iter().position(|(known, _)| *known == boot);
         let highest = known.and_then(|place| self.runs.remove(place)).map_or(0, |(_, last)| last);
         if known.is_none() && self.runs.len() == RUNS_MAX {
@@ -132,22 +132,18 @@ impl Peers {
         clock: &Clock,
         outbox: &mut dyn Outbox,
     ) -> std::result::Result<(), Refusal> {
-        let id = header.from;
-        if !self.connected.contains_key(&id) {
-            let strangers = self.connected.values().filter(|peer| !peer.is_member).count();
-            if strangers >= STRANGERS_MAX {
-                return Err(Refusal::NotReady(format!(
-                    "member {} hears of member {id} for the first time, and of too many others",
-                    header.to
-                )));
-            }
-            let (url, incarnation) = (header.url.clone(), header.incarnation);
-            outbox.add_peer(id, &url, incarnation);
-            self.connected.insert(id, Peer { url, incarnation, ..Peer::default() });
+        let PeerHeader { from: id, incarnation, .. } = *header;
+        let strangers = || self.connected.values().filter(|peer| !peer.is_member).count();
+        if !self.is_connected(id) && strangers() >= STRANGERS_MAX {
+            return Err(Refusal::NotReady(format!(
+                "member {} hears of member {id} for the first time, and of too many others",
+                header.to
+            )));
         }
-        let peer = self.connected.get_mut(&id).expect("it was inserted if it was missing");
+        let new = || Peer { incarnation, ..Peer::default() };
+        let peer = self.connected.entry(id).or_insert_with(new);
         if peer.url != header.url {
-            // It moved by an entry that is not applied here yet: answers go to the new URL.
+            // It is new, or moved by an entry that is not applied here yet: answers go to this URL.
             peer.url.clone_from(&header.url);
             outbox.add_peer(id, &header.url, peer.incarnation);
             self.admission.note_move(header);
@@ -157,17 +153,7 @@ impl Peers {
         Ok(())
     }
 
-    /// True if a batch of an admitted sender was not delivered before.
-    pub fn is_new_batch(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
-        self.admitted(from).batches.is_new(boot, number)
-    }
-
-    /// As [`is_new_batch`](Self::is_new_batch), for a snapshot.
-    pub fn is_new_snapshot(&mut self, from: NodeId, boot: u64, number: u64) -> bool {
-        self.admitted(from).snapshots.is_new(boot, number)
-    }
-
-    fn admitted(&mut self, id: NodeId) -> &mut Peer {
+    pub fn admitted(&mut self, id: NodeId) -> &mut Peer {
         self.connected.get_mut(&id).expect("it was admitted")
     }
 
@@ -206,15 +192,11 @@ impl Peers {
     }
 
     pub fn note_unreachable(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.heartbeat_sent = None;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.heartbeat_sent = None);
     }
 
     pub fn note_out_of_reach(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.is_out_of_reach = true;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.is_out_of_reach = true);
     }
 
     /// True for a peer that a proposal could not be sent to, or that is not connected at all.
@@ -227,9 +209,7 @@ impl Peers {
     }
 
     pub fn note_greeted(&mut self, id: NodeId) {
-        if let Some(peer) = self.connected.get_mut(&id) {
-            peer.is_greeted = true;
-        }
+        self.connected.entry(id).and_modify(|peer| peer.is_greeted = true);
     }
 
     /// True if what `header` answered at `url`, which was asked, is the word of the member with that
@@ -264,13 +244,9 @@ impl Peers {
         applied: &Applied,
     ) -> Option<String> {
         let leader = leader?;
-        let members = applied.members();
-        let is_known = members.urls.get(&leader.id) == Some(&leader.url)
-            && members.incarnations.get(&leader.id) == Some(&leader.incarnation);
-        if is_known
-            || self.vouched.as_ref() == Some(leader)
-            || !self.is_its_word(url, header, applied)
-        {
+        let is_known = applied.vouch_for(leader.id).as_ref() == Some(leader)
+            || self.vouched.as_ref() == Some(leader);
+        if is_known || !self.is_its_word(url, header, applied) {
             return None;
         }
         self.vouched = Some(leader.clone());
@@ -290,10 +266,7 @@ impl Peers {
         if !std::mem::replace(&mut self.logged_lost_data, true) {
             warn!(
                 logger,
-                "member {} says that index {} is committed here, but our log ends at {}: asking it",
-                from,
-                commit,
-                last
+                "member {from} says that index {commit} is committed here, but our log ends at {last}: asking it"
             );
         }
     }

@@ -77,8 +77,6 @@ impl Reads {
         raw_node.read_index(context.to_bytes().to_vec());
     }
 
-    /// True while a round under this leadership is on its way. A read that arrives now waits for the
-    /// next one.
     pub fn is_reading(&self, leadership: Leadership) -> bool {
         !self.waiting.is_empty() && self.in_flight.is_some_and(|(under, _)| under == leadership)
     }

@@ -13,10 +13,12 @@ use raft::eraftpb::HardState;
 use slog::{Logger, info, warn};
 
 use super::NodeConfig;
+use super::applied::Applied;
 use super::bootstrap::{Bootstrap, first_urls, list_hash};
 use super::lifecycle::Lifecycle;
 use super::snapshots::raft_snapshot;
-use crate::channels::{Index, NodeId, Term};
+use crate::channels::{NodeId, SnapshotFile};
+use crate::codec;
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::membership::{Admission, Own, SnapshotMembers};
 use crate::storage::Vfs;
@@ -26,7 +28,8 @@ use crate::storage::wal::{self, Identity, Recovered, SnapshotId, Wal};
 
 /// What a node starts from, as it was on disk.
 pub struct Replayed {
-    pub(super) wal: Wal,
+    /// The write-ahead log.
+    pub wal: Wal,
     /// The snapshot files, shared with the transport.
     pub snapshotter: Snapshotter,
     pub(super) identity: Identity,
@@ -37,7 +40,8 @@ pub struct Replayed {
     pub(super) hard_state: HardState,
     pub(super) marks: Vec<SnapshotId>,
     pub(super) snapshot: Option<Snapshot>,
-    pub(super) snapshot_members: SnapshotMembers,
+    /// As of the snapshot.
+    pub(super) applied: Applied,
     pub(super) lifecycle: Lifecycle,
 }
 
@@ -88,34 +92,33 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         )));
     }
     let (snapshot, marks) = load_snapshot(&snapshotter, &recovered, &wal_dir, logger)?;
-    let (index, term) = snapshot.as_ref().map_or((0, 0), |newest| (newest.index, newest.term));
-    info!(logger, "loading WAL at term {} and index {}", term, index);
+    let mark = marks.last().copied().unwrap_or(SnapshotId { index: 0, term: 0 });
+    info!(logger, "loading WAL at term {} and index {}", mark.term, mark.index);
 
-    let snapshot_members = match &snapshot {
-        Some(Snapshot { meta, .. }) => {
-            let path = snapshotter.path(SnapshotId { index, term });
-            decode_members(&path, meta, &recovered.identity)?
+    let identity = recovered.identity.clone();
+    let members = match &snapshot {
+        Some(snapshot) => {
+            let path = snapshotter.path(mark);
+            let members = read_members(&path, &snapshot.meta)?;
+            check_cluster(&path, &members, &identity)?;
+            members
         }
         None => SnapshotMembers::default(),
     };
-    let identity = recovered.identity.clone();
-    let own = Own {
-        id,
-        incarnation: identity.incarnation,
-        url: config.url.clone(),
-        first_urls: first_urls(config),
-    };
+    let (incarnation, url) = (identity.incarnation, config.url.clone());
+    let own = Own { id, incarnation, url, first_urls: first_urls(config) };
     let lifecycle = if beginning {
         let recorded = recovered.incarnations.clone();
-        Lifecycle::Bootstrapping(Bootstrap::new(config, identity.incarnation, recorded))
+        Lifecycle::Bootstrapping(Bootstrap::new(config, incarnation, recorded))
     } else if recovered.quarantine != 0 {
         Lifecycle::Quarantined(recovered.quarantine)
     } else {
         Lifecycle::Running
     };
-    let members = snapshot_members.members.clone();
-    let admission = Admission::new(own, identity.cluster_id, members);
-    let log = build_log(recovered, snapshot.as_ref(), &snapshot_members, &wal_dir)?;
+    let admission = Admission::new(own, identity.cluster_id, members.members.clone());
+    let applied = Applied::new(mark.index, mark.term, members.members.clone());
+    let file = snapshot.as_ref().map(|snapshot| snapshot.file);
+    let log = build_log(recovered, mark, members, file, &wal_dir)?;
     // Only now: a log that is refused may lack the segment that names these files.
     snapshotter.purge(&marks)?;
     Ok(Replayed {
@@ -128,7 +131,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
         log,
         marks,
         snapshot,
-        snapshot_members,
+        applied,
         lifecycle,
     })
 }
@@ -165,16 +168,18 @@ fn open_wal(
                 mark.index
             )));
         }
-        Wal::create(vfs.clone(), wal_dir, &new_identity(config), config.wal_sizes)?;
+        let identity = Identity {
+            cluster_id: 0,
+            member_id: config.id,
+            incarnation: config.incarnation,
+            first_urls_hash: if config.join { 0 } else { list_hash(&config.cluster) },
+        };
+        Wal::create(vfs.clone(), wal_dir, &identity, config.wal_sizes)?;
     }
     let (wal, recovered) = Wal::open(vfs, wal_dir, config.wal_sizes)?;
     if let Some((path, offset)) = &recovered.cut {
-        warn!(
-            logger,
-            "cut an unfinished frame, left by a crash, off {} at offset {}",
-            path.display(),
-            offset
-        );
+        let path = path.display();
+        warn!(logger, "cut an unfinished frame, left by a crash, off {path} at offset {offset}");
     }
     Ok((wal, recovered))
 }
@@ -187,15 +192,6 @@ pub(crate) fn lock(vfs: &dyn Vfs, wal_dir: &Path) -> Result<Box<dyn std::any::An
             "{} is in use by another process: stop it, or choose another --data-dir",
             wal_dir.display()
         ))),
-    }
-}
-
-fn new_identity(config: &NodeConfig) -> Identity {
-    Identity {
-        cluster_id: 0,
-        member_id: config.id,
-        incarnation: config.incarnation,
-        first_urls_hash: if config.join { 0 } else { list_hash(&config.cluster) },
     }
 }
 
@@ -238,82 +234,67 @@ fn load_snapshot(
         Err(error @ Error::Io { .. }) => Error::Refused(format!("{error}; {REPLACE_MEMBER}")),
         Err(error) => return Err(error),
     };
-    let last_entry = recovered.entries.last().map(|entry| entry.index);
-    if !is_replaceable(newest, older, recovered.base, last_entry) {
+    if !is_replaceable(newest, older, recovered) {
         return Err(damage);
     }
-    let older_index = older.map_or(0, |mark| mark.index);
     let snapshot = older.map(|mark| snapshotter.load(mark)).transpose()?;
     if on_disk.contains(&newest) {
         let path = snapshotter.set_broken(newest)?;
         warn!(logger, "{}; it is set aside as {}", damage, path.display());
     }
-    warn!(
-        logger,
-        "replaying {} from index {} instead of the snapshot at index {}",
-        wal_dir.display(),
-        older_index,
-        newest.index
-    );
+    let (dir, from, instead) =
+        (wal_dir.display(), older.map_or(0, |mark| mark.index), newest.index);
+    warn!(logger, "replaying {dir} from index {from} instead of the snapshot at index {instead}");
     Ok((snapshot, older.into_iter().collect()))
 }
 
 /// True if the log holds all entries between the `older` snapshot (or index 0) and the damaged `newest`
-/// one. `base` is the index before the log's first entry.
+/// one.
 pub(crate) fn is_replaceable(
     newest: SnapshotId,
     older: Option<SnapshotId>,
-    base: Index,
-    last_entry: Option<Index>,
+    recovered: &Recovered,
 ) -> bool {
     let older_index = older.map_or(0, |mark| mark.index);
-    base <= older_index && last_entry.unwrap_or(0) >= newest.index
+    recovered.base <= older_index && recovered.last_index() >= newest.index
 }
 
 /// Reads the members from the `meta` bytes of the snapshot at `path`.
-///
-/// # Errors
-/// [`Error::Refused`] if they cannot be decoded, or belong to another cluster than the log.
-pub(crate) fn decode_members(
-    path: &Path,
-    meta: &[u8],
-    identity: &Identity,
-) -> Result<SnapshotMembers> {
-    let path = path.display();
-    let members = SnapshotMembers::decode(meta).map_err(|error| {
+pub(crate) fn read_members(path: &Path, meta: &[u8]) -> Result<SnapshotMembers> {
+    codec::decode(meta).map_err(|error| {
+        let path = path.display();
         Error::Refused(format!("cannot read the members in {path}: {error}; {REPLACE_MEMBER}"))
-    })?;
-    if members.cluster_id != identity.cluster_id {
+    })
+}
+
+/// Checks that the snapshot at `path` belongs to the cluster of its log.
+pub(crate) fn check_cluster(path: &Path, members: &SnapshotMembers, log: &Identity) -> Result<()> {
+    let (theirs, ours) = (members.cluster_id, log.cluster_id);
+    if theirs != ours {
         return Err(Error::Refused(format!(
-            "{path} belongs to cluster {:016x}, its log to {:016x}; {REPLACE_MEMBER}",
-            members.cluster_id, identity.cluster_id
+            "{} belongs to cluster {theirs:016x}, its log to {ours:016x}; {REPLACE_MEMBER}",
+            path.display()
         )));
     }
-    Ok(members)
+    Ok(())
 }
 
 /// Combines snapshot and log, and checks what raft-rs would panic on.
 fn build_log(
     recovered: Recovered,
-    snapshot: Option<&Snapshot>,
-    members: &SnapshotMembers,
+    mark: SnapshotId,
+    members: SnapshotMembers,
+    file: Option<SnapshotFile>,
     wal_dir: &Path,
 ) -> Result<Log> {
-    let Recovered { mut entries, mut hard_state, base, .. } = recovered;
-    let last_entry = entries.last().map(|entry| entry.index);
-    let (snapshot_index, snapshot_term) =
-        snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
-    let id = SnapshotId { index: snapshot_index, term: snapshot_term };
-    let term_at = |index: Index| entries[(index - base - 1) as usize].term;
-    check_log(id, base, last_entry, hard_state.commit, term_at)
+    check_log(&recovered, mark)
         .map_err(|why| Error::Refused(format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))?;
-    let last_index = last_entry.unwrap_or(base);
-    let compacted = if last_index < snapshot_index {
-        // Everything that the log holds is in the snapshot.
-        entries.clear();
-        (snapshot_index, snapshot_term)
-    } else if base == snapshot_index {
-        (snapshot_index, snapshot_term)
+    let last_index = recovered.last_index();
+    let Recovered { mut entries, mut hard_state, base, .. } = recovered;
+    let compacted = if last_index < mark.index || base == mark.index {
+        // What the log holds up to here is in the snapshot.
+        entries.retain(|entry| entry.index > mark.index);
+        (mark.index, mark.term)
     } else if base == 0 {
         (0, 0)
     } else {
@@ -322,34 +303,31 @@ fn build_log(
         let first = entries.remove(0);
         (first.index, first.term)
     };
-    hard_state.commit = hard_state.commit.max(snapshot_index);
-    let offered = snapshot.map(|it| raft_snapshot(id, members.clone(), it.file));
-    Ok(Log::new(compacted, entries, hard_state, members.conf_state(), offered))
+    hard_state.commit = hard_state.commit.max(mark.index);
+    let conf_state = members.conf_state();
+    let snapshot = file.map(|file| raft_snapshot(mark, members, file));
+    Ok(Log::new(compacted, entries, hard_state, conf_state, snapshot))
 }
 
-/// Checks that the log above `base` fits its snapshot, and holds all that was committed. Without a
-/// snapshot, its index and term are 0.
-///
-/// # Errors
-/// What does not fit.
+/// Checks that the log fits the snapshot at `mark`, and holds all that was committed. Without a
+/// snapshot, its index and term are 0. Returns what does not fit.
 pub(crate) fn check_log(
-    snapshot: SnapshotId,
-    base: Index,
-    last_entry: Option<Index>,
-    commit: Index,
-    term_at: impl Fn(Index) -> Term,
+    recovered: &Recovered,
+    mark: SnapshotId,
 ) -> std::result::Result<(), String> {
-    let SnapshotId { index, term } = snapshot;
+    let SnapshotId { index, term } = mark;
+    let base = recovered.base;
     if base > index {
         return Err(format!(
             "the log begins after index {base}, but its snapshot ends at index {index}"
         ));
     }
-    let last_index = last_entry.unwrap_or(base);
-    if base < index && index <= last_index && term_at(index) != term {
-        return Err(format!("entry {index} has term {}, its snapshot term {term}", term_at(index)));
+    if let Some(entry) = recovered.entries.iter().find(|entry| entry.index == index)
+        && entry.term != term
+    {
+        return Err(format!("entry {index} has term {}, its snapshot term {term}", entry.term));
     }
-    let last_index = last_index.max(index);
+    let (commit, last_index) = (recovered.hard_state.commit, recovered.last_index().max(index));
     if commit > last_index {
         return Err(format!("index {commit} was committed, but the log ends at {last_index}"));
     }

@@ -6,6 +6,7 @@
 //! turn of reads says whether it [needs the disk](Turn::NeedsDisk). The node stays on the thread until
 //! the next read. A series of reads, or of writes, therefore wakes no other thread.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,11 +55,9 @@ pub struct RaftNodeHandle {
 }
 
 impl RaftNodeHandle {
-    /// Waits for the node's end: because proposeC was closed, or by an error. A state machine that
-    /// failed is not waited for, nor is one that has not applied the rest of commitC a second later.
-    ///
-    /// # Errors
-    /// What stopped the node.
+    /// Waits for the node's end: because proposeC was closed, or by the error that is returned. A state
+    /// machine that failed is not waited for, nor is one that has not applied the rest of commitC a
+    /// second later.
     pub async fn join(self) -> Result<()> {
         // An error of `.await` is a panic; its message is on standard error.
         let panicked = |what: &str| Err(Error::Refused(format!("the {what} panicked")));
@@ -222,6 +221,11 @@ impl Inputs {
             }
         })
     }
+
+    /// A turn's share: `first`, then what has arrived.
+    fn share(&mut self, first: Option<Input>) -> impl Iterator<Item = Input> {
+        first.into_iter().chain(iter::from_fn(|| self.try_next())).take(TURN_INPUTS_MAX)
+    }
 }
 
 /// True for a read, and for the messages of a known member that carry reads and confirm them. Handling
@@ -311,16 +315,11 @@ impl Serving {
     /// A turn of reads, on an async worker. What is left for a thread that may block is the first input
     /// that is not a read, or what the reads led to.
     fn handle_reads(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
-        let (mut next, mut left) = (Some(first), TURN_INPUTS_MAX);
-        while let Some(input) = next.take() {
+        for input in self.inputs.share(Some(first)) {
             if !is_read(&input) {
                 return Ok((Turn::NeedsDisk, Some(input)));
             }
             self.node.handle(input)?;
-            left -= 1;
-            if left > 0 {
-                next = self.inputs.try_next();
-            }
         }
         let is_tick_due = Instant::now() >= self.next_tick;
         let turn =
@@ -374,9 +373,8 @@ impl Serving {
 
     /// Takes a turn's share of what is queued, after `first`.
     fn turn(&mut self, first: Option<Input>) -> Result<()> {
-        let (mut left, mut bytes) = (TURN_INPUTS_MAX, 0);
-        let mut next = first.or_else(|| self.inputs.try_next());
-        while let Some(input) = next.take() {
+        let mut bytes = 0;
+        for input in self.inputs.share(first) {
             bytes += match &input {
                 Input::Propose(proposal) => proposal.data.len(),
                 Input::Inbound(inbound) => inbound.bytes(),
@@ -386,9 +384,8 @@ impl Serving {
             if !matches!(input, Input::Tick) {
                 self.node.handle(input)?;
             }
-            left -= 1;
-            if left > 0 && bytes < TURN_BYTES_MAX {
-                next = self.inputs.try_next();
+            if bytes >= TURN_BYTES_MAX {
+                break;
             }
         }
         // Inputs come before ticks, and missed ticks are skipped. A member that was paused takes in what
@@ -408,7 +405,7 @@ impl Serving {
     /// next process may need it.
     async fn finish_snapshot(&mut self) -> Result<()> {
         let finished = async {
-            while self.node.is_making_snapshot() && !self.commit_tx.is_closed() {
+            while self.node.snapshots.is_making() && !self.commit_tx.is_closed() {
                 let Some(report) = self.inputs.report_rx.recv().await else { break };
                 self.node.handle(Input::Report(report))?;
             }

@@ -8,11 +8,10 @@
 //! it replaces is removed. A crash in between leaves an orphan file, which the next start removes.
 //!
 //! # When one is made, and what goes
-//! The node asks for a snapshot after `--snapshot-count` entries, after [`LOG_BYTES`] of log (less on
-//! some members, so that they do not all write at once), and when raft needs one for a member that is
-//! too far behind. If the last snapshot is large, the entries also have to be as many bytes. The state machine writes the file on a thread of its
-//! own. Afterwards the two newest snapshots stay, with the log from the older one on; a snapshot that
-//! is being sent stays until its transfer ends.
+//! The node asks for a snapshot after `--snapshot-count` entries, after [`LOG_BYTES`] of log, and when
+//! raft needs one for a member that is too far behind. The state machine writes the file on a thread of
+//! its own. Afterwards the two newest snapshots stay, with the log from the older one on; a snapshot
+//! that is being sent stays until its transfer ends.
 
 use std::collections::BTreeMap;
 
@@ -83,6 +82,7 @@ impl Snapshots {
         self.kept.last().map_or(0, |id| id.index)
     }
 
+    /// True from the request to the state machine until its file is reported.
     pub fn is_making(&self) -> bool {
         self.making.is_some()
     }
@@ -118,13 +118,9 @@ impl Snapshots {
         if !is_due {
             return None;
         }
-        info!(
-            logger,
-            "start snapshot [applied index: {} | last snapshot index: {}]",
-            applied.index(),
-            self.newest()
-        );
-        let id = SnapshotId { index: applied.index(), term: applied.term() };
+        let (index, last) = (applied.index(), self.newest());
+        info!(logger, "start snapshot [applied index: {index} | last snapshot index: {last}]");
+        let id = SnapshotId { index, term: applied.term() };
         let members = SnapshotMembers::new(cluster_id, applied.members().clone());
         let meta = codec::encode(&members);
         self.making = Some((id, members));
@@ -133,7 +129,7 @@ impl Snapshots {
         let save = Box::new(move |body: SnapshotBody<'_>| {
             report(PeerReport::SnapshotMade(files.create(id, &meta, body)));
         });
-        Some(SnapshotRequest { index: id.index, save })
+        Some(SnapshotRequest { index, save })
     }
 
     /// Takes over a snapshot whose file is complete: names it in the journal, offers it to raft, and
@@ -186,7 +182,7 @@ impl Snapshots {
         let data = codec::decode::<SnapshotData>(&message.get_snapshot().data);
         let data = data.ok().filter(|data| {
             data.members.cluster_id == cluster_id
-                && SnapshotMembers::decode(&meta).is_ok_and(|held| held == data.members)
+                && codec::decode(&meta).is_ok_and(|held: SnapshotMembers| held == data.members)
         });
         let Some(data) = data else {
             return refuse("its file names other members than its message");
@@ -230,11 +226,10 @@ impl Snapshots {
         log.drop_snapshot(id.index);
         self.is_missing = true;
         if self.files.list()?.contains(&id) {
-            let path = self.files.set_broken(id)?;
+            let (index, path) = (id.index, self.files.set_broken(id)?);
             warn!(
                 logger,
-                "the snapshot at index {} is damaged: set aside as {}",
-                id.index,
+                "the snapshot at index {index} is damaged: set aside as {}",
                 path.display()
             );
         }

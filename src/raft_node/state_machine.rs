@@ -208,10 +208,7 @@ impl<M: StateMachine> Handle<M> {
     }
 
     /// Hands `data` to raft and returns, as the original does. The entry may still be lost, and its
-    /// output reaches nobody.
-    ///
-    /// # Errors
-    /// As [`propose`](Self::propose).
+    /// output reaches nobody. Errors are those of [`propose`](Self::propose).
     pub async fn submit_until(
         &self,
         data: impl Into<Bytes>,
@@ -233,10 +230,8 @@ impl<M: StateMachine> Handle<M> {
         Ok(look(&read(&self.machine)))
     }
 
-    /// Waits until the state holds every entry acknowledged on any member before this call.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
+    /// As [`read`](Self::read), for a caller that looks at the state later: waits until it holds these
+    /// entries.
     pub async fn wait_until_current(&self, deadline: Instant) -> Result<(), RequestError> {
         let (responder, pending) = responder();
         self.requests.read_tx.try_send(ReadRequest { responder })?;
@@ -303,11 +298,8 @@ pub struct CommitReader<M> {
 }
 
 impl<M: StateMachine> CommitReader<M> {
-    /// Follows commitC until the channel is closed or a snapshot cannot be restored. It runs on the
+    /// Follows commitC until the channel is closed or [`handle`](Self::handle) fails. It runs on the
     /// runtime that serves the requests: a second thread would delay every answer.
-    ///
-    /// # Errors
-    /// Those of [`handle`](Self::handle).
     pub async fn read_commits(
         mut self,
         mut commit_rx: mpsc::UnboundedReceiver<Commit>,

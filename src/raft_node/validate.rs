@@ -9,7 +9,7 @@
 
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{Raft, StateRole};
+use raft::{CAMPAIGN_TRANSFER, Raft, StateRole};
 
 use super::{NodeId, RequestId};
 use crate::codec;
@@ -24,8 +24,6 @@ const TERM_LEAP_MAX: u64 = 1 << 32;
 /// The largest entry that may be proposed here, in bytes: an append with this entry alone fits into the
 /// largest request body that peers take.
 const ENTRY_BYTES_MAX: u64 = PEER_BODY_BYTES - 1024;
-/// The context of a vote request that a transfer of leadership causes.
-const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// What a message is validated against.
 pub(super) struct View<'a> {
@@ -46,10 +44,7 @@ pub(super) enum Invalid {
     Other(&'static str),
 }
 
-/// Decides whether `message`, from a request of member `sender`, may be stepped.
-///
-/// # Errors
-/// Why it may not. The message then has no effect.
+/// Decides whether `message`, from a request of member `sender`, may be stepped; an error says why not.
 pub(super) fn validate(message: &Message, sender: NodeId, view: &View<'_>) -> Result<(), Invalid> {
     use MessageType::*;
 

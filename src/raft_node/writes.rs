@@ -124,19 +124,12 @@ impl Writes {
         Some(self.pending.remove(&id)?.1)
     }
 
-    /// Answers all pending writes with 504; returns how many there were.
-    pub fn fail_all(&mut self, why: &str) -> u64 {
-        let failed = self.pending.drain();
+    /// Answers the pending writes with 504 that were proposed under a leader that `is_lost`; returns how
+    /// many there were.
+    pub fn fail(&mut self, why: &str, is_lost: impl Fn(Leadership) -> bool) -> u64 {
+        let failed = self.pending.extract_if(|_, (under, _)| is_lost(*under));
         failed.map(|(_, (_, responder))| responder.answer(Err(RequestError::unknown(why)))).count()
             as u64
-    }
-
-    /// Answers the pending writes with 504 that were proposed under another leader or term; returns how
-    /// many there were.
-    pub fn fail_other_than(&mut self, leadership: Leadership) -> u64 {
-        let failed = self.pending.extract_if(|_, (under, _)| *under != leadership);
-        let error = || RequestError::unknown("the leader changed");
-        failed.map(|(_, (_, responder))| responder.answer(Err(error()))).count() as u64
     }
 
     pub fn forget_closed(&mut self) {

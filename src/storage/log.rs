@@ -17,7 +17,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::channels::{Index, NodeId, Term};
+use crate::channels::{Index, Term};
 
 /// The log from the last compaction on.
 ///
@@ -77,18 +77,15 @@ impl Kept {
 }
 
 impl Log {
-    /// A log with the `entries` after the index and term `compacted`, which are 0 and 0 in a new log.
-    ///
-    /// # Panics
-    /// If the first entry does not follow the compacted index. The recovery checks this.
+    /// A log with the `entries` after the compacted index and term, which are 0 and 0 in a new log. The
+    /// recovery has checked that there is no gap.
     pub fn new(
-        compacted: (Index, Term),
+        (compacted_index, compacted_term): (Index, Term),
         entries: Vec<Entry>,
         hard_state: HardState,
         conf_state: ConfState,
         snapshot: Option<Snapshot>,
     ) -> Self {
-        let (compacted_index, compacted_term) = compacted;
         if let Some(first) = entries.first() {
             assert_eq!(first.index, compacted_index + 1, "the log has a gap after its snapshot");
         }
@@ -107,9 +104,9 @@ impl Log {
         self.compacted_index + self.entries.len() as u64
     }
 
-    fn position(&self, index: Index) -> Option<usize> {
-        let position = index.checked_sub(self.compacted_index + 1)? as usize;
-        (position < self.entries.len()).then_some(position)
+    /// The position of an entry above the compacted index.
+    fn position(&self, index: Index) -> usize {
+        (index - self.compacted_index - 1) as usize
     }
 
     /// The size of the entries after `index` in bytes.
@@ -121,17 +118,14 @@ impl Log {
     /// The membership entries after `index`.
     pub fn conf_changes_after(&self, index: Index) -> Vec<Entry> {
         let first = index.max(self.compacted_index) + 1;
-        let skipped = (first - self.compacted_index - 1) as usize;
-        let kept = self.entries.iter().enumerate().skip(skipped);
-        kept.filter(|(_, kept)| kept.entry_type != EntryType::EntryNormal)
-            .map(|(place, kept)| kept.entry(self.compacted_index + 1 + place as Index))
+        (first..)
+            .zip(self.entries.iter().skip(self.position(first)))
+            .filter(|(_, kept)| kept.entry_type != EntryType::EntryNormal)
+            .map(|(index, kept)| kept.entry(index))
             .collect()
     }
 
     /// Appends `entries` and drops all old entries from the first new index on.
-    ///
-    /// # Panics
-    /// If there is a gap before the first entry, or its index is compacted.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(
@@ -141,7 +135,7 @@ impl Log {
             self.compacted_index,
             self.last()
         );
-        self.entries.truncate((first.index - self.compacted_index - 1) as usize);
+        self.entries.truncate(self.position(first.index));
         self.entries.extend(entries.iter().map(Kept::new));
     }
 
@@ -181,15 +175,16 @@ impl Log {
         let mut bytes = 0;
         while compact_index > self.compacted_index && snapshot_index - compact_index < keep_entries
         {
-            let position =
-                self.position(compact_index).expect("the snapshot index is within the log");
-            bytes += self.entries[position].entry_bytes();
+            bytes += self.entries[self.position(compact_index)].entry_bytes();
             if bytes > keep_bytes {
                 break;
             }
             compact_index -= 1;
         }
-        let position = self.position(compact_index)?;
+        if compact_index <= self.compacted_index {
+            return None;
+        }
+        let position = self.position(compact_index);
         self.compacted_term = self.entries[position].term;
         self.entries.drain(..=position);
         self.compacted_index = compact_index;
@@ -222,12 +217,11 @@ impl Storage for Log {
             "entries up to {high} requested, the log ends at {}",
             self.last()
         );
-        let from = (low - self.compacted_index - 1) as usize;
-        let to = (high - self.compacted_index - 1) as usize;
         let max_size = max_size.into().unwrap_or(u64::MAX);
         let mut size = 0;
         let mut entries = Vec::new();
-        for (index, kept) in (low..).zip(self.entries.range(from..to)) {
+        let kept = self.entries.range(self.position(low)..self.position(high));
+        for (index, kept) in (low..).zip(kept) {
             size += kept.entry_bytes();
             // raft needs at least one entry, whatever its size.
             if size > max_size && !entries.is_empty() {
@@ -242,13 +236,11 @@ impl Storage for Log {
         if index == self.compacted_index {
             return Ok(self.compacted_term);
         }
-        match self.position(index) {
-            Some(position) => Ok(self.entries[position].term),
-            None if index < self.compacted_index => {
-                Err(raft::Error::Store(StorageError::Compacted))
-            }
-            None => Err(raft::Error::Store(StorageError::Unavailable)),
+        if index < self.compacted_index {
+            return Err(raft::Error::Store(StorageError::Compacted));
         }
+        let kept = self.entries.get(self.position(index));
+        kept.map(|kept| kept.term).ok_or(raft::Error::Store(StorageError::Unavailable))
     }
 
     fn first_index(&self) -> raft::Result<u64> {
@@ -263,12 +255,10 @@ impl Storage for Log {
     /// not in a snapshot's ConfState ignores the snapshot (etcd #12473), so the node then makes a new
     /// one.
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        let contains = |conf_state: &ConfState, id: NodeId| {
-            conf_state.voters.contains(&id) || conf_state.learners.contains(&id)
-        };
         if let Some(snapshot) = &self.snapshot {
             let metadata = snapshot.get_metadata();
-            if metadata.index >= request_index && contains(metadata.get_conf_state(), to) {
+            let ConfState { voters, learners, .. } = metadata.get_conf_state();
+            if metadata.index >= request_index && (voters.contains(&to) || learners.contains(&to)) {
                 return Ok(snapshot.clone());
             }
         }

@@ -21,7 +21,9 @@ use crate::channels::{Index, NodeId, Term};
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::kvstore::read_records;
 use crate::membership::SnapshotMembers;
-use crate::raft_node::replay::{check_log, decode_members, is_replaceable, snap_dir, wal_dir};
+use crate::raft_node::replay::{
+    check_cluster, check_log, is_replaceable, read_members, snap_dir, wal_dir,
+};
 use crate::storage::snapshotter::{self, load_file};
 use crate::storage::wal::{self, Record, Recovered, Seen, SnapshotId};
 use crate::storage::{ReadOnlyVfs, Vfs};
@@ -85,8 +87,8 @@ struct Inspector<'a> {
     found: Found,
 }
 
-/// The snapshots of a directory, each with its meta bytes or its error, by term and then by index.
-type Snapshots = Vec<(SnapshotId, Result<Vec<u8>>)>;
+/// The snapshots of a directory, each with its members or its error, by term and then by index.
+type Snapshots = Vec<(SnapshotId, Result<SnapshotMembers>)>;
 
 impl Inspector<'_> {
     fn inspect(&mut self, path: &Path) -> Result<()> {
@@ -180,7 +182,6 @@ impl Inspector<'_> {
         snap_dir: &Path,
         snapshots: &Snapshots,
     ) -> Result<Option<String>> {
-        let last_entry = survey.entries.last().map(|entry| entry.index);
         let found = |mark| snapshots.iter().find(|(id, _)| *id == mark).map(|(_, found)| found);
         for (id, _) in snapshots.iter().filter(|(id, _)| !survey.marks.contains(id)) {
             let path = snapshotter::path(snap_dir, *id);
@@ -194,7 +195,7 @@ impl Inspector<'_> {
             let path = snapshotter::path(snap_dir, newest);
             let older = marks.into_iter().rfind(|mark| found(*mark).is_some());
             let is_other_version = matches!(found(newest), Some(Err(Error::OtherVersion { .. })));
-            if is_other_version || !is_replaceable(newest, older, survey.base, last_entry) {
+            if is_other_version || !is_replaceable(newest, older, survey) {
                 return Ok(Some(match found(newest) {
                     Some(Err(error)) => error.to_string(),
                     _ => format!("{} is missing; {REPLACE_MEMBER}", path.display()),
@@ -206,20 +207,15 @@ impl Inspector<'_> {
             }
             used = older;
         }
-        if let Some(mark) = used
-            && let Some(Ok(meta)) = found(mark)
-            && let Err(error) =
-                decode_members(&snapshotter::path(snap_dir, mark), meta, &survey.identity)
-        {
-            return Ok(Some(error.to_string()));
-        }
         let mark = used.unwrap_or(SnapshotId { index: 0, term: 0 });
-        let base = survey.base;
-        let term_at = |index: Index| survey.entries[(index - base - 1) as usize].term;
-        let commit = survey.hard_state.commit;
-        Ok(check_log(mark, base, last_entry, commit, term_at)
-            .err()
-            .map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
+        if let Some(Ok(members)) = used.and_then(found) {
+            let path = snapshotter::path(snap_dir, mark);
+            if let Err(refused) = check_cluster(&path, members, &survey.identity) {
+                return Ok(Some(refused.to_string()));
+            }
+        }
+        let fits = check_log(survey, mark);
+        Ok(fits.err().map(|why| format!("{}: {why}; {REPLACE_MEMBER}", wal_dir.display())))
     }
 
     /// Shows one file: a segment by its name, otherwise a snapshot. Returns its damage.
@@ -319,15 +315,11 @@ impl Inspector<'_> {
         Ok(snapshots)
     }
 
-    /// Shows a snapshot, and returns its meta bytes; `None` if it was removed before it was opened.
-    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<Vec<u8>>>> {
-        let unreadable = |what: &str, error: &dyn std::error::Error| {
-            let path = path.display();
-            Error::Refused(format!("cannot read the {what} in {path}: {error}; {REPLACE_MEMBER}"))
-        };
+    /// Shows a snapshot, and returns its members; `None` if it was removed before it was opened.
+    fn snapshot(&mut self, path: &Path) -> Result<Option<Result<SnapshotMembers>>> {
         let loaded = load_file(&ReadOnlyVfs, path).and_then(|snapshot| {
-            let members = SnapshotMembers::decode(&snapshot.meta);
-            Ok((snapshot, members.map_err(|error| unreadable("members", &error))?))
+            let members = read_members(path, &snapshot.meta)?;
+            Ok((snapshot, members))
         });
         let (mut snapshot, members) = match loaded {
             Ok(loaded) => loaded,
@@ -345,14 +337,17 @@ impl Inspector<'_> {
             read_records(&mut snapshot.reader).try_for_each(|record| record.map(|_| keys += 1));
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
-            let error = unreadable("state", &error);
+            let path = path.display();
+            let error = Error::Refused(format!(
+                "cannot read the state in {path}: {error}; {REPLACE_MEMBER}"
+            ));
             self.damage(&error.to_string())?;
             return Ok(Some(Err(error)));
         }
         if self.lists_keys {
             self.keys(path)?;
         }
-        Ok(Some(Ok(snapshot.meta)))
+        Ok(Some(Ok(members)))
     }
 
     fn keys(&mut self, path: &Path) -> Result<()> {
