@@ -7,7 +7,8 @@
 //! A new replicated command changes these places, in this order:
 //! 1. `Command`: a variant, added at the end, because the encoding counts variants.
 //! 2. [`Keys::apply`](StateMachine::apply): what it does to the map, and to the two gauges.
-//! 3. [`Acknowledged`], if its proposer is to learn more than the entry's index and term.
+//! 3. [`Acknowledged`], which `apply` returns: a variant, if the proposer is to learn more than the entry's
+//!    index and term.
 //! 4. [`KvStore`]: a method beside [`propose`](KvStore::propose).
 //! 5. A port: the route, and the response to it.
 //! 6. `commands::inspect`: how `raftexample inspect` prints it. The compiler finds this place.

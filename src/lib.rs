@@ -41,7 +41,7 @@
 //! | peer N: raft messages | raft_node → transport | 4,096, and 64 MiB | dropped; raft is told that the peer is unreachable, and repeats |
 //! | frames of a stream to a peer | in transport | 2 | the peer's queue waits |
 //! | chunks of a snapshot or backup | disk ↔ network | 4 of 128 KiB | the faster side waits |
-//! | inbound: [`Inbound`](transport::Inbound) | transport → raft_node | 1,024 | 503 to the peer, whose raft repeats |
+//! | inbound: [`Inbound`](transport::Inbound) | transport → raft_node | 1,024 | 503 to the peer, or a last line in its stream; its raft repeats |
 //! | peers' bodies in memory | peer port | 192 MiB | 503 to the peer |
 //! | snapshots being received | peer port | 2, one per sender | 503 to the peer |
 //! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | one for each message or request in the queues above | – |
@@ -75,23 +75,23 @@
 //!
 //! # Where to find an answer
 //! State that must change together lives in one type, whose methods cannot be called in the wrong order.
-//! So each question has one place, and that module's documentation starts with the answer.
+//! So each question has one place below `src`, and that module's documentation starts with the answer.
 //!
 //! | question | place |
 //! |---|---|
-//! | On which event is a PUT answered 204? | [`raft_node::writes`] |
-//! | Which answer is 503, which 504, and which may be retried? | [`error::RequestError`] |
-//! | What may be sent before the fdatasync, and what happens if it fails? | [`raft_node::journal`] |
-//! | How does a follower serve a linearizable read? | [`raft_node::reads`] |
-//! | When does an election start, and which timeouts are drawn? | [`raft_node::NodeConfig`] |
-//! | When is a snapshot made, and what is deleted? | [`raft_node::snapshots`] |
-//! | What if two membership changes meet? | [`raft_node::changes`] |
+//! | On which event is a PUT answered 204? | [`raft_node/writes.rs`](raft_node::writes) |
+//! | Which answer is 503, which 504, and which may be retried? | [`error.rs`](error::RequestError) |
+//! | What may be sent before the fdatasync, and what happens if it fails? | [`raft_node/journal.rs`](raft_node::journal) |
+//! | How does a follower serve a linearizable read? | [`raft_node/reads.rs`](raft_node::reads) |
+//! | When does an election start, and which timeouts are drawn? | [`raft_node/config.rs`](raft_node::NodeConfig) |
+//! | When is a snapshot made, and what is deleted? | [`raft_node/snapshots.rs`](raft_node::snapshots) |
+//! | What if two membership changes meet? | [`raft_node/changes.rs`](raft_node::changes) |
 //! | Which sender may speak, and what stops a wiped member from coming back? | `membership/admission.rs` |
-//! | What happens when the queue to a peer is full, or the receiver's? | [`transport`] |
-//! | Which raft message may be stepped? | [`raft_node::validate`] |
+//! | What happens when the queue to a peer is full, or the receiver's? | [`transport/mod.rs`](transport) |
+//! | Which raft message may be stepped? | [`raft_node/validate.rs`](raft_node::validate) |
 //! | Which bytes does a PUT write, and what tells a torn frame from damage? | `storage/wal/format.rs` |
-//! | What changes to add a command? | [`kvstore`] |
-//! | How do I write another state machine? | [`raft_node::state_machine`], `examples/counter.rs` |
+//! | What changes to add a command? | [`kvstore.rs`](kvstore) |
+//! | How do I write another state machine? | [`raft_node/state_machine.rs`](raft_node::state_machine), `examples/counter.rs` |
 
 pub mod channels;
 pub mod codec;

@@ -8,8 +8,12 @@
 //! one incarnation: the first entries of a cluster, and later each promotion. So every member that
 //! counts a vote or an acknowledgement knows whose it has to be, and refuses any other one
 //! ([`Refusal::OtherIncarnation`](crate::channels::Refusal::OtherIncarnation), HTTP 412), whether the
-//! two ever met or not. A member without a log bootstraps (`raft_node/bootstrap.rs`). Such a refusal
-//! ends it with exit status 1, and the message says to remove its id and to add it under a new one.
+//! two ever met or not.
+//!
+//! A wiped member has no log, so it bootstraps (`raft_node/bootstrap.rs`) and only greets. Such a refusal
+//! ends it with exit status 1, and the message says to remove its id and to add it under a new one. If a
+//! member that has not applied the binding yet lets it in, it is a learner at most, and the same refusal
+//! ends it later (`take_answer` in `raft_node/inputs.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};

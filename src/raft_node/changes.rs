@@ -7,13 +7,13 @@
 //! is a no-op on all of them.
 //!
 //! # Two changes at once
-//! A request that arrives while another change is pending is answered 409, unless it changes nothing.
-//! These wait instead, and so do the requests queued after them:
-//! * a request that arrives while the leader promotes a learner;
-//! * a transfer of leadership;
-//! * any request, until the leader has applied an entry of its own term;
-//! * a removal or a move that needs a live majority, while the leader is new: it has not heard the
-//!   others yet.
+//! A request that arrives while another change is pending is answered 409, or 204 if it changes nothing.
+//! These wait instead, until their deadline, and so do all requests queued after them:
+//! * any request, while there is no leader, or the leader has not applied an entry of its own term;
+//! * any request, while the leader promotes a learner;
+//! * a transfer of leadership, while a change is pending or its target lacks one;
+//! * a request that depends on who is alive, while the leader is new and has not heard the others yet: a
+//!   removal or a move that needs a live majority, and an addition beside too many silent learners.
 //!
 //! # The leader's own removal
 //! raft 0.7.0 panics when a leader that is not a member appends. So a leader first transfers leadership,

@@ -14,13 +14,15 @@
 //!
 //! # When a write or a sync fails
 //! Nothing is known about the file any more, so nothing that depends on the frame is sent, answered or
-//! applied, and the process ends:
-//! 1. [`Wal::save`] returns `Error::Io`, which names the operation and the file. Every caller up to
-//!    `serve.rs` returns it; none retries.
-//! 2. The task logs "the raft node stops" and drops the node. Requests that were proposed are answered
-//!    504, all others 503. The transport gets a second to send what is queued.
-//! 3. `main` lets the ports deliver these answers for a second, prints the error and exits with
-//!    status 1. The next start reads the file again.
+//! applied, and the process ends within about four seconds:
+//! 1. [`Wal::save`] returns `Error::Io`, which names the operation and the file. Every caller up to `run`
+//!    in `serve.rs` returns it; none retries.
+//! 2. `run` drops the node, which drops the responders. Requests that were proposed are answered 504, all
+//!    others 503. The transport has a second to send what is queued, then the peer port one to answer.
+//! 3. The task logs "the raft node stops" and passes the error on errorC. `RaftNodeHandle::join` gives
+//!    the state machine a second to apply what commitC still holds.
+//! 4. `main` gives the client port a second to send the answers, prints the error and exits with status 1.
+//!    The next start reads the file again.
 
 use std::time::Instant;
 
@@ -36,7 +38,8 @@ use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 
 /// The write-ahead log of a running node.
 ///
-/// Every method that returns `Ok` leaves its argument durable.
+/// Every method that returns `Ok` leaves its argument durable, except a commit index: see
+/// [`write_ready`](Self::write_ready).
 pub(super) struct Journal {
     wal: Wal,
     identity: Identity,

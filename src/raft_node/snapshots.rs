@@ -7,11 +7,19 @@
 //! Either way the file is durable before the log names it, and the log names it before anything that
 //! it replaces is removed. A crash in between leaves an orphan file, which the next start removes.
 //!
-//! # When one is made, and what goes
-//! The node asks for a snapshot after `--snapshot-count` entries, after [`LOG_BYTES`] of log, and when
-//! raft needs one for a member that is too far behind. The state machine writes the file on a thread of
-//! its own. Afterwards the two newest snapshots stay, with the log from the older one on; a snapshot
-//! that is being sent stays until its transfer ends.
+//! # When one is made, by whom, and what is deleted
+//! Every member makes its own, when one of these holds:
+//! - more than `--snapshot-count` entries were applied since the last one. A last one of 1 MiB or more also
+//!   needs as much log as it is long, unless the count is below the default;
+//! - 20 to 32 MiB of log have gathered, whatever the snapshot's length. The amount differs by member id;
+//! - a leader has to send one, and has none that lists the receiver and reaches far enough;
+//! - the last one was damaged and set aside.
+//!
+//! The state machine takes a view of its state, and a thread of its own writes the file. After the log has
+//! named it, these go:
+//! - snapshots older than the newest two, except those that are being sent;
+//! - whole segments of the write-ahead log that end at or below the older of the two;
+//! - entries in memory, except the newest 10,000 below the snapshot, or 64 MiB of them.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +39,7 @@ use crate::storage::wal::SnapshotId;
 
 /// This much log makes a snapshot due, however few entries it holds.
 const LOG_BYTES: u64 = 32 << 20;
-/// A larger snapshot is not made again before as much log has gathered.
+/// A count of entries alone makes no larger snapshot due: as much log must have gathered, too.
 const SMALL_SNAPSHOT_BYTES: u64 = 1 << 20;
 /// At most this much log is kept below a snapshot, for members that are a little behind.
 const CATCH_UP_BYTES: u64 = 64 << 20;
@@ -104,8 +112,8 @@ impl Snapshots {
         if self.making.is_some() || (entries == 0 && !self.is_missing) {
             return None;
         }
-        // Writing a large state for a little more log would take all of the disk's time. A count below
-        // the default is taken as a request to do so.
+        // Writing a large state after a few small entries would take all of the disk's time. A count
+        // below the default is taken as a request to do so.
         let is_worth_it = config.snapshot_count < SNAPSHOT_COUNT
             || self.last_bytes < SMALL_SNAPSHOT_BYTES
             || self.log_bytes > self.last_bytes;

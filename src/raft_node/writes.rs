@@ -5,7 +5,8 @@
 //! under the leader and term it was proposed to, and ends in one of these ways:
 //!
 //! * its entry is committed and applied on this member: 204. The state machine's task,
-//!   [`CommitReader`](super::state_machine::CommitReader), answers after `apply` returns;
+//!   [`CommitReader`](super::state_machine::CommitReader), answers after `apply` returns. An entry that
+//!   the state machine cannot decode changes nothing on any member, and is answered 400;
 //! * the leader or the term changes, or a snapshot replaces the log: 504 at once;
 //! * the client's deadline passes: 504, from the client's side of the responder;
 //! * this member stops: 504.

@@ -3,12 +3,21 @@
 //! # Outgoing
 //! Each peer has one bounded queue and one task. The task sends the queued messages in batches of up to
 //! a mebibyte. The first is a request of its own; after it was accepted, the following ones go over one
-//! long request, as the module `stream` describes. A batch is sent **at most once**. After any error,
-//! also a 503 because the receiver's queue is full, the task drops the batch and what is queued behind
-//! it, tells raft that the peer is unreachable, and pauses. A full queue drops messages too, and raft is
-//! told once. So the raft node never blocks here, and memory is bounded. raft repeats what it needs;
-//! proposals that were never sent go back to the node.
+//! long request, as the module `stream` describes. A batch is sent **at most once**. raft repeats what it
+//! needs.
 //!
+//! # When a queue is full
+//! The raft node never waits for a peer, and memory is bounded:
+//! - If the queue to a peer is full (4,096 messages or 64 MiB), a new message is dropped. raft is told once
+//!   that the peer is unreachable, until the queue takes messages again.
+//! - If the receiver's queue to its node is full (1,024), it answers 503, or ends the stream with a line
+//!   that says so. The sender drops that batch and what is queued behind it, as after any other error,
+//!   tells raft that the peer is unreachable, and pauses for up to half an election timeout.
+//!
+//! Dropped proposals go back to the node, which may propose them elsewhere. Those of a batch that left do
+//! not, whatever the answer: their clients get 504.
+//!
+//! # Snapshots
 //! A snapshot has its own task and connection, so that heartbeats do not wait for it. Its end is always
 //! reported, because raft sends nothing else to that peer until then.
 //!

@@ -16,7 +16,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 11] = [
+pub const PATCHES: [Patch; 21] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -98,6 +98,81 @@ pub const PATCHES: [Patch; 11] = [
         file: "src/raft_node/bootstrap.rs",
         text: "self.table.len() == config.cluster.len()",
         becomes: "2 * self.table.len() > config.cluster.len()",
+        seeds: 1_000,
+    },
+    Patch {
+        name: "a table is answered before it is durable, and forgotten at a restart",
+        file: "src/raft_node/bootstrap.rs",
+        text: "journal.record_incarnation(id, header.incarnation)?;",
+        becomes: "let _ = &journal;",
+        seeds: 4_000,
+    },
+    Patch {
+        name: "a cluster's id is a hash of its list",
+        file: "src/raft_node/bootstrap.rs",
+        text: "let member = |(url, incarnation)| format!(\"{url} {incarnation:016x},\");",
+        becomes: "let member = |(url, _): (&str, u64)| url.to_owned();",
+        seeds: 4_000,
+    },
+    Patch {
+        name: "a quarantine is forgotten at a restart",
+        file: "src/storage/wal/replay.rs",
+        text: "Record::Quarantine(index) => self.quarantine = *index,",
+        becomes: "Record::Quarantine(_) => {}",
+        seeds: 4_000,
+    },
+    Patch {
+        name: "a heartbeat alone quarantines",
+        file: "src/raft_node/inputs.rs",
+        text: "self.peers.log_lost_data(from, message.commit, last_index, &self.logger);",
+        becomes: "let _ = last_index;\nlet _ = self.quarantine(message.commit, from);",
+        seeds: 4_000,
+    },
+    Patch {
+        name: "progress is kept across a promotion of another directory",
+        file: "src/raft_node/apply.rs",
+        text: "&& self.peers.incarnation_of(id) != incarnation",
+        becomes: "&& incarnation == 0",
+        seeds: 8_000,
+    },
+    Patch {
+        name: "progress is kept across a learner's change of directory",
+        file: "src/raft_node/inputs.rs",
+        text: "self.forget_progress(id);",
+        becomes: "let _ = id;",
+        seeds: 8_000,
+    },
+    Patch {
+        name: "a pending move refuses",
+        file: "src/membership/admission.rs",
+        text: "let applied = (self.members.moved_at(id), &self.members.urls.get(&id)?[..]);",
+        becomes: "let applied = match self.pending_moves.iter().rfind(|(moving, _)| *moving == id) {\n\
+                  Some((_, to)) => (u64::MAX, &to[..]),\n\
+                  None => (self.members.moved_at(id), &self.members.urls.get(&id)?[..]),\n\
+                  };",
+        seeds: 4_000,
+    },
+    Patch {
+        name: "a member is heard at any place",
+        file: "src/membership/admission.rs",
+        text: "self.check_place(header)?;",
+        becomes: "",
+        seeds: 8_000,
+    },
+    Patch {
+        name: "a segment shrinks to its frames at a start",
+        file: "src/storage/wal/writer.rs",
+        text: "file.write_all_at(last_frame, start).map_err(Error::io(\"write to\", &path))?;",
+        becomes: "file.write_all_at(last_frame, start).map_err(Error::io(\"write to\", &path))?;\n\
+                  file.set_len(current.length).map_err(Error::io(\"cut\", &path))?;\n\
+                  let allocated = current.length;",
+        seeds: 1_000,
+    },
+    Patch {
+        name: "a frame uses a step that is not durable",
+        file: "src/storage/wal/writer.rs",
+        text: "let reserve = end + length.max(step_bytes / 4) + format::CLOSE_BYTES;",
+        becomes: "let reserve = end + format::CLOSE_BYTES;",
         seeds: 1_000,
     },
 ];

@@ -67,11 +67,12 @@
 //!
 //! The format assumes that a disk writes a sector completely or not at all, and that a sector that
 //! was never written reads as zeros. Whichever sectors of a torn frame arrived, and wherever a failed
-//! write stopped, the frame has one of these shapes:
+//! write stopped, only zeros follow the frame, and it has one of these shapes:
 //!
 //! 1. The header is invalid and only zeros follow it, or it is valid and the frame's last byte is zero.
 //! 2. The header is valid, and the frame has more zero portions than the header counts.
-//! 3. The header is invalid, and the frame's first portion consists of zeros only.
+//! 3. The header is invalid, the frame's first portion consists of zeros only, and no complete frame
+//!    follows.
 //!
 //! Everything else is damage. One flipped bit in a frame produces none of these shapes, with one
 //! exception: a flip that clears the only set bit of a portion has shape 2. The checksum detects this
