@@ -5,7 +5,9 @@
 //! duplicates, misdirects and partitions; a disk that keeps synced data and loses other data, and that
 //! fails; clocks of different speed; processes that are killed, paused and stopped; members that are
 //! added, moved, removed, and lose their directory, before and after all have begun; snapshots that are
-//! damaged at rest; directories that become older. [`settings`] lists what a seed decides, [`invariants`]
+//! damaged at rest; directories that become older; clusters that are begun again, or restored once or
+//! twice from a backup, while directories of earlier lives and copies of moved members are started.
+//! [`settings`] lists what a seed decides, [`invariants`]
 //! what must hold after every step. [`world`] is the rest, and [`mutants`] are deliberately wrong programs.
 //!
 //! # What is not promised
@@ -15,8 +17,10 @@
 //! |---|---|
 //! | losing the disks of a majority, or the disks of one member after another before each was replaced | `can_spare` in `world/faults.rs` |
 //! | a leader that changes before its first heartbeat cannot tell a member that it lost entries | `losing` in `world.rs`: the run ends there |
-//! | running a copy of a directory while its member moves | no copies are made |
+//! | running a copy of a directory while its member moves | `start_stray` in `world/lives.rs`: once all know of the move |
+//! | starting a member with `--join` while a member of an earlier life answers | `start` in `world/processes.rs` |
 //! | the store of a single member that lost its directory | `wipe` in `world/faults.rs` |
+//! | detecting zeros over the end of the log | no zeros are written |
 //!
 //! ```sh
 //! cargo test --test simulation                                            # 1,000 seeds, and the mutants
