@@ -14,7 +14,7 @@
 //! 6. `commands::inspect`: how `raftexample inspect` prints it. The compiler finds this place.
 //! 7. Three versions, because members of the release before would skip the command: `wal::VERSION`,
 //!    `snapshotter::VERSION` and the peer protocol's.
-//!    [`storage::wal`](crate::storage::wal#adding-a-format-version) lists the steps.
+//!    [Adding a format version](crate::guide::contributing#adding-a-format-version) has the steps.
 //!
 //! # Snapshot
 //! The records in ascending order of their keys, so that equal states give equal bytes. Each record

@@ -13,7 +13,7 @@
 //! ```
 //! Each turn of the node takes everything that has arrived. So many writes share one frame of the log, one
 //! fdatasync and one message to each member. A leader's messages leave before its own fdatasync, a
-//! follower's only after its own; [`raft_node`] names the exceptions.
+//! follower's only after its own; [`raft_node::journal`] names the exceptions.
 //!
 //! # How a read flows
 //! ```text
@@ -54,6 +54,8 @@
 //!
 //! # How a member ends
 //! - In order: the last sender of proposeC is dropped. The node finishes its turn and closes commitC.
+//! - With status 0 after its removal, once the others know of it; with status 1 if a member refuses its
+//!   data directory.
 //! - By a failed write or fdatasync: [`raft_node::journal`] has the steps.
 //! - By a panic in any thread: the process aborts, in release builds.
 //!
@@ -80,10 +82,10 @@
 //! | question | place |
 //! |---|---|
 //! | On which event is a PUT answered 204? | [`raft_node/writes.rs`](raft_node::writes) |
-//! | Which answer is 503, which 504, and which may be retried? | [`error.rs`](error::RequestError) |
+//! | Which answer is 503, which 504, and which may be retried? | [`error.rs`](error::RequestError); [`channels.rs`](channels::Pending) decides |
 //! | What may be sent before the fdatasync, and what happens if it fails? | [`raft_node/journal.rs`](raft_node::journal) |
 //! | How does a follower serve a linearizable read? | [`raft_node/reads.rs`](raft_node::reads) |
-//! | When does an election start, and which timeouts are drawn? | [`raft_node/config.rs`](raft_node::NodeConfig) |
+//! | Which election timeouts are drawn? | [`raft_node/config.rs`](raft_node::NodeConfig) |
 //! | When is a snapshot made, and what is deleted? | [`raft_node/snapshots.rs`](raft_node::snapshots) |
 //! | What if two membership changes meet? | [`raft_node/changes.rs`](raft_node::changes) |
 //! | Which sender may speak, and what stops a wiped member from coming back? | `membership/admission.rs` |

@@ -23,7 +23,7 @@ use crate::kvstore::Consistency;
 use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
 use crate::ports::tls::{Purpose, Tls, TlsFiles};
-use crate::raft_node::{NodeConfig, SNAPSHOT_COUNT};
+use crate::raft_node::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
 
 /// The largest `--max-value-bytes`: a value must fit into one request to a peer.
 const VALUE_BYTES_MAX: usize = 64 << 20;
@@ -146,7 +146,7 @@ pub struct Config {
     pub tick: Duration,
 
     /// Shortest election timeout in ticks; each is drawn at random from N to 2N - 1
-    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = 10)]
+    #[arg(long, value_name = "TICKS", help_heading = TIMERS, default_value_t = ELECTION_TICKS)]
     pub election_ticks: usize,
 
     /// Ticks between two heartbeats of the leader

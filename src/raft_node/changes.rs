@@ -7,7 +7,8 @@
 //! is a no-op on all of them.
 //!
 //! # Two changes at once
-//! A request that arrives while another change is pending is answered 409, or 204 if it changes nothing.
+//! A request that arrives while another change or a transfer of leadership is pending is answered 409, or
+//! 204 if it changes nothing.
 //! These wait instead, until their deadline, and so do all requests queued after them:
 //! * any request, while there is no leader, or the leader has not applied an entry of its own term;
 //! * any request, while the leader promotes a learner;

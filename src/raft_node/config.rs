@@ -1,4 +1,8 @@
 //! What a node is started with, and what of it goes to raft-rs.
+//!
+//! raft-rs draws the election timeout anew at each change of term or role: from [`ELECTION_TICKS`] to twice
+//! as many less one, 1.0 to 1.9 s by default. The flags are `--election-ticks` and `--tick`, in
+//! `config/mod.rs`.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -23,6 +27,9 @@ const INFLIGHT_APPENDS_MAX: usize = 256;
 
 /// The default number of entries between two snapshots, as in the original.
 pub const SNAPSHOT_COUNT: u64 = 10_000;
+
+/// The default of the shortest election timeout, in ticks; each is drawn from N to 2N - 1.
+pub const ELECTION_TICKS: usize = 10;
 
 /// The configuration of a node. The default is that of the program without flags: member 1, alone
 /// in its cluster, with its data below the working directory.
@@ -87,8 +94,8 @@ impl Default for NodeConfig {
             snapshot_count: SNAPSHOT_COUNT,
             snapshot_catch_up_entries: 10_000,
             tick: Duration::from_millis(100),
-            election_ticks: 10,
-            randomized_election_ticks: 10..20,
+            election_ticks: ELECTION_TICKS,
+            randomized_election_ticks: ELECTION_TICKS..2 * ELECTION_TICKS,
             heartbeat_ticks: 1,
             request_timeout: Duration::from_secs(5),
             wal_sizes: wal::Sizes::default(),

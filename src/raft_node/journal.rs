@@ -9,7 +9,7 @@
 //! |---|---|
 //! | a leader's append, heartbeat | before the leader's own write: followers write at the same time (thesis 10.2.1) |
 //! | the same, in a Ready with a new term or vote | after it: a leader that forgot its vote would use the term again |
-//! | the same, in a Ready that commits a change of members | after it: see [`Journal::release_early`] |
+//! | the same, in a Ready that may commit a change of members | after it: see [`Journal::release_early`] |
 //! | a follower's acknowledgement, a vote | after it |
 //!
 //! # When a write or a sync fails
@@ -84,7 +84,8 @@ impl Journal {
             || (raft.term, raft.vote) != self.term_and_vote()
     }
 
-    /// Takes the messages that may leave before `ready` is written.
+    /// Takes the messages that may leave before `ready` is written. raft-rs puts only a leader's messages
+    /// there; those of other members are among the persisted messages.
     ///
     /// `commits_change` holds back those that may commit a change of members. A member that learns of
     /// its removal leaves the cluster. A leader of two that crashed without having saved that commit

@@ -77,7 +77,7 @@ use changes::{Changes, Context};
 use clock::{Clock, Leadership};
 use commits::Commits;
 use config::start_raft;
-pub use config::{NodeConfig, SNAPSHOT_COUNT};
+pub use config::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
 pub use inputs::Input;
 use journal::Journal;
 use lifecycle::Lifecycle;

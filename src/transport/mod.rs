@@ -8,10 +8,10 @@
 //!
 //! # When a queue is full
 //! The raft node never waits for a peer, and memory is bounded:
-//! - If the queue to a peer is full (4,096 messages or 64 MiB), a new message is dropped. raft is told once
-//!   that the peer is unreachable, until the queue takes messages again.
-//! - If the receiver's queue to its node is full (1,024), it answers 503, or ends the stream with a line
-//!   that says so. The sender drops that batch and what is queued behind it, as after any other error,
+//! - If the queue to a peer is full (4,096 messages or 64 MiB), `send` below drops a new message. raft is
+//!   told once that the peer is unreachable, until the queue takes messages again.
+//! - If the receiver's queue to its node is full (1,024), it answers 503 (`inbound.rs`), or ends the stream
+//!   with a line that says so. The sender (`sender.rs`) drops that batch and what is queued behind it, as after any other error,
 //!   tells raft that the peer is unreachable, and pauses for up to half an election timeout.
 //!
 //! Dropped proposals go back to the node, which may propose them elsewhere. Those of a batch that left do

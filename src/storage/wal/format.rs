@@ -63,7 +63,8 @@
 //! reader ignores trailing zeros. A frame is written only after the sync of the previous frame has
 //! returned. Bytes after a frame therefore prove that the frame was once complete. Only two frames
 //! can be torn: the last frame, and the close of the previous segment while the last segment holds
-//! nothing but its head.
+//! nothing but its head. `wal/reader.rs` knows which frame that is, this module whether its shape is that
+//! of a torn one.
 //!
 //! The format assumes that a disk writes a sector completely or not at all, and that a sector that
 //! was never written reads as zeros. Whichever sectors of a torn frame arrived, and wherever a failed
