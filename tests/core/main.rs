@@ -22,3 +22,4 @@ mod requests;
 #[path = "../support/mod.rs"]
 mod support;
 mod validate;
+mod wal_lives;

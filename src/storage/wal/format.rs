@@ -77,16 +77,17 @@
 //!
 //! Everything else is damage. One flipped bit in a frame produces none of these shapes, with one
 //! exception: a flip that clears the only set bit of a portion has shape 2. The checksum detects this
-//! case, because each single flip changes it in a different way.
+//! case, because each single flip changes it in a different way. So a torn frame that lacks just one
+//! sector, which had just one bit set, is called damage: the safe one of two readings.
 //!
 //! # A file that was cut short
 //!
 //! A crash never shortens the last segment, because of three invariants:
 //!
 //! - The file grows by zeros, up to a multiple of the step that its head states. A frame is written
-//!   only after the growth up to its end is durable.
+//!   only after the growth up to its end is durable. Before it grows, its length is checked.
 //! - No frame ends on a multiple of the step.
-//! - The file shrinks only after the close is durable.
+//! - The file shrinks only after the close is durable. Zeros may follow a close.
 //!
 //! So a frame header that announces an end beyond the end of the file is damage, and so is any byte
 //! but zero after the last whole step. A cut at a multiple of the step divides a frame, or removes
@@ -380,6 +381,11 @@ pub(super) fn begin_frame(buffer: &mut Vec<u8>) {
 /// The length in bytes of the frame with a payload of `payload_length` bytes.
 pub(super) const fn frame_bytes(payload_length: usize) -> usize {
     HEADER_BYTES + (payload_length / HEADER_BYTES + 1) * HEADER_BYTES
+}
+
+/// True if a file may grow in steps of `bytes`: they are longer than a padding, and frames fit into them.
+pub(super) fn is_step(bytes: u64) -> bool {
+    bytes > HEADER_BYTES as u64 && bytes.is_multiple_of(HEADER_BYTES as u64)
 }
 
 /// Makes `frame` longer if it would end on a multiple of `step_bytes` when it starts at `start`.

@@ -45,7 +45,7 @@
 //!   Later segments repeat or replace everything they state.
 //!
 //! During [`Wal::open`]:
-//! - the torn frame, or some of its sectors;
+//! - the torn frame, with more zeros or none: it stays a torn frame until its header is gone;
 //! - the last frame, rewritten with the same bytes: unchanged;
 //! - an empty `.tmp` file: the next open removes it;
 //! - the close of the previous segment, complete or torn.
@@ -55,15 +55,15 @@
 //! The file of the last segment grows in whole steps of [`STEP_BYTES`], before a frame uses them. That
 //! tells a file that was cut short from a crash (see `wal/format.rs`), and it is fast: a sync of a file
 //! that grew writes the file's length and its new blocks in addition to the data. A frame that comes
-//! near the end of the file writes the next step of zeros after itself, with the same sync. Only a
-//! frame that is much longer than its predecessor needs a sync of its own for the growth.
+//! near the end of the file writes the next step of zeros after itself, with the same sync. Only a frame
+//! that is longer than what is left needs a sync of its own for the growth.
 //!
 //! # Invariants
 //!
 //! - A segment gets its name after its head and the rest of its first step are durable.
 //! - A successor gets its name after all frames of the segment are durable, except the close.
 //! - The close is written after the successor's name is durable, and the zeros after it are removed
-//!   then. The successor's first frame is written after both are durable.
+//!   then. The successor's first frame is written after the close is durable.
 //!
 //! So every other fault of a head or of an earlier segment is damage, and so is a last segment that is
 //! closed. Damage is never repaired: [`Error::Corrupt`](crate::error::Error::Corrupt) keeps the member
@@ -128,7 +128,7 @@ pub const STEP_BYTES: u64 = 256 << 10;
 pub struct Sizes {
     /// The length of a segment, in place of [`SEGMENT_BYTES`].
     pub segment_bytes: u64,
-    /// The growth of a new segment, in place of [`STEP_BYTES`]. A multiple of 16.
+    /// The growth of a new segment, in place of [`STEP_BYTES`]. A multiple of 16, at least 32.
     pub step_bytes: u64,
 }
 

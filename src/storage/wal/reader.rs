@@ -138,8 +138,9 @@ pub(crate) fn survey(
 pub(crate) fn parse_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let number = u64::from_str_radix(digits, 16).ok()?;
-    // Many spellings parse to the same number, but a segment has one name.
-    (format!("{number:016x}") == digits).then_some(number)
+    // Many spellings parse to the same number, but a segment has one name. The last number has no
+    // successor.
+    (format!("{number:016x}") == digits && number < u64::MAX).then_some(number)
 }
 
 /// The numbers of the segments in `dir`, ascending and without gaps.
@@ -216,8 +217,8 @@ fn replay_segments(
     }
 }
 
-/// Reads a segment. A torn frame of at most `torn_bytes` may end it. Unless that is 0, zeros may
-/// follow. If it is the last one, no byte may follow the last whole step of the file but zeros.
+/// Reads a segment, which zeros may follow. A torn frame of at most `torn_bytes` may end it. If it is the
+/// last one, no byte may follow the last whole step of the file but zeros.
 fn replay_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -231,11 +232,8 @@ fn replay_segment(
     let file = read_file(vfs, &path)?;
     segment.file_length = file.len() as u64;
     watch(&path, Seen::Segment { bytes: segment.file_length })?;
-    let mut used = file.len();
-    if torn_bytes > 0 {
-        // The last byte of a frame is never zero.
-        used -= file.iter().rev().take_while(|&&byte| byte == 0).count();
-    }
+    // The last byte of a frame is never zero.
+    let used = file.len() - file.iter().rev().take_while(|&&byte| byte == 0).count();
     let (mut start, mut last_start) = (0, 0);
     // At offset 0 even an empty file is read, because a missing head is damage.
     while start < used || start == 0 {
@@ -340,11 +338,8 @@ fn check_head(
     if segment != number {
         return Err(format!("it is segment {segment:016x}, its name says {number:016x}"));
     }
-    if step_bytes == 0 || step_bytes % format::HEADER_BYTES as u64 != 0 {
-        return Err(format!(
-            "its step is {step_bytes} bytes, expected a multiple of {}",
-            format::HEADER_BYTES
-        ));
+    if !format::is_step(step_bytes) {
+        return Err(format!("its step is {step_bytes} bytes, expected 32, 48, …"));
     }
     if number == 0 && (previous_bytes, last_index) != (0, 0) {
         return Err(format!(
@@ -366,12 +361,10 @@ fn check_head(
 
 /// Checks that `segment` ends with its close if its successor `next` holds more than a head.
 fn check_closed(dir: &Path, segment: &Segment, next: &Segment) -> Result<()> {
-    let has_tail = segment.file_length > segment.length;
-    if !next.has_frames() || segment.closed && !has_tail {
+    if !next.has_frames() || segment.closed {
         return Ok(());
     }
-    let what = if segment.closed { "bytes follow its close" } else { "it is not closed" };
-    let reason = format!("{what}, but segment {:016x} has frames", next.number);
+    let reason = format!("it is not closed, but segment {:016x} has frames", next.number);
     Err(damage(&segment.path(dir), segment.length, reason))
 }
 

@@ -515,6 +515,59 @@ fn a_write_that_stops_anywhere_leaves_the_complete_frames() {
 }
 
 #[test]
+fn a_torn_frame_stays_one_while_zeros_replace_it() {
+    let sample = Sample::new();
+    let frames = sample.ends.len() - 2;
+    let start = sample.ends[frames];
+    // Where the write of the frame stopped, and where the first zeros over it did.
+    let torn = start + 900;
+    let from = start + format::HEADER_BYTES;
+    for stop in from..=torn {
+        let mut bytes = allocated(&sample.bytes);
+        bytes[torn..].fill(0);
+        bytes[from..stop].fill(0);
+        let dir = Sample::replaced(&bytes);
+        let found = Wal::read(&DiskVfs, dir.path()).expect("a torn log");
+        assert_eq!(found.entries, sample.states[frames].entries, "{stop}");
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_while_the_member_runs_is_not_extended() {
+    let dir = TempDir::new().expect("a directory");
+    let mut wal = create(dir.path());
+    save_entries(&mut wal, &entries(1..=1, 1));
+    let end = wal.bytes();
+    save_entries(&mut wal, &entries(2..=4, 1));
+    let path = segment_path(dir.path(), 0);
+    fs::File::options().write(true).open(&path).expect("opened").set_len(end).expect("cut");
+    let entries = [entry(5, 1, vec![b'x'; 3000])];
+    let error = wal.save(&Frame { entries: &entries, ..Frame::default() }).expect_err("refused");
+    assert!(error.to_string().contains("while the member ran"), "{error}");
+    assert_eq!(length_of(dir.path(), 0), end);
+    damage_of(dir.path());
+}
+
+#[test]
+fn a_step_that_no_file_can_grow_by_is_damage() {
+    for step_bytes in [0, 1, 8, 16, 40, u64::MAX] {
+        let reason = fault_of_head(Head { step_bytes, ..Head::default() });
+        assert!(reason.contains("its step is"), "{step_bytes}: {reason}");
+    }
+}
+
+/// Why a first segment with this head is refused.
+fn fault_of_head(head: Head) -> String {
+    let mut frame = Vec::new();
+    format::begin_frame(&mut frame);
+    format::put(&mut frame, &Record::Head(head));
+    format::put(&mut frame, &Record::Identity(identity()));
+    format::seal_frame(&mut frame, 0, Salt::default());
+    let dir = Sample::replaced(&frame);
+    damage_of(dir.path()).2
+}
+
+#[test]
 fn a_last_segment_that_was_cut_short_never_loses_a_frame() {
     let sample = Sample::new();
     let whole = allocated(&sample.bytes);
@@ -779,7 +832,7 @@ fn a_segment_that_is_not_closed_before_frames_is_damage() {
         let mut empty = Vec::new();
         format::begin_frame(&mut empty);
         format::seal_frame(&mut empty, end, salt);
-        for tail in [&[0; 16][..], &closed[open_length..], b"x", &empty] {
+        for tail in [&closed[open_length..], b"x", &empty] {
             fs::write(&path, [&closed, tail].concat()).expect("written");
             let (named, offset, _) = damage_of(dir.path());
             assert_eq!((named, offset), (path.clone(), closed.len() as u64), "{tail:?}");

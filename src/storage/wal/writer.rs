@@ -7,7 +7,7 @@ use super::format::{self, Head, Record, Salt};
 use super::reader::{Replayed, Segment, exists, parse_name, replay_log};
 use super::replay::Summary;
 use super::{Frame, Identity, Recovered, Sizes};
-use crate::error::{Error, Result};
+use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::storage::{Vfs, VfsFile, files};
 
 /// The capacity in bytes of the frame buffer that is kept between two frames.
@@ -38,7 +38,7 @@ impl Wal {
     /// [`Error::Io`]; [`Error::Refused`] if `dir` holds a log.
     ///
     /// # Panics
-    /// If the member id is 0.
+    /// If the member id is 0, or the step is shorter than two units of a frame's length.
     pub fn create(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
@@ -46,6 +46,7 @@ impl Wal {
         sizes: Sizes,
     ) -> Result<Self> {
         assert_ne!(identity.member_id, 0, "a member id is never 0");
+        assert!(format::is_step(sizes.step_bytes), "a step has {} bytes", sizes.step_bytes);
         if exists(&*vfs, dir)? {
             return Err(Error::Refused(format!("{} already holds a log", dir.display())));
         }
@@ -67,10 +68,17 @@ impl Wal {
         let (current, others) = segments.split_last_mut().expect("a replay has a segment");
         let path = current.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-        // A frame that is written over a torn one could be torn in more ways than the reader
-        // recognizes, so the zeros are durable before the next frame.
         let allocated = current.file_length.max(current.length + format::CLOSE_BYTES);
         let allocated = allocated.next_multiple_of(current.step_bytes);
+        // A frame that is written over a torn one could be torn in more ways than the reader
+        // recognizes, so zeros replace it first. Its header goes last: until then it stays a torn frame,
+        // wherever these writes stop.
+        if current.torn {
+            let start = current.length + format::HEADER_BYTES as u64;
+            let zeros = vec![0; (allocated - start) as usize];
+            file.write_all_at(&zeros, start).map_err(Error::io("write to", &path))?;
+            file.sync().map_err(Error::io("sync", &path))?;
+        }
         let start = current.length - last_frame.len() as u64;
         last_frame.resize((allocated - start) as usize, 0);
         file.write_all_at(last_frame, start).map_err(Error::io("write to", &path))?;
@@ -79,11 +87,7 @@ impl Wal {
         if let Some(previous) = others.last_mut().filter(|_| !current.has_frames()) {
             let path = previous.path(dir);
             let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-            if previous.torn {
-                let zeros = [0; format::CLOSE_BYTES as usize];
-                file.write_all_at(&zeros, previous.length).map_err(Error::io("write to", &path))?;
-                file.sync().map_err(Error::io("sync", &path))?;
-            }
+            // A torn close is overwritten with the same bytes.
             close_segment(&*file, dir, previous, replay.summary.identity.incarnation)?;
         }
         let mut summary = replay.summary.clone();
@@ -140,17 +144,19 @@ impl Wal {
         let length = buffer.len() as u64;
         let end = start + length;
         let path = self.current().path(&self.dir);
+        let reserve = end + length.max(step_bytes / 4) + format::CLOSE_BYTES;
+        if reserve > self.allocated {
+            self.check_length(&path)?;
+        }
         if end + format::CLOSE_BYTES > self.allocated {
             self.allocated = (end + format::CLOSE_BYTES).next_multiple_of(step_bytes);
             self.file.set_len(self.allocated).map_err(Error::io("extend", &path))?;
             self.file.sync().map_err(Error::io("sync", &path))?;
         }
         // This frame does not need the next step, so one sync covers both.
-        let is_short = length <= step_bytes / 4;
-        let reserve = end + length.max(step_bytes / 4) + format::CLOSE_BYTES;
         if reserve > self.allocated {
             self.allocated = reserve.next_multiple_of(step_bytes);
-            if is_short {
+            if length <= step_bytes / 4 {
                 buffer.resize((self.allocated - start) as usize, 0);
             } else {
                 self.file.set_len(self.allocated).map_err(Error::io("extend", &path))?;
@@ -166,6 +172,24 @@ impl Wal {
         buffer.shrink_to(BUFFER_BYTES);
         self.buffer = buffer;
         Ok(())
+    }
+
+    /// Checks the length of the file before it grows, which would fill what was cut off with zeros.
+    fn check_length(&self, path: &Path) -> Result<()> {
+        let length = self.file.len().map_err(Error::io("read the length of", path))?;
+        if length == self.allocated {
+            return Ok(());
+        }
+        let reason = format!(
+            "the file has {length} bytes instead of {}: something cut the file short while the member ran",
+            self.allocated
+        );
+        Err(Error::Corrupt {
+            path: path.to_owned(),
+            offset: length,
+            reason,
+            remedy: REPLACE_MEMBER,
+        })
     }
 
     /// Removes the leading segments whose entries are all at or below `index`. The current segment
@@ -254,8 +278,8 @@ pub(super) fn create_segment(
     Ok((segment, file))
 }
 
-/// Writes and syncs the close of `segment`, then removes the zeros after it. A close that is already
-/// there is overwritten.
+/// Writes and syncs the close of `segment`, then removes the zeros after it, which may come back after a
+/// crash. A close that is already there is overwritten.
 fn close_segment(
     file: &dyn VfsFile,
     dir: &Path,
@@ -272,7 +296,5 @@ fn close_segment(
     file.sync().map_err(Error::io("sync", &path))?;
     segment.length = start + format::CLOSE_BYTES;
     segment.closed = true;
-    file.set_len(segment.length).map_err(Error::io("cut", &path))?;
-    file.sync().map_err(Error::io("sync", &path))?;
-    Ok(())
+    file.set_len(segment.length).map_err(Error::io("cut", &path))
 }
