@@ -187,6 +187,8 @@ struct Slot {
     may_return: bool,
     /// It lost its directory before a member had begun: the others may begin without it, or nobody can.
     wiped_early: bool,
+    /// Its directory became an earlier one.
+    has_lost: bool,
     /// The index of a snapshot that was damaged at rest: it may not start any more.
     damaged: Option<u64>,
     /// An earlier state of its disk, with the last index.
@@ -371,6 +373,7 @@ impl World {
             is_wiped: false,
             may_return: false,
             wiped_early: false,
+            has_lost: false,
             damaged: None,
             earlier: None,
             is_gone: false,

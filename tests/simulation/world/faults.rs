@@ -46,7 +46,9 @@ impl World {
         }
         self.follow_moves()?;
         self.complete_restore();
-        let wiped = self.slots.values().find(|slot| slot.is_wiped);
+        // Some operators take their time.
+        let wiped =
+            self.slots.values().find(|slot| slot.is_wiped).filter(|_| self.random.below(4) > 0);
         let Some(wiped) = wiped.map(|slot| slot.config.id) else { return Ok(()) };
         let members = self.members();
         if members.contains_key(&wiped) {
@@ -304,6 +306,7 @@ impl World {
             Some((disk, had)) if *had < last => (disk.image(), *had),
             _ => {
                 slot.earlier = Some((slot.disk.image(), last));
+                self.leave_behind(id);
                 return Ok(false);
             }
         };
@@ -322,16 +325,39 @@ impl World {
         if self.has_strays() {
             return Ok(false);
         }
-        if !is_leader || acknowledged <= had || !self.cut.is_empty() || !self.can_spare(id) {
+        let is_cut = self.is_cut(leader, id) || self.is_cut(id, leader);
+        if !is_leader || acknowledged <= had || is_cut || !self.can_spare(id) {
             return Ok(false);
         }
         self.kill(id)?;
         self.life().invariants.forget(id);
         let slot = self.slot(id);
         (slot.disk, slot.end, slot.earlier) = (disk, End::Interrupted, None);
+        slot.has_lost = true;
         self.schedule(1, Event::Start(id));
         self.losing = Some((id, leader));
         Ok(true)
+    }
+
+    /// Cuts the leader off a member, so that it commits with member `id`.
+    fn leave_behind(&mut self, id: NodeId) {
+        let leader = self.slots[&id].process.as_ref().expect("it runs").status().leader;
+        let mut others = self.running();
+        others.retain(|other| ![id, leader].contains(other));
+        if let Some(other) = self.pick(&others).filter(|_| leader != id && self.chance(500)) {
+            self.cut.extend([(leader, other), (other, leader)]);
+        }
+    }
+
+    /// A quarantine must hold across restarts, and without the leader that found the loss.
+    pub(super) fn test_quarantine(&mut self, id: NodeId, leader: NodeId) -> Step {
+        self.cut.clear();
+        for id in [id, leader] {
+            if self.chance(500) {
+                self.kill(id)?;
+            }
+        }
+        Ok(())
     }
 
     /// True if a member lost something and may have to be replaced.

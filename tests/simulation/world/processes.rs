@@ -199,9 +199,14 @@ impl World {
             slot.damaged = None;
             self.lives[slot.life].invariants.damaged.remove(&id);
         }
+        let mut told_by = None;
         match self.losing {
-            Some((loser, _)) if loser == id && role == Role::Quarantined => {
+            Some((loser, leader)) if loser == id && role == Role::Quarantined => {
                 (self.losing, slot.is_wiped) = (None, true);
+                told_by = Some(leader);
+            }
+            _ if role == Role::Quarantined && !slot.has_lost => {
+                return Err(format!("member {id} is quarantined, and lost nothing"));
             }
             Some((_, by)) if (by == id) != (leader == id) => {
                 self.is_void = true;
@@ -226,7 +231,8 @@ impl World {
             self.tally.restores += 1;
             self.check_state(id)?;
         }
-        self.take_outputs(id)
+        self.take_outputs(id)?;
+        told_by.map_or(Ok(()), |leader| self.test_quarantine(id, leader))
     }
 
     /// Takes what a turn put out.
