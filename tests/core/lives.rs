@@ -292,6 +292,37 @@ fn a_promotion_counts_one_directorys_progress() {
     assert_eq!(network.member(2).status().members.incarnations[&4], 104);
 }
 
+/// A leader that was elected while a promotion was on its way had met another directory of the learner.
+#[test]
+fn a_later_leader_counts_the_promoted_directory_only() {
+    let mut network = Network::new(3, |_| {});
+    assert!(network.put(1, "key", "before").is_ok());
+    change(&mut network, 1, MemberRequest::Add { id: 4, url: url(4) });
+    network.start(&joins(4, 104, &[1, 2, 3, 4]), &MemVfs::default()).unwrap();
+    network.cut.insert(3);
+    while !network.member(1).logged("promoting learner 4") {
+        if !network.deliver_round() {
+            network.turn(1, [Input::Tick]);
+            network.turn(4, [Input::Tick]);
+        }
+    }
+    let promotion = network.member(1).wal().last_index();
+    network.members.remove(&4).unwrap();
+    while network.member(2).wal().last_index() < promotion {
+        network.deliver_round();
+    }
+    network.members.remove(&1).unwrap();
+    assert!(!is_voter(&network, 2, 4), "member 2 has the promotion, and has not applied it");
+    network.cut.clear();
+    network.start(&joins(4, 904, &[1, 2, 3, 4]), &MemVfs::default()).unwrap();
+    network.tick(3);
+    network.give_up_leader(&[2, 3]);
+    network.elect(2);
+    network.tick_until("the promotion is applied", |network| is_voter(network, 2, 4));
+    let matched = network.member(2).node.raft().prs().get(4).unwrap().matched;
+    assert_eq!(matched, 0, "the empty directory acknowledged it, and has no vote");
+}
+
 /// An empty learner starts again, and a follower tells it of the cluster before the leader knows. What
 /// the leader counted on was another directory's.
 #[test]

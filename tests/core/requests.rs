@@ -153,6 +153,25 @@ fn a_lost_read_round_is_repeated_with_a_new_context() {
     check("read_round_lost", &network.transcript.lines());
 }
 
+/// The answer may have been on its way since before the read.
+#[test]
+fn an_answer_that_an_earlier_run_asked_for_serves_no_read() {
+    let mut network = Network::new(3, |_| {});
+    let member = network.member(2);
+    let mut read = member.read().unwrap();
+    let context = contexts(member).remove(0);
+    let (term, applied) = (member.status().term, member.status().applied);
+    // Member, boot, and a counter that each run begins anew.
+    let mut earlier = context.to_vec();
+    earlier[8] ^= 1;
+    for (context, is_served) in [(&earlier[..], false), (&context[..], true)] {
+        let answer = read_answer(1, 2, term, applied, context);
+        let inbound = network.member(1).batch(2, vec![answer]);
+        network.turn(2, [Input::Inbound(inbound)]);
+        assert_eq!(read.get().is_some(), is_served);
+    }
+}
+
 #[test]
 fn a_read_is_not_served_before_its_index_is_applied() {
     let mut network = Network::new(3, |_| {});

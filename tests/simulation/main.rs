@@ -177,8 +177,8 @@ fn every_patched_program_is_caught() {
     let only = std::env::var("SIMULATION_MUTANT").unwrap_or_default();
     let mut missed = Vec::new();
     for patch in PATCHES.into_iter().filter(|patch| patch.name.contains(&only)) {
-        match patch.first_failing_seed() {
-            Ok(seed) => println!("MUTANT {} | seed {seed}", patch.name),
+        match patch.first_failure() {
+            Ok(failure) => println!("MUTANT {} | {failure}", patch.name),
             Err(why) => missed.push(why),
         }
     }
