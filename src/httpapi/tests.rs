@@ -562,7 +562,7 @@ async fn stopped_node_is_answered_503_at_once() {
 
 /// A request whose client gave up leaves its place only when the node comes by.
 #[tokio::test]
-async fn requests_beyond_what_the_channels_hold_are_answered_503_at_once() {
+async fn requests_beyond_what_channels_hold_are_answered_503_at_once() {
     let hastier = |api: &mut HttpKvApi| api.request_timeout = Duration::from_millis(5);
     let member = Member::start_with(Conduct::Sleeps, hastier).await;
     let why = "too many requests are waiting: nothing was changed; try again";

@@ -545,8 +545,7 @@ mod tests {
     /// Peers that always have something to say must not keep a node from stopping: so it stops with
     /// most of that unread.
     #[tokio::test]
-    async fn a_node_stops_when_propose_c_or_commit_c_is_closed_however_much_its_peers_have_to_say()
-    {
+    async fn a_node_stops_with_its_channels_however_busy_its_peers_are() {
         const WAITING: usize = 5 * TURN_INPUTS_MAX;
         let count = looked_at(WAITING, |ends| Box::new((ends.commit_rx, ends.inbound_tx))).await;
         assert!(count <= 2 * TURN_INPUTS_MAX, "proposeC is closed: it looked at {count}");

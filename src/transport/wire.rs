@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_refuses_each_header_that_is_missing_doubled_or_garbage() {
+    fn each_header_that_is_missing_doubled_or_garbage_is_refused() {
         let mut good = HeaderMap::new();
         put_identity(&mut good, &header()).expect("visible ASCII");
         for name in [PROTOCOL_HEADER, CLUSTER_ID, FROM, INCARNATION, FROM_URL, TO, TO_INCARNATION] {

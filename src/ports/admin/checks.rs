@@ -71,7 +71,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn a_member_is_ready_with_a_leader_its_entries_applied_and_a_vote() {
+    fn ready_needs_a_leader_its_entries_applied_and_a_vote() {
         let ready = Status {
             id: 1,
             role: Role::Follower,

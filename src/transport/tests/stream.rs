@@ -67,7 +67,7 @@ async fn what_follows_a_batch_that_was_taken_is_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_delivers_whole_frames_however_they_are_cut_and_tells_so() {
+async fn a_stream_delivers_whole_frames_however_they_are_cut() {
     let mut two = Member::start(2).await;
     let mut stream = RawStream::open(&two).await;
     let frames = [framed(5, &batch(1)), framed(9, &batch(2))].concat();
@@ -129,7 +129,7 @@ async fn who_may_not_speak_or_is_not_known_may_not_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sender_that_is_refused_amid_its_stream_learns_why_by_the_next_batch() {
+async fn a_sender_refused_amid_its_stream_learns_why() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     one.transport.add_peer(2, &two.url, INCARNATION);
@@ -188,7 +188,7 @@ where
 
 /// A process that is stopped: its system takes what is sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_takes_no_frame_is_given_up_after_half_an_election_timeout() {
+async fn a_peer_that_takes_no_frame_is_given_up_in_time() {
     let mut one = Member::start(1).await;
     let url = taker(|mut stream| async move {
         let mut scrap = [0; 4096];
@@ -234,7 +234,7 @@ async fn a_frame_is_never_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own() {
+async fn streams_of_removed_peers_drain_and_a_closing_member_ends_its() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
     one.transport.add_peer(2, &two.url, INCARNATION);
@@ -264,7 +264,7 @@ async fn a_stream_of_a_removed_peer_is_drained_and_a_closing_member_ends_its_own
 
 /// The leader took it and died: it may be committed, and must not be proposed again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proposal_that_was_taken_is_not_given_back_if_no_stream_can_begin() {
+async fn a_proposal_that_was_taken_is_not_given_back() {
     let mut one = Member::start(1).await;
     let identity =
         HEADERS.replace("raft-from: 1", "raft-from: 2").replace("raft-to: 2", "raft-to: 1");
