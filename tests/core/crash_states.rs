@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
@@ -19,6 +20,9 @@ use crate::support::random::Random;
 
 /// A few frames per segment; most frames span two or three sectors.
 const SEGMENT_BYTES: u64 = 4096;
+
+/// The images that were recovered so far, for the guide.
+static IMAGES: AtomicU64 = AtomicU64::new(0);
 
 /// What survives of each prefix; the seeds differ between prefixes.
 fn survivals(prefix: usize, seeds: u64) -> impl Iterator<Item = Survives> {
@@ -65,6 +69,7 @@ impl Life {
 
     /// Starts a member on `disk`. Returns it after a second start, with the last index of its log.
     fn check_recovery(&self, disk: &MemVfs, acknowledged: u64, what: &str) -> (Member, u64) {
+        IMAGES.fetch_add(1, Ordering::Relaxed);
         let start = |disk: &MemVfs| {
             self.start(disk).unwrap_or_else(|error| panic!("{what}: it does not start: {error}"))
         };
@@ -150,6 +155,8 @@ fn a_single_member_recovers_from_every_crash_state() {
             life.check_recovery_and_more(&image, acknowledged, &what);
         }
     }
+    // With one thread, this test is the last.
+    println!("{} images so far", IMAGES.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -376,6 +383,7 @@ fn a_log_recovers_all_saved_and_at_most_the_frame_under_way() {
             let what = format!("after {operations} operations, {survives:?}");
             let disk = state.copy().crash(survives);
             let vfs = Arc::new(disk.clone());
+            IMAGES.fetch_add(1, Ordering::Relaxed);
             if !wal::exists(&disk, &dir).unwrap() {
                 assert_eq!(known, None, "{what}: the log is gone");
                 continue;

@@ -17,6 +17,7 @@
 //! |---|---|
 //! | losing the disks of a majority, or the disks of one member after another before each was replaced | `can_spare` in `world/faults.rs` |
 //! | a leader that changes before its first heartbeat cannot tell a member that it lost entries | `losing` in `world.rs`: the run ends there |
+//! | nor can anyone if all other members moved since the copy | `lose_tail` in `world/faults.rs` |
 //! | running a copy of a directory while its member moves | `start_stray` in `world/lives.rs`: once all know of the move |
 //! | starting a member with `--join` while a member of an earlier life answers | `start` in `world/processes.rs` |
 //! | the store of a single member that lost its directory | `wipe` in `world/faults.rs` |

@@ -191,8 +191,8 @@ struct Slot {
     has_lost: bool,
     /// The index of a snapshot that was damaged at rest: it may not start any more.
     damaged: Option<u64>,
-    /// An earlier state of its disk, with the last index.
-    earlier: Option<(MemVfs, u64)>,
+    /// An earlier state of its disk, with the last index and the members' URLs.
+    earlier: Option<(MemVfs, u64, BTreeMap<NodeId, String>)>,
     /// It will not be started again, because it was removed or refused.
     is_gone: bool,
     asked: Vec<Asked>,

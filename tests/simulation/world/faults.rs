@@ -301,11 +301,13 @@ impl World {
         if !slot.has_begun() {
             return Ok(false);
         }
-        let last = slot.process.as_ref().expect("it runs").node.raft().raft_log.last_index();
-        let (disk, had) = match &slot.earlier {
-            Some((disk, had)) if *had < last => (disk.image(), *had),
+        let process = slot.process.as_ref().expect("it runs");
+        let last = process.node.raft().raft_log.last_index();
+        let (disk, had, urls) = match &slot.earlier {
+            Some((disk, had, urls)) if *had < last => (disk.image(), *had, urls.clone()),
             _ => {
-                slot.earlier = Some((slot.disk.image(), last));
+                let urls = process.status().members.urls.clone();
+                slot.earlier = Some((slot.disk.image(), last, urls));
                 self.leave_behind(id);
                 return Ok(false);
             }
@@ -323,6 +325,11 @@ impl World {
             raft.state == StateRole::Leader && self.slots[&leader].paused_until <= self.now;
         // A stray could be the first that it meets.
         if self.has_strays() {
+            return Ok(false);
+        }
+        // Somebody must be where the earlier directory says.
+        let members = self.members();
+        if !members.iter().any(|(other, url)| *other != id && urls.get(other) == Some(url)) {
             return Ok(false);
         }
         let is_cut = self.is_cut(leader, id) || self.is_cut(id, leader);
