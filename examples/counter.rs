@@ -5,7 +5,6 @@
 //! ```
 
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use anyhow::{Result, ensure};
 use raftexample::raft_node::state_machine::{Entry, Handle, StateMachine, start};
@@ -63,7 +62,7 @@ async fn main() -> Result<()> {
     Ok(node.join().await?)
 }
 
-async fn open(dir: &Path) -> Result<(Handle<Counter>, RaftNodeHandle)> {
+async fn open(dir: &std::path::Path) -> Result<(Handle<Counter>, RaftNodeHandle)> {
     let config = NodeConfig { data_dir: dir.into(), snapshot_count: 10, ..NodeConfig::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     Ok(start(config, listener, Counter(0), Logger::root(Discard, o!())))
