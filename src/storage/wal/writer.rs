@@ -108,8 +108,8 @@ impl Wal {
     /// Writes and syncs one frame. It is durable when this returns. An empty frame writes nothing.
     ///
     /// # Errors
-    /// [`Error::Io`]. The frame may or may not be on disk then, so nothing that depends on it may be
-    /// sent.
+    /// [`Error::Io`]; [`Error::Corrupt`] if something cut the file short. The frame may or may not be on
+    /// disk then, so nothing that depends on it may be sent.
     ///
     /// # Panics
     /// If the frame cannot follow the log. A replay would call it damage.

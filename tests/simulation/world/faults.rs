@@ -327,7 +327,7 @@ impl World {
         if self.has_strays() {
             return Ok(false);
         }
-        // Somebody must be where the earlier directory says.
+        // At least one other member must still be at the URL that the earlier directory names.
         let members = self.members();
         if !members.iter().any(|(other, url)| *other != id && urls.get(other) == Some(url)) {
             return Ok(false);
