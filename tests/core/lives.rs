@@ -30,6 +30,27 @@ fn change(network: &mut Network, at: u64, request: MemberRequest) {
     assert!(answer.is_ok(), "{:?}", answer.get());
 }
 
+/// Delivers message by message, and ticks `ids` when there is none, until `holds`.
+fn step_until(network: &mut Network, ids: &[u64], holds: impl Fn(&Network) -> bool) {
+    for _ in 0..1000 {
+        if holds(network) {
+            return;
+        }
+        if !network.deliver_round() {
+            ids.iter().for_each(|id| network.turn(*id, [Input::Tick]));
+        }
+    }
+    panic!("waited in vain");
+}
+
+fn promoting(network: &Network) -> bool {
+    network.members[&1].logged("promoting learner 4")
+}
+
+fn last_index(network: &Network, id: u64) -> u64 {
+    network.members[&id].wal().last_index()
+}
+
 /// Members 1 and 2, and member 3, which was promoted and never met member 2.
 fn never_met(by_snapshot: bool) -> Network {
     let mut network = Network::new(2, |config| {
@@ -266,13 +287,7 @@ fn a_promotion_counts_one_directorys_progress() {
     assert!(network.put(1, "key", "before").is_ok());
     change(&mut network, 1, MemberRequest::Add { id: 4, url: url(4) });
     network.start(&joins(4, 104, &[1, 2, 4]), &MemVfs::default()).unwrap();
-    let promoting = |network: &Network| network.members[&1].logged("promoting learner 4");
-    while !promoting(&network) {
-        if !network.deliver_round() {
-            network.turn(1, [Input::Tick]);
-            network.turn(4, [Input::Tick]);
-        }
-    }
+    step_until(&mut network, &[1, 4], promoting);
     assert_eq!(network.member(1).status().learners, [4], "the promotion is on its way");
     // The learner hangs, and an empty directory starts in its place. Member 2 hears nothing more.
     let hung = network.members.remove(&4).unwrap();
@@ -300,17 +315,10 @@ fn a_later_leader_counts_the_promoted_directory_only() {
     change(&mut network, 1, MemberRequest::Add { id: 4, url: url(4) });
     network.start(&joins(4, 104, &[1, 2, 3, 4]), &MemVfs::default()).unwrap();
     network.cut.insert(3);
-    while !network.member(1).logged("promoting learner 4") {
-        if !network.deliver_round() {
-            network.turn(1, [Input::Tick]);
-            network.turn(4, [Input::Tick]);
-        }
-    }
+    step_until(&mut network, &[1, 4], promoting);
     let promotion = network.member(1).wal().last_index();
     network.members.remove(&4).unwrap();
-    while network.member(2).wal().last_index() < promotion {
-        network.deliver_round();
-    }
+    step_until(&mut network, &[], |network| last_index(network, 2) >= promotion);
     network.members.remove(&1).unwrap();
     assert!(!is_voter(&network, 2, 4), "member 2 has the promotion, and has not applied it");
     network.cut.clear();
@@ -321,6 +329,64 @@ fn a_later_leader_counts_the_promoted_directory_only() {
     network.tick_until("the promotion is applied", |network| is_voter(network, 2, 4));
     let matched = network.member(2).node.raft().prs().get(4).unwrap().matched;
     assert_eq!(matched, 0, "the empty directory acknowledged it, and has no vote");
+}
+
+/// Members 1 and 2 are to promote learner 4, whose directory caught up with leader 1 and hangs. Leader 2
+/// heard only the empty directory in its place.
+#[test]
+fn a_promotion_drops_what_an_earlier_directory_acknowledged() {
+    let mut network = Network::new(2, |_| {});
+    assert!(network.put(1, "key", "before").is_ok());
+    change(&mut network, 1, MemberRequest::Add { id: 4, url: url(4) });
+    network.cut_links = [(2, 4)].into();
+    network.start(&joins(4, 104, &[1, 2, 4]), &MemVfs::default()).unwrap();
+    step_until(&mut network, &[1, 4], promoting);
+    let hung = network.members.remove(&4).unwrap();
+    let promotion = network.member(1).wal().last_index();
+    network.cut_links = [(1, 2), (1, 4)].into();
+    network.start(&joins(4, 904, &[1, 2, 4]), &MemVfs::default()).unwrap();
+    for _ in 0..10 {
+        network.turn(4, [Input::Tick]);
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(network.member(4).status().begun, "member 2 has heard it");
+    assert!(network.member(2).wal().last_index() < promotion);
+    network.cut_links = [(1, 4)].into();
+    step_until(&mut network, &[1], |network| last_index(network, 2) >= promotion);
+    network.member(2).take_messages();
+    network.give_up_leader(&[1, 1, 2]);
+    step_until(&mut network, &[2], |network| leads(network) == [2]);
+    // Member 1 acknowledges the promotion. Before that is heard, the empty directory, a learner still,
+    // acknowledges a write that member 1 does not get.
+    let last = network.member(2).wal().last_index();
+    step_until(&mut network, &[], |network| last_index(network, 1) >= last);
+    let acknowledgements = network.member(1).take_messages();
+    assert!(!acknowledgements.is_empty());
+    network.cut_links = [(1, 2), (1, 4)].into();
+    let mut write = network.put(2, "key", "acknowledged");
+    network.tick(1);
+    assert_eq!(network.member(4).wal().last_index(), last + 1, "the empty directory has it");
+    assert!(!is_voter(&network, 2, 4));
+    let batch = network.member(1).batch(2, acknowledgements);
+    network.turn(2, [Input::Inbound(batch)]);
+    assert!(is_voter(&network, 2, 4), "the promotion is applied");
+    network.tick(1);
+    assert!(!write.is_ok(), "members 1 and 4 elect a leader that does not have it");
+    // The directory that was promoted does count.
+    network.members.remove(&4);
+    network.members.insert(4, hung);
+    network.cut_links.clear();
+    network.tick_until("all follow one leader", |network| {
+        let leader = network.members[&1].status().leader;
+        leader != 0 && network.members.values().all(|member| member.status().leader == leader)
+    });
+    assert!(network.put(1, "key", "after").is_ok());
+    network.settle();
+    for id in [1, 2] {
+        assert_eq!(network.member(id).state()["key"].0, "after");
+    }
+    assert_eq!(last_index(&network, 4), last_index(&network, 1));
 }
 
 /// An empty learner starts again, and a follower tells it of the cluster before the leader knows. What

@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 20] = [
+pub const PATCHES: [Patch; 21] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -127,6 +127,13 @@ pub const PATCHES: [Patch; 20] = [
         file: "src/raft_node/inputs.rs",
         text: "self.peers.log_lost_data(from, message.commit, last_index, &self.logger);",
         becomes: "let _ = last_index;\nlet _ = self.quarantine(message.commit, from);",
+        seeds: 0,
+    },
+    Patch {
+        name: "progress is kept across a promotion of another directory",
+        file: "src/raft_node/apply.rs",
+        text: "&& self.peers.incarnation_of(id) != incarnation",
+        becomes: "&& incarnation == 0",
         seeds: 0,
     },
     Patch {
