@@ -453,6 +453,11 @@ pub enum PeerReport {
         /// The encoded request id and the payload of each.
         requests: Vec<(Bytes, Bytes)>,
     },
+    /// Nobody knows whether these proposals reached the leader.
+    ProposalsLost {
+        /// The encoded request id of each.
+        ids: Vec<Bytes>,
+    },
     /// The transfer of a snapshot to this peer has ended.
     SnapshotStatus {
         /// The receiver.

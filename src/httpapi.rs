@@ -27,7 +27,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, ORIGIN, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
@@ -41,8 +41,10 @@ use crate::channels::{Ack, Acknowledged, Index, MemberRequest, NodeId, Term};
 use crate::error::RequestError;
 use crate::kvstore::{Consistency, KvStore};
 use crate::metrics::Metrics;
-use crate::ports::guard::{is_cross_origin, is_known_host};
-use crate::ports::listener::{BodyBudget, BodyError, BodyPermit, HttpService, read_body};
+use crate::ports::guard::{Refused, refusal};
+use crate::ports::listener::{
+    BodyBudget, BodyError, BodyPermit, HttpService, ResponseBudget, read_body,
+};
 
 /// The index of the entry that wrote the value: on PUT 204 and GET 200.
 const RAFT_INDEX: HeaderName = HeaderName::from_static("raft-index");
@@ -68,6 +70,10 @@ pub struct HttpKvApi {
     pub max_value_bytes: usize,
     /// Bounds the bytes of all requests' bodies together.
     pub budget: BodyBudget,
+    /// Bounds the bytes of large responses together.
+    pub responses: ResponseBudget,
+    /// Host names that requests may call the port by, see the [guard](crate::ports::guard).
+    pub names: Vec<String>,
     /// Counts requests.
     pub metrics: Metrics,
     /// Logs failed requests.
@@ -94,7 +100,13 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
         Method::DELETE => ("DELETE", None),
         _ => ("other", None),
     };
-    let response = answer(&api, head, body, began + api.request_timeout).await;
+    let response = match refusal(head.version, &head.headers, &api.names, false) {
+        Some(refused) => {
+            api.metrics.rejected(refused.reason);
+            ErrorResponse::from(refused).into_response()
+        }
+        None => answer(&api, head, body, began + api.request_timeout).await,
+    };
     api.metrics.answered(method, response.status().as_u16());
     if let Some(answered) = answered.filter(|_| response.status().is_success()) {
         answered.observe(began.elapsed());
@@ -103,14 +115,6 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
 }
 
 async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> Response {
-    // This port serves no pages, so an `Origin` is legitimate only beside a host that no page can
-    // have. With DNS rebinding, a page's own name is both its origin and the host.
-    let is_rebound = head.headers.contains_key(ORIGIN) && !is_known_host(&head.headers, &[]);
-    if is_cross_origin(&head.headers) || is_rebound {
-        api.metrics.rejected("foreign_origin");
-        let why = "a page of another origin may not use this port; send no Origin header";
-        return ErrorResponse::new(StatusCode::FORBIDDEN, why).into_response();
-    }
     let answer = match (head.method, key(&head.uri)) {
         (Method::PUT, Some(key)) => api.put(&key, body, deadline).await,
         (Method::GET, Some(key)) => api.get(&key, &head.headers, deadline).await,
@@ -142,9 +146,12 @@ impl HttpKvApi {
         };
         // The original lets Go guess a type from the value. With a fixed type, a browser cannot run
         // a stored value as a script.
-        let content_type = [(CONTENT_TYPE, "application/octet-stream")];
+        let fixed =
+            [(CONTENT_TYPE, "application/octet-stream"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
         let entry = entry(found.index(), found.term());
-        Ok((content_type, entry, Body::from(found.into_value())).into_response())
+        let body = self.responses.body(found.into_value(), deadline).await;
+        let body = body.map_err(RequestError::unavailable)?;
+        Ok((fixed, entry, body).into_response())
     }
 
     /// Reads the URL before the id, as the original does: a broken body is reported even if the id is
@@ -237,6 +244,12 @@ pub(crate) struct ErrorResponse {
 impl ErrorResponse {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), closes: false }
+    }
+}
+
+impl From<Refused> for ErrorResponse {
+    fn from(refused: Refused) -> Self {
+        Self::new(refused.status, refused.why)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program: it wires the parts, starts them, and waits for their end. The twin of the original's
 //! main.go.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,20 @@ use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
 use raftexample::logging;
 use raftexample::ports::admin::{self, Admin};
-use raftexample::ports::listener::{BodyBudget, Limits, Port, raise_descriptor_limit, serve};
+use raftexample::ports::listener::{
+    BodyBudget, Limits, Port, ResponseBudget, raise_descriptor_limit, serve,
+};
 use raftexample::raft_node::Role;
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+
+/// The longest last line on standard error in bytes.
+const ERROR_BYTES_MAX: usize = 4096;
+
+/// The number of the signal for a file that exceeds the limit of the process.
+const SIGXFSZ: i32 = 25;
 
 /// The time that a connection may take to close after the last deadline.
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
@@ -30,10 +39,16 @@ fn main() -> ExitCode {
     match start() {
         Ok(()) | Err(Error::Removed) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("raftexample: {error}");
+            complain(&error);
             ExitCode::from(if matches!(error, Error::Config(_)) { 2 } else { 1 })
         }
     }
+}
+
+/// Prints the last line on standard error. It is lost if it cannot be written.
+fn complain(error: &Error) {
+    let line = logging::printable(&format!("raftexample: {error}"), ERROR_BYTES_MAX);
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Runs a command, or a member.
@@ -47,27 +62,31 @@ fn start() -> Result<()> {
             let _ = error.print();
             return Ok(());
         }
-        Err(error) => return Err(Error::Config(first_line(&error))),
+        Err(error) => return Err(Error::Config(one_line(&error))),
     };
     if let Some(command) = command {
         return command.run();
     }
     config.check()?;
+    let stop = signals()?;
     // Dropping the guard writes the queued log lines, so they come before an error message.
     let (logger, _guard) = logging::logger(config.log_level, config.log_format);
+    for warning in &config.warnings {
+        warn!(logger, "{}", warning);
+    }
     // With several cores, one is left to the thread that writes the log.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads((cores - 1).max(1)).enable_all().build();
     let runtime = runtime.map_err(|error| Error::Config(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(run(config, logger));
+    let result = runtime.block_on(run(config, stop, logger));
     // Threads that still wait for a client or a disk do not delay the end.
     runtime.shutdown_background();
     result
 }
 
 /// Runs a member until a signal or an error stops it.
-async fn run(config: Config, logger: Logger) -> Result<()> {
+async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logger) -> Result<()> {
     raise_descriptor_limit()?;
     let node_config = config.node_config();
     let metrics = node_config.metrics.clone();
@@ -81,20 +100,29 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         None => None,
     };
 
-    let (client_address, peer_url) = (config.client_address(), config.own_url());
-    info!(logger, "serving keys on {} and peers on {}", client_address, peer_url);
+    // With the real ports, where the flags say 0.
+    let bound =
+        |port: &Port| port.address().map_or_else(|why| why.to_string(), |it| it.to_string());
+    let admin_bound = admin_port.as_ref().map(|port| format!(", operators on {}", bound(port)));
+    let (clients, peers) = (bound(&client_port), bound(&peer_port));
+    info!(logger, "serving keys on {clients}, peers on {peers}{}", admin_bound.unwrap_or_default());
 
     let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
-    let keys = Arc::new(HttpKvApi {
-        store: store.clone(),
-        ack: config.ack,
-        read: config.read,
-        request_timeout: config.request_timeout,
-        max_value_bytes: config.max_value_bytes,
-        budget: BodyBudget::default(),
-        metrics: metrics.clone(),
-        logger: logger.clone(),
-    });
+    let api = || {
+        Arc::new(HttpKvApi {
+            store: store.clone(),
+            ack: config.ack,
+            read: config.read,
+            request_timeout: config.request_timeout,
+            max_value_bytes: config.max_value_bytes,
+            // One for each port: clients do not keep operators out.
+            budget: BodyBudget::default(),
+            responses: ResponseBudget::default(),
+            names: config.names(),
+            metrics: metrics.clone(),
+            logger: logger.clone(),
+        })
+    };
     // Nothing is sent on this channel. Dropping its sender stops the listeners.
     let (stop_tx, stop_rx) = watch::channel(());
     let stopped = |mut stop_rx: watch::Receiver<()>| async move {
@@ -103,7 +131,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let shutdown_grace = config.request_timeout + SHUTDOWN_SLACK;
     let mut server = tokio::spawn(serve(
         client_port,
-        httpapi::service(keys.clone()),
+        httpapi::service(api()),
         Limits { shutdown_grace, ..Limits::default() }.affordable(),
         stopped(stop_rx.clone()),
         logger.clone(),
@@ -111,10 +139,10 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
     let admin = Admin {
         status: node.status.clone(),
         cluster: node.cluster.clone(),
-        metrics,
-        keys,
+        metrics: metrics.clone(),
+        keys: api(),
         alive_within: 2 * election_timeout.max(Duration::from_secs(1)),
-        names: config.admin_name.clone(),
+        names: config.names(),
         stopping: stop_rx.clone(),
     };
     let admin_server = admin_port.map(|port| {
@@ -131,7 +159,7 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         _ = &mut server => {
             return Err(Error::Refused("the key-value server ended unexpectedly".into()));
         }
-        name = stop_signal() => {
+        Ok(name) = stop => {
             info!(logger, "received {}, stopping", name);
             None
         }
@@ -142,43 +170,84 @@ async fn run(config: Config, logger: Logger) -> Result<()> {
         let _ = tokio::time::timeout(LAST_RESPONSES, server).await;
         return result;
     }
-    let in_order = async {
-        // Otherwise the other members would wait for an election timeout. Waiting requests are
-        // answered meanwhile, and then by this member as a follower.
-        if status.borrow().role == Role::Leader {
-            let _ = store.node().transfer_leadership(Instant::now() + election_timeout).await;
-        }
-        let _ = server.await;
-        if let Some(admin_server) = admin_server {
-            let _ = admin_server.await;
-        }
-        // The connections have dropped their handles. Dropping the last one stops the node.
-        drop(store);
-        node.await
-    };
-    tokio::select! {
-        result = in_order => result,
-        name = stop_signal() => Err(Error::Refused(format!("received {name} again, stopping at once"))),
+    // Otherwise the other members would wait for an election timeout. Waiting requests are answered
+    // meanwhile, and then by this member as a follower.
+    if status.borrow().role == Role::Leader {
+        let _ = store.node().transfer_leadership(Instant::now() + election_timeout).await;
     }
+    let _ = server.await;
+    if let Some(admin_server) = admin_server {
+        let _ = admin_server.await;
+    }
+    // The connections have dropped their handles. Dropping the last one stops the node.
+    drop(store);
+    node.await
 }
 
-/// Waits for SIGTERM or SIGINT, and returns its name.
-async fn stop_signal() -> &'static str {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
+/// Handles signals on a thread of its own, so that nothing that the process waits for holds them up.
+/// Returns a channel for the name of the first one, which stops the member in order. A second one ends
+/// the process at once.
+fn signals() -> Result<oneshot::Receiver<&'static str>> {
+    let failed = |error: std::io::Error| Error::Config(format!("cannot handle signals: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(failed)?;
+    let listen = |kind| {
+        let _runtime = runtime.enter();
+        signal(kind).map_err(failed)
     };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    }
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    // Under nohup the terminal may go away.
+    let mut hangup = if is_hangup_ignored() { None } else { Some(listen(SignalKind::hangup())?) };
+    // Without a handler this one kills the process. With one, the write that is too long fails.
+    let too_long = listen(SignalKind::from_raw(SIGXFSZ))?;
+    let (stop_tx, stop_rx) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _too_long = too_long;
+        let mut next = move || {
+            runtime.block_on(async {
+                let hangup = async {
+                    match &mut hangup {
+                        Some(hangup) => hangup.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                    _ = hangup => "SIGHUP",
+                }
+            })
+        };
+        // The receiver is gone if the member is ending by itself.
+        let _ = stop_tx.send(next());
+        let name = next();
+        complain(&Error::Refused(format!("received {name} again, stopping at once")));
+        std::process::exit(1);
+    });
+    Ok(stop_rx)
 }
 
-/// clap's message as one line: its first paragraph, which ends with the possible values.
-fn first_line(error: &clap::Error) -> String {
+/// True if this process was started with SIGHUP ignored; false where that cannot be found out.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let signals = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    signals.is_some_and(|signals| signals & 1 != 0)
+}
+
+/// clap's message as one line: its first paragraph, which ends with the possible values, and its tips.
+fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let paragraph = text.lines().map(str::trim).take_while(|line| !line.is_empty());
-    let line = paragraph.collect::<Vec<_>>().join(" ");
+    let lines = || text.lines().map(str::trim);
+    let paragraph = lines().take_while(|line| !line.is_empty());
+    let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
+    let mut line = paragraph.collect::<Vec<_>>().join(" ");
+    for tip in tips {
+        line = format!("{line}; {tip}");
+    }
+    if line.contains("'http://") || line.contains("'https://") {
+        line.push_str("; separate the URLs of a list by commas, without spaces");
+    }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }

@@ -176,6 +176,15 @@ impl Counts {
         Some(self.uptime().saturating_sub(Duration::from_millis(at)))
     }
 
+    /// Drops the series of a peer that is no member any more: ids are never used again.
+    pub(crate) fn forget_peer(&self, peer: NodeId) {
+        let label = PeerLabel { peer };
+        self.peer_sent_bytes.remove(&label);
+        self.peer_received_bytes.remove(&label);
+        self.peer_failures.remove(&label);
+        self.peer_round_trip.remove(&label);
+    }
+
     /// Counts a refusal. `reason` is one of a fixed set of words.
     pub fn rejected(&self, reason: &'static str) {
         self.rejected.get_or_create(&[("reason", reason)]).inc();

@@ -96,7 +96,7 @@ impl Cli {
         let mut cli = Self::try_parse_from(&arguments)?;
         if cli.command.is_none() {
             // It also reads the environment and the configuration file.
-            cli.config = Config::read(arguments)?;
+            cli.config = Config::read(arguments, std::env::vars_os())?;
         }
         Ok(cli)
     }

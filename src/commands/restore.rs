@@ -41,11 +41,11 @@ pub struct Restore {
     pub file: PathBuf,
 
     /// Peer URL of the new cluster's first member
-    #[arg(long, value_name = "URL", env = "RAFTEXAMPLE_PEER_URL")]
+    #[arg(long, value_name = "URL")]
     pub peer_url: String,
 
     /// Directory in which raftexample-1 and raftexample-1-snap are created
-    #[arg(long, value_name = "DIR", default_value = ".", env = "RAFTEXAMPLE_DATA_DIR")]
+    #[arg(long, value_name = "DIR", default_value = ".")]
     pub data_dir: PathBuf,
 }
 

@@ -4,8 +4,9 @@
 //! the configuration file. A flag takes precedence over its variable, and both over the file. An
 //! invalid value gives one line of error and exit status 2.
 
-mod file;
+mod settings;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 use slog::{Level, Logger};
 
-use self::file::File;
+use self::settings::Settings;
 use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
@@ -57,6 +58,7 @@ pub struct Config {
         value_name = "URLS",
         help_heading = CLUSTER,
         value_delimiter = ',',
+        value_parser = peer_url,
         default_value = "http://127.0.0.1:9021"
     )]
     pub cluster: Vec<String>,
@@ -81,12 +83,13 @@ pub struct Config {
     #[arg(long, value_name = "HOST:PORT", help_heading = PORTS)]
     pub admin: Option<String>,
 
-    /// Host names of the admin port besides localhost and IP addresses, comma-separated
+    /// Host names that clients and operators call this member by, comma-separated, besides IP addresses,
+    /// names without dots and the host of its peer URL; .NAME allows all below it, * any
     #[arg(long, value_name = "NAMES", help_heading = PORTS, value_delimiter = ',')]
-    pub admin_name: Vec<String>,
+    pub allow_host: Vec<String>,
 
     /// Peer URL of this member [default: URL number ID in --cluster]
-    #[arg(long, value_name = "URL", help_heading = CLUSTER)]
+    #[arg(long, value_name = "URL", help_heading = CLUSTER, value_parser = peer_url)]
     pub peer_url: Option<String>,
 
     /// Certificate for peers, PEM; required, with the next two, if peer URLs are https://
@@ -165,9 +168,13 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// The settings of the file that are in effect.
+    /// The settings of the environment and the file that are in effect.
     #[arg(skip)]
-    file: Option<File>,
+    settings: Settings,
+
+    /// What is odd in the environment, for the log.
+    #[arg(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// The values of `--log-format`.
@@ -184,10 +191,19 @@ fn level_parser() -> impl TypedValueParser<Value = Level> {
     names.try_map(|name| name.parse::<Level>().map_err(|()| "unknown level"))
 }
 
-/// Completes a flag: its environment variable, and for a boolean one Go's syntax, `--join=false`.
+/// A peer URL as people write it: with spaces around it, a slash at its end, or its scheme in capitals.
+/// What it has to be is checked later.
+fn peer_url(text: &str) -> std::result::Result<String, Infallible> {
+    let url = text.trim();
+    let url = url.strip_suffix('/').unwrap_or(url);
+    Ok(match url.split_once("://") {
+        Some((scheme, rest)) => format!("{}://{rest}", scheme.to_ascii_lowercase()),
+        None => url.to_owned(),
+    })
+}
+
+/// Gives a boolean flag Go's syntax: `--join=false`.
 fn complete(flag: Arg) -> Arg {
-    let variable = format!("RAFTEXAMPLE_{}", flag.get_id().as_str().to_uppercase());
-    let flag = flag.env(variable).hide_env(true);
     if !matches!(flag.get_action(), ArgAction::SetTrue) {
         return flag;
     }
@@ -223,9 +239,13 @@ pub(crate) fn with_two_dashes(
 pub(crate) fn check_members(id: u64, cluster: &[String]) -> Result<()> {
     require(id > 0, "--id must be at least 1")?;
     for (position, url) in cluster.iter().enumerate() {
+        let place = position + 1;
+        require(!url.is_empty(), format!("--cluster: item {place} is empty: remove a comma"))?;
         check_url(url).map_err(|why| Error::Config(format!("--cluster: {why}")))?;
         let why = format!("--cluster lists {url} twice: give each member its own URL");
-        require(!cluster[..position].contains(url), why)?;
+        // Host names have no case.
+        let is_twice = cluster[..position].iter().any(|other| other.eq_ignore_ascii_case(url));
+        require(!is_twice, why)?;
     }
     Ok(())
 }
@@ -235,28 +255,35 @@ fn require(holds: bool, otherwise: impl Into<String>) -> Result<()> {
 }
 
 impl Config {
-    /// Parses a command line, with the program's name first, and reads the configuration file that it
-    /// names. Flags may start with one dash, as in Go and so in the original: `-id 1`. The errors are
-    /// clap's, which include the requests for help and version, and those of the file.
+    /// Parses a command line, with the program's name first, and takes settings from the environment and
+    /// from the configuration file that either names. Flags may start with one dash, as in Go and so in the original: `-id 1`. The errors are
+    /// clap's, which include the requests for help and version, and those of the two.
     pub fn read(
         arguments: impl IntoIterator<Item = OsString>,
+        variables: impl Iterator<Item = (OsString, OsString)>,
     ) -> std::result::Result<Self, clap::Error> {
         let arguments: Vec<OsString> = with_two_dashes(arguments).collect();
-        let config = Self::try_parse_from(&arguments)?;
-        let Some(path) = &config.config else { return Ok(config) };
+        // A request for help comes before an error in the environment.
+        Self::try_parse_from(&arguments)?;
         let command = Self::command();
-        let mut file = File::read(path, &command)?;
-        let matches = file.set_defaults(command).try_get_matches_from(arguments)?;
-        file.retain_used(&matches);
-        Ok(Self { file: Some(file), ..Self::from_arg_matches(&matches)? })
+        let (environment, warnings) = Settings::from_environment(variables, &command)?;
+        let matches = environment.set_defaults(command.clone()).try_get_matches_from(&arguments)?;
+        let mut settings = match Self::from_arg_matches(&matches)?.config {
+            Some(path) => Settings::read(&path, &command)?,
+            None => Settings::default(),
+        };
+        settings.extend(environment);
+        let matches = settings.set_defaults(command).try_get_matches_from(arguments)?;
+        settings.retain_used(&matches);
+        Ok(Self { settings, warnings, ..Self::from_arg_matches(&matches)? })
     }
 
-    /// Checks what clap cannot: ranges, and flags that depend on each other. An error names the line in
-    /// the file if that sets the flag.
+    /// Checks what clap cannot: ranges, and flags that depend on each other. An error names the variable
+    /// or the line in the file that sets the flag.
     pub fn check(&self) -> Result<()> {
-        self.check_flags().map_err(|error| match (error, &self.file) {
-            (Error::Config(why), Some(file)) => Error::Config(file.locate(&why)),
-            (error, _) => error,
+        self.check_flags().map_err(|error| match error {
+            Error::Config(why) => Error::Config(self.settings.locate(&why)),
+            error => error,
         })
     }
 
@@ -360,6 +387,11 @@ impl Config {
         host.trim_matches(['[', ']']).to_owned()
     }
 
+    /// The host names that requests to the client and admin ports may call them by.
+    pub fn names(&self) -> Vec<String> {
+        self.allow_host.iter().cloned().chain([self.own_host()]).collect()
+    }
+
     /// TLS between the members, if the flags name certificates for it.
     pub fn peer_tls(&self, metrics: Metrics, logger: Logger) -> Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (self.peer_cert.clone(), self.peer_key.clone()) else {
@@ -429,7 +461,8 @@ mod tests {
     fn flags_may_be_written_as_go_writes_them() {
         let read = |flags: &str| {
             let flags = std::iter::once("raftexample").chain(flags.split_whitespace());
-            Config::read(flags.map(OsString::from)).expect("the flags are known")
+            Config::read(flags.map(OsString::from), std::iter::empty())
+                .expect("the flags are known")
         };
         let config = read("-id 2 -port=7 --join=true -cluster http://a:1,http://b:2");
         assert_eq!((config.id, config.port, config.join), (2, 7, true));

@@ -1,5 +1,7 @@
 //! Peer URLs: `http://HOST:PORT` or `https://HOST:PORT`.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use hyper::http::uri::Authority;
 
 use crate::channels::PEER_URL_BYTES_MAX;
@@ -41,11 +43,31 @@ pub fn check_url(url: &str) -> Result<(), String> {
     if parsed.as_str().contains('@') {
         return wrong("it contains a user name");
     }
-    match parsed.port_u16() {
-        None | Some(0) => wrong("it names no port from 1 to 65535"),
-        Some(_) if parsed.host().is_empty() => wrong("it names no host"),
-        Some(_) => Ok(()),
+    let (host, port) = (parsed.host(), parsed.port());
+    match port.as_ref().map(|port| (port.as_u16(), port.as_str())) {
+        None | Some((0, _)) => return wrong("it names no port from 1 to 65535"),
+        // `:041` would be another text for the same place.
+        Some((_, digits)) if digits.starts_with('0') => {
+            return wrong("its port starts with a zero");
+        }
+        Some(_) => {}
     }
+    if host.is_empty() {
+        return wrong("it names no host");
+    }
+    let is_address = match host.strip_prefix('[') {
+        Some(host) => host.trim_end_matches(']').parse::<Ipv6Addr>().is_ok(),
+        // A name whose last label is a number is read as an address (RFC 3986, 3.2.2; WHATWG URL).
+        None if host.trim_end_matches('.').rsplit('.').next().is_some_and(is_number) => {
+            host.parse::<Ipv4Addr>().is_ok()
+        }
+        None => true,
+    };
+    if is_address { Ok(()) } else { wrong("its host is no IP address") }
+}
+
+fn is_number(label: &str) -> bool {
+    !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -61,6 +83,8 @@ mod tests {
             "http://[::1]:9021",
             "https://127.0.0.1:9021",
             "https://a.b-c.example:65535",
+            "http://1.raft.example:9021",
+            "http://raft.example.:9021",
         ] {
             assert_eq!(check_url(right), Ok(()), "{right}");
         }
@@ -96,6 +120,13 @@ mod tests {
             "http://127.0.0.1\r\n:9021",
             "http://b\u{fc}cher:9021",
             "http://a:9021,http://b:9021",
+            "http://256.1.1.1:1",
+            "http://1.2.3:1",
+            "http://127.0.0.01:1",
+            "http://127.0.0.1.:1",
+            "http://[]:1",
+            "http://[1.2.3.4]:1",
+            "http://127.0.0.1:09021",
         ] {
             let why = check_url(wrong).expect_err(wrong);
             assert!(why.contains("http://HOST:PORT"), "{wrong:?}: {why}");

@@ -1,36 +1,90 @@
-//! The guard against browsers: which requests a web page of another origin caused.
+//! The guard of the client and admin ports against browsers: it refuses requests that a web page of another
+//! origin caused.
 //!
 //! A page can make its visitor's browser send requests to any address. The browser names the page's
-//! origin in `Origin`, and the host of the request's URL in `Host`. Comparing the two is not enough:
-//! the owner of a page can let the page's own name resolve to this port (DNS rebinding), so `Host`
-//! must also be a name that no page can have.
+//! origin in `Origin`, and in `Sec-Fetch-Site` how it relates to the address. It sends neither with every
+//! request, and the owner of a page can let the page's own name resolve to this port (DNS rebinding). So
+//! `Host` must also be a name that no such page has: an IP address, `localhost`, a name without dots, or
+//! one that a flag allows.
 
 use std::net::IpAddr;
 
-use axum::http::header::{HOST, ORIGIN};
+use axum::http::header::{HOST, ORIGIN, TRANSFER_ENCODING};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version};
 
-/// True if the request has exactly one `Host`, and it is a loopback name, an IP address or one of
-/// `names`.
-pub(crate) fn is_known_host(headers: &HeaderMap, names: &[String]) -> bool {
-    let authority = only_host(headers).and_then(|host| host.parse::<Authority>().ok());
-    authority.is_some_and(|authority| {
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// 400, 403 or 501.
+    pub(crate) status: StatusCode,
+    /// The label of its metric.
+    pub(crate) reason: &'static str,
+    /// What the response says.
+    pub(crate) why: &'static str,
+}
+
+/// Refuses a request that breaks HTTP's rule for `Host`, or that a browser sent for a page of another
+/// origin. `names` are the allowed hosts; one that starts with a dot allows all below it, and `*` allows
+/// any. A link on any page may lead to a page of this port, if `is_page`.
+pub(crate) fn refusal(
+    version: Version,
+    headers: &HeaderMap,
+    names: &[String],
+    is_page: bool,
+) -> Option<Refused> {
+    let forbidden = |reason, why| Some(Refused { status: StatusCode::FORBIDDEN, reason, why });
+    // A browser always sends one. Old probes do not.
+    let is_absent = version == Version::HTTP_10 && !headers.contains_key(HOST);
+    let Some(host) = only_host(headers) else {
+        let why = "an HTTP/1.1 request has exactly one Host header (RFC 9112, section 3.2)";
+        let refused = Refused { status: StatusCode::BAD_REQUEST, reason: "host", why };
+        return (!is_absent).then_some(refused);
+    };
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let why = "of the transfer codings, only chunked is implemented";
+        let status = StatusCode::NOT_IMPLEMENTED;
+        return Some(Refused { status, reason: "transfer_coding", why });
+    }
+    if !is_known_host(host, names) {
+        let why = "unknown Host: call this port by an IP address, localhost, a name without dots, or one that --allow-host lists";
+        return forbidden("foreign_host", why);
+    }
+    if is_cross_origin(host, headers) {
+        let why = "a page of another origin may not use this port: send no Origin header";
+        return forbidden("foreign_origin", why);
+    }
+    let is_cross_site = headers.get("sec-fetch-site").is_some_and(|site| {
+        let is_link = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
+        site != "same-origin" && site != "none" && !(is_link && is_page)
+    });
+    if is_cross_site {
+        return forbidden("foreign_origin", "a page of another origin may not use this port");
+    }
+    None
+}
+
+/// True if `host`, with or without a port, is a name that no page of another site has, or one of `names`.
+fn is_known_host(host: &str, names: &[String]) -> bool {
+    host.parse::<Authority>().is_ok_and(|authority| {
         let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
-        host == "localhost"
+        let is_allowed = |name: &String| {
+            let name = name.to_ascii_lowercase();
+            name == "*" || name == host || name.starts_with('.') && host.ends_with(&name)
+        };
+        !host.is_empty() && !host.contains('.') && !host.contains(':')
             || host.ends_with(".localhost")
             || host.parse::<IpAddr>().is_ok()
-            || names.iter().any(|name| name.eq_ignore_ascii_case(&host))
+            || names.iter().any(is_allowed)
     })
 }
 
-/// True if the request has an `Origin` whose host and port differ from `Host`. An origin that cannot
-/// be compared, `null` for example, counts as another one.
-pub(crate) fn is_cross_origin(headers: &HeaderMap) -> bool {
-    let host = only_host(headers);
-    headers.get_all(ORIGIN).iter().any(|origin| {
-        !host.zip(origin.to_str().ok()).is_some_and(|(host, origin)| is_same(host, origin))
-    })
+/// True if the request has an `Origin` whose host and port differ from `host`. An origin that cannot be
+/// compared, `null` for example, counts as another one.
+fn is_cross_origin(host: &str, headers: &HeaderMap) -> bool {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    origins.any(|origin| !origin.to_str().is_ok_and(|origin| is_same(host, origin)))
 }
 
 /// The value of `Host`, if there is exactly one.
@@ -63,13 +117,24 @@ fn is_same(host: &str, origin: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn hosts(hosts: &[&str]) -> HeaderMap {
-        hosts.iter().map(|host| (HOST, host.parse().expect("a header"))).collect()
+    /// The reason that a request with these header lines is refused for.
+    fn refused(lines: &[&str], names: &[&str], is_page: bool) -> Option<&'static str> {
+        let header = |line: &&str| {
+            let (name, value) = line.split_once(": ").expect("a header line");
+            let name: axum::http::HeaderName = name.parse().expect("a name");
+            (name, value.parse::<HeaderValue>().expect("a value"))
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.iter().map(header) {
+            headers.append(name, value);
+        }
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        refusal(Version::HTTP_11, &headers, &names, is_page).map(|refused| refused.reason)
     }
 
     #[test]
-    fn loopback_names_addresses_and_given_names_are_known_hosts() {
-        let names = ["Raft.Example".to_owned(), "raft-1".to_owned()];
+    fn hosts_that_no_page_has_and_allowed_ones_are_known() {
+        let names = ["Raft.Example", ".svc.cluster.local"];
         for host in [
             "localhost",
             "LOCALHOST:12381",
@@ -79,24 +144,80 @@ mod tests {
             "[::1]:12381",
             "raft.example:12381",
             "RAFT-1",
+            "raft-0.raft.default.svc.cluster.local:9121",
         ] {
-            assert!(is_known_host(&hosts(&[host]), &names), "{host}");
+            assert_eq!(refused(&[&format!("Host: {host}")], &names, false), None, "{host}");
         }
         for host in [
             "evil.example",
             "evil.example:12381",
-            "notlocalhost",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
             "x.raft.example",
-            "raft-1.evil.example",
-            "",
-            "a b",
+            "xsvc.cluster.local",
         ] {
-            assert!(!is_known_host(&hosts(&[host]), &names), "{host}");
+            let reason = refused(&[&format!("Host: {host}")], &names, false);
+            assert_eq!(reason, Some("foreign_host"), "{host}");
+            assert_eq!(refused(&[&format!("Host: {host}")], &["*"], false), None, "{host}");
         }
-        assert!(!is_known_host(&hosts(&[]), &names), "without a Host");
-        assert!(!is_known_host(&hosts(&["localhost", "localhost"]), &names), "with two of them");
-        assert!(!is_known_host(&hosts(&["raft-1"]), &[]));
+        assert_eq!(refused(&["Host: a b"], &names, false), Some("foreign_host"));
+    }
+
+    #[test]
+    fn a_request_has_one_host_and_one_coding_at_most() {
+        assert_eq!(refused(&[], &[], false), Some("host"));
+        assert_eq!(refused(&["Host: localhost", "Host: localhost"], &[], false), Some("host"));
+        assert_eq!(refusal(Version::HTTP_10, &HeaderMap::new(), &[], false), None);
+        let host = "Host: localhost";
+        let coded = ["Transfer-Encoding: gzip, chunked", host];
+        assert_eq!(refused(&coded, &[], false), Some("transfer_coding"));
+        assert_eq!(refused(&["Transfer-Encoding: Chunked", host], &[], false), None);
+    }
+
+    /// As Chromium 140 and Firefox 140 send them to a port on the same machine.
+    #[test]
+    fn requests_that_browsers_send_for_other_pages_are_refused() {
+        const HERE: &str = "Host: 127.0.0.1:9121";
+        for (what, lines, reason) in [
+            (
+                "a script element",
+                &[HERE, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"][..],
+                Some("foreign_origin"),
+            ),
+            (
+                "an image of another port",
+                &[HERE, "Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: no-cors"],
+                Some("foreign_origin"),
+            ),
+            (
+                "fetch with a body",
+                &[HERE, "Origin: http://evil.example", "Sec-Fetch-Site: cross-site"],
+                Some("foreign_origin"),
+            ),
+            ("a sandboxed frame", &[HERE, "Origin: null"], Some("foreign_origin")),
+            (
+                "a form, without Sec-Fetch",
+                &[HERE, "Origin: http://evil.example"],
+                Some("foreign_origin"),
+            ),
+            ("a name that it rebinds", &["Host: evil.example:9121"], Some("foreign_host")),
+            (
+                "the same, with a body",
+                &["Host: evil.example:9121", "Origin: http://evil.example:9121"],
+                Some("foreign_host"),
+            ),
+            ("the address bar", &[HERE, "Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"], None),
+            (
+                "the page itself",
+                &[HERE, "Origin: http://127.0.0.1:9121", "Sec-Fetch-Site: same-origin"],
+                None,
+            ),
+            ("no browser", &[HERE], None),
+        ] {
+            assert_eq!(refused(lines, &[], false), reason, "{what}");
+        }
+        let link = [HERE, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"];
+        assert_eq!(refused(&link, &[], false), Some("foreign_origin"));
+        assert_eq!(refused(&link, &[], true), None, "a link to a page");
     }
 }

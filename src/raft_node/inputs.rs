@@ -148,6 +148,9 @@ impl RaftNode {
                 }
                 let _ = answer.send(verdict);
             }
+            InboundBody::Announced(answer) => {
+                let _ = answer.send(self.admit(&header));
+            }
             InboundBody::Greeting(greeting, answer) => {
                 let _ = answer.send(self.answer_greeting(&header, &greeting));
             }
@@ -265,6 +268,12 @@ impl RaftNode {
                 // leader is the other members say.
                 return self.greet(self.peers.urls_to_ask(&self.config));
             }
+            Err(Invalid::Untimely(why)) => {
+                self.config.metrics.rejected("untimely_message");
+                debug!(self.logger, "dropping a message: {}", why;
+                    "from" => from, "type" => ?message_type);
+                return;
+            }
             Err(Invalid::Other(why)) => {
                 self.config.metrics.rejected("invalid_message");
                 warn!(self.logger, "dropping a message: {}", why;
@@ -312,6 +321,10 @@ impl RaftNode {
             PeerReport::NotProposed { to, requests } => {
                 self.peers.note_out_of_reach(to);
                 self.writes.take_back(requests);
+            }
+            PeerReport::ProposalsLost { ids } => {
+                let failed = self.writes.fail_lost(&ids, "the connection to the leader broke off");
+                self.config.metrics.proposals_failed.inc_by(failed);
             }
             PeerReport::SnapshotStatus { to, index, arrived, damaged } => {
                 debug!(self.logger, "snapshot at index {} sent to {}", index, to; "arrived" => arrived);

@@ -7,6 +7,7 @@
 //! the next read. A series of reads, or of writes, therefore wakes no other thread.
 
 use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const TURN_BYTES_MAX: usize = 4 << 20;
 const PATIENCE_PER_WRITE: u32 = 4;
 /// Requests of peers that wait for the node. One more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
+/// The shortest time that a peer has for its first request's head; else it is an election timeout.
+const FIRST_HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// How long messages to peers may take to leave when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the state machine may apply what the node left in commitC when it stopped.
@@ -99,13 +102,14 @@ pub fn new_raft_node(
     let (status_tx, status) = watch::channel(Status::default());
     let cluster = Arc::<ClusterWatch>::default();
     let port = port.into();
+    let election_timeout = config.tick * config.election_ticks as u32;
     let transport_config = TransportConfig {
         request_timeout: config.request_timeout,
         metrics: config.metrics.clone(),
         tls: port.tls.clone(),
         status: status.clone(),
         cluster: cluster.clone(),
-        ..TransportConfig::new(config.tick * config.election_ticks as u32, config.boot)
+        ..TransportConfig::new(election_timeout, config.boot)
     };
     let node_logger = logger.clone();
     let start = move || {
@@ -141,7 +145,7 @@ pub fn new_raft_node(
         Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), router, ended))
     };
     tokio::spawn(async move {
-        let result = run(start, port, logger.clone()).await;
+        let result = run(start, port, election_timeout, logger.clone()).await;
         match &result {
             Ok(()) => info!(logger, "the raft node stopped"),
             Err(Error::Removed) => info!(logger, "{}", Error::Removed),
@@ -157,42 +161,65 @@ pub fn new_raft_node(
 async fn run<E: Future<Output = ()> + Send + 'static>(
     start: impl FnOnce() -> Result<(Box<Serving>, axum::Router, E)> + Send + 'static,
     port: Port,
+    first_head_timeout: Duration,
     logger: Logger,
 ) -> Result<()> {
-    let (serving, router, transport_ended) = on_a_thread(start).await?;
+    let first_head_timeout = first_head_timeout.max(FIRST_HEAD_TIMEOUT_MIN);
+    let thread = DiskThread::new();
+    let (serving, router, transport_ended) = thread.run(start).await?;
     let (stop_tx, stop_rx) = oneshot::channel::<()>();
     let server = tokio::spawn(listener::serve(
         port,
         TowerToHyperService::new(router),
-        Limits { connections: PEER_CONNECTIONS_MAX, ..Limits::default() }.affordable(),
+        Limits { connections: PEER_CONNECTIONS_MAX, first_head_timeout, ..Limits::default() }
+            .affordable(),
         async {
             let _ = stop_rx.await;
         },
         logger,
     ));
-    let (mut serving, result) = serve_channels(serving).await;
-    let result = on_a_thread(move || {
+    let (mut serving, result) = serve_channels(serving, &thread).await;
+    let end = move || {
         result?;
         Handle::current().block_on(serving.finish_snapshot())?;
         // Dropping the node answers the remaining responders, and closes commitC and the transport.
         serving.node.stop()
-    })
-    .await;
+    };
+    let result = thread.run(end).await;
     drop(stop_tx);
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, transport_ended).await;
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, server).await;
     result
 }
 
-/// Runs `work` on a thread that may block.
-async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shut down: nothing waits for this task any more.
-            Err(_) => std::future::pending().await,
-        },
+/// The node's own thread for the disk. The runtime has such threads too, but others use them: name
+/// resolution against a dead server can take all of them.
+struct DiskThread(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl DiskThread {
+    /// Starts the thread. It ends with this value.
+    fn new() -> Self {
+        let (work_tx, work_rx) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let runtime = Handle::current();
+        std::thread::spawn(move || {
+            let _runtime = runtime.enter();
+            work_rx.into_iter().for_each(|work| work());
+        });
+        Self(work_tx)
+    }
+
+    /// Runs `work` on the thread. A panic in it goes on here.
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done_tx, done_rx) = oneshot::channel();
+        let work = move || {
+            // The receiver is gone if the runtime is shut down.
+            let _ = done_tx.send(catch_unwind(AssertUnwindSafe(work)));
+        };
+        self.0.send(Box::new(work)).expect("the thread lives as long as this value");
+        match done_rx.await.expect("the thread answers") {
+            Ok(done) => done,
+            Err(panic) => resume_unwind(panic),
+        }
     }
 }
 
@@ -258,7 +285,10 @@ struct Serving {
 }
 
 /// Feeds the node until proposeC is closed or the state machine is gone.
-async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>) {
+async fn serve_channels(
+    mut serving: Box<Serving>,
+    thread: &DiskThread,
+) -> (Box<Serving>, Result<()>) {
     let mut result = Ok(serving.next_input().await);
     while let Ok(Some(first)) = result {
         if Instant::now() < serving.next_tick {
@@ -270,7 +300,7 @@ async fn serve_channels(mut serving: Box<Serving>) -> (Box<Serving>, Result<()>)
         result = match serving.handle_reads(first) {
             Ok((Turn::Done, _)) => Ok(serving.next_input().await),
             Ok((Turn::NeedsDisk, input)) => {
-                let turns = on_a_thread(move || {
+                let turns = thread.run(move || {
                     let result = serving.handle_all(input);
                     (serving, result)
                 });
@@ -509,7 +539,7 @@ mod tests {
             answers.push(answer_rx);
         }
         let _open = close(ends);
-        serve_channels(serving).await.1.expect("it was told to stop");
+        serve_channels(serving, &DiskThread::new()).await.1.expect("it was told to stop");
         answers.iter_mut().filter_map(|answer_rx| answer_rx.try_recv().ok()).count()
     }
 

@@ -40,6 +40,8 @@ pub(super) struct View<'a> {
 pub(super) enum Invalid {
     /// The leader counts on entries that this member does not have: its data is lost.
     CommitBeyondLog,
+    /// An honest member may send it, and it comes too late or too early.
+    Untimely(&'static str),
     /// No member sends such a message.
     Other(&'static str),
 }
@@ -104,9 +106,10 @@ pub(super) fn validate(message: &Message, sender: NodeId, view: &View<'_>) -> Re
         ),
         // raft asserts that the whole log is on disk when it wins an election, and requests votes only
         // then. A leader has won already.
-        MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
-            require(is_leader || is_persisted, "it answers what was not asked yet")
-        }
+        MsgRequestVoteResponse | MsgRequestPreVoteResponse => match is_leader || is_persisted {
+            true => Ok(()),
+            false => Err(Invalid::Untimely("it answers what was not asked yet")),
+        },
         // A member that needs only its own vote wins at once, so the same holds here.
         MsgTimeoutNow => require(
             message.term == raft.term && message.from == raft.leader_id && is_persisted,

@@ -8,6 +8,7 @@
 //!   [`CommitReader`](super::state_machine::CommitReader), answers after `apply` returns. An entry that
 //!   the state machine cannot decode changes nothing on any member, and is answered 400;
 //! * the leader or the term changes, or a snapshot replaces the log: 504 at once;
+//! * the connection that carried it to the leader breaks off before the leader has taken it: 504 at once;
 //! * the client's deadline passes: 504, from the client's side of the responder;
 //! * this member stops: 504.
 //!
@@ -118,6 +119,18 @@ impl Writes {
                 self.queue.push_front(Proposal { data, ack: Ack::Committed, responder });
             }
         }
+    }
+
+    /// Answers with 504 the pending writes that may have been lost on their way to the leader; returns how
+    /// many there were.
+    pub fn fail_lost(&mut self, ids: &[Bytes], why: &str) -> u64 {
+        let lost = ids.iter().filter_map(|id| RequestId::from_bytes(id));
+        let pending: Vec<_> = lost.filter_map(|id| self.take(id)).collect();
+        let failed = pending.len() as u64;
+        for responder in pending {
+            responder.answer(Err(RequestError::unknown(why)));
+        }
+        failed
     }
 
     /// Takes the responder of an entry that was committed.

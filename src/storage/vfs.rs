@@ -4,16 +4,18 @@
 //! to record operations, to let one fail, and to drop unsynced data.
 
 use std::any::Any;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// A file system.
 pub trait Vfs: Send + Sync {
-    /// Creates a directory and its missing parents. An existing directory is not an error.
+    /// Creates a directory and its missing parents, for the owner only. An existing directory is not an
+    /// error.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
-    /// Creates a file, or truncates an existing one, for reading and writing.
+    /// Creates a file for reading and writing, for the owner only. An existing one is removed first, so
+    /// that a link of this name is not followed.
     fn create(&self, path: &Path) -> io::Result<Box<dyn VfsFile>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>>;
@@ -46,18 +48,28 @@ pub trait VfsFile: Send {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// Files hold values and incarnations, which concern their owner only.
+const FILE_MODE: u32 = 0o600;
+
 /// The real file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskVfs;
 
 impl Vfs for DiskVfs {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
         let mut options = OpenOptions::new();
-        Ok(Box::new(options.read(true).write(true).create(true).truncate(true).open(path)?))
+        options.read(true).write(true).create_new(true).mode(FILE_MODE);
+        match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(path)?;
+                Ok(Box::new(options.open(path)?))
+            }
+            file => Ok(Box::new(file?)),
+        }
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
@@ -86,7 +98,8 @@ impl Vfs for DiskVfs {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send>>> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(TryLockError::WouldBlock) => Ok(None),

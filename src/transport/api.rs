@@ -86,6 +86,8 @@ pub enum InboundBody {
         /// Says whether it was accepted.
         answer: Answer<()>,
     },
+    /// A sender that is no member here announces a large body. Says whether it may send it.
+    Announced(Answer<()>),
     /// The sender introduces itself.
     Greeting(Greeting, Answer<GreetingAnswer>),
     /// A change of members, forwarded from a client of the sender, and what takes the answer for it.

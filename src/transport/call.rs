@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use reqwest::tls::TlsInfo;
 use tokio::time::timeout;
 
+use super::names::Names;
 use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
 use crate::error::{Error, cause};
@@ -33,7 +34,7 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Clients with the current certificates.
-    pub(super) fn new(config: &TransportConfig) -> Result<Self, Error> {
+    pub(super) fn new(config: &TransportConfig, names: &Names) -> Result<Self, Error> {
         let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
         let client = |patience| {
             let builder = reqwest::Client::builder()
@@ -41,8 +42,9 @@ impl Clients {
                 .redirect(reqwest::redirect::Policy::none())
                 .no_proxy()
                 .http1_only()
+                .dns_resolver(Arc::new(names.clone()))
                 .tcp_nodelay(true)
-                .connect_timeout(config.half_election_timeout())
+                .connect_timeout(config.election_timeout / 4)
                 // The answer brings the peer's certificate.
                 .tls_info(true)
                 .tls_backend_preconfigured(tls.clone())
@@ -66,7 +68,8 @@ impl Clients {
 pub(super) async fn renew_clients(shared: Arc<Shared>, tls: Tls) {
     loop {
         let replaced = tls.replaced();
-        let clients = Clients::new(&shared.config).expect("such clients were made before");
+        let clients =
+            Clients::new(&shared.config, &shared.names).expect("such clients were made before");
         shared.clients.send_replace(clients);
         replaced.await;
     }

@@ -17,7 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use raft::eraftpb::{Message, MessageType};
 use slog::{debug, error};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Answer, Inbound, InboundBody, PEER_BODY_BYTES, Shared, allowance, wire};
@@ -162,18 +162,16 @@ fn content_length(headers: &HeaderMap) -> Taken<u64> {
     })
 }
 
-/// Reserves `length` bytes, at most `limit`, of those that all bodies together may occupy.
-pub(super) fn room_for(shared: &Shared, length: u64, limit: u64) -> Taken<OwnedSemaphorePermit> {
+/// Checks that a body of `length` bytes has at most `limit`.
+pub(super) fn check_length(length: u64, limit: u64) -> Taken<()> {
     if length > limit {
         let why = format!("a body of {length} bytes; at most {limit} are taken here");
         return Err(Rejection::Malformed(StatusCode::PAYLOAD_TOO_LARGE, why));
     }
-    let count = u32::try_from(length).expect("the limits are below 4 GiB");
-    let permit = shared.body_bytes.clone().try_acquire_many_owned(count);
-    permit.map_err(|_| not_ready("too many bytes of peers wait to be taken here"))
+    Ok(())
 }
 
-/// Reads a body of at most `limit` bytes. Returns its reservation too.
+/// Reads a body of at most `limit` bytes. Returns the room that it takes, too.
 async fn read_body(
     shared: &Shared,
     parts: &Parts,
@@ -181,13 +179,12 @@ async fn read_body(
     limit: u64,
 ) -> Taken<(BytesMut, OwnedSemaphorePermit)> {
     let length = content_length(&parts.headers)?;
-    let permit = room_for(shared, length, limit)?;
+    check_length(length, limit)?;
     let deadline = Instant::now() + shared.config.body_timeout + allowance(length);
-    let mut reader = BodyReader::new(body, Deadline::At(deadline));
-    reader.buffer.reserve(length as usize);
+    let mut reader = BodyReader::new(shared, body, Deadline::At(deadline));
     // hyper ends the body there.
     reader.fill(length as usize, "the body").await?;
-    Ok((reader.buffer, permit))
+    Ok(reader.split(length as usize))
 }
 
 /// When a body is too slow.
@@ -203,11 +200,16 @@ pub(super) struct BodyReader {
     pub(super) deadline: Deadline,
     /// What [`fill`](Self::fill) has read.
     pub(super) buffer: BytesMut,
+    /// The room for those bytes. It grows as they arrive: nothing is reserved for what is announced.
+    room: OwnedSemaphorePermit,
+    all_room: Arc<Semaphore>,
 }
 
 impl BodyReader {
-    pub(super) fn new(body: Body, deadline: Deadline) -> Self {
-        Self { body, deadline, buffer: BytesMut::new() }
+    pub(super) fn new(shared: &Shared, body: Body, deadline: Deadline) -> Self {
+        let all_room = shared.body_bytes.clone();
+        let room = all_room.clone().try_acquire_many_owned(0).expect("there is room for nothing");
+        Self { body, deadline, buffer: BytesMut::new(), room, all_room }
     }
 
     /// Reads until the buffer holds `length` bytes of `what`, or more. May be dropped and called again.
@@ -215,9 +217,29 @@ impl BodyReader {
         while self.buffer.len() < length {
             let chunk = self.chunk().await?;
             let chunk = chunk.ok_or_else(|| malformed(format!("{what} is cut short")))?;
-            self.buffer.extend_from_slice(&chunk);
+            self.keep(&chunk, length)?;
         }
         Ok(())
+    }
+
+    /// Keeps a chunk in the buffer, which is to hold `length` bytes.
+    pub(super) fn keep(&mut self, chunk: &[u8], length: usize) -> Taken<()> {
+        let room = self.all_room.clone().try_acquire_many_owned(chunk.len() as u32);
+        self.room
+            .merge(room.map_err(|_| not_ready("too many bytes of peers wait to be taken here"))?);
+        if self.buffer.capacity() - self.buffer.len() < chunk.len() {
+            // Twice as much each time, as far as that is needed.
+            let wanted = length.saturating_sub(self.buffer.len());
+            self.buffer.reserve(wanted.min(self.buffer.len()).max(chunk.len()));
+        }
+        self.buffer.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// Takes `length` bytes of the buffer, and their room.
+    pub(super) fn split(&mut self, length: usize) -> (BytesMut, OwnedSemaphorePermit) {
+        let room = self.room.split(length).expect("each byte in the buffer has room");
+        (self.buffer.split_to(length), room)
     }
 
     /// The next bytes, `None` at the end of the body.
@@ -256,9 +278,23 @@ async fn ask_the_node<T>(
     timeout(patience, verdict).await.unwrap_or_else(|_| Err(not_ready("this member is busy")))
 }
 
+/// Has the node admit a sender that is no member here, before anything is kept for its body.
+async fn announce(shared: &Shared, header: &PeerHeader, sender: Sender) -> Taken<()> {
+    match sender {
+        Sender::Member => Ok(()),
+        Sender::Stranger => {
+            let inbound = |answer| Inbound::new(header.clone(), InboundBody::Announced(answer));
+            ask_the_node(shared, shared.config.verdict_timeout(), inbound).await
+        }
+    }
+}
+
 async fn take_messages(shared: &Shared, parts: &Parts, body: Body) -> Taken {
     let (header, sender) = admit(shared, parts)?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
+    if content_length(&parts.headers)? > SMALL_BODY_BYTES {
+        announce(shared, &header, sender).await?;
+    }
     let (batch, permit) = read_body(shared, parts, body, PEER_BODY_BYTES).await?;
     let messages = wire::messages(&batch).map_err(malformed)?;
     drop(batch);
@@ -354,13 +390,14 @@ impl Drop for ReceivingSlot {
 /// Receives a snapshot. The file is complete, checked and durable before the node sees the message. If
 /// the node refuses the message, it purges the file.
 async fn take_snapshot(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken {
-    let (header, _) = admit(shared, parts)?;
+    let (header, sender) = admit(shared, parts)?;
+    announce(shared, &header, sender).await?;
     let wire::Sequence { boot, number } = wire::sequence(&parts.headers).map_err(malformed)?;
     let file = wire::snapshot_file(&parts.headers).map_err(malformed)?;
     let length = content_length(&parts.headers)?;
     let slot = ReceivingSlot::new(shared, header.from)?;
     let patience = shared.config.snapshot_progress_timeout;
-    let mut reader = BodyReader::new(body, Deadline::Progress(patience));
+    let mut reader = BodyReader::new(shared, body, Deadline::Progress(patience));
 
     let (message, head_length) = read_snapshot_message(&mut reader).await?;
     if head_length.checked_add(file.length) != Some(length) {

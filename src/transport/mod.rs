@@ -32,6 +32,7 @@
 mod api;
 mod call;
 mod inbound;
+mod names;
 mod outbound;
 mod sender;
 mod status;
@@ -144,6 +145,7 @@ fn allowance(bytes: u64) -> Duration {
 /// What the tasks and the handlers of one transport share.
 struct Shared {
     config: TransportConfig,
+    names: names::Names,
     /// Replaced when the certificates are.
     clients: watch::Sender<call::Clients>,
     admission: Arc<Admission>,
@@ -241,8 +243,10 @@ impl Transport {
         runtime: Handle,
         logger: Logger,
     ) -> Result<Self> {
+        let names = names::Names::default();
         let shared = Shared {
-            clients: watch::Sender::new(call::Clients::new(&config)?),
+            clients: watch::Sender::new(call::Clients::new(&config, &names)?),
+            names,
             config,
             admission,
             snapshotter,
@@ -386,6 +390,7 @@ impl Outbox for Transport {
 
     fn remove_peer(&mut self, id: NodeId) {
         self.peers.remove(&id);
+        self.shared.config.metrics.forget_peer(id);
     }
 
     fn greet(&mut self, url: &str, greeting: Greeting) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use raft::eraftpb::{Message, MessageType};
 use slog::{info, warn};
@@ -20,7 +21,9 @@ use crate::metrics::PeerLabel;
 /// lost batch costs little, large enough that the cost of a request is shared.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// The first pause after a failure; it doubles up to half an election timeout.
+/// The first pause after a failure; it doubles up to a tenth of an election timeout, and is half of one
+/// after a refusal. Together with the time for a connection it bounds how soon members that are no longer
+/// cut off serve again.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 
 /// How long a removed peer's queue may take to drain.
@@ -72,6 +75,12 @@ impl Batches {
         }
         Some(batch)
     }
+}
+
+/// The encoded ids of the requests in these proposals.
+fn request_ids(proposals: Vec<Message>) -> Vec<Bytes> {
+    let entries = proposals.into_iter().flat_map(|message| message.entries.into_iter());
+    entries.map(|entry| entry.context).collect()
 }
 
 /// Sends one peer its batches, one after the other.
@@ -145,7 +154,8 @@ impl PeerSender {
                 self.post(batch).await;
                 continue;
             };
-            if let Err(failure) = stream.send(&batch).await {
+            let proposals = request_ids(std::mem::take(&mut self.batches.proposals));
+            if let Err(failure) = stream.send(&batch, proposals).await {
                 self.end_stream(Err(failure)).await;
             }
         }
@@ -176,13 +186,22 @@ impl PeerSender {
     }
 
     async fn end_stream(&mut self, ended: Result<(), Failure>) {
-        if self.stream.take().is_some_and(|stream| stream.has_worked) {
+        let Some(stream) = self.stream.take() else { return };
+        if stream.has_worked {
             self.stream_pause = stream::PAUSE_MIN;
         }
         if let Err(failure) = ended {
+            self.report_lost(stream.untold_proposals());
             self.stream_from = Instant::now() + self.stream_pause;
             self.stream_pause = (self.stream_pause * 2).min(stream::PAUSE_MAX);
             self.failed(&failure).await;
+        }
+    }
+
+    /// Tells the node of proposals that nobody knows the fate of: their clients need not wait any longer.
+    fn report_lost(&self, ids: Vec<Bytes>) {
+        if !ids.is_empty() {
+            self.shared.report(PeerReport::ProposalsLost { ids });
         }
     }
 
@@ -195,7 +214,7 @@ impl PeerSender {
 
     /// Reports a lost batch, drops what waited behind it, and pauses.
     async fn failed(&mut self, failure: &Failure) {
-        let backoff_max = self.shared.config.half_election_timeout();
+        let backoff_max = self.shared.config.election_timeout / 10;
         let failures = &self.shared.config.metrics.peer_failures;
         failures.get_or_create(&PeerLabel { peer: self.target.id }).inc();
         if self.is_active.replace(false) != Some(false) {
@@ -208,23 +227,26 @@ impl PeerSender {
         // What waited follows on what was lost, and is out of date once the peer is back. It is
         // dropped before the report, so that what raft sends in answer to the report is not.
         let batches = &mut self.batches;
-        let mut unsent = match failure {
-            Failure::NotSent(_) => std::mem::take(&mut batches.proposals),
-            Failure::Refused { .. } | Failure::Unknown(_) => Vec::new(),
+        let proposals = std::mem::take(&mut batches.proposals);
+        let (mut unsent, lost) = match failure {
+            Failure::NotSent(_) => (proposals, Vec::new()),
+            Failure::Refused { .. } | Failure::Unknown(_) => (Vec::new(), proposals),
         };
         unsent.extend(batches.held.take());
         for _ in 0..batches.queue_rx.len() {
             unsent.extend(batches.try_next());
         }
+        self.report_lost(request_ids(lost));
         for message in unsent {
             self.shared.report_unsent(message);
         }
+        let mut pause = self.backoff.min(backoff_max);
         if let Some(refused) = failure.report() {
             self.shared.report(refused);
-            self.backoff = backoff_max;
+            pause = self.shared.config.half_election_timeout();
         }
         self.shared.report(PeerReport::Unreachable(self.target.id));
-        sleep(self.backoff.min(backoff_max)).await;
+        sleep(pause).await;
         self.backoff = (self.backoff * 2).min(backoff_max);
     }
 }

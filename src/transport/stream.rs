@@ -33,11 +33,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::{Call, Failure};
-use super::inbound::{BodyReader, Deadline, Taken, admit, deliver, malformed, not_ready, room_for};
+use super::inbound::{
+    BodyReader, Deadline, Taken, admit, check_length, deliver, malformed, not_ready,
+};
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
 use crate::channels::PeerHeader;
 use crate::membership::Sender;
@@ -66,12 +68,23 @@ pub(super) struct Outgoing {
     answer: BoxStream<'static, Result<Bytes, Failure>>,
     /// What came of the line that is not whole yet.
     line: Vec<u8>,
-    /// The frames that were not taken yet, as far as we know: number and length.
-    untold: VecDeque<(u64, u64)>,
+    /// The frames that were not taken yet, as far as we know.
+    untold: VecDeque<Frame>,
+    /// Resolves when the certificates that it was opened with are replaced.
+    replaced: BoxFuture<'static, ()>,
     /// By when the next of them has to be; without any, by when there has to be one.
     deadline: Instant,
     /// True if a frame was taken.
     pub(super) has_worked: bool,
+}
+
+/// A frame that was given to the connection.
+struct Frame {
+    number: u64,
+    /// The length of its batch in bytes.
+    length: u64,
+    /// The request ids of the proposals in it.
+    proposals: Vec<Bytes>,
 }
 
 impl Outgoing {
@@ -97,20 +110,26 @@ impl Outgoing {
             answer: lines.try_flatten_stream().boxed(),
             line: Vec::new(),
             untold: VecDeque::new(),
+            replaced: replaced(shared),
             deadline: Instant::now() + shared.config.half_election_timeout(),
             has_worked: false,
         }
     }
 
     /// Gives `batch` to the connection. If the stream ends while the batch waits, the batch is lost.
-    pub(super) async fn send(&mut self, batch: &[u8]) -> Result<(), Failure> {
+    /// `proposals` are the ids of the requests in it.
+    pub(super) async fn send(
+        &mut self,
+        batch: &[u8],
+        proposals: Vec<Bytes>,
+    ) -> Result<(), Failure> {
         let number = self.shared.next_sequence().number;
         let length = u32::try_from(batch.len()).expect("a batch is below 4 GiB");
         let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + batch.len());
         frame.extend_from_slice(&number.to_le_bytes());
         frame.extend_from_slice(&length.to_le_bytes());
         frame.extend_from_slice(batch);
-        self.untold.push_back((number, batch.len() as u64));
+        self.untold.push_back(Frame { number, length: batch.len() as u64, proposals });
         if self.untold.len() == 1 {
             self.extend_deadline();
         }
@@ -125,6 +144,11 @@ impl Outgoing {
         }
     }
 
+    /// The request ids in frames that may have been lost.
+    pub(super) fn untold_proposals(self) -> Vec<Bytes> {
+        self.untold.into_iter().flat_map(|frame| frame.proposals).collect()
+    }
+
     /// Ends the stream and waits until the peer has taken all of it.
     pub(super) async fn finish(mut self) {
         self.frame_tx = None;
@@ -137,6 +161,7 @@ impl Outgoing {
             let read = tokio::select! {
                 biased;
                 read = self.answer.try_next() => read,
+                () = &mut self.replaced, if self.untold.is_empty() => return Ok(()),
                 // Sooner than the receiver would find that nothing comes.
                 () = sleep_until(self.deadline), if self.untold.is_empty() => return Ok(()),
                 () = sleep_until(self.deadline) => {
@@ -155,7 +180,7 @@ impl Outgoing {
                 let line = String::from_utf8_lossy(&line[..length]).into_owned();
                 let Ok(number) = line.parse::<u64>() else { return unknown(line) };
                 // The frames up to this number were taken.
-                while self.untold.front().is_some_and(|(oldest, _)| *oldest <= number) {
+                while self.untold.front().is_some_and(|oldest| oldest.number <= number) {
                     self.untold.pop_front();
                     self.has_worked = true;
                     self.extend_deadline();
@@ -168,7 +193,7 @@ impl Outgoing {
     }
 
     fn extend_deadline(&mut self) {
-        let bytes = self.untold.iter().map(|(_, length)| length).sum();
+        let bytes = self.untold.iter().map(|frame| frame.length).sum();
         self.deadline =
             Instant::now() + self.shared.config.half_election_timeout() + allowance(bytes);
     }
@@ -184,8 +209,8 @@ struct Incoming {
     header: PeerHeader,
     boot: u64,
     reader: BodyReader,
-    /// The room for the frame that is being read.
-    permit: Option<OwnedSemaphorePermit>,
+    /// True once the head of the frame that is being read was taken in.
+    is_length_known: bool,
     /// The last frame that was taken, if that was not told yet.
     untold: Option<u64>,
     /// When to tell it.
@@ -203,8 +228,8 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<B
         shared: shared.clone(),
         header,
         boot,
-        reader: BodyReader::new(body, Deadline::At(Instant::now() + election_timeout)),
-        permit: None,
+        reader: BodyReader::new(shared, body, Deadline::At(Instant::now() + election_timeout)),
+        is_length_known: false,
         untold: None,
         tell_at: Instant::now(),
     };
@@ -218,14 +243,19 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<B
     Ok(Body::from_stream(lines))
 }
 
+/// Resolves when the certificates of this member are replaced.
+fn replaced(shared: &Shared) -> BoxFuture<'static, ()> {
+    match &shared.config.tls {
+        Some(tls) => tls.replaced().boxed(),
+        None => pending().boxed(),
+    }
+}
+
 /// Resolves with the reason when this end has to close a stream.
 fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<> {
     let closed = shared.closed();
     // The sender was admitted by the files that were in use when the stream began.
-    let replaced = match &shared.config.tls {
-        Some(tls) => tls.replaced().boxed(),
-        None => pending().boxed(),
-    };
+    let replaced = replaced(shared);
     async move {
         tokio::select! {
             biased;
@@ -280,20 +310,20 @@ impl Incoming {
         let reader = &mut self.reader;
         if reader.buffer.is_empty() {
             let Some(chunk) = reader.chunk().await? else { return Ok(None) };
-            reader.buffer.extend_from_slice(&chunk);
+            reader.keep(&chunk, FRAME_HEAD_BYTES)?;
         }
         reader.fill(FRAME_HEAD_BYTES, "a frame").await?;
         let mut head = &reader.buffer[..FRAME_HEAD_BYTES];
         let (number, length) = (head.get_u64_le(), head.get_u32_le());
         let frame_length = FRAME_HEAD_BYTES + length as usize;
-        if self.permit.is_none() {
-            self.permit = Some(room_for(&self.shared, length.into(), PEER_BODY_BYTES)?);
+        if !std::mem::replace(&mut self.is_length_known, true) {
+            check_length(length.into(), PEER_BODY_BYTES)?;
             let patience = self.shared.config.body_timeout + allowance(length.into());
             reader.deadline = Deadline::At(Instant::now() + patience);
-            reader.buffer.reserve(frame_length);
         }
         reader.fill(frame_length, "a batch").await?;
-        let batch = reader.buffer.split_to(frame_length);
+        let (batch, room) = reader.split(frame_length);
+        self.is_length_known = false;
         let messages = wire::messages(&batch[FRAME_HEAD_BYTES..]).map_err(malformed)?;
         drop(batch);
         if length as usize > BUFFER_BYTES {
@@ -305,7 +335,7 @@ impl Incoming {
         // Admission may have changed since the last frame.
         check_member(self.shared.admission.admit(&self.header)?)?;
         let body = InboundBody::Messages { boot: self.boot, number, messages, answer: None };
-        let inbound = Inbound { header: self.header.clone(), body, bytes: self.permit.take() };
+        let inbound = Inbound { header: self.header.clone(), body, bytes: Some(room) };
         deliver(&self.shared, inbound)?;
         Ok(Some(number))
     }

@@ -18,7 +18,7 @@ use raftexample::channels::{
 use raftexample::error::{Error, RequestError, Result};
 use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, KeyValue, KvStore};
-use raftexample::ports::listener::{BodyBudget, Limits, serve};
+use raftexample::ports::listener::{BodyBudget, Limits, ResponseBudget, serve};
 use raftexample::ports::tls::no_tls;
 use raftexample::raft_node::replay::{snap_dir, wal_dir};
 use raftexample::raft_node::{NodeConfig, RaftNodeHandle, Status, new_raft_node};
@@ -316,6 +316,8 @@ impl Cluster {
             request_timeout: self.options.request_timeout,
             max_value_bytes: 16 << 20,
             budget: BodyBudget::default(),
+            responses: ResponseBudget::default(),
+            names: Vec::new(),
             metrics: Default::default(),
             logger: logger.clone(),
         });

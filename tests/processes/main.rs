@@ -22,5 +22,6 @@ mod shutdown;
 mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;
+mod surroundings;
 mod tls;
 mod walks;

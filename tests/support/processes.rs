@@ -270,6 +270,11 @@ impl Process {
     }
 }
 
+/// Signals a process that no [`Process`] owns.
+pub fn kill_child(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();

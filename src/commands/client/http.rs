@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
@@ -28,6 +28,10 @@ use crate::ports::tls::{command_config, no_tls, tls_error};
 pub(super) const ANSWER_SLACK: Duration = Duration::from_millis(500);
 /// Characters of an error response that are shown.
 const SHOWN_CHARS_MAX: usize = 500;
+/// The most bytes of an answer: as many as the largest value has.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The most bytes of an answer that reports an error.
+const ERROR_BYTES_MAX: usize = 64 << 10;
 /// The body of the 404 that means that the key does not exist.
 const ABSENT: &[u8] = b"Failed to GET\n";
 
@@ -122,7 +126,7 @@ impl Client {
     async fn ask_one(&self, endpoint: &str, request: &Request) -> Attempt<Answer> {
         let response = self.send(endpoint, request).await?;
         let is_absent = response.status() == StatusCode::NOT_FOUND;
-        let body = response.bytes().await.map_err(|error| self.broken(endpoint, &error))?;
+        let body = self.read(endpoint, response, ANSWER_BYTES_MAX).await?;
         if is_absent && body != ABSENT {
             return Err(self.is_another_port(endpoint, &body));
         }
@@ -171,7 +175,7 @@ impl Client {
         if status.is_success() || (status == StatusCode::NOT_FOUND && self.flag == "--port") {
             return Ok(response);
         }
-        let said = response.bytes().await.unwrap_or_default();
+        let said = self.read(endpoint, response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let why = format!("{endpoint} answered {}: {}", status.as_u16(), first_line(&said));
         Err(match status {
             StatusCode::SERVICE_UNAVAILABLE => AttemptError::NotDone(why),
@@ -179,6 +183,22 @@ impl Client {
             StatusCode::NOT_FOUND => self.is_another_port(endpoint, &said),
             _ => AttemptError::Refused(why),
         })
+    }
+
+    /// Reads a body of at most `max` bytes.
+    async fn read(&self, endpoint: &str, mut response: Response, max: usize) -> Attempt<Bytes> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| self.broken(endpoint, &error))?
+        {
+            if body.len() + chunk.len() > max {
+                return Err(AttemptError::Refused(format!(
+                    "{endpoint} answers with more than {max} bytes: is it a member?"
+                )));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
     }
 
     fn is_another_port(&self, endpoint: &str, said: &[u8]) -> AttemptError {

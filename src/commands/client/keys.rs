@@ -21,6 +21,7 @@ pub struct Put {
     key: String,
 
     /// Value; - reads it from standard input, and after -- it may start with a dash
+    #[arg(allow_negative_numbers = true)]
     value: OsString,
 
     #[command(flatten)]

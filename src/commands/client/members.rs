@@ -144,7 +144,8 @@ impl MemberCommand {
                     Ok(old)
                 })?;
                 format!(
-                    "moved member {id} from {old} to {url}: start it there, with --peer-url {url}\n"
+                    "moved member {id} from {old} to {url}: start it there, with --peer-url {}\n",
+                    for_a_shell(url)
                 )
             }
             Self::Transfer { id, at } => {
@@ -221,8 +222,15 @@ fn start_command(id: u64, url: &str, members: &Value) -> String {
         ""
     };
     format!(
-        "start it now; it gets a vote when it has caught up:\n  raftexample --id {id} --cluster {others} --peer-url {url}{tls} --port PORT --join\n"
+        "start it now; it gets a vote when it has caught up:\n  raftexample --id {id} --cluster {} --peer-url {}{tls} --port PORT --join\n",
+        for_a_shell(&others),
+        for_a_shell(url)
     )
+}
+
+/// `word` as a shell takes it: some would expand the brackets of an IPv6 address.
+fn for_a_shell(word: &str) -> String {
+    if word.contains(['[', ']']) { format!("'{word}'") } else { word.to_owned() }
 }
 
 /// One field of each member.

@@ -43,17 +43,39 @@ pub struct Reach {
     timeout: Duration,
 }
 
+/// The variables that set the default endpoints.
+const ADMIN_VARIABLE: &str = "RAFTEXAMPLE_ENDPOINT";
+const CLIENT_VARIABLE: &str = "RAFTEXAMPLE_CLIENT_ENDPOINT";
+
+/// The value of `variable`, if it is set and not empty.
+fn default_endpoint(variable: &str, otherwise: &str) -> String {
+    std::env::var(variable).ok().filter(|value| !value.is_empty()).unwrap_or(otherwise.to_owned())
+}
+
+/// Parses endpoints, with the name of `variable` in an error if that is where the text comes from.
+fn endpoint_parser(
+    variable: &'static str,
+) -> impl Fn(&str) -> std::result::Result<String, String> + Clone {
+    move |text| {
+        parse_endpoint(text).map_err(|why| match default_endpoint(variable, "") {
+            value if value.split(',').any(|endpoint| endpoint == text) => {
+                format!("{variable}: {why}")
+            }
+            _ => why,
+        })
+    }
+}
+
 /// The admin ports to ask.
 #[derive(Clone, Debug, Args)]
 pub struct AdminEndpoints {
-    /// Admin ports (--admin) of members, comma-separated; tried in order until one answers
+    /// Admin ports (--admin) of members, comma-separated; tried in order until one answers; RAFTEXAMPLE_ENDPOINT sets the default
     #[arg(
         long,
         value_name = "URL",
         value_delimiter = ',',
-        value_parser = parse_endpoint,
-        default_value = "http://127.0.0.1:12381",
-        env = "RAFTEXAMPLE_ENDPOINT"
+        value_parser = endpoint_parser(ADMIN_VARIABLE),
+        default_value = default_endpoint(ADMIN_VARIABLE, "http://127.0.0.1:12381")
     )]
     endpoint: Vec<String>,
 
@@ -64,14 +86,13 @@ pub struct AdminEndpoints {
 /// The client ports to ask.
 #[derive(Clone, Debug, Args)]
 pub struct ClientEndpoints {
-    /// Client ports (--port) of members, comma-separated; tried in order until one answers
+    /// Client ports (--port) of members, comma-separated; tried in order until one answers; RAFTEXAMPLE_CLIENT_ENDPOINT sets the default
     #[arg(
         long,
         value_name = "URL",
         value_delimiter = ',',
-        value_parser = parse_endpoint,
-        default_value = "http://127.0.0.1:12380",
-        env = "RAFTEXAMPLE_CLIENT_ENDPOINT"
+        value_parser = endpoint_parser(CLIENT_VARIABLE),
+        default_value = default_endpoint(CLIENT_VARIABLE, "http://127.0.0.1:12380")
     )]
     endpoint: Vec<String>,
 

@@ -1,15 +1,20 @@
 //! `/livez` and `/readyz`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use tokio::time::Instant;
 
 use super::{Shared, text};
 use crate::httpapi::ErrorResponse;
 use crate::raft_node::{Role, Status};
 
+/// How long a ready member may take to confirm that it has applied what is committed: less than the
+/// second that probes wait.
+const CURRENT_WITHIN: Duration = Duration::from_millis(800);
 /// Committed entries that a ready member may still have to apply.
 const UNAPPLIED_MAX: u64 = 1000;
 
@@ -26,7 +31,14 @@ pub(super) async fn readyz(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<Vec<(String, String)>>,
 ) -> Response {
-    let checks = readiness(&shared.admin.status.borrow());
+    let mut checks = readiness(&shared.admin.status.borrow()).to_vec();
+    // What this member knows of itself may be old. The leader, and a majority with it, say what is
+    // committed, and this member waits until it has applied that.
+    if checks.iter().all(|(_, failure)| failure.is_none()) {
+        let node = shared.admin.keys.store.node();
+        let current = node.wait_until_current(Instant::now() + CURRENT_WITHIN).await;
+        checks.push(("current", current.err().map(|why| why.to_string())));
+    }
     let is_ready = checks.iter().all(|(_, failure)| failure.is_none());
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if query.iter().any(|(name, _)| name == "verbose") {
@@ -65,8 +77,6 @@ fn readiness(status: &Status) -> [(&'static str, Option<String>); 3] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::metrics::Metrics;
 

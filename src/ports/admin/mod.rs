@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `GET /` | a page that shows the cluster live, with `/page.css` and `/page.js` |
 //! | `GET /livez` | 200 while the loop of the raft node ticks, else 503 |
-//! | `GET /readyz` | 200 if this member knows a leader, has applied what is committed, and has a vote; else 503; `?verbose` lists each check |
+//! | `GET /readyz` | 200 if this member has a vote, and has applied what a majority says is committed; else 503; `?verbose` lists each check |
 //! | `GET /status` | this member, as JSON |
 //! | `GET /members` | the members that this member knows, as JSON |
 //! | `GET /cluster` | the status of every member, as JSON |
@@ -32,8 +32,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, ORIGIN,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::uri::{PathAndQuery, Uri};
 use axum::middleware::{Next, from_fn_with_state};
@@ -45,7 +44,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::httpapi::{ErrorResponse, HttpKvApi, serve_http};
 use crate::metrics::Metrics;
-use crate::ports::guard::{is_cross_origin, is_known_host};
+use crate::ports::guard::refusal;
 use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::Status;
 use crate::transport::ClusterWatch;
@@ -128,28 +127,11 @@ async fn refuse_cross_site(
     request: Request,
     next: Next,
 ) -> Response {
-    let refuse = |reason, why: &str| {
-        shared.admin.metrics.rejected(reason);
-        ErrorResponse::new(StatusCode::FORBIDDEN, why).into_response()
-    };
-    let headers = request.headers();
-    if !is_known_host(headers, &shared.admin.names) {
-        let why =
-            "unknown Host: call this port by a loopback name, an IP address or an --admin-name";
-        return refuse("foreign_host", why);
-    }
-    if is_cross_origin(headers) {
-        let why = "pages of other origins may not use this port: send no Origin header";
-        return refuse("foreign_origin", why);
-    }
-    // Browsers send no Origin with some requests, but this. A link to the page itself is allowed
-    // anywhere.
-    let is_cross_site = headers.get("sec-fetch-site").is_some_and(|site| {
-        let is_link = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
-        site != "same-origin" && site != "none" && !(is_link && request.uri().path() == "/")
-    });
-    if is_cross_site {
-        return refuse("foreign_origin", "pages of other origins may not use this port");
+    let is_page = request.uri().path() == "/";
+    let refused = refusal(request.version(), request.headers(), &shared.admin.names, is_page);
+    if let Some(refused) = refused {
+        shared.admin.metrics.rejected(refused.reason);
+        return ErrorResponse::from(refused).into_response();
     }
     let mut response = next.run(request).await;
     // A browser must not run a stored value as a script.
@@ -191,7 +173,5 @@ async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Respons
         return ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
     }
     *request.uri_mut() = key;
-    // `refuse_cross_site` has checked it, with the names of this port.
-    request.headers_mut().remove(ORIGIN);
     serve_http(State(shared.admin.keys.clone()), request).await
 }

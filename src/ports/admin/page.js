@@ -39,6 +39,9 @@ const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const number = new Intl.NumberFormat("en").format;
 
+/* JSON, with ids above 2^53 as text: a number could not hold them. */
+const parse = (json) => JSON.parse(json.replace(/":(\d{16,})(?=[,}\]])/g, '":"$1"'));
+
 function element(name, attributes = {}, text = "") {
   const isSvg = ["svg", "g", "circle", "path", "line", "text"].includes(name);
   const made = isSvg
@@ -577,7 +580,7 @@ let source;
 function connect() {
   source?.close();
   source = new EventSource("/events");
-  source.onmessage = (event) => receive(JSON.parse(event.data));
+  source.onmessage = (event) => receive(parse(event.data));
   // Browsers reconnect after some errors only, so the page always does it.
   source.onerror = () => {
     source.close();

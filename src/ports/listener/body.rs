@@ -1,37 +1,52 @@
-//! Request bodies: read with a limit on each, on all of them together, and on time.
+//! Request bodies: read with a limit on each, on all of them together, and on time. Large response
+//! bodies: with a limit on all of them together.
 
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+
+/// The first bytes of each body come out of a reserve, so that large bodies keep no small one out.
+const SMALL_BYTES: usize = 64 * 1024;
+/// A body may be this much behind [`BYTES_PER_SECOND_MIN`].
+const SLOWNESS: Duration = Duration::from_secs(5);
+/// The slowest that a body may arrive, on average.
+const BYTES_PER_SECOND_MIN: usize = 64 * 1024;
 
 /// Limits the bytes of all request bodies in memory. Clones share one limit.
 ///
 /// A body takes permits as its bytes arrive, and returns them when its [`BodyPermit`] is dropped. It
 /// never waits for permits, because two half-read bodies could wait for each other.
 #[derive(Clone, Debug)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub struct BodyBudget {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
 
 impl BodyBudget {
-    /// The default limit: 64 MiB.
+    /// The default limit for what exceeds the first 64 KiB of each body: 64 MiB.
     pub const DEFAULT_BYTES: usize = 64 * 1024 * 1024;
+    /// The limit for the first 64 KiB of all bodies: 16 MiB.
+    pub const SMALL_BYTES: usize = 16 * 1024 * 1024;
 
-    /// Makes a budget of `bytes`.
+    /// Makes a budget of `bytes`, and of [`SMALL_BYTES`](Self::SMALL_BYTES) beside it, or as much if that
+    /// is less.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes)))
+        let small = bytes.min(Self::SMALL_BYTES);
+        Self { small: Arc::new(Semaphore::new(small)), large: Arc::new(Semaphore::new(bytes)) }
     }
 
-    /// The bytes that are still free.
+    /// The bytes that are still free, without those for small bodies.
     pub fn available_bytes(&self) -> usize {
-        self.0.available_permits()
-    }
-
-    fn take(&self, bytes: usize) -> Result<BodyPermit, BodyError> {
-        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
-        self.0.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)
+        self.large.available_permits()
     }
 }
 
@@ -42,7 +57,30 @@ impl Default for BodyBudget {
 }
 
 /// The part of a [`BodyBudget`] that one body uses. Keep it until the request is answered.
-pub type BodyPermit = OwnedSemaphorePermit;
+#[derive(Debug)]
+pub struct BodyPermit {
+    small: OwnedSemaphorePermit,
+    large: OwnedSemaphorePermit,
+}
+
+impl BodyPermit {
+    fn new(budget: &BodyBudget) -> Result<Self, BodyError> {
+        Ok(Self { small: take(&budget.small, 0)?, large: take(&budget.large, 0)? })
+    }
+
+    /// Takes `bytes` more.
+    fn extend(&mut self, budget: &BodyBudget, bytes: usize) -> Result<(), BodyError> {
+        let small = bytes.min(SMALL_BYTES - self.small.num_permits());
+        self.small.merge(take(&budget.small, small)?);
+        self.large.merge(take(&budget.large, bytes - small)?);
+        Ok(())
+    }
+}
+
+fn take(permits: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
+    let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
+    permits.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)
+}
 
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +94,7 @@ pub enum BodyError {
     /// The connection broke, or the chunked encoding is malformed: 400.
     #[error("{0}")]
     Broken(#[source] axum::Error),
-    /// It did not arrive by the deadline: 408.
+    /// It did not arrive by the deadline, or too slowly: 408.
     #[error("the body did not arrive in time")]
     TimedOut,
 }
@@ -75,11 +113,15 @@ pub async fn read_body(
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(BodyError::TooLarge(max_bytes));
     }
-    let mut permit = budget.take(0)?;
+    let mut permit = BodyPermit::new(budget)?;
+    let (began, mut length) = (Instant::now(), 0);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     loop {
-        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::TimedOut)?;
+        let in_time =
+            began + SLOWNESS + Duration::from_secs((length / BYTES_PER_SECOND_MIN) as u64);
+        let frame = timeout_at(deadline.min(in_time), body.frame()).await;
+        let frame = frame.map_err(|_| BodyError::TimedOut)?;
         let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else {
             continue; // Trailers are ignored.
@@ -87,7 +129,8 @@ pub async fn read_body(
         if data.len() > max_bytes - first.len().max(all.len()) {
             return Err(BodyError::TooLarge(max_bytes));
         }
-        permit.merge(budget.take(data.len())?);
+        permit.extend(budget, data.len())?;
+        length += data.len();
         if first.is_empty() && all.is_empty() {
             first = data;
             continue;
@@ -99,4 +142,84 @@ pub async fn read_body(
     }
     let bytes = if all.is_empty() { first } else { all.freeze() };
     Ok((bytes, permit))
+}
+
+/// Bytes of a response that the connection takes at once.
+const PIECE_BYTES: usize = 64 * 1024;
+/// A response may be this much behind [`BYTES_PER_SECOND_MIN`].
+const RESPONSE_SLOWNESS: Duration = Duration::from_secs(30);
+
+/// Limits the bytes of large responses that clients have not taken yet. Each may be of a value that was
+/// overwritten since, so that only the response keeps it in memory. Clones share one limit.
+#[derive(Clone, Debug)]
+pub struct ResponseBudget(Arc<Semaphore>);
+
+impl ResponseBudget {
+    /// The default limit: 128 MiB, two of the largest values.
+    pub const DEFAULT_BYTES: usize = 128 * 1024 * 1024;
+
+    /// Makes a budget of `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes)))
+    }
+
+    /// The body of a response that is `value`. A large one waits until there is room.
+    ///
+    /// # Errors
+    /// One line, if there is no room by `deadline`.
+    pub async fn body(&self, value: Bytes, deadline: Instant) -> Result<Body, &'static str> {
+        if value.len() <= PIECE_BYTES {
+            return Ok(Body::from(value));
+        }
+        let busy = "too many clients are slow to take large values";
+        let bytes = u32::try_from(value.len()).map_err(|_| busy)?;
+        let room = timeout_at(deadline, self.0.clone().acquire_many_owned(bytes)).await;
+        let Ok(Ok(room)) = room else { return Err(busy) };
+        let since = Instant::now();
+        Ok(Body::new(LargeResponse { length: value.len(), value, since, _room: room }))
+    }
+}
+
+impl Default for ResponseBudget {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT_BYTES)
+    }
+}
+
+/// A value that goes to the connection piece by piece, as fast as the client takes it.
+struct LargeResponse {
+    length: usize,
+    value: Bytes,
+    since: Instant,
+    _room: OwnedSemaphorePermit,
+}
+
+impl HttpBody for LargeResponse {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.value.is_empty() {
+            return Poll::Ready(None);
+        }
+        let taken = self.length - self.value.len();
+        let due = RESPONSE_SLOWNESS + Duration::from_secs((taken / BYTES_PER_SECOND_MIN) as u64);
+        if self.since.elapsed() > due {
+            let why = "the client takes its response too slowly";
+            return Poll::Ready(Some(Err(io::Error::new(ErrorKind::TimedOut, why))));
+        }
+        let length = self.value.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.value.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.value.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.value.len() as u64)
+    }
 }

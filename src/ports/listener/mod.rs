@@ -4,8 +4,9 @@
 //! # Limits
 //! | resource | limit | beyond it |
 //! |---|---|---|
-//! | connections | [`Limits::connections`] | the next one waits in the socket's backlog |
-//! | time for a TLS handshake | [`Limits::header_timeout`], at most 3 seconds | closed |
+//! | connections | [`Limits::connections`] | the one that has shown least is closed, see `slots.rs` |
+//! | time for the first request head | [`Limits::first_head_timeout`] | closed |
+//! | time for a TLS handshake | [`Limits::first_head_timeout`], at most 3 seconds | closed |
 //! | time for a request head, or between requests | [`Limits::header_timeout`] | closed |
 //! | size of a head | 64 KiB, 100 header lines | 431, closed |
 //! | time without reading the response | [`Limits::stall_timeout`] | closed |
@@ -16,6 +17,7 @@
 //! next request, and opens another one.
 
 mod body;
+mod slots;
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -39,9 +41,11 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-pub use self::body::{BodyBudget, BodyError, BodyPermit, read_body};
+pub use self::body::{BodyBudget, BodyError, BodyPermit, ResponseBudget, read_body};
+use self::slots::{Slot, Slots};
 use crate::error::Error;
 use crate::ports::tls::{PeerCertificate, Remote, Tls, tls_error};
 
@@ -78,7 +82,9 @@ const LINGER: Duration = Duration::from_millis(500);
 pub struct Limits {
     /// Connections at a time; at least 1.
     pub connections: usize,
-    /// The time for a request's head, from the previous response or the start of the connection.
+    /// The time for the first request's head, from the start of the connection, TLS included.
+    pub first_head_timeout: Duration,
+    /// The time for another request's head, from the previous response.
     pub header_timeout: Duration,
     /// How long a client may accept no bytes of its response.
     pub stall_timeout: Duration,
@@ -90,6 +96,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: CLIENT_CONNECTIONS_MAX,
+            first_head_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(10),
@@ -181,6 +188,14 @@ impl Port {
         })?;
         Ok(Self { listener, tls })
     }
+
+    /// The address that it listens on, with the real port if 0 was asked for.
+    ///
+    /// # Errors
+    /// That of the operating system.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 impl From<TcpListener> for Port {
@@ -224,6 +239,7 @@ pub async fn serve(
     assert!(limits.connections > 0, "a port needs at least one connection");
     let mut acceptor = Acceptor::new(listener, logger.clone());
     let mut connections = JoinSet::new();
+    let slots = Slots::new(limits.connections);
     let mut shutdown = pin!(shutdown);
     // No value is sent: dropping the sender tells the connections to finish.
     let (stop_tx, stop_rx) = watch::channel(());
@@ -231,18 +247,24 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => check(ended),
-            // A connection that cannot be served stays in the backlog, where it uses no file descriptor
-            // of this process.
-            (stream, address) = acceptor.accept(), if connections.len() < limits.connections => {
+            (stream, address) = acceptor.accept() => {
+                let Some(slot) = slots.take() else { continue };
                 let connection = Connection {
                     service: service.clone(),
                     tls: tls.clone(),
                     address,
                     limits: limits.clone(),
                     stop_rx: stop_rx.clone(),
+                    slot: slot.clone(),
                     logger: logger.clone(),
                 };
-                connections.spawn(connection.serve(stream));
+                connections.spawn(async move {
+                    tokio::select! {
+                        biased;
+                        () = slot.evicted() => {}
+                        () = connection.serve(stream) => {}
+                    }
+                });
             }
         }
     }
@@ -322,6 +344,7 @@ struct Connection<S> {
     address: SocketAddr,
     limits: Limits,
     stop_rx: watch::Receiver<()>,
+    slot: Arc<Slot>,
     logger: Logger,
 }
 
@@ -334,11 +357,16 @@ impl<S: HttpService> Connection<S> {
         // Below TLS, so that the timeout also covers handshakes and TLS's write buffer.
         let mut stream = Box::pin(TimeoutWriter::new(stream));
         stream.as_mut().set_timeout_pinned(Some(self.limits.stall_timeout));
+        let slot = self.slot.clone();
         let service = self.service.clone();
+        let service =
+            service_fn(move |request: Request<Incoming>| slot.during(service.call(request)));
         let Some(tls) = self.tls.take() else {
             return self.serve_http(stream, service, pending()).await;
         };
-        let Some(stream) = self.handshake(&tls, stream).await else { return };
+        // Taken together, so that the connection ends with the files that it was accepted with.
+        let (acceptor, replaced) = tls.current();
+        let Some(stream) = self.handshake(&tls, acceptor, stream).await else { return };
         let certificates = stream.get_ref().1.peer_certificates();
         let certificate = certificates.and_then(|chain| chain.first()).map(|certificate| {
             PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
@@ -349,13 +377,18 @@ impl<S: HttpService> Connection<S> {
             }
             service.call(request)
         });
-        self.serve_http(stream, service, tls.replaced()).await;
+        self.serve_http(stream, service, replaced).await;
     }
 
     /// Does the TLS handshake; `None` if it fails.
-    async fn handshake(&mut self, tls: &Tls, stream: Stream) -> Option<TlsStream<Stream>> {
-        let patience = self.limits.header_timeout.min(HANDSHAKE_TIMEOUT_MAX);
-        let accept = timeout(patience, tls.acceptor().accept(stream).into_fallible());
+    async fn handshake(
+        &mut self,
+        tls: &Tls,
+        acceptor: TlsAcceptor,
+        stream: Stream,
+    ) -> Option<TlsStream<Stream>> {
+        let patience = self.limits.first_head_timeout.min(HANDSHAKE_TIMEOUT_MAX);
+        let accept = timeout(patience, acceptor.accept(stream).into_fallible());
         let accepted = tokio::select! {
             accepted = accept => accepted,
             _ = self.stop_rx.changed() => return None,
@@ -389,6 +422,8 @@ impl<S: HttpService> Connection<S> {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut connection = self.limits.protocol().serve_connection(TokioIo::new(stream), service);
+        let slot = self.slot.clone();
+        let silent = slot.is_silent_for(self.limits.first_head_timeout);
         let stop = async {
             tokio::select! {
                 _ = self.stop_rx.changed() => {}
@@ -397,6 +432,10 @@ impl<S: HttpService> Connection<S> {
         };
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = silent => {
+                debug!(self.logger, "a connection sent no request in time");
+                return;
+            }
             () = stop => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await

@@ -119,21 +119,31 @@ async fn large_head_is_answered_431() {
     }
 }
 
-/// A connection beyond the limit waits until another one ends.
+/// A port that is full closes an idle connection for a new one, and lets requests be answered.
 #[tokio::test]
-async fn connection_beyond_the_limit_waits() {
+async fn an_idle_connection_gives_its_place_to_a_new_one() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let server = Server::start(TowerToHyperService::new(hello()), limits).await;
     let mut first = server.connect().await;
     first.write_all(GET).await.expect("the server listens");
     read_until(&mut first, b"hello").await;
-
     let mut second = server.connect().await;
-    second.write_all(GET).await.expect("the backlog takes it");
-    let early = timeout(Duration::from_millis(100), second.read_u8()).await;
-    assert!(early.is_err(), "the second was answered beside the first: {early:?}");
-    drop(first);
+    second.write_all(GET).await.expect("it is accepted");
     starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
+    assert_eq!(first.read(&mut [0; 1]).await.unwrap_or(0), 0, "the first is closed");
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed_in_time() {
+    let limits = Limits { first_head_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
+    let mut silent = server.connect().await;
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET / HTTP/1.1\r\nA: ").await.expect("the server listens");
+    for client in [&mut silent, &mut slow] {
+        let closed = timeout(Duration::from_secs(5), client.read(&mut [0; 1])).await;
+        assert_eq!(closed.expect("it is closed").unwrap_or(0), 0);
+    }
 }
 
 /// A client that does not read its response loses its place.
@@ -299,15 +309,20 @@ fn soon() -> Instant {
 
 #[tokio::test]
 async fn body_in_one_piece_is_not_copied() {
-    let budget = BodyBudget::new(100);
-    let piece = Bytes::from(vec![7; 100]);
+    let budget = BodyBudget::new(70_000);
+    let piece = Bytes::from(vec![7; 65_536 + 70_000]);
     let body = Pieces::body([Ok(piece.clone())], true);
-    let (bytes, permit) = read_body(body, 100, &budget, soon()).await.expect("it is whole");
+    let (bytes, permit) = read_body(body, 200_000, &budget, soon()).await.expect("it is whole");
     assert_eq!(bytes, piece);
     assert_eq!(bytes.as_ptr(), piece.as_ptr());
     assert_eq!(budget.available_bytes(), 0);
+    let large = Pieces::body([Ok(piece)], true);
+    let busy = read_body(large, 200_000, &budget, soon()).await.expect_err("there is no room");
+    assert!(matches!(busy, BodyError::Busy), "{busy}");
+    // The reserve is for the first bytes of each body.
+    let (_small, _permit) = read_body(Body::from("ab"), 7, &budget, soon()).await.expect("room");
     drop(permit);
-    assert_eq!(budget.available_bytes(), 100);
+    assert_eq!(budget.available_bytes(), 70_000);
 }
 
 #[tokio::test]
@@ -317,7 +332,6 @@ async fn body_in_many_pieces_is_put_together() {
     let body = Pieces::body(pieces, true);
     let (bytes, _permit) = read_body(body, 7, &budget, soon()).await.expect("it is whole");
     assert_eq!(&bytes[..], b"abcdefg");
-    assert_eq!(budget.available_bytes(), 993);
     let (bytes, _permit) = read_body(Body::empty(), 0, &budget, soon()).await.expect("whole");
     assert!(bytes.is_empty());
 }

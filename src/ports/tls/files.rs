@@ -132,7 +132,7 @@ pub(super) fn load(files: &TlsFiles, purpose: &Purpose) -> Result<Loaded, Error>
             None
         }
     };
-    let server = server_config(key, clients, outgoing.is_some());
+    let server = server_config(key, clients, files.ca.is_some());
     Ok(Loaded { server: Arc::new(server), outgoing })
 }
 
@@ -239,7 +239,7 @@ fn peer_client(key: CertifiedKey, servers: Arc<WebPkiServerVerifier>) -> ClientC
 fn server_config(
     key: CertifiedKey,
     clients: Arc<dyn ClientCertVerifier>,
-    is_for_peers: bool,
+    has_client_ca: bool,
 ) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -247,8 +247,8 @@ fn server_config(
         .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![HTTP_1_1.into()];
-    if is_for_peers {
-        // No resumption, as for outgoing connections.
+    if has_client_ca {
+        // A resumed session is not verified again: its certificate may have expired.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }

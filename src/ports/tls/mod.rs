@@ -126,9 +126,12 @@ impl Tls {
         Ok(Self { purpose, loaded_rx, logged: Arc::default(), metrics, logger })
     }
 
-    /// An acceptor for one connection, with the current certificate.
-    pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.loaded_rx.borrow().server.clone())
+    /// An acceptor for one connection, with the current files, and a future that resolves when others
+    /// come into use.
+    pub fn current(&self) -> (TlsAcceptor, impl Future<Output = ()> + Send + use<>) {
+        // First the future: it may resolve early, never late.
+        let replaced = self.replaced();
+        (TlsAcceptor::from(self.loaded_rx.borrow().server.clone()), replaced)
     }
 
     /// Resolves when files other than the current ones come into use.

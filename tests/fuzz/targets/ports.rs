@@ -247,6 +247,8 @@ pub fn client_requests(data: &[u8]) {
         request_timeout: Duration::from_secs(10),
         max_value_bytes: MAX_VALUE_BYTES,
         budget: budget.clone(),
+        responses: Default::default(),
+        names: vec!["*".to_owned()],
         metrics: Default::default(),
         logger,
     });

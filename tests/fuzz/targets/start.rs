@@ -147,7 +147,7 @@ pub fn flags(data: &[u8]) {
         }
         arguments.push(OsString::from_vec(argument));
     }
-    let Ok(config) = Config::read(arguments) else { return };
+    let Ok(config) = Config::read(arguments, std::iter::empty()) else { return };
     match config.check() {
         Ok(()) => {
             let node = config.node_config();

@@ -166,6 +166,9 @@ fn describe_input(input: &Input) -> Option<String> {
             InboundBody::Snapshot { .. } => {
                 format!("receive snapshot from {}", inbound.header.from)
             }
+            InboundBody::Announced(_) => {
+                format!("receive an announcement from {}", inbound.header.from)
+            }
             InboundBody::Greeting(..) => {
                 format!("receive greeting from {}", inbound.header.from)
             }
@@ -175,6 +178,9 @@ fn describe_input(input: &Input) -> Option<String> {
         },
         Input::Report(report) => match report {
             PeerReport::Unreachable(_) | PeerReport::NotGreeted { .. } => return None,
+            PeerReport::ProposalsLost { ids } => {
+                format!("report: {} proposals may be lost", ids.len())
+            }
             PeerReport::NotProposed { to, requests } => {
                 format!("report: {} proposals never left for {to}", requests.len())
             }

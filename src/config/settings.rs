@@ -1,13 +1,21 @@
-//! The configuration file: one JSON object with the members and the id of this member, such as
+//! Settings from elsewhere than the command line: they replace the defaults of the flags, so that the
+//! command line takes precedence, and clap's parsers check the values.
+//!
+//! # The environment
+//! `RAFTEXAMPLE_` and the name of a flag sets that flag. An empty variable is unset. Orchestrators set
+//! variables with this prefix, too, for a service of this name; they are ignored, with a warning.
+//!
+//! # The configuration file
+//! One JSON object with the members and the id of this member, such as
 //!
 //! ```json
 //! {"ID": "1", "Nodes": [{"ID": "1", "Endpoint": "127.0.0.1:12379"}], "port": 12380}
 //! ```
 //!
-//! and any flag by its long name. The file's values replace the defaults of the flags. So the command
-//! line and the environment take precedence, and clap's parsers check the values.
+//! and any flag by its long name.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Formatter};
 use std::path::Path;
 
@@ -20,76 +28,135 @@ use serde_json::value::RawValue;
 
 use crate::membership::check_url;
 
-/// The settings of a file.
-#[derive(Clone, Debug)]
-pub(super) struct File {
-    path: String,
-    /// By the long name of the flag.
-    settings: BTreeMap<String, Setting>,
-}
+/// The prefix of the environment variables.
+const PREFIX: &str = "RAFTEXAMPLE_";
+
+/// The variables of the commands.
+const OF_COMMANDS: [&str; 2] = ["ENDPOINT", "CLIENT_ENDPOINT"];
+
+/// Values of flags, by the long name of the flag.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings(BTreeMap<String, Setting>);
 
 #[derive(Clone, Debug)]
 struct Setting {
     /// clap's id of the flag.
     id: Id,
     /// The value as the command line would give it.
-    text: String,
-    /// The field's name in the file.
-    field: String,
-    line: usize,
+    text: OsString,
+    /// Where it is set: a variable, or a line of a file.
+    place: String,
 }
 
 /// A line, and what is wrong there.
 type Wrong = (usize, String);
 
-impl File {
-    /// Reads the file, and checks each value on its own. `command` defines the flags. An error names the
-    /// file, the line, the field, and the reason.
-    pub(super) fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
-        let name = path.display().to_string();
-        let refused = |why| clap::Error::raw(ErrorKind::InvalidValue, why);
-        let text = std::fs::read(path)
-            .map_err(|error| refused(format!("cannot read --config {name}: {error}")))?;
-        let settings = settings(&text, command)
-            .map_err(|(line, why)| refused(format!("{name}, line {line}: {why}")))?;
-        Ok(Self { path: name, settings })
+impl Settings {
+    /// Takes the settings from the environment, and checks each value on its own. `command` defines the
+    /// flags. An error names the variable. Returns warnings about variables that are ignored, too.
+    pub fn from_environment(
+        variables: impl Iterator<Item = (OsString, OsString)>,
+        command: &Command,
+    ) -> Result<(Self, Vec<String>), clap::Error> {
+        let (mut settings, mut warnings) = (Self::default(), Vec::new());
+        for (name, value) in variables {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+                continue;
+            };
+            let flag = &name[PREFIX.len()..];
+            if value.is_empty() || OF_COMMANDS.contains(&flag) {
+                continue;
+            }
+            // Kubernetes describes a service named raftexample to all containers of its namespace.
+            let is_link = flag == "PORT" && value.to_string_lossy().contains("://");
+            if is_link || flag.starts_with("PORT_") || flag.starts_with("SERVICE_") {
+                warnings.push(format!(
+                    "ignoring {name}, which describes a service: in Kubernetes, set enableServiceLinks to false"
+                ));
+                continue;
+            }
+            let flag = flag.to_lowercase().replace('_', "-");
+            let mut arguments = command.get_arguments();
+            let Some(arg) = arguments.find(|arg| arg.get_long() == Some(&flag)) else {
+                warnings.push(format!("ignoring {name}: there is no flag --{flag}"));
+                continue;
+            };
+            check_alone(command, &flag, &value).map_err(|why| refused(format!("{name}: {why}")))?;
+            let setting = Setting { id: arg.get_id().clone(), text: value, place: name.to_owned() };
+            settings.0.insert(flag, setting);
+        }
+        Ok((settings, warnings))
     }
 
-    /// Replaces the defaults of the flags in `command` by the file's settings.
-    pub(super) fn set_defaults(&self, command: Command) -> Command {
-        self.settings.values().fold(command, |command, Setting { id, text, .. }| {
+    /// Reads a file, and checks each value on its own. An error names the file, the line, the field, and
+    /// the reason.
+    pub fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
+        let name = path.display().to_string();
+        let text = std::fs::read(path)
+            .map_err(|error| refused(format!("cannot read --config {name}: {error}")))?;
+        let settings = settings(&text, &name, command)
+            .map_err(|(line, why)| refused(format!("{name}, line {line}: {why}")))?;
+        Ok(Self(settings))
+    }
+
+    /// Adds settings that take precedence.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Replaces the defaults of the flags in `command` by these settings.
+    pub fn set_defaults(&self, command: Command) -> Command {
+        self.0.values().fold(command, |command, Setting { id, text, .. }| {
             command.mut_arg(id, |arg| arg.default_value(text.clone()))
         })
     }
 
-    /// Drops the settings that the command line or the environment replaced.
-    pub(super) fn retain_used(&mut self, matches: &ArgMatches) {
-        self.settings.retain(|_, setting| {
+    /// Drops the settings that the command line replaced.
+    pub fn retain_used(&mut self, matches: &ArgMatches) {
+        self.0.retain(|_, setting| {
             matches.value_source(setting.id.as_str()) == Some(ValueSource::DefaultValue)
         });
     }
 
-    /// Adds the place to a message that names a flag, if the file has set that flag.
-    pub(super) fn locate(&self, message: &str) -> String {
+    /// Adds the place to a message that names a flag, if one of these settings has set that flag.
+    pub fn locate(&self, message: &str) -> String {
         let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
         let flags = words.filter_map(|word| word.strip_prefix("--"));
-        match flags.filter_map(|flag| self.settings.get(flag)).next() {
-            Some(Setting { field, line, .. }) => {
-                format!("{}, line {line}: {field:?}: {message}", self.path)
-            }
+        match flags.filter_map(|flag| self.0.get(flag)).next() {
+            Some(Setting { place, .. }) => format!("{place}: {message}"),
             None => message.to_owned(),
         }
     }
 }
 
+fn refused(why: String) -> clap::Error {
+    clap::Error::raw(ErrorKind::InvalidValue, why)
+}
+
+/// Parses one value without the others, so that none hides its error.
+fn check_alone(command: &Command, flag: &str, value: &OsStr) -> Result<(), String> {
+    let mut argument = OsString::from(format!("--{flag}="));
+    argument.push(value);
+    match command.clone().try_get_matches_from([OsString::new(), argument]) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            // The caller shows the first paragraph, as for a flag.
+            let why = error.to_string();
+            Err(why.strip_prefix("error: ").unwrap_or(&why).to_owned())
+        }
+    }
+}
+
 /// Parses the text, and checks each value on its own.
-fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>, Wrong> {
+fn settings(
+    text: &[u8],
+    name: &str,
+    command: &Command,
+) -> Result<BTreeMap<String, Setting>, Wrong> {
     let fields: Fields<'_> = serde_json::from_slice(text).map_err(|error| {
         let why = without_place(&error);
         (error.line().max(1), format!("{why}; write one JSON object"))
     })?;
-    // Each value is parsed without the others and the environment, so that none hides its error.
-    let alone = command.clone().mut_args(|arg| arg.env(None::<&str>));
     let mut settings: BTreeMap<String, Setting> = BTreeMap::new();
     for (key, value) in fields.0 {
         let line = line_of(text, key);
@@ -109,17 +176,12 @@ fn settings(text: &[u8], command: &Command) -> Result<BTreeMap<String, Setting>,
             "Nodes" => nodes(text, key, value)?,
             _ => flag_value(value, arg).map_err(wrong)?,
         };
-        if let Err(error) = alone.clone().try_get_matches_from(["", &format!("--{flag}={as_flag}")])
-        {
-            // The caller shows the first paragraph, as for a flag.
-            let why = error.to_string();
-            return Err(wrong(why.strip_prefix("error: ").unwrap_or(&why).to_owned()));
+        check_alone(command, flag, as_flag.as_ref()).map_err(wrong)?;
+        let place = format!("{name}, line {line}: {field:?}");
+        let setting = Setting { id: arg.get_id().clone(), text: as_flag.into(), place };
+        if let Some(Setting { place, .. }) = settings.insert(flag.to_owned(), setting) {
+            return Err(wrong(format!("{place} sets it, too; remove one of them")));
         }
-        if let Some(Setting { field: other, line, .. }) = settings.get(flag) {
-            return Err(wrong(format!("line {line} sets it with {other:?}; remove one of them")));
-        }
-        let id = arg.get_id().clone();
-        settings.insert(flag.to_owned(), Setting { id, text: as_flag, field, line });
     }
     Ok(settings)
 }
@@ -255,7 +317,8 @@ mod tests {
             let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
             lines.join(" ").replace("error: ", "").replace(path, "FILE")
         };
-        let config = Config::read(arguments).map_err(|error| first_paragraph(error.to_string()))?;
+        let config = Config::read(arguments, std::iter::empty())
+            .map_err(|error| first_paragraph(error.to_string()))?;
         config.check().map_err(|error| first_paragraph(error.to_string()))?;
         Ok(config)
     }
@@ -333,12 +396,12 @@ mod tests {
             ("{\n\"nodes\": []}".into(), 2, "unknown field \"nodes\""),
             ("{\n\"config\": \"x\"}".into(), 2, "unknown field \"config\""),
             ("{\n\"help\": true}".into(), 2, "unknown field \"help\""),
-            ("{\n\"port\": 1,\n\"port\": 2}".into(), 3, "\"port\": line 2 sets it with \"port\""),
-            ("{\n\"ID\": 1,\n\"id\": 1}".into(), 3, "\"id\": line 2 sets it with \"ID\""),
+            ("{\n\"port\": 1,\n\"port\": 2}".into(), 3, "FILE, line 2: \"port\" sets it, too"),
+            ("{\n\"ID\": 1,\n\"id\": 1}".into(), 3, "FILE, line 2: \"ID\" sets it, too"),
             (
                 format!("{{\n{THREE},\n\"cluster\": \"http://a:1\"}}"),
                 7,
-                "line 2 sets it with \"Nodes\"",
+                "line 2: \"Nodes\" sets it, too",
             ),
             // Values: the parser's, and those that do not fit together.
             ("{\n\n\"tick\": \"fast\"}".into(), 3, "\"tick\": invalid value 'fast'"),
@@ -354,7 +417,7 @@ mod tests {
             ("{\n\"port\": [1]}".into(), 2, "\"port\": write a string, a number"),
             ("{\n\"cluster\": [1]}".into(), 2, "\"cluster\": write an array of strings"),
             ("{\n\"cluster\": {\"port\": 1}}".into(), 2, "\"cluster\": write an array"),
-            ("{\n\"cluster\": []}".into(), 2, "no peer URL"),
+            ("{\n\"cluster\": []}".into(), 2, "item 1 is empty"),
             ("{\n\"tick\": \"0s\"}".into(), 2, "\"tick\": --tick must be 1ms to 1min, not 0ns"),
             ("{\n\"port\": 1,\n\"id\": 2}".into(), 3, "\"id\": --id 2 has no peer URL"),
             (format!("{{{THREE},\n\"ID\": 4}}"), 6, "\"ID\": --id 4 has no peer URL"),
@@ -421,7 +484,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_named() {
         let arguments = ["raftexample", "--config", "/nowhere/raft.json"].map(OsString::from);
-        let error = Config::read(arguments).expect_err("no file").to_string();
+        let error = Config::read(arguments, std::iter::empty()).expect_err("no file").to_string();
         assert!(error.contains("cannot read --config /nowhere/raft.json: No such file"), "{error}");
     }
 }

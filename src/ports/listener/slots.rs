@@ -1,0 +1,200 @@
+//! Who keeps a connection when there are too many: a port always accepts, and closes the connection that
+//! has shown least. So silent sockets, however many, keep nobody else out.
+//!
+//! First go connections without a request so far, the oldest first; then those that wait for another
+//! request, the longest idle first. A connection whose request is being answered keeps its place: requests
+//! have deadlines of their own. If all have one, the new connection is closed.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+/// A response's body up to this length fits into a connection's buffer.
+const SMALL_BYTES: u64 = super::HEADER_BYTES as u64;
+
+/// The connections of one port.
+pub(super) struct Slots {
+    max: usize,
+    taken: Arc<Mutex<Vec<Weak<Slot>>>>,
+}
+
+/// One connection.
+pub(super) struct Slot {
+    shown: Mutex<Shown>,
+    is_evicted: AtomicBool,
+    evicted: Notify,
+}
+
+/// What a connection has shown. The order is that of eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Shown {
+    /// No request since it was accepted, then.
+    Nothing(Instant),
+    /// A request, which was answered then.
+    Request(Instant),
+    /// A request that is being answered.
+    InRequest,
+}
+
+impl Slots {
+    /// Places for `max` connections.
+    pub fn new(max: usize) -> Self {
+        Self { max, taken: Arc::default() }
+    }
+
+    /// A place for a new connection, which another one may have to leave. `None` if all are in requests.
+    pub fn take(&self) -> Option<Arc<Slot>> {
+        let mut taken = self.taken.lock().expect("nothing panics under it");
+        if taken.len() >= self.max {
+            taken.retain(|slot| slot.strong_count() > 0);
+        }
+        if taken.len() >= self.max {
+            let alive =
+                taken.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.upgrade()?)));
+            let (least, slot) = alive.min_by_key(|(_, slot)| slot.shown())?;
+            if slot.shown() == Shown::InRequest {
+                return None;
+            }
+            slot.is_evicted.store(true, Ordering::Release);
+            slot.evicted.notify_one();
+            taken.swap_remove(least);
+        }
+        let slot = Arc::new(Slot {
+            shown: Mutex::new(Shown::Nothing(Instant::now())),
+            is_evicted: AtomicBool::new(false),
+            evicted: Notify::new(),
+        });
+        taken.push(Arc::downgrade(&slot));
+        Some(slot)
+    }
+}
+
+impl Slot {
+    fn shown(&self) -> Shown {
+        *self.shown.lock().expect("nothing panics under it")
+    }
+
+    fn show(&self, shown: Shown) {
+        *self.shown.lock().expect("nothing panics under it") = shown;
+    }
+
+    /// Resolves when another connection gets this place.
+    pub async fn evicted(&self) {
+        while !self.is_evicted.load(Ordering::Acquire) {
+            self.evicted.notified().await;
+        }
+    }
+
+    /// Resolves if there was no request within `patience`.
+    pub async fn is_silent_for(&self, patience: Duration) {
+        sleep(patience).await;
+        if !matches!(self.shown(), Shown::Nothing(_)) {
+            std::future::pending().await
+        }
+    }
+
+    /// Answers a request, which keeps the place until its response was given to the connection.
+    pub fn during<A: Future<Output = Result<Response, Infallible>>>(
+        self: &Arc<Self>,
+        answering: A,
+    ) -> impl Future<Output = A::Output> + use<A> {
+        let in_request = InRequest::new(self.clone());
+        async move {
+            let response = answering.await?;
+            // The connection takes a short body at once.
+            if response.body().size_hint().exact().is_some_and(|bytes| bytes <= SMALL_BYTES) {
+                return Ok(response);
+            }
+            Ok(response.map(|body| Body::new(Held { body, _in_request: in_request })))
+        }
+    }
+}
+
+/// Until it is dropped, the connection is in a request.
+struct InRequest(Arc<Slot>);
+
+impl InRequest {
+    fn new(slot: Arc<Slot>) -> Self {
+        slot.show(Shown::InRequest);
+        Self(slot)
+    }
+}
+
+impl Drop for InRequest {
+    fn drop(&mut self) {
+        self.0.show(Shown::Request(Instant::now()));
+    }
+}
+
+/// The body of a response that the connection has not taken yet.
+struct Held {
+    body: Body,
+    _in_request: InRequest,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_evicted(slot: &Slot) -> bool {
+        slot.is_evicted.load(Ordering::Acquire)
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_has_shown_least_gives_its_place() {
+        let slots = Slots::new(3);
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            taken.push(slots.take().expect("there is room"));
+            sleep(Duration::from_millis(1)).await;
+        }
+        drop(InRequest::new(taken[0].clone()));
+        let asking = InRequest::new(taken[2].clone());
+        let new = slots.take().expect("the silent one goes");
+        assert_eq!(
+            taken.iter().map(|slot| is_evicted(slot)).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        taken[1].evicted().await;
+        let in_new = InRequest::new(new.clone());
+        let newer = slots.take().expect("then the idle one");
+        assert!(is_evicted(&taken[0]) && !is_evicted(&new));
+        let in_newer = InRequest::new(newer.clone());
+        assert!(slots.take().is_none(), "all are in requests");
+        drop(asking);
+        drop(taken);
+        slots.take().expect("one has gone by itself");
+        drop((in_new, in_newer));
+    }
+}
