@@ -140,18 +140,30 @@ impl HttpKvApi {
     }
 
     async fn get(&self, key: &str, headers: &HeaderMap, deadline: Instant) -> Answer {
-        let consistency = consistency(headers, self.read)?;
-        let Some(found) = self.store.lookup(key.as_bytes(), consistency, deadline).await? else {
-            return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
-        };
-        // The original lets Go guess a type from the value. With a fixed type, a browser cannot run
-        // a stored value as a script.
-        let fixed =
-            [(CONTENT_TYPE, "application/octet-stream"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
-        let entry = entry(found.index(), found.term());
-        let body = self.responses.body(found.into_value(), deadline).await;
-        let body = body.map_err(RequestError::unavailable)?;
-        Ok((fixed, entry, body).into_response())
+        let mut consistency = consistency(headers, self.read)?;
+        let mut room = None;
+        loop {
+            let found = self.store.lookup(key.as_bytes(), consistency, deadline).await?;
+            let Some(found) = found else {
+                return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
+            };
+            let entry = entry(found.index(), found.term());
+            let value = found.into_value();
+            let body = match self.responses.body(value, room.take()) {
+                Ok(body) => body,
+                Err(length) => {
+                    // The value is not kept meanwhile. What this member holds later is as current.
+                    room = Some(self.responses.room(length, deadline).await?);
+                    consistency = Consistency::Local;
+                    continue;
+                }
+            };
+            // The original lets Go guess a type from the value. With a fixed type, a browser cannot run
+            // a stored value as a script.
+            let fixed =
+                [(CONTENT_TYPE, "application/octet-stream"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+            return Ok((fixed, entry, body).into_response());
+        }
     }
 
     /// Reads the URL before the id, as the original does: a broken body is reported even if the id is

@@ -381,8 +381,11 @@ fn read_record(reader: &mut impl Read) -> io::Result<Option<KeyValue>> {
     if length > codec::DECODE_LIMIT_BYTES {
         return Err(invalid(format!("a record of {length} bytes is too long")));
     }
-    let mut record = vec![0; length];
-    reader.read_exact(&mut record)?;
+    // Memory for what is there, not for what the length claims.
+    let mut record = Vec::new();
+    if reader.take(length as u64).read_to_end(&mut record)? < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let Record { key, value, index, term } =
         codec::decode(&record).map_err(|error| invalid(error.to_string()))?;
     Ok(Some(KeyValue::new(key, value, index, term)))

@@ -22,6 +22,7 @@ mod clients;
 mod clocks;
 mod compare;
 mod disks;
+mod floods;
 mod history;
 mod kills;
 mod members;

@@ -14,6 +14,8 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use crate::error::RequestError;
+
 /// The first bytes of each body come out of a reserve, so that large bodies keep no small one out.
 const SMALL_BYTES: usize = 64 * 1024;
 /// A body may be this much behind [`BYTES_PER_SECOND_MIN`].
@@ -163,22 +165,42 @@ impl ResponseBudget {
         Self(Arc::new(Semaphore::new(bytes)))
     }
 
-    /// The body of a response that is `value`. A large one waits until there is room.
+    /// The body of a response that is `value`, in the `room` that was waited for, if there is any.
     ///
     /// # Errors
-    /// One line, if there is no room by `deadline`.
-    pub async fn body(&self, value: Bytes, deadline: Instant) -> Result<Body, &'static str> {
-        if value.len() <= PIECE_BYTES {
+    /// The length to wait for room for.
+    pub fn body(&self, value: Bytes, room: Option<ResponseRoom>) -> Result<Body, usize> {
+        let length = value.len();
+        if length <= PIECE_BYTES {
             return Ok(Body::from(value));
         }
-        let busy = "too many clients are slow to take large values";
-        let bytes = u32::try_from(value.len()).map_err(|_| busy)?;
-        let room = timeout_at(deadline, self.0.clone().acquire_many_owned(bytes)).await;
-        let Ok(Ok(room)) = room else { return Err(busy) };
-        let since = Instant::now();
-        Ok(Body::new(LargeResponse { length: value.len(), value, since, _room: room }))
+        let room = room
+            .filter(|room| room.num_permits() >= length)
+            .or_else(|| self.0.clone().try_acquire_many_owned(u32::try_from(length).ok()?).ok());
+        let room = room.ok_or(length)?;
+        Ok(Body::new(LargeResponse { length, value, since: Instant::now(), _room: room }))
+    }
+
+    /// Waits for room for a response of `length` bytes.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if there is none by `deadline`.
+    pub async fn room(
+        &self,
+        length: usize,
+        deadline: Instant,
+    ) -> Result<ResponseRoom, RequestError> {
+        let busy = || RequestError::unavailable("too many clients are slow to take large values");
+        let bytes = u32::try_from(length).map_err(|_| busy())?;
+        match timeout_at(deadline, self.0.clone().acquire_many_owned(bytes)).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(busy()),
+        }
     }
 }
+
+/// The part of a [`ResponseBudget`] that one response uses.
+pub type ResponseRoom = OwnedSemaphorePermit;
 
 impl Default for ResponseBudget {
     fn default() -> Self {

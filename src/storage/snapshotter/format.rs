@@ -14,6 +14,8 @@ const MAGIC: [u8; 8] = *b"raftsnap";
 /// The version of snapshot files and backups. A program reads and writes this one only. The module
 /// [`wal`](crate::storage::wal) states what raises it.
 pub const VERSION: u32 = 2;
+/// The most meta bytes: many times what 64 members and 10,000 removed ids take.
+const META_BYTES_MAX: u64 = 4 << 20;
 /// The length in bytes of the header before the meta bytes.
 const FIXED_BYTES: usize = 32;
 /// The length of a checksum in bytes.
@@ -81,6 +83,10 @@ pub(super) fn check(file: &dyn VfsFile, path: &Path, named: Option<SnapshotId>) 
         let reason = format!("{meta_length} meta bytes do not fit into a file of {length} bytes");
         return damage(12, reason);
     };
+    if meta_length > META_BYTES_MAX {
+        let reason = format!("{meta_length} meta bytes are more than {META_BYTES_MAX}");
+        return damage(12, reason);
+    }
     let application = header_length..header_length + application_length;
     let mut header = vec![0; header_length as usize];
     read_exact(file, path, &mut header, 0)?;
@@ -143,7 +149,7 @@ pub(super) fn read_unchecked(
     length: u64,
 ) -> Result<(Vec<u8>, Range<u64>)> {
     let fixed: [u8; FIXED_BYTES] = read_array(file, path, 0)?;
-    let mut meta = vec![0; number::<4>(&fixed, 12) as usize];
+    let mut meta = vec![0; number::<4>(&fixed, 12).min(META_BYTES_MAX) as usize];
     read_exact(file, path, &mut meta, FIXED_BYTES as u64)?;
     let start = (FIXED_BYTES + meta.len() + CHECKSUM_BYTES) as u64;
     Ok((meta, start..length - TRAILER_BYTES as u64))

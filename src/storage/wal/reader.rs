@@ -374,7 +374,13 @@ fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // A running member may extend the file. A frame that was read may lie in the new part.
     while length()? != bytes.len() as u64 {
-        bytes.resize(length()? as usize, 0);
+        let wanted = length()? as usize;
+        // A sparse file may claim more than there is memory for.
+        bytes.try_reserve_exact(wanted.saturating_sub(bytes.len())).map_err(|_| {
+            let why = format!("its {wanted} bytes do not fit into memory");
+            Error::io("read", path)(io::Error::new(io::ErrorKind::OutOfMemory, why))
+        })?;
+        bytes.resize(wanted, 0);
         let read = file.read_at(&mut bytes, 0).map_err(Error::io("read", path))?;
         bytes.truncate(read);
     }
