@@ -7,7 +7,7 @@
 //! `Host` must also be a name that no such page has: an IP address, `localhost`, a name without dots, or
 //! one that a flag allows.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::http::header::{HOST, ORIGIN, TRANSFER_ENCODING};
 use axum::http::uri::Authority;
@@ -67,17 +67,19 @@ pub(crate) fn refusal(
 
 /// True if `host`, with or without a port, is a name that no page of another site has, or one of `names`.
 fn is_known_host(host: &str, names: &[String]) -> bool {
-    host.parse::<Authority>().is_ok_and(|authority| {
-        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
-        let is_allowed = |name: &String| {
-            let name = name.to_ascii_lowercase();
-            name == "*" || name == host || name.starts_with('.') && host.ends_with(&name)
-        };
-        !host.is_empty() && !host.contains('.') && !host.contains(':')
-            || host.ends_with(".localhost")
-            || host.parse::<IpAddr>().is_ok()
-            || names.iter().any(is_allowed)
-    })
+    // The usual case first.
+    host.parse::<SocketAddr>().is_ok()
+        || host.parse::<Authority>().is_ok_and(|authority| {
+            let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+            let is_allowed = |name: &String| {
+                let name = name.to_ascii_lowercase();
+                name == "*" || name == host || name.starts_with('.') && host.ends_with(&name)
+            };
+            !host.is_empty() && !host.contains('.') && !host.contains(':')
+                || host.ends_with(".localhost")
+                || host.parse::<IpAddr>().is_ok()
+                || names.iter().any(is_allowed)
+        })
 }
 
 /// True if the request has an `Origin` whose host and port differ from `host`. An origin that cannot be

@@ -230,7 +230,8 @@ impl BodyReader {
         if self.buffer.capacity() - self.buffer.len() < chunk.len() {
             // Twice as much each time, as far as that is needed.
             let wanted = length.saturating_sub(self.buffer.len());
-            self.buffer.reserve(wanted.min(self.buffer.len()).max(chunk.len()));
+            let doubled = self.buffer.len().max(SMALL_BODY_BYTES as usize);
+            self.buffer.reserve(wanted.min(doubled).max(chunk.len()));
         }
         self.buffer.extend_from_slice(chunk);
         Ok(())

@@ -59,22 +59,28 @@ impl Default for BodyBudget {
 }
 
 /// The part of a [`BodyBudget`] that one body uses. Keep it until the request is answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BodyPermit {
-    small: OwnedSemaphorePermit,
-    large: OwnedSemaphorePermit,
+    small: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
 }
 
 impl BodyPermit {
-    fn new(budget: &BodyBudget) -> Result<Self, BodyError> {
-        Ok(Self { small: take(&budget.small, 0)?, large: take(&budget.large, 0)? })
-    }
-
     /// Takes `bytes` more.
     fn extend(&mut self, budget: &BodyBudget, bytes: usize) -> Result<(), BodyError> {
-        let small = bytes.min(SMALL_BYTES - self.small.num_permits());
-        self.small.merge(take(&budget.small, small)?);
-        self.large.merge(take(&budget.large, bytes - small)?);
+        let taken = self.small.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let small = bytes.min(SMALL_BYTES - taken);
+        let parts = [
+            (&mut self.small, &budget.small, small),
+            (&mut self.large, &budget.large, bytes - small),
+        ];
+        for (held, permits, bytes) in parts.into_iter().filter(|(_, _, bytes)| *bytes > 0) {
+            let more = take(permits, bytes)?;
+            match held {
+                Some(held) => held.merge(more),
+                None => *held = Some(more),
+            }
+        }
         Ok(())
     }
 }
@@ -115,7 +121,7 @@ pub async fn read_body(
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(BodyError::TooLarge(max_bytes));
     }
-    let mut permit = BodyPermit::new(budget)?;
+    let mut permit = BodyPermit::default();
     let (began, mut length) = (Instant::now(), 0);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
