@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(refused(&["Transfer-Encoding: Chunked", host], &[], false), None);
     }
 
-    /// As Chromium 140 and Firefox 140 send them to a port on the same machine.
+    /// Written after the Fetch standard (`Origin`) and Fetch Metadata (`Sec-Fetch-…`), not recorded.
     #[test]
     fn requests_that_browsers_send_for_other_pages_are_refused() {
         const HERE: &str = "Host: 127.0.0.1:9121";
