@@ -40,7 +40,7 @@
 use std::sync::Arc;
 
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{RaftLog, RawNode, Ready, StateRole};
+use raft::{Raft, RawNode, Ready, StateRole};
 use slog::{Logger, debug};
 use tokio::sync::{mpsc, watch};
 
@@ -354,7 +354,7 @@ impl RaftNode {
                 // meant for: in another term the same member may lead in another run, which does not
                 // know that it took this proposal already.
                 MessageType::MsgPropose => message.log_term = self.raw_node.raft.term,
-                MessageType::MsgAppend => mend_append(&mut message, &self.raw_node.raft.raft_log),
+                MessageType::MsgAppend => mend_append(&mut message, &self.raw_node.raft),
                 _ => {}
             }
             self.outbox.send(message);
@@ -380,14 +380,16 @@ impl RaftNode {
 
 /// Names the entry before the first one of an append. raft-rs 0.7 (`try_batching`) adds entries to an append
 /// that waits to be sent without any, whatever entry that one follows on.
-fn mend_append(message: &mut Message, log: &RaftLog<Log>) {
+fn mend_append(message: &mut Message, raft: &Raft<Log>) {
     let Some(first) = message.entries.first() else { return };
     if first.index != message.index + 1 {
         let before = first.index - 1;
-        match log.term(before) {
-            Ok(term) => (message.index, message.log_term) = (before, term),
-            // It is compacted by now. raft sends what is needed when the receiver answers.
-            Err(_) => message.entries.clear(),
+        // A member that leads no more in that term may have another entry there by now.
+        let leads = raft.state == StateRole::Leader && raft.term == message.term;
+        match raft.raft_log.term(before) {
+            Ok(term) if leads => (message.index, message.log_term) = (before, term),
+            // raft sends what is needed when the receiver answers.
+            _ => message.entries.clear(),
         }
     }
 }

@@ -12,10 +12,11 @@
 //!   told once that the peer is unreachable, until the queue takes messages again.
 //! - If the receiver's queue to its node is full (1,024), it answers 503 (`inbound.rs`), or ends the stream
 //!   with a line that says so. The sender (`sender.rs`) drops that batch and what is queued behind it, as after any other error,
-//!   tells raft that the peer is unreachable, and pauses for up to half an election timeout.
+//!   tells raft that the peer is unreachable, and pauses for up to a tenth of an election timeout, or for
+//!   half of one after a refusal.
 //!
 //! Dropped proposals go back to the node, which may propose them elsewhere. Those of a batch that left do
-//! not, whatever the answer: their clients get 504.
+//! not, whatever the answer: their clients get 504, at once if the batch is lost.
 //!
 //! # Snapshots
 //! A snapshot has its own task and connection, so that heartbeats do not wait for it. Its end is always
@@ -88,8 +89,8 @@ const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
 /// How a [`Transport`] behaves.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
-    /// A batch is connected for and answered within half of it, and backoff is at most half of it:
-    /// a healed partition must not wait for TCP.
+    /// A connection is made within a quarter of it, a batch answered within half, and backoff is at most a
+    /// tenth, or half after a refusal: a healed partition must not wait for TCP.
     pub election_timeout: Duration,
     /// How long a forwarded change of members may take.
     pub request_timeout: Duration,

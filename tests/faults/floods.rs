@@ -99,6 +99,7 @@ fn slow_uploads_leave_room_for_small_ones() {
                     sent = sent.and_then(|()| connection.write_all(&[b'x'; 100_000]));
                 }
                 while sent.is_ok() && !is_over.load(Ordering::SeqCst) {
+                    // Their pace.
                     thread::sleep(Duration::from_millis(100));
                     sent = connection.write_all(b"x");
                 }
