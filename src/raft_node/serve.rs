@@ -604,6 +604,28 @@ mod tests {
     }
 
     /// fdatasync would hold up all requests that the worker serves.
+    /// raft-rs may add entries to an append that follows on another one.
+    #[tokio::test]
+    async fn an_append_names_the_entry_before_its_first() {
+        let (mut serving, _ends) = serving(1);
+        while !serving.node.raft().promotable() {
+            serving.node.handle_ready().expect("a node alone starts");
+        }
+        serving.node.handle(Input::Tick).expect("it leads");
+        serving.node.handle_ready().expect("its first entry is written");
+        let raft = serving.node.raft();
+        let last = raft.raft_log.last_index();
+        let entry = raft::eraftpb::Entry { index: last, term: raft.term, ..Default::default() };
+        let mut append =
+            Message { term: raft.term, entries: vec![entry].into(), ..Default::default() };
+        let mut late = Message { term: raft.term - 1, ..append.clone() };
+        crate::raft_node::mend_append(&mut append, raft);
+        let before = raft.raft_log.term(last - 1).expect("it is in the log");
+        assert_eq!((append.index, append.log_term, append.entries.len()), (last - 1, before, 1));
+        crate::raft_node::mend_append(&mut late, raft);
+        assert!(late.entries.is_empty(), "it leads no more in that term");
+    }
+
     #[tokio::test]
     async fn a_turn_of_reads_leaves_writes_to_a_thread() {
         let (mut serving, ends) = serving(1);
