@@ -1,17 +1,20 @@
 //! One request to a peer and its answer.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use reqwest::tls::TlsInfo;
 use tokio::time::timeout;
 
 use super::names::Names;
-use super::{IDLE_CONNECTION_TIMEOUT, Shared, Target, TransportConfig, wire};
+use super::{IDLE_CONNECTION_TIMEOUT, IDLE_CONNECTIONS, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
 use crate::error::{Error, cause};
-use crate::ports::tls::{Remote, Tls, no_tls, tls_error};
+use crate::ports::tls::{InUse, Remote, Tls, no_tls, tls_error};
 
 /// The most bytes of a peer's answer that are read.
 const ANSWER_BYTES: usize = 64 << 10;
@@ -30,12 +33,15 @@ pub(super) struct Clients {
     requests: reqwest::Client,
     /// A receiver of a snapshot that writes to its disk may take no bytes for longer.
     snapshots: reqwest::Client,
+    /// The certificates that they use.
+    pub(super) in_use: Option<InUse>,
 }
 
 impl Clients {
     /// Clients with the current certificates.
     pub(super) fn new(config: &TransportConfig, names: &Names) -> Result<Self, Error> {
-        let tls = config.tls.as_ref().and_then(Tls::client_config).unwrap_or_else(no_tls);
+        let in_use = config.tls.as_ref().map(Tls::in_use);
+        let tls = in_use.as_ref().and_then(InUse::client_config).unwrap_or_else(no_tls);
         let client = |patience| {
             let builder = reqwest::Client::builder()
                 .retry(reqwest::retry::never())
@@ -48,7 +54,8 @@ impl Clients {
                 // The answer brings the peer's certificate.
                 .tls_info(true)
                 .tls_backend_preconfigured(tls.clone())
-                .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
+                .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS);
             #[cfg(target_os = "linux")]
             let builder = builder.tcp_user_timeout(patience);
             #[cfg(not(target_os = "linux"))]
@@ -60,19 +67,25 @@ impl Clients {
         Ok(Self {
             requests: client(config.half_election_timeout())?,
             snapshots: client(config.snapshot_progress_timeout)?,
+            in_use,
         })
     }
 }
 
 /// Makes the clients again whenever other certificates come into use: no idle connection outlives them.
-pub(super) async fn renew_clients(shared: Arc<Shared>, tls: Tls) {
+pub(super) async fn renew_clients(shared: Arc<Shared>) {
     loop {
-        let replaced = tls.replaced();
+        let replaced = replaced(shared.clients.borrow().in_use.as_ref());
+        replaced.await;
         let clients =
             Clients::new(&shared.config, &shared.names).expect("such clients were made before");
         shared.clients.send_replace(clients);
-        replaced.await;
     }
+}
+
+/// Resolves when these certificates are replaced; without TLS, never.
+pub(super) fn replaced(in_use: Option<&InUse>) -> BoxFuture<'static, ()> {
+    in_use.map_or_else(|| pending().boxed(), |in_use| in_use.replaced().boxed())
 }
 
 /// Why a request has no valid answer.

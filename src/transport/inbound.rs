@@ -144,7 +144,7 @@ pub(super) fn admit(shared: &Shared, parts: &Parts) -> Taken<(PeerHeader, Sender
 fn identify(shared: &Shared, parts: &Parts) -> Taken<PeerHeader> {
     let header = wire::identity(&parts.headers).map_err(malformed)?;
     let Some(tls) = &shared.config.tls else { return Ok(header) };
-    let Some(PeerCertificate { certificate, address }) = parts.extensions.get() else {
+    let Some(PeerCertificate { certificate, address, .. }) = parts.extensions.get() else {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));
     };
     tls.check_member(Remote::Client(*address), certificate, header.from)

@@ -58,7 +58,7 @@ use self::sender::PeerSender;
 pub use self::status::{ClusterWatch, Statuses};
 use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
 use crate::error::{RequestError, Result};
-use crate::membership::Admission;
+use crate::membership::{Admission, MEMBERS_MAX};
 use crate::metrics::Metrics;
 use crate::ports::tls::Tls;
 use crate::raft_node::status::Status;
@@ -78,6 +78,17 @@ pub const PEER_QUEUE_MESSAGES: usize = 4_096;
 pub const PEER_QUEUE_BYTES: u64 = 64 << 20;
 
 const SNAPSHOTS_RECEIVED_AT_ONCE: u32 = 2;
+
+/// A client can send changes faster than the leader makes them. Further ones wait here, without a
+/// connection, until they have expired.
+const CHANGES_FORWARDED_AT_ONCE: usize = 8;
+
+/// The most connections to peers at a time, those that close not counted. To each peer: a stream, a
+/// batch beside it, a question for its status, a greeting or a snapshot.
+pub const OUTGOING_CONNECTIONS_MAX: usize = 4 * (MEMBERS_MAX - 1) + CHANGES_FORWARDED_AT_ONCE;
+
+/// Idle connections to one peer. Requests other than a stream's follow each other.
+const IDLE_CONNECTIONS: usize = 2;
 
 /// The slowest network, and the slowest sync, that a deadline allows for.
 const MINIMAL_RATE_BYTES_PER_SECOND: u64 = 10 << 20;
@@ -163,6 +174,8 @@ struct Shared {
     /// One permit per snapshot that is being written here.
     receiving: Arc<Semaphore>,
     receiving_from: Mutex<BTreeSet<NodeId>>,
+    /// One permit for each change on its way to the leader.
+    forwarding: Semaphore,
     closing: watch::Sender<bool>,
     /// Each task holds a receiver until it ends.
     running: watch::Sender<()>,
@@ -258,14 +271,13 @@ impl Transport {
             body_bytes: Arc::new(Semaphore::new(PEER_BODIES_BYTES as usize)),
             receiving: Arc::new(Semaphore::new(SNAPSHOTS_RECEIVED_AT_ONCE as usize)),
             receiving_from: Mutex::new(BTreeSet::new()),
+            forwarding: Semaphore::new(CHANGES_FORWARDED_AT_ONCE),
             closing: watch::Sender::new(false),
             running: watch::Sender::new(()),
         };
         let transport = Self { shared: Arc::new(shared), runtime, peers: BTreeMap::new() };
         transport.spawn(status::ask_others(transport.shared.clone()));
-        if let Some(tls) = transport.shared.config.tls.clone() {
-            transport.spawn(call::renew_clients(transport.shared.clone(), tls));
-        }
+        transport.spawn(call::renew_clients(transport.shared.clone()));
         Ok(transport)
     }
 

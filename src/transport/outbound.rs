@@ -219,6 +219,8 @@ pub(super) async fn forward_change(
     change: MemberRequest,
     responder: Responder<()>,
 ) {
+    let turn = shared.forwarding.acquire().await;
+    let _turn = turn.expect("the semaphore is never closed");
     // From here on the change may be made, whatever the client hears.
     if !responder.mark_proposed() {
         return;

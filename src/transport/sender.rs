@@ -150,6 +150,18 @@ impl PeerSender {
             };
             let Some(batch) = batch else { break };
             self.sent_bytes.inc_by(batch.len() as u64);
+            // A busy stream is never idle, so it does not end by itself.
+            if let Some(stream) = &mut self.stream
+                && stream.is_replaced()
+            {
+                let finished = stream.finish().await;
+                let is_lost = finished.is_err();
+                self.end_stream(finished).await;
+                if is_lost {
+                    // With what it followed on.
+                    continue;
+                }
+            }
             let Some(stream) = &mut self.stream else {
                 self.post(batch).await;
                 continue;
@@ -159,8 +171,8 @@ impl PeerSender {
                 self.end_stream(Err(failure)).await;
             }
         }
-        if let Some(stream) = self.stream.take() {
-            stream.finish().await;
+        if let Some(stream) = &mut self.stream {
+            let _ = stream.finish().await;
         }
     }
 

@@ -22,7 +22,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,13 +35,14 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::call::{Call, Failure};
+use super::call::{Call, Failure, replaced};
 use super::inbound::{
     BodyReader, Deadline, Taken, admit, check_length, deliver, malformed, not_ready,
 };
 use super::{Inbound, InboundBody, PEER_BODY_BYTES, Shared, Target, allowance, wire};
 use crate::channels::PeerHeader;
 use crate::membership::Sender;
+use crate::ports::tls::{InUse, PeerCertificate};
 
 /// The length of a frame's number and length, in bytes.
 const FRAME_HEAD_BYTES: usize = 8 + 4;
@@ -70,7 +70,9 @@ pub(super) struct Outgoing {
     line: Vec<u8>,
     /// The frames that were not taken yet, as far as we know.
     untold: VecDeque<Frame>,
-    /// Resolves when the certificates that it was opened with are replaced.
+    /// The certificates that it was opened with.
+    in_use: Option<InUse>,
+    /// Resolves when they are replaced.
     replaced: BoxFuture<'static, ()>,
     /// By when the next of them has to be; without any, by when there has to be one.
     deadline: Instant,
@@ -104,13 +106,16 @@ impl Outgoing {
                 Ok(answer.bytes_stream().map_err(Failure::unknown))
             }
         };
+        // Before the client is taken: it may resolve early, never late.
+        let in_use = shared.clients.borrow().in_use.clone();
         Self {
             shared: shared.clone(),
             frame_tx: Some(frame_tx),
             answer: lines.try_flatten_stream().boxed(),
             line: Vec::new(),
             untold: VecDeque::new(),
-            replaced: replaced(shared),
+            replaced: replaced(in_use.as_ref()),
+            in_use,
             deadline: Instant::now() + shared.config.half_election_timeout(),
             has_worked: false,
         }
@@ -149,10 +154,15 @@ impl Outgoing {
         self.untold.into_iter().flat_map(|frame| frame.proposals).collect()
     }
 
+    /// True if the certificates that it was opened with are not in use any more. An idle stream then ends.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.in_use.as_ref().is_some_and(InUse::is_replaced)
+    }
+
     /// Ends the stream and waits until the peer has taken all of it.
-    pub(super) async fn finish(mut self) {
+    pub(super) async fn finish(&mut self) -> Result<(), Failure> {
         self.frame_tx = None;
-        let _ = self.ended().await;
+        self.ended().await
     }
 
     /// Waits for the end; an error says why frames may have been lost. May be dropped and called again.
@@ -234,7 +244,7 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<B
         tell_at: Instant::now(),
     };
     // `None` after the last line.
-    let state = Some((incoming, closing(shared).boxed()));
+    let state = Some((incoming, closing(shared, parts).boxed()));
     let lines = stream::unfold(state, async |state| {
         let (mut incoming, mut closing) = state?;
         let (line, is_last) = incoming.next_line(&mut closing).await;
@@ -243,19 +253,11 @@ pub(super) fn accept(shared: &Arc<Shared>, parts: &Parts, body: Body) -> Taken<B
     Ok(Body::from_stream(lines))
 }
 
-/// Resolves when the certificates of this member are replaced.
-fn replaced(shared: &Shared) -> BoxFuture<'static, ()> {
-    match &shared.config.tls {
-        Some(tls) => tls.replaced().boxed(),
-        None => pending().boxed(),
-    }
-}
-
 /// Resolves with the reason when this end has to close a stream.
-fn closing(shared: &Shared) -> impl Future<Output = &'static str> + Send + use<> {
+fn closing(shared: &Shared, parts: &Parts) -> impl Future<Output = &'static str> + Send + use<> {
     let closed = shared.closed();
-    // The sender was admitted by the files that were in use when the stream began.
-    let replaced = replaced(shared);
+    let certificate = parts.extensions.get::<PeerCertificate>();
+    let replaced = replaced(certificate.map(|certificate| &certificate.in_use));
     async move {
         tokio::select! {
             biased;

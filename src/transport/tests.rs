@@ -1009,10 +1009,42 @@ async fn a_forwarded_change_is_unknown_only_if_it_may_have_arrived() {
     assert!(matches!(outcome(pending).await, Err(RequestError::Unavailable(_))));
 }
 
+/// A client of a follower sends changes faster than the leader makes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn further_changes_wait_without_a_connection_and_expire() {
+    let mut one = Member::start(1).await;
+    let connections = Arc::<AtomicUsize>::default();
+    let counted = connections.clone();
+    let url = server(move |mut stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            // Holds the connection open until it is closed from the other side.
+            while read_request(&mut stream).await.is_some() {}
+        }
+    });
+    one.transport.add_peer(2, &url.await, INCARNATION);
+    let pending: Vec<_> = (0..100).map(|_| forward_change(&mut one)).collect();
+    let all = || connections.load(Ordering::SeqCst) == CHANGES_FORWARDED_AT_ONCE;
+    eventually("the first ones are on their way", all).await;
+    let until = tokio::time::Instant::now() + Duration::from_millis(300);
+    let (mut sent, mut expired) = (0, 0);
+    for pending in pending {
+        match pending.wait_until(until).await {
+            Err(RequestError::Unknown(_)) => sent += 1,
+            Err(RequestError::Unavailable(_)) => expired += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((sent, expired), (CHANGES_FORWARDED_AT_ONCE, 100 - CHANGES_FORWARDED_AT_ONCE));
+    assert_eq!(connections.load(Ordering::SeqCst), CHANGES_FORWARDED_AT_ONCE);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_peers_queue_is_drained() {
     let mut one = Member::start(1).await;
     let mut two = Member::start(2).await;
+    // These tasks run until the transport closes.
+    let without_peers = one.transport.shared.running.receiver_count();
     one.transport.add_peer(2, &two.url, INCARNATION);
     for commit in 0..1_000 {
         one.transport.send(heartbeat(2, commit));
@@ -1024,9 +1056,8 @@ async fn a_removed_peers_queue_is_drained() {
         arrived.extend(two.messages().await);
     }
     assert_eq!(arrived.last().map(|message| message.commit), Some(999));
-    // The task that asks for statuses runs until the transport closes.
     let running = &one.transport.shared.running;
-    eventually("the peer's task ended", || running.receiver_count() == 1).await;
+    eventually("the peer's task ended", || running.receiver_count() == without_peers).await;
 }
 
 /// Otherwise the page of another member would show it alive, with its last status for ever.

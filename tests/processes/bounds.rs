@@ -82,7 +82,7 @@ fn clients_leave_the_member_descriptors_for_its_files() {
     let site = Site::new();
     let (flags, address) = site.single(&[&FAST[..], &["--snapshot-count", "20"]].concat());
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 192 && exec \"$0\" \"$@\"", BINARY]).args(&flags);
+    limited.args(["-c", "ulimit -n 452 && exec \"$0\" \"$@\"", BINARY]).args(&flags);
     let mut member = site.spawn_command("member", limited, false);
     serves(address);
     let mut served = Client::new(address);
@@ -90,7 +90,7 @@ fn clients_leave_the_member_descriptors_for_its_files() {
     // With a full backlog, connecting would wait until a served client times out.
     let soon = Duration::from_millis(200);
     let idle: Vec<TcpStream> =
-        (0..300).map_while(|_| TcpStream::connect_timeout(&address, soon).ok()).collect();
+        (0..500).map_while(|_| TcpStream::connect_timeout(&address, soon).ok()).collect();
     println!("{} idle connections", idle.len());
     for _ in 0..100 {
         assert_eq!(served.put("/k", b"meanwhile").unwrap(), 204, "{}", member.stderr());

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use crate::support::processes::{
     BINARY, Cluster, FAST, PATIENCE, Process, Ran, Signal, Site, copy_dir, eventually, files_in,
-    put, run, serves,
+    put, run, run_with_little_memory, serves,
 };
 
 const SMALL: [&str; 4] = ["--snapshot-count", "10", "--snapshot-catch-up-entries", "5"];
@@ -248,6 +248,19 @@ fn a_damaged_snapshot_without_a_replacement_fails_inspection() {
     let mut member = start_on(&site, Path::new("."), &flags);
     assert_eq!(member.wait(PATIENCE), 1);
     assert_eq!(member.last_words(), [shown.stderr.trim_end()]);
+}
+
+/// The length that a file claims, in its own bytes or by a hole, is not allocated before it is checked.
+#[test]
+fn a_log_that_claims_gibibytes_is_refused_with_little_memory() {
+    let (site, _) = killed_member();
+    let wal = site.dir().join("raftexample-1/0000000000000000.wal");
+    fs::OpenOptions::new().write(true).open(&wal).unwrap().set_len(8 << 30).unwrap();
+    for path in [".", wal.to_str().unwrap()] {
+        let shown = run_with_little_memory(site.dir(), &["inspect", path]);
+        assert_eq!((shown.status, shown.stderr.lines().count()), (1, 1), "{}", shown.stderr);
+        assert!(shown.stderr.contains("the file has 8589934592 bytes"), "{}", shown.stderr);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::processes::{
-    Cluster, FAST, PATIENCE, Ran, Signal, Site, assert_holds, eventually, put, request, run, serves,
+    Cluster, FAST, PATIENCE, Ran, Signal, Site, assert_holds, eventually, put, request, run,
+    run_with_little_memory, serves,
 };
 
 const KEYS: usize = 12;
@@ -149,6 +150,26 @@ fn restore_refuses_a_damaged_file_and_flags_that_do_not_fit() {
     assert_eq!((ran.status, ran.stderr.lines().count()), (2, 1), "{}", ran.stderr);
     assert!(ran.stderr.contains("no peer URL"), "{}", ran.stderr);
     assert!(!site.dir().join("raftexample-1").exists(), "nothing was made");
+}
+
+/// The length of the meta bytes is in the header, before the checksum that covers it.
+#[test]
+fn a_backup_that_claims_gibibytes_is_refused_with_little_memory() {
+    let old = Site::new();
+    let (file, _) = backup(&old);
+    let site = Site::new();
+    let (url, broken) = (site.url(), site.dir().join("broken.snap"));
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[12..16].copy_from_slice(&(2_u32 << 30).to_le_bytes());
+    fs::write(&broken, &bytes).unwrap();
+    fs::OpenOptions::new().write(true).open(&broken).unwrap().set_len(3 << 30).unwrap();
+    let broken = broken.to_str().unwrap();
+    let restore = ["snapshot", "restore", broken, "--peer-url", &url];
+    for flags in [&restore[..], &["inspect", broken]] {
+        let ran = run_with_little_memory(site.dir(), flags);
+        assert_eq!((ran.status, ran.stderr.lines().count()), (1, 1), "{}", ran.stderr);
+        assert!(ran.stderr.contains("2147483648 meta bytes are more than "), "{}", ran.stderr);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Certificates: which are accepted and which refused.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,8 +17,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    ALL_VERSIONS, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
-    StreamOwned, SupportedProtocolVersion,
+    ALL_VERSIONS, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig,
+    ServerConnection, StreamOwned, SupportedProtocolVersion,
 };
 
 use super::flags::refused;
@@ -185,27 +186,45 @@ fn exchange_by(
     own: Option<&Pair>,
     head: &str,
 ) -> Result<(String, CertificateDer<'static>), String> {
+    let config = Arc::new(client_config(versions, ca, own));
+    let mut stream = open(config, TcpStream::connect(address).unwrap());
+    let answer = converse(&mut stream, head)?;
+    let certificate = stream.conn.peer_certificates().unwrap()[0].clone();
+    Ok((answer, certificate.into_owned()))
+}
+
+fn client_config(
+    versions: &[&'static SupportedProtocolVersion],
+    ca: &str,
+    own: Option<&Pair>,
+) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots(ca));
-    let config = match own {
+    match own {
         None => builder.with_no_client_auth(),
         Some(pair) => {
             let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
             builder.with_client_auth_cert(certificates(&pair.cert), key).unwrap()
         }
-    };
-    let name = ServerName::from(address.ip());
-    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    let socket = TcpStream::connect(address).unwrap();
+    }
+}
+
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+fn open(config: Arc<ClientConfig>, socket: TcpStream) -> TlsStream {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut stream = StreamOwned::new(connection, socket);
+    let name = ServerName::from(socket.peer_addr().unwrap().ip());
+    StreamOwned::new(ClientConnection::new(config, name).unwrap(), socket)
+}
+
+/// Sends `head` and reads the answer, until the other side closes.
+fn converse(stream: &mut TlsStream, head: &str) -> Result<String, String> {
     let mut answer = String::new();
     stream.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
     stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
-    let certificate = stream.conn.peer_certificates().unwrap()[0].clone();
-    Ok((answer, certificate.into_owned()))
+    Ok(answer)
 }
 
 /// A request of a peer.
@@ -574,15 +593,8 @@ fn a_connection_does_not_outlive_the_files_that_let_it_in() {
     let (flags, address) = with_client_port(&site, &["--cert", "--key"]);
     let _member = site.spawn("member", &flags);
     eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots(&authority.pem()))
-        .with_no_client_auth();
-    let name = ServerName::from(address.ip());
-    let client = ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut open = StreamOwned::new(client, TcpStream::connect(address).unwrap());
-    open.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+    let config = Arc::new(client_config(ALL_VERSIONS, &authority.pem(), None));
+    let mut open = open(config, TcpStream::connect(address).unwrap());
     write!(open, "POST /x HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n").unwrap();
     let mut answer = [0; 4096];
     let length = open.read(&mut answer).unwrap();
@@ -592,6 +604,67 @@ fn a_connection_does_not_outlive_the_files_that_let_it_in() {
     while open.read(&mut answer).unwrap() > 0 {}
     // An idle connection would be closed after 30 s.
     assert!(replaced.elapsed() < Duration::from_secs(15), "{:?}", replaced.elapsed());
+}
+
+/// A client may open a connection, wait until the authority that signed its certificate is not trusted any
+/// more, and then authenticate.
+#[test]
+fn a_handshake_does_not_outlive_the_authority_it_began_under() {
+    let (site, old) = (Site::new(), Authority::new("the old"));
+    let pair = old.issue(&[&site.address.to_string()]);
+    install(site.dir(), "client", &pair, &old.pem());
+    let (flags, address) = with_client_port(&site, &CLIENT_FLAGS);
+    let member = site.spawn("member", &flags);
+    eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+    let connect = || TcpStream::connect(address).unwrap();
+    for version in ALL_VERSIONS {
+        let config = Arc::new(client_config(&[version], &old.pem(), Some(&old.issue(&["a"]))));
+        install(site.dir(), "client", &pair, &old.pem());
+        eventually(PATIENCE, "the old authority's clients are served", || {
+            converse(&mut open(config.clone(), connect()), GET).is_ok_and(|it| it.contains("404"))
+        });
+        let changes = member.stderr().matches("using the changed").count();
+        let mut opened = VecDeque::new();
+        install(site.dir(), "client", &pair, &Authority::new("the new").pem());
+        eventually(PATIENCE, "the new authority is used", || {
+            // The last ones are younger than the deadline of a handshake.
+            opened.push_back(connect());
+            opened.drain(..opened.len().saturating_sub(20));
+            member.stderr().matches("using the changed").count() > changes
+        });
+        for socket in opened {
+            let answer = converse(&mut open(config.clone(), socket), GET);
+            assert!(
+                !answer.as_ref().is_ok_and(|it| it.contains("HTTP")),
+                "{version:?}: {answer:?}"
+            );
+        }
+    }
+}
+
+/// A resumed session would not be checked again: the certificate may have expired since.
+#[test]
+fn with_an_authority_for_clients_no_session_is_resumed() {
+    let (site, authority) = (Site::new(), Authority::new("the clients'"));
+    let pair = authority.issue(&[&site.address.to_string()]);
+    install(site.dir(), "client", &pair, &authority.pem());
+    for (with, own, kind) in [
+        (&CLIENT_FLAGS[..2], None, HandshakeKind::Resumed),
+        (&CLIENT_FLAGS[..], Some(authority.issue(&["a"])), HandshakeKind::Full),
+    ] {
+        let (flags, address) = with_client_port(&site, with);
+        let _member = site.spawn("member", &flags);
+        eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
+        for version in ALL_VERSIONS {
+            let config = Arc::new(client_config(&[version], &authority.pem(), own.as_ref()));
+            let [_, second] = [(); 2].map(|()| {
+                let mut stream = open(config.clone(), TcpStream::connect(address).unwrap());
+                converse(&mut stream, GET).unwrap();
+                stream.conn.handshake_kind()
+            });
+            assert_eq!(second, Some(kind), "{version:?} with {with:?}");
+        }
+    }
 }
 
 #[test]

@@ -168,7 +168,19 @@ pub struct Ran {
 /// Runs the binary in `dir` until it ends.
 pub fn run(dir: &Path, flags: &[&str]) -> Ran {
     let mut command = Command::new(BINARY);
-    command.current_dir(dir).args(flags).stdin(Stdio::null());
+    command.args(flags);
+    run_command(dir, command)
+}
+
+/// Like [`run`], with at most a gibibyte of address space.
+pub fn run_with_little_memory(dir: &Path, flags: &[&str]) -> Ran {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 1048576; exec \"$0\" \"$@\"", BINARY]).args(flags);
+    run_command(dir, command)
+}
+
+fn run_command(dir: &Path, mut command: Command) -> Ran {
+    command.current_dir(dir).stdin(Stdio::null());
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("RAFTEXAMPLE_") {
             command.env_remove(key);

@@ -48,6 +48,7 @@ pub use self::body::{BodyBudget, BodyError, BodyPermit, ResponseBudget, read_bod
 use self::slots::{Slot, Slots};
 use crate::error::Error;
 use crate::ports::tls::{PeerCertificate, Remote, Tls, tls_error};
+use crate::transport::OUTGOING_CONNECTIONS_MAX;
 
 /// Connections to the client port at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
@@ -57,11 +58,11 @@ pub const PEER_CONNECTIONS_MAX: usize = 256;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 const CONNECTIONS_MAX: usize =
     CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX;
-/// File descriptors that the ports leave to the rest of the process: files, outgoing connections to
-/// peers, the runtime. A member that cannot open a file stops.
-const DESCRIPTORS_KEPT: usize = 128;
+/// File descriptors that the ports leave to the rest of the process: connections to peers, as many as
+/// there can be, and 128 for files and the runtime. A member that cannot open a file stops.
+const DESCRIPTORS_KEPT: usize = OUTGOING_CONNECTIONS_MAX + 128;
 /// Below this limit the process does not start: too few connections would fit.
-const DESCRIPTORS_MIN: usize = 192;
+const DESCRIPTORS_MIN: usize = DESCRIPTORS_KEPT + 64;
 
 /// Bytes of a request's head, with the request line. Also the size of a connection's buffers.
 const HEADER_BYTES: usize = 64 * 1024;
@@ -364,13 +365,16 @@ impl<S: HttpService> Connection<S> {
         let Some(tls) = self.tls.take() else {
             return self.serve_http(stream, service, pending()).await;
         };
-        // Taken together, so that the connection ends with the files that it was accepted with.
-        let (acceptor, replaced) = tls.current();
-        let Some(stream) = self.handshake(&tls, acceptor, stream).await else { return };
+        let in_use = tls.in_use();
+        let Some(stream) = self.handshake(&tls, in_use.acceptor(), stream).await else { return };
+        let replaced = in_use.replaced();
         let certificates = stream.get_ref().1.peer_certificates();
-        let certificate = certificates.and_then(|chain| chain.first()).map(|certificate| {
-            PeerCertificate { certificate: Arc::new(certificate.clone()), address: self.address }
-        });
+        let certificate =
+            certificates.and_then(|chain| chain.first()).map(|certificate| PeerCertificate {
+                certificate: Arc::new(certificate.clone()),
+                address: self.address,
+                in_use: in_use.clone(),
+            });
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
@@ -431,14 +435,15 @@ impl<S: HttpService> Connection<S> {
             }
         };
         let ended = tokio::select! {
+            biased;
+            () = stop => {
+                Pin::new(&mut connection).graceful_shutdown();
+                (&mut connection).await
+            }
             ended = &mut connection => ended,
             () = silent => {
                 debug!(self.logger, "a connection sent no request in time");
                 return;
-            }
-            () = stop => {
-                Pin::new(&mut connection).graceful_shutdown();
-                (&mut connection).await
             }
         };
         if let Err(error) = ended {

@@ -38,7 +38,7 @@ pub struct TlsFiles {
 }
 
 /// What the files contained, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Loaded {
     pub(super) server: Arc<ServerConfig>,
     /// For outgoing connections; only on the peer port.

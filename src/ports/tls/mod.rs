@@ -86,6 +86,14 @@ pub struct Tls {
     logger: Logger,
 }
 
+/// The files that were in use at one moment. What was opened with them ends with them, so it takes the
+/// configuration and the word of its replacement from the same value.
+#[derive(Clone, Debug)]
+pub struct InUse {
+    loaded: Loaded,
+    loaded_rx: watch::Receiver<Loaded>,
+}
+
 /// The other end of a connection: a client by its address, or a server by its URL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Remote<'a> {
@@ -98,6 +106,8 @@ pub(crate) enum Remote<'a> {
 pub(crate) struct PeerCertificate {
     pub(crate) certificate: Arc<CertificateDer<'static>>,
     pub(crate) address: SocketAddr,
+    /// What it was checked with.
+    pub(crate) in_use: InUse,
 }
 
 /// Checks that a certificate, in DER, belongs to member `id`.
@@ -126,28 +136,11 @@ impl Tls {
         Ok(Self { purpose, loaded_rx, logged: Arc::default(), metrics, logger })
     }
 
-    /// An acceptor for one connection, with the current files, and a future that resolves when others
-    /// come into use.
-    pub fn current(&self) -> (TlsAcceptor, impl Future<Output = ()> + Send + use<>) {
-        // First the future: it may resolve early, never late.
-        let replaced = self.replaced();
-        (TlsAcceptor::from(self.loaded_rx.borrow().server.clone()), replaced)
-    }
-
-    /// Resolves when files other than the current ones come into use.
-    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// The files that are in use now.
+    pub fn in_use(&self) -> InUse {
         let mut loaded_rx = self.loaded_rx.clone();
-        loaded_rx.mark_unchanged();
-        async move {
-            if loaded_rx.changed().await.is_err() {
-                pending().await
-            }
-        }
-    }
-
-    /// The configuration for connections to peers, with the current files; `None` on the client port.
-    pub fn client_config(&self) -> Option<ClientConfig> {
-        self.loaded_rx.borrow().outgoing.clone()
+        let loaded = loaded_rx.borrow_and_update().clone();
+        InUse { loaded, loaded_rx }
     }
 
     /// Counts and logs a handshake with `remote` that failed.
@@ -193,6 +186,33 @@ impl Tls {
             logged.insert(key, now);
             drop(logged);
             warn!(self.logger, "{}: refused {}: {}", self.purpose.name, shown, why);
+        }
+    }
+}
+
+impl InUse {
+    /// An acceptor for connections to this member.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.loaded.server.clone())
+    }
+
+    /// The configuration for connections to peers; `None` on the client port.
+    pub fn client_config(&self) -> Option<ClientConfig> {
+        self.loaded.outgoing.clone()
+    }
+
+    /// True once other files came into use.
+    pub fn is_replaced(&self) -> bool {
+        self.loaded_rx.has_changed().unwrap_or(false)
+    }
+
+    /// Resolves once other files came into use.
+    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut loaded_rx = self.loaded_rx.clone();
+        async move {
+            if loaded_rx.changed().await.is_err() {
+                pending().await
+            }
         }
     }
 }

@@ -118,6 +118,10 @@ pub use self::writer::Wal;
 /// The length of a segment in bytes. A frame that is longer has a segment of its own. A purge removes
 /// whole segments, and a start reads one segment into memory at a time.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// The most bytes that a segment can have. A frame that is longer than [`SEGMENT_BYTES`] has a segment of
+/// its own; it holds a message of a peer, and the entries of the turn before. A longer file is not read into
+/// memory: a sparse one may claim any length.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// The file of the last segment grows to multiples of this, in bytes. For a frame longer than a
 /// quarter of it the file is extended without writing the zeros.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::{self, Fault, Head, Record, Salt};
 use super::replay::{Replay, Summary};
-use super::{Recovered, SnapshotId, Wal};
+use super::{Recovered, SEGMENT_BYTES_MAX, SnapshotId, Wal};
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::storage::Vfs;
 
@@ -374,8 +374,13 @@ fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // A running member may extend the file. A frame that was read may lie in the new part.
     while length()? != bytes.len() as u64 {
-        let wanted = length()? as usize;
-        // A sparse file may claim more than there is memory for.
+        let wanted = length()?;
+        if wanted > SEGMENT_BYTES_MAX {
+            let reason =
+                format!("the file has {wanted} bytes, a segment at most {SEGMENT_BYTES_MAX}");
+            return Err(damage(path, SEGMENT_BYTES_MAX, reason));
+        }
+        let wanted = wanted as usize;
         bytes.try_reserve_exact(wanted.saturating_sub(bytes.len())).map_err(|_| {
             let why = format!("its {wanted} bytes do not fit into memory");
             Error::io("read", path)(io::Error::new(io::ErrorKind::OutOfMemory, why))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::format::{self, Head, Record, Salt};
 use super::reader::{Replayed, Segment, exists, parse_name, replay_log};
 use super::replay::Summary;
-use super::{Frame, Identity, Recovered, Sizes};
+use super::{Frame, Identity, Recovered, SEGMENT_BYTES_MAX, Sizes};
 use crate::error::{Error, REPLACE_MEMBER, Result};
 use crate::storage::{Vfs, VfsFile, files};
 
@@ -145,6 +145,7 @@ impl Wal {
         let end = start + length;
         let path = self.current().path(&self.dir);
         let reserve = end + length.max(step_bytes / 4) + format::CLOSE_BYTES;
+        assert!(reserve + step_bytes <= SEGMENT_BYTES_MAX, "a frame of {length} bytes");
         if reserve > self.allocated {
             self.check_length(&path)?;
         }
