@@ -645,13 +645,14 @@ fn a_handshake_does_not_outlive_the_authority_it_began_under() {
 /// A resumed session would not be checked again: the certificate may have expired since.
 #[test]
 fn with_an_authority_for_clients_no_session_is_resumed() {
-    let (site, authority) = (Site::new(), Authority::new("the clients'"));
-    let pair = authority.issue(&[&site.address.to_string()]);
-    install(site.dir(), "client", &pair, &authority.pem());
+    let authority = Authority::new("the clients'");
     for (with, own, kind) in [
         (&CLIENT_FLAGS[..2], None, HandshakeKind::Resumed),
         (&CLIENT_FLAGS[..], Some(authority.issue(&["a"])), HandshakeKind::Full),
     ] {
+        let site = Site::new();
+        let pair = authority.issue(&[&site.address.to_string()]);
+        install(site.dir(), "client", &pair, &authority.pem());
         let (flags, address) = with_client_port(&site, with);
         let _member = site.spawn("member", &flags);
         eventually(PATIENCE, "it listens", || TcpStream::connect(address).is_ok());
