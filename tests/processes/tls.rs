@@ -1,11 +1,13 @@
 //! Certificates: which are accepted and which refused.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +25,8 @@ use rustls::{
 
 use super::flags::refused;
 use crate::support::processes::{
-    Cluster, FAST, PATIENCE, Place, Signal, Site, eventually, eventually_some, owned, request,
-    serves,
+    Client, Cluster, FAST, PATIENCE, Place, Signal, Site, eventually, eventually_some, owned,
+    request, serves,
 };
 
 /// Signs certificates.
@@ -604,6 +606,62 @@ fn a_connection_does_not_outlive_the_files_that_let_it_in() {
     while open.read(&mut answer).unwrap() > 0 {}
     // An idle connection would be closed after 30 s.
     assert!(replaced.elapsed() < Duration::from_secs(15), "{:?}", replaced.elapsed());
+}
+
+/// The local ports of the process's connections to `remote`.
+fn connections(pid: u32, remote: SocketAddr) -> BTreeSet<String> {
+    let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| {
+            Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').into())
+        })
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let port = format!(":{:04X}", remote.port());
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[2].ends_with(&port) && sockets.iter().any(|it| it == fields[9]))
+        .map(|fields| fields[1].to_owned())
+        .collect()
+}
+
+/// One that is idle ends by itself. The stream of a leader under load never is.
+#[test]
+fn a_busy_stream_does_not_outlive_the_files_it_began_with() {
+    let authority = Authority::new("the cluster's");
+    let mut cluster = start(&authority);
+    let (leader, _) = cluster.leader();
+    let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    let (address, remote) = (cluster.address(leader), peer_address(&cluster, follower));
+    let pid = cluster.process(leader).pid();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = Client::new(address);
+                while !is_over.load(Ordering::Relaxed) {
+                    client.put("/k", b"value").unwrap();
+                }
+            });
+        }
+        // Otherwise the others would wait for ever.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let before = eventually_some(PATIENCE, "it is connected", || {
+                Some(connections(pid, remote)).filter(|found| !found.is_empty())
+            });
+            let ca = authority.pem() + &Authority::new("another").pem();
+            let name = format!("peer-{leader}.ca");
+            replace(&cluster.site.dir().join(name), &ca);
+            eventually(PATIENCE, "all of them end", || {
+                connections(pid, remote).is_disjoint(&before)
+            });
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
+    assert_eq!(cluster.leader().0, leader);
 }
 
 /// A client may open a connection, wait until the authority that signed its certificate is not trusted any
