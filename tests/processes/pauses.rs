@@ -1,13 +1,16 @@
 //! Members that hang: running, connected and silent.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::{Client, Cluster, FAST, Signal, put_in_term, request};
+use crate::support::processes::{Client, Cluster, FAST, PATIENCE, Signal, put_in_term, request};
 
 /// Two election timeouts with default flags. If a hung follower delayed writes, they would wait
 /// much longer, until its connection is given up.
 const SOON: Duration = Duration::from_secs(2);
+/// Longer than a request's five seconds.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_hung_follower_does_not_hold_up_writes() {
@@ -33,6 +36,63 @@ fn a_hung_follower_does_not_hold_up_writes() {
     assert_eq!(cluster.get(follower, "/k").as_deref(), Some("after"));
     assert_eq!(cluster.get(follower, &format!("/{}", count - 1)).as_deref(), Some("value"));
     assert_eq!(cluster.leader(), (leader, term));
+}
+
+/// The leader never saw some of what was forwarded to it. Whoever sent it learns that from the stream that
+/// carried it, and does not wait for the rest of its request's five seconds; nor does a member that stops.
+#[test]
+fn a_write_lost_on_its_way_to_the_leader_is_answered_soon() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.put(1, "/k", "before");
+    let (leader, _) = cluster.leader();
+    let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    let address = cluster.address(follower);
+    let load = |is_over: &AtomicBool| {
+        let (mut client, mut slowest, mut lost) = (Client::new(address), Duration::ZERO, 0);
+        let begun = Instant::now();
+        while !is_over.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
+            let sent = Instant::now();
+            match client.put("/k", b"value") {
+                Ok(204) => {}
+                Ok(504) => lost += 1,
+                Ok(503) => {}
+                // The member has stopped.
+                Err(_) => break,
+                Ok(status) => panic!("{status}"),
+            }
+            slowest = slowest.max(sent.elapsed());
+        }
+        (slowest, lost)
+    };
+    // The length of the pause is the fault: more than a stream's patience, less than an election timeout.
+    let pause = |cluster: &mut Cluster| {
+        cluster.process(leader).pause();
+        thread::sleep(Duration::from_millis(700));
+        cluster.process(leader).signal(Signal::SIGCONT);
+    };
+    let is_over = AtomicBool::new(false);
+    let outcomes: Vec<(Duration, u32)> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| load(&is_over))).collect();
+        for _ in 0..4 {
+            pause(&mut cluster);
+            cluster.put(leader, "/k", "after");
+        }
+        cluster.process(leader).pause();
+        let stopped = Instant::now();
+        cluster.process(follower).signal(Signal::SIGTERM);
+        let status = cluster.process(follower).wait(DEADLINE);
+        println!("stopped after {:?}", stopped.elapsed());
+        is_over.store(true, Ordering::Relaxed);
+        cluster.process(leader).signal(Signal::SIGCONT);
+        assert_eq!(status, 0);
+        assert!(stopped.elapsed() < SOON, "stopped after {:?}", stopped.elapsed());
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let slowest = outcomes.iter().map(|(slowest, _)| *slowest).max().unwrap();
+    let lost: u32 = outcomes.iter().map(|(_, lost)| lost).sum();
+    println!("{lost} writes were lost, the slowest answer took {slowest:?}");
+    assert!(lost > 0, "no write was on its way");
+    assert!(slowest < SOON, "an answer took {slowest:?}");
 }
 
 /// etcd #20418: a paused leader wakes up, believes that it still leads, and answers a read.
