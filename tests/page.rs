@@ -1,4 +1,5 @@
-//! The live page in a real browser: headless Chromium, controlled over its DevTools protocol.
+//! The live page, and what pages of other origins can do to a member's ports, in a real browser: headless
+//! Chromium, controlled over its DevTools protocol.
 //!
 //! The browser is `chromium`, `chromium-browser` or `google-chrome`, or the one that the variable
 //! `CHROMIUM` names; without one the tests report that they skip. `UPDATE_SCREENSHOTS=1 cargo test
@@ -11,7 +12,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -63,13 +64,14 @@ struct Browser {
 }
 
 impl Browser {
-    fn start(program: &str) -> Self {
+    /// Starts it with more flags.
+    fn start(program: &str, more: &[String]) -> Self {
         let profile = TempDir::with_prefix("raftexample-page-").unwrap();
         // The protocol uses descriptors 3 and 4, which only a shell can set up.
         let script = r#"exec "$@" 3<&0 4>&1 </dev/null >/dev/null"#;
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", program, "--headless=new", "--remote-debugging-pipe"]);
-        // Only our own page is loaded. A sandbox needs rights that root and containers lack.
+        // Only pages of the test are loaded. A sandbox needs rights that root and containers lack.
         command.args([
             "--no-sandbox",
             "--disable-gpu",
@@ -78,7 +80,8 @@ impl Browser {
         ]);
         command.args(["--disable-background-networking", "--disable-component-update"]);
         command.args(["--hide-scrollbars", "--force-device-scale-factor=1"]);
-        command.arg(format!("--user-data-dir={}", profile.path().display())).arg("about:blank");
+        command.arg(format!("--user-data-dir={}", profile.path().display()));
+        command.args(more).arg("about:blank");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.process_group(0).spawn().unwrap();
         let (requests, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -277,6 +280,86 @@ fn base64(text: &str) -> Vec<u8> {
     bytes
 }
 
+/// What a page of another server may try, each as a function that returns what the page gets.
+const ATTEMPTS: &str = r"
+window.attempts = {
+  script: (url) => new Promise((done) => {
+    delete window.stolen;
+    const script = document.createElement('script');
+    script.onload = script.onerror = () => done(window.stolen ?? 'nothing');
+    script.src = url;
+    document.body.append(script);
+  }),
+  image: (url) => new Promise((done) => {
+    const image = new Image();
+    image.onload = () => done('shown');
+    image.onerror = () => done('nothing');
+    image.src = url;
+  }),
+  events: (url) => new Promise((done) => {
+    const source = new EventSource(url);
+    const end = (got) => { source.close(); done(got); };
+    source.onmessage = (event) => end(event.data);
+    source.onerror = () => end('nothing');
+  }),
+  fetch: (url, options) => fetch(url, options).then(
+    async (answer) => `${answer.type} ${answer.status} ${await answer.text()}`,
+    () => 'nothing',
+  ),
+  beacon: (url, text) => navigator.sendBeacon(url, text),
+  // A form sends NAME=VALUE. Nothing tells the page that a response without content arrived.
+  form: (url, name, value) => {
+    const frame = document.createElement('iframe');
+    frame.name = 'answer';
+    const form = document.createElement('form');
+    Object.assign(form, { action: url, method: 'POST', enctype: 'text/plain', target: 'answer' });
+    const input = document.createElement('input');
+    Object.assign(input, { name, value });
+    form.append(input);
+    document.body.append(frame, form);
+    form.submit();
+  },
+};
+0";
+
+/// A server that is no member, for the pages of others. Returns its port.
+fn serve_pages(site: &Site) -> u16 {
+    let listener = TcpListener::bind((site.address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // It ends with the process. Browsers open connections in advance, so each has a thread.
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer_page(stream));
+        }
+    });
+    port
+}
+
+fn answer_page(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let (kind, body) = match first.split(' ').nth(1) {
+        Some("/script") => ("text/javascript", "window.stolen = 'loot'"),
+        Some("/image") => ("image/svg+xml", "<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        Some("/events") => ("text/event-stream", "data: loot\n\n"),
+        _ => ("text/html", "<!doctype html><title>A page of others</title>"),
+    };
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nAccess-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// The sum of the admin port's metrics whose names and labels begin so.
+fn metric(admin: SocketAddr, begin: &str) -> f64 {
+    let answer = request(admin, "GET", "/metrics", b"").unwrap();
+    let text = String::from_utf8(answer.body).unwrap();
+    let values = text.lines().filter(|line| line.starts_with(begin));
+    values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
 /// Members and a browser, for one test at a time.
 struct Scene {
     browser: Browser,
@@ -288,20 +371,77 @@ struct Scene {
 impl Scene {
     /// Three members without an open page, or `None` without a browser.
     fn start(more: &[&str]) -> Option<Self> {
+        Self::start_of(3, more)
+    }
+
+    /// As [`start`](Self::start), with `size` members. To the browser, every name below `.example` is the
+    /// address of the members.
+    fn start_of(size: usize, more: &[&str]) -> Option<Self> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let program = chromium()?;
         let site = Site::new();
-        let mut places: Vec<_> = (0..3).map(|_| site.place(site.url())).collect();
+        let mut places: Vec<_> = (0..size).map(|_| site.place(site.url())).collect();
         let admins: Vec<_> = places.iter().map(|_| site.at(site.port())).collect();
         for (place, admin) in places.iter_mut().zip(&admins) {
             place.flags = owned(&["--admin", &admin.to_string()]);
         }
         let cluster = Cluster::start_at(site, places, more);
-        Some(Self { browser: Browser::start(&program), cluster, admins, _turn: turn })
+        let names = format!("--host-resolver-rules=MAP *.example {}", cluster.site.address);
+        let browser = Browser::start(&program, &[names]);
+        Some(Self { browser, cluster, admins, _turn: turn })
     }
 
     fn open(&mut self, id: u64) {
         self.browser.open(self.admins[id as usize - 1]);
+    }
+
+    /// The client and the admin address of member 1.
+    fn ports(&self) -> [SocketAddr; 2] {
+        [self.cluster.address(1), self.admins[0]]
+    }
+
+    /// Opens a page to make attempts in, which need not be one of a member's.
+    fn visit(&mut self, url: &str) {
+        self.browser.call("Page.navigate", json!({ "url": url }));
+        let is_there = format!("location.href == {} && document.readyState", json!(url));
+        let why = format!("{url} is open");
+        eventually(PATIENCE, &why, || self.browser.value(&is_there) == "complete");
+        self.browser.value(ATTEMPTS);
+    }
+
+    /// What the page gets from an attempt, as text.
+    fn attempt(&mut self, call: &str) -> String {
+        let got = self.browser.value(&format!("attempts.{call}"));
+        got.as_str().map_or_else(|| got.to_string(), str::to_owned)
+    }
+
+    /// The same, once the metrics that begin so have grown, which shows that the request arrived. No
+    /// attempt may change the members.
+    fn attempt_counted(&mut self, call: &str, begin: &str) -> String {
+        let (count, members) = (metric(self.admins[0], begin), self.member_ids());
+        let got = self.attempt(call);
+        let why = format!("{call} is counted in {begin}; the page got {got:?}");
+        eventually(PATIENCE, &why, || {
+            assert_eq!(self.member_ids(), members, "{call} changed the members");
+            metric(self.admins[0], begin) > count
+        });
+        got
+    }
+
+    /// Waits for these members: an acknowledged change is shown a moment later.
+    fn has_members(&self, ids: &[u64]) {
+        eventually(PATIENCE, &format!("the members are {ids:?}"), || self.member_ids() == ids);
+    }
+
+    /// What the page gets from an attempt that the member refuses.
+    fn attempt_refused(&mut self, call: &str) -> String {
+        self.attempt_counted(call, "raftexample_rejected_total{reason=\"foreign_")
+    }
+
+    fn member_ids(&self) -> Vec<u64> {
+        let answer = request(self.admins[0], "GET", "/members", b"").unwrap();
+        let members: Vec<Value> = serde_json::from_slice(&answer.body).unwrap();
+        members.iter().map(|member| member["id"].as_u64().unwrap()).collect()
     }
 
     fn assert_without_problems(&self) {
@@ -512,6 +652,152 @@ fn both_colour_schemes_and_a_narrow_window_render() {
         assert_eq!(scene.browser.value(is_wider), false, "{width} pixels are enough");
     }
     scene.assert_without_problems();
+}
+
+/// The value of a key, as a page that steals it would like it.
+const SECRET: &str = "window.stolen = 'secret'";
+
+/// The pages of others at `port`: of another site, and of another port of the members' address.
+fn pages_of_others(scene: &Scene, port: u16) -> [String; 2] {
+    [
+        format!("http://evil.example:{port}/"),
+        format!("http://{}:{port}/", scene.cluster.site.address),
+    ]
+}
+
+#[test]
+fn a_foreign_page_reads_nothing_from_either_port() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    let [client, admin] = scene.ports();
+    scene.cluster.put(1, "/key", SECRET);
+    let other = serve_pages(&scene.cluster.site);
+    for page in pages_of_others(&scene, other) {
+        scene.visit(&page);
+        // From a third origin that lets all pages read, each attempt gets something.
+        let third = format!("http://third.example:{other}");
+        assert_eq!(scene.attempt(&format!("script('{third}/script')")), "loot");
+        assert_eq!(scene.attempt(&format!("image('{third}/image')")), "shown");
+        assert_eq!(scene.attempt(&format!("events('{third}/events')")), "loot");
+        let read = scene.attempt(&format!("fetch('{third}/script')"));
+        assert_eq!(read, "cors 200 window.stolen = 'loot'");
+
+        let urls = [format!("{client}/key"), format!("{admin}/kv/key"), format!("{admin}/cluster")];
+        for url in urls {
+            for kind in ["script", "image", "events", "fetch"] {
+                let call = format!("{kind}('http://{url}')");
+                assert_eq!(scene.attempt_refused(&call), "nothing", "{call} at {page}");
+            }
+            // The page cannot see a response that it does not ask to see, not even its status.
+            let call = format!("fetch('http://{url}', {{ mode: 'no-cors' }})");
+            assert_eq!(scene.attempt_refused(&call), "opaque 0 ", "{call} at {page}");
+        }
+        let call = format!("events('http://{admin}/events')");
+        assert_eq!(scene.attempt_refused(&call), "nothing", "{call} at {page}");
+    }
+    // A page of the port itself reads.
+    scene.visit(&format!("http://{client}/absent"));
+    assert_eq!(scene.attempt("fetch('/key')"), format!("basic 200 {SECRET}"));
+    scene.visit(&format!("http://{admin}/"));
+    assert_eq!(scene.attempt("fetch('/kv/key')"), format!("basic 200 {SECRET}"));
+}
+
+#[test]
+fn a_foreign_page_changes_neither_members_nor_keys() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    let [client, admin] = scene.ports();
+    scene.cluster.put(1, "/key", SECRET);
+    scene.cluster.change(1, "POST", 4, &scene.cluster.site.url());
+    scene.has_members(&[1, 4]);
+    let url = scene.cluster.site.url();
+    let other = serve_pages(&scene.cluster.site);
+    for page in pages_of_others(&scene, other) {
+        scene.visit(&page);
+        let post = format!("method: 'POST', body: '{url}'");
+        let [at_client, at_admin] = [format!("http://{client}"), format!("http://{admin}")];
+        for (members, keys) in [
+            (at_client.clone(), at_client),
+            (format!("{at_admin}/members"), format!("{at_admin}/kv")),
+        ] {
+            for call in [
+                format!("fetch('{members}/8', {{ {post} }})"),
+                format!("fetch('{members}/8', {{ {post}, mode: 'no-cors' }})"),
+                format!("beacon('{members}/8', '{url}')"),
+                format!("form('{members}/8', 'http://a', 'b:9')"),
+                format!("fetch('{members}/4', {{ method: 'DELETE' }})"),
+                format!("fetch('{keys}/key', {{ method: 'PUT', body: 'other' }})"),
+            ] {
+                scene.attempt_refused(&call);
+            }
+        }
+        let lead =
+            format!("fetch('{at_admin}/transfer-leadership', {{ {post}, mode: 'no-cors' }})");
+        scene.attempt_refused(&lead);
+    }
+    assert_eq!(scene.cluster.get(1, "/key").as_deref(), Some(SECRET));
+    // From a page of the port itself, the same requests change something, and still there is no member 8.
+    scene.visit(&format!("http://{client}/absent"));
+    scene.attempt(&format!("beacon('/5', '{url}')"));
+    scene.has_members(&[1, 4, 5]);
+    // The client port refuses the line feed at the end of a form.
+    scene.visit(&format!("http://{admin}/absent"));
+    scene.attempt("form('/members/6', 'http://a', 'b:9')");
+    scene.has_members(&[1, 4, 5, 6]);
+    let write = "fetch('/kv/key', { method: 'PUT', body: 'other' })";
+    assert_eq!(scene.attempt(write), "basic 204 ");
+    assert_eq!(scene.attempt("fetch('/members/4', { method: 'DELETE' })"), "basic 204 ");
+    scene.has_members(&[1, 5, 6]);
+}
+
+/// The owner of a name first lets it resolve to a server of theirs, and then to the member: the page is then
+/// of the same origin as the member's port.
+#[test]
+fn a_page_that_rebinds_its_name_reads_and_changes_nothing() {
+    let more = [&FAST[..], &["--allow-host", "good.example"]].concat();
+    let Some(mut scene) = Scene::start_of(1, &more) else { return };
+    scene.cluster.put(1, "/key", SECRET);
+    for (port, keys, member, id) in
+        [(scene.ports()[0].port(), "", "", 4), (scene.ports()[1].port(), "/kv", "/members", 5)]
+    {
+        let url = scene.cluster.site.url();
+        let read = format!("fetch('{keys}/key')");
+        let write = format!("fetch('{keys}/key', {{ method: 'PUT', body: \"{SECRET}\" }})");
+        let add = format!("fetch('{member}/{id}', {{ method: 'POST', body: '{url}' }})");
+        scene.visit(&format!("http://evil.example:{port}/absent"));
+        for call in [&read, &write, &add] {
+            let got = scene.attempt(call);
+            assert!(got.starts_with("basic 403 unknown Host"), "{call} at port {port}: {got}");
+        }
+        // With a name that the flag allows, nothing else stops them.
+        scene.visit(&format!("http://good.example:{port}/absent"));
+        assert_eq!(scene.attempt(&read), format!("basic 200 {SECRET}"));
+        assert_eq!(scene.attempt(&write), "basic 204 ");
+        // Adding it again would be refused.
+        assert_eq!(scene.attempt(&add), "basic 204 ");
+    }
+}
+
+/// Over plain HTTP to a host that is not loopback, browsers send nothing with the request for a script that
+/// tells it from another client's. To the browser, an allowed name is such a host.
+#[test]
+fn a_value_is_no_script_where_the_browser_names_no_site() {
+    let more = [&FAST[..], &["--allow-host", "member.example"]].concat();
+    let Some(mut scene) = Scene::start_of(1, &more) else { return };
+    scene.cluster.put(1, "/key", SECRET);
+    let other = serve_pages(&scene.cluster.site);
+    scene.visit(&format!("http://evil.example:{other}/"));
+    assert_eq!(scene.attempt(&format!("script('http://third.example:{other}/script')")), "loot");
+    let [client, admin] =
+        scene.ports().map(|address| format!("http://member.example:{}", address.port()));
+    for url in [format!("{client}/key"), format!("{admin}/kv/key")] {
+        // The member answers them with the value.
+        let answered = "raftexample_http_requests_total{method=\"GET\",status=\"200\"";
+        let call = format!("script('{url}')");
+        assert_eq!(scene.attempt_counted(&call, answered), "nothing", "{call}");
+        let call = format!("fetch('{url}', {{ mode: 'no-cors' }})");
+        assert_eq!(scene.attempt_counted(&call, answered), "opaque 0 ", "{call}");
+        let call = format!("fetch('{url}')");
+        assert_eq!(scene.attempt_refused(&call), "nothing", "{call}");
+    }
 }
 
 /// The scene of README's pictures: load, a change of leaders, a member that died and returned.
