@@ -800,6 +800,42 @@ fn a_value_is_no_script_where_the_browser_names_no_site() {
     }
 }
 
+#[test]
+fn ids_above_2_to_53_are_shown_and_removed_exactly() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    // A number of JavaScript cannot tell the first two apart.
+    let ids = [(1 << 53), (1 << 53) + 1, u64::MAX];
+    for id in ids {
+        let url = scene.cluster.site.url();
+        let answer = request(scene.admins[0], "POST", &format!("/members/{id}"), url.as_bytes());
+        assert_eq!(answer.unwrap().status, 204, "{id}");
+    }
+    scene.open(1);
+    scene.browser.shows("#summary", "1 of 4 members alive");
+    let expected: Vec<String> = ids.iter().map(u64::to_string).collect();
+    let expected = json!(["1", expected[0], expected[1], expected[2]]);
+    for places in [".node .number", "#rows th b", "#remove option", "#lead option:not([value=''])"]
+    {
+        let texts =
+            format!("[...document.querySelectorAll({})].map(e => e.textContent)", json!(places));
+        assert_eq!(scene.browser.value(&texts), expected, "{places}");
+    }
+    // Messages to each thicken its own line.
+    let thick = "[...document.querySelectorAll('#edges line')].filter(e => parseFloat(e.style.strokeWidth) > 1).length";
+    eventually(PATIENCE, "three lines are thick", || scene.browser.value(thick) == 3);
+    for (removed, left) in [(ids[1], &[1, ids[0], ids[2]][..]), (ids[2], &[1, ids[0]])] {
+        scene.browser.choose("#remove select", &removed.to_string());
+        scene.browser.tab_to("#remove button");
+        scene.browser.press("Enter");
+        scene.browser.shows("#remove output", &format!("204Member {removed} was removed"));
+        scene.browser.shows("#happened", &format!("Member {removed} was removed"));
+        let asked = scene.browser.asked.last().unwrap();
+        assert!(asked.contains(&format!("Remove member {removed} ")), "{asked}");
+        assert_eq!(scene.member_ids(), left);
+    }
+    scene.assert_without_problems();
+}
+
 /// The scene of README's pictures: load, a change of leaders, a member that died and returned.
 fn pose(scene: &mut Scene) {
     for (writer, address) in scene.cluster.addresses().into_iter().cycle().take(9).enumerate() {

@@ -170,7 +170,8 @@ function electionNote(id, status, was) {
 
 const nodes = new Map();
 const edges = new Map();
-const edgeName = (a, b) => `${Math.min(a, b)} ${Math.max(a, b)}`;
+/** A pair has one name. `Math.min` would round an id that is text. */
+const edgeName = (a, b) => (a < b ? `${a} ${b}` : `${b} ${a}`);
 
 /** Rebuilds the circle when the set of members has changed. */
 function layOut(before) {
