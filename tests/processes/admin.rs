@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use prometheus_parse::{LineInfo, Scrape, Value as Sample};
@@ -132,6 +133,54 @@ fn a_member_without_a_majority_is_live_and_not_ready() {
     assert_eq!(status, 503);
     assert_eq!(checks, "[-] leader: no leader is known\n[+] applied ok\n[+] voter ok\n");
     assert_eq!(ask(at, "GET", "/livez", "").0, 200);
+}
+
+/// Waits until the admin port at `at` says that its member is ready. Returns what that member, at
+/// `address`, has under `key` then.
+fn held_when_ready(at: SocketAddr, address: SocketAddr, key: &str) -> Option<Vec<u8>> {
+    eventually(PATIENCE, "it is ready", || {
+        request(at, "GET", "/readyz", b"").is_ok_and(|answer| answer.status == 200)
+    });
+    let answer = Client::new(address).reading_locally().get(key).unwrap();
+    (answer.status == 200).then_some(answer.body)
+}
+
+/// A member that was away, or has nothing, has applied all that it knows of.
+#[test]
+fn a_ready_member_has_applied_what_the_others_committed() {
+    let mut cluster = start(3, &[]);
+    cluster.stop(3, Signal::SIGTERM);
+    let address = cluster.address(1);
+    thread::scope(|scope| {
+        for client in 0..8 {
+            scope.spawn(move || {
+                let mut connection = Client::new(address);
+                for number in 0..300 {
+                    let key = format!("/{client}-{number}");
+                    assert_eq!(connection.put(&key, &[b'x'; 8192]).unwrap(), 204);
+                }
+            });
+        }
+    });
+    cluster.put(1, "/last", "value");
+    let (at, address) = (admin(&cluster, 3), cluster.address(3));
+    let held = thread::scope(|scope| {
+        let held = scope.spawn(|| held_when_ready(at, address, "/last"));
+        cluster.start_again(3);
+        held.join().unwrap()
+    });
+    assert_eq!(held.as_deref(), Some(&b"value"[..]), "member 3 was away");
+
+    let mut place = cluster.site.place(cluster.site.url());
+    let at = cluster.site.at(cluster.site.port());
+    place.flags = owned(&["--admin", &at.to_string()]);
+    let address = place.client;
+    let held = thread::scope(|scope| {
+        let held = scope.spawn(|| held_when_ready(at, address, "/last"));
+        cluster.join_at(1, 4, place);
+        held.join().unwrap()
+    });
+    assert_eq!(held.as_deref(), Some(&b"value"[..]), "member 4 is new");
 }
 
 #[test]
