@@ -1,38 +1,52 @@
 //! Clients that take what they can get: through another connection, another client is served in time all
 //! the while, no member exits or loses its leadership, and memory stays bounded (P8, P10).
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::{Client, Cluster};
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use serde_json::Value;
+
+use crate::runner::SetWhenDropped;
+use crate::support::certificates::{Authority, place};
+use crate::support::processes::{Client, Cluster, Site, request, run, serves};
 
 /// How long each flood lasts.
 const FLOOD: Duration = Duration::from_secs(4);
 /// The deadline of a request, with default flags.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long a probe waits, as Kubernetes does by default.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// The growth of resident memory that a flood may cause.
 const GROWTH_BYTES: u64 = 256 << 20;
 
 /// Has `flood` run until it is told to stop, on three members with these flags, and holds them to what this module says.
 /// `flood` gets the leader's client address, everybody's peer addresses and the call to stop.
 fn bear(name: &str, flags: &[&str], flood: impl Fn(SocketAddr, &[SocketAddr], &AtomicBool) + Sync) {
-    let mut cluster = Cluster::start(3, flags);
+    bear_at(name, Cluster::start(3, flags), flood);
+}
+
+fn bear_at(
+    name: &str,
+    mut cluster: Cluster,
+    flood: impl Fn(SocketAddr, &[SocketAddr], &AtomicBool) + Sync,
+) {
     let before = cluster.leader();
     let leader = cluster.address(before.0);
     let idle: Vec<u64> =
         cluster.ids().into_iter().map(|id| cluster.process(id).resident_bytes()).collect();
-    let peers: Vec<SocketAddr> = cluster
-        .ids()
-        .iter()
-        .map(|id| cluster.member(*id).url.trim_start_matches("http://").parse().unwrap())
-        .collect();
+    let peers: Vec<SocketAddr> = cluster.ids().into_iter().map(|id| peer(&cluster, id)).collect();
     let (is_over, begun) = (AtomicBool::new(false), Instant::now());
     let (mut writes, mut slowest) = (0, Duration::ZERO);
     thread::scope(|scope| {
         scope.spawn(|| flood(leader, &peers, &is_over));
+        let _over = SetWhenDropped(&is_over);
         while begun.elapsed() < FLOOD {
             let asked = Instant::now();
             // A new connection each time: it has to get in.
@@ -41,7 +55,6 @@ fn bear(name: &str, flags: &[&str], flood: impl Fn(SocketAddr, &[SocketAddr], &A
             slowest = slowest.max(asked.elapsed());
             writes += 1;
         }
-        is_over.store(true, Ordering::SeqCst);
     });
     assert!(slowest < DEADLINE, "{name}: {slowest:?}");
     for (id, idle) in cluster.ids().into_iter().zip(idle) {
@@ -52,6 +65,11 @@ fn bear(name: &str, flags: &[&str], flood: impl Fn(SocketAddr, &[SocketAddr], &A
     }
     assert_eq!(cluster.leader(), before, "{name}: nobody was elected");
     println!("FLOOD {name} | writes of another client {writes} | slowest {slowest:.1?}");
+}
+
+fn peer(cluster: &Cluster, id: u64) -> SocketAddr {
+    let (_, address) = cluster.member(id).url.split_once("://").unwrap();
+    address.parse().unwrap()
 }
 
 /// Opens connections to each of `addresses`, sends `first` on each, and keeps up to `held` of each open.
@@ -75,6 +93,48 @@ fn silent_sockets_on_the_peer_ports_stop_nobody() {
     bear("silent peers", &[], |_, peers, is_over| hold_open(peers, b"", 400, is_over));
 }
 
+/// Clients of a port with TLS, which have no certificate: some do not begin the handshake, some do not end it.
+#[test]
+fn silent_sockets_on_peer_ports_with_tls_stop_nobody() {
+    let mut hello = Vec::new();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut hello).unwrap();
+    for (name, first) in [("silent peers, TLS", &[][..]), ("half handshakes", &hello)] {
+        let (site, authority) = (Site::new(), Authority::new("the cluster's"));
+        let places = (1..=3).map(|id| place(&site, &authority, id)).collect();
+        let cluster = Cluster::start_at(site, places, &[]);
+        bear_at(name, cluster, |_, peers, is_over| hold_open(peers, first, 400, is_over));
+    }
+}
+
+#[test]
+fn silent_sockets_on_the_admin_port_keep_no_probe_out() {
+    let site = Site::new();
+    let admin = site.at(site.port());
+    let (flags, address) = site.single(&["--admin", &admin.to_string()]);
+    let _member = site.spawn("member", &flags);
+    serves(address);
+    let (is_over, begun) = (AtomicBool::new(false), Instant::now());
+    let (mut probes, mut slowest) = (0, Duration::ZERO);
+    thread::scope(|scope| {
+        scope.spawn(|| hold_open(&[admin], b"", 500, &is_over));
+        let _over = SetWhenDropped(&is_over);
+        while begun.elapsed() < FLOOD {
+            let asked = Instant::now();
+            assert_eq!(request(admin, "GET", "/livez", b"").unwrap().status, 200);
+            slowest = slowest.max(asked.elapsed());
+            probes += 1;
+        }
+    });
+    println!("FLOOD silent probes | probes answered {probes} | slowest {slowest:.1?}");
+    assert!(slowest < PROBE_DEADLINE, "{slowest:?}");
+}
+
 #[test]
 fn silent_sockets_on_the_client_port_keep_nobody_out() {
     bear("silent clients", &[], |leader, _, is_over| hold_open(&[leader], b"", 1500, is_over));
@@ -84,6 +144,64 @@ fn silent_sockets_on_the_client_port_keep_nobody_out() {
 fn bodies_that_are_announced_and_never_come_stop_nobody() {
     let announced = b"POST /raft HTTP/1.1\r\nHost: h\r\nContent-Length: 100663296\r\n\r\n";
     bear("announced bodies", &[], |_, peers, is_over| hold_open(peers, announced, 100, is_over));
+}
+
+/// Without TLS, whoever can read one message of a member can speak for it.
+#[test]
+fn bodies_announced_in_a_members_name_stop_nobody() {
+    for (path, length) in [("/raft", 96 << 20), ("/raft/snapshot", 1_u64 << 30)] {
+        let mut cluster = Cluster::start(3, &[]);
+        let (leader, _) = cluster.leader();
+        let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        let victims = [leader, others[0]];
+        let from = others[1];
+        let heads = victims.map(|to| {
+            let identity = identity(&cluster, from);
+            let [cluster_id, incarnation] = ["cluster_id", "incarnation"]
+                .map(|name| u64_of(identity[name].as_str().unwrap()));
+            let url = &cluster.member(from).url;
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\nraft-protocol: 2\r\n\
+                 raft-cluster-id: {cluster_id:016x}\r\nraft-from: {from}\r\n\
+                 raft-incarnation: {incarnation:016x}\r\nraft-from-url: {url}\r\nraft-to: {to}\r\n\
+                 raft-to-incarnation: 0000000000000000\r\nraft-boot: 0000000000000001\r\n\
+                 raft-number: 1\r\nraft-snapshot-length: 1000000000\r\n\
+                 raft-snapshot-checksum: 00000000\r\n\r\n"
+            );
+            (peer(&cluster, to), head)
+        });
+        // They are admitted, so that the body is waited for.
+        for (address, head) in &heads {
+            let mut connection = TcpStream::connect(address).unwrap();
+            connection.write_all(head.as_bytes()).unwrap();
+            connection.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let mut answered = [0; 2000];
+            let answer = connection.read(&mut answered).map_err(|error| error.kind());
+            let text = String::from_utf8_lossy(&answered).into_owned();
+            assert_eq!(answer, Err(ErrorKind::WouldBlock), "{path}: {text}");
+        }
+        bear_at(&format!("bodies announced to {path}"), cluster, |_, _, is_over| {
+            thread::scope(|scope| {
+                for (address, head) in &heads {
+                    scope.spawn(|| hold_open(&[*address], head.as_bytes(), 100, is_over));
+                }
+            });
+        });
+    }
+}
+
+/// The last line of the member's log that names its cluster. The first is from before its bootstrap.
+fn identity(cluster: &Cluster, id: u64) -> Value {
+    let ran = run(cluster.site.dir(), &["inspect", &format!("raftexample-{id}"), "--json"]);
+    let lines = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter(|line| !line["incarnation"].is_null() && !line["cluster_id"].is_null())
+        .last()
+        .unwrap()
+}
+
+fn u64_of(hexadecimal: &str) -> u64 {
+    u64::from_str_radix(hexadecimal.trim_start_matches("0x"), 16).unwrap()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clients::Load;
 use crate::namespaces::Network;
-use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, SMALL, rounds};
+use crate::runner::{FAST, FAST_ELECTION_TIMEOUT, Run, SMALL, SetWhenDropped, rounds};
 use crate::support::processes::{Client, Cluster, Place, Site, serves, skip};
 
 /// Writes acknowledged between two faults.
@@ -112,15 +112,6 @@ impl Cabled {
 
     fn finish(self) {
         self.run.finish();
-    }
-}
-
-/// Sets the flag for other threads, also when a test fails.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The run of a test: members, rounds of load and faults, and the final checks.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clients::{Clients, Load};
@@ -219,5 +220,14 @@ impl Drop for Run {
             self.seed
         );
         eprintln!("history: {}/history.jsonl", self.cluster.site.dir().display());
+    }
+}
+
+/// Sets the flag for other threads, also when a test fails.
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

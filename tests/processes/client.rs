@@ -13,7 +13,7 @@ use std::thread;
 use serde_json::Value;
 
 use super::admin::{admin, json, leader, start};
-use super::tls::{Authority, install};
+use crate::support::certificates::{Authority, install};
 use crate::support::processes::{
     BINARY, Cluster, FAST, PATIENCE, Ran, Site, assert_holds, eventually, eventually_some, owned,
     put, request, run, serves,

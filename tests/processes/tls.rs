@@ -5,16 +5,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, date_time_ymd,
-};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -24,97 +19,15 @@ use rustls::{
 };
 
 use super::flags::refused;
+use crate::support::certificates::{
+    Authority, PEER_FLAGS, Pair, expired, flags, install, paths, place, replace,
+};
 use crate::support::processes::{
-    Client, Cluster, FAST, PATIENCE, Place, Signal, Site, eventually, eventually_some, owned,
-    request, serves,
+    Client, Cluster, FAST, PATIENCE, Signal, Site, eventually, eventually_some, owned, request,
+    serves,
 };
 
-/// Signs certificates.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-/// A certificate and its key, in PEM.
-#[derive(Clone)]
-pub struct Pair {
-    cert: String,
-    key: String,
-}
-
-impl Authority {
-    pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    pub fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    pub fn issue(&self, names: &[&str]) -> Pair {
-        self.issue_with(names, |_| {})
-    }
-
-    fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
-        let mut params = CertificateParams::new(owned(names)).unwrap();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &self.0).unwrap();
-        Pair { cert: cert.pem(), key: key.serialize_pem() }
-    }
-
-    /// The certificate of member `id` at `site`.
-    fn member(&self, site: &Site, id: u64) -> Pair {
-        self.issue(&[&site.address.to_string(), &format!("raftexample-{id}")])
-    }
-}
-
-/// A certificate that has expired.
-fn expired(params: &mut CertificateParams) {
-    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-}
-
-/// Replaces a file atomically.
-fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    fs::write(&new, text).unwrap();
-    fs::rename(new, path).unwrap();
-}
-
-/// The files of a port: NAME.pem, NAME.key and NAME.ca.
-fn paths(dir: &Path, name: &str) -> [PathBuf; 3] {
-    ["pem", "key", "ca"].map(|extension| dir.join(format!("{name}.{extension}")))
-}
-
-pub fn install(dir: &Path, name: &str, pair: &Pair, ca: &str) {
-    let [cert_path, key_path, ca_path] = paths(dir, name);
-    replace(&ca_path, ca);
-    replace(&key_path, &pair.key);
-    replace(&cert_path, &pair.cert);
-}
-
-/// The flags that name these files.
-fn flags(dir: &Path, name: &str, flags: [&str; 3]) -> Vec<String> {
-    let paths = paths(dir, name);
-    let named = flags.iter().zip(&paths);
-    named.flat_map(|(flag, path)| owned(&[flag, path.to_str().unwrap()])).collect()
-}
-
-const PEER_FLAGS: [&str; 3] = ["--peer-cert", "--peer-key", "--peer-ca"];
 const CLIENT_FLAGS: [&str; 3] = ["--cert", "--key", "--client-ca"];
-
-/// A place for member `id` with a certificate of `authority`.
-fn place(site: &Site, authority: &Authority, id: u64) -> Place {
-    let name = format!("peer-{id}");
-    install(site.dir(), &name, &authority.member(site, id), &authority.pem());
-    let url = site.url().replace("http://", "https://");
-    let mut place = site.place(url);
-    place.flags = flags(site.dir(), &name, PEER_FLAGS);
-    place.flags.extend(owned(&["--admin", &site.at(site.port()).to_string()]));
-    place
-}
 
 /// The number of refusals at member `id` for `reason`.
 fn rejected(cluster: &Cluster, id: u64, reason: &str) -> u64 {
@@ -416,7 +329,7 @@ fn the_peer_port_requires_a_certificate_of_its_authority() {
 
     // A certificate for servers alone does not authenticate a member that connects.
     let own = authority.issue_with(&["raftexample-2"], |params| {
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
     exchange(target, &authority.pem(), Some(&own), &head).unwrap_err();
     cluster.put(1, "/k", "value");

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, unused_imports)]
 
+// The fuzz driver is built without the crates for it.
+#[cfg(test)]
+pub mod certificates;
 pub mod config;
 pub mod linearizability;
 pub mod logs;

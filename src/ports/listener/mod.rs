@@ -249,7 +249,7 @@ pub async fn serve(
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => check(ended),
             (stream, address) = acceptor.accept() => {
-                let Some(slot) = slots.take() else { continue };
+                let Some(slot) = slots.take().await else { continue };
                 let connection = Connection {
                     service: service.clone(),
                     tls: tls.clone(),

@@ -3,7 +3,8 @@
 //!
 //! First go connections without a request so far, the oldest first; then those that wait for another
 //! request, the longest idle first. A connection whose request is being answered keeps its place: requests
-//! have deadlines of their own. If all have one, the new connection is closed.
+//! have deadlines of their own. If all have one, the new connection is closed. However fast new ones come,
+//! each has [`GRACE`] to send its first request; the next ones wait in the socket's backlog meanwhile.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,6 +23,9 @@ use tokio::time::{Instant, sleep};
 
 /// A response's body up to this length fits into a connection's buffer.
 const SMALL_BYTES: u64 = super::HEADER_BYTES as u64;
+
+/// A client sends its first request a round trip and the scheduling of a busy machine after it has connected.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// The connections of one port.
 pub(super) struct Slots {
@@ -54,7 +58,17 @@ impl Slots {
     }
 
     /// A place for a new connection, which another one may have to leave. `None` if all are in requests.
-    pub fn take(&self) -> Option<Arc<Slot>> {
+    pub async fn take(&self) -> Option<Arc<Slot>> {
+        loop {
+            match self.try_take() {
+                Ok(slot) => return slot,
+                Err(too_young) => sleep(too_young).await,
+            }
+        }
+    }
+
+    /// An error says how long the one that would have to leave still has.
+    fn try_take(&self) -> Result<Option<Arc<Slot>>, Duration> {
         let mut taken = self.taken.lock().expect("nothing panics under it");
         if taken.len() >= self.max {
             taken.retain(|slot| slot.strong_count() > 0);
@@ -62,9 +76,15 @@ impl Slots {
         if taken.len() >= self.max {
             let alive =
                 taken.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.upgrade()?)));
-            let (least, slot) = alive.min_by_key(|(_, slot)| slot.shown())?;
-            if slot.shown() == Shown::InRequest {
-                return None;
+            let Some((least, slot)) = alive.min_by_key(|(_, slot)| slot.shown()) else {
+                return Ok(None);
+            };
+            match slot.shown() {
+                Shown::Nothing(since) if since.elapsed() < GRACE => {
+                    return Err(GRACE.saturating_sub(since.elapsed()));
+                }
+                Shown::Nothing(_) | Shown::Request(_) => {}
+                Shown::InRequest => return Ok(None),
             }
             slot.is_evicted.store(true, Ordering::Release);
             slot.evicted.notify_one();
@@ -76,7 +96,7 @@ impl Slots {
             evicted: Notify::new(),
         });
         taken.push(Arc::downgrade(&slot));
-        Some(slot)
+        Ok(Some(slot))
     }
 }
 
@@ -176,25 +196,40 @@ mod tests {
         let slots = Slots::new(3);
         let mut taken = Vec::new();
         for _ in 0..3 {
-            taken.push(slots.take().expect("there is room"));
-            sleep(Duration::from_millis(1)).await;
+            taken.push(slots.take().await.expect("there is room"));
+            sleep(GRACE).await;
         }
         drop(InRequest::new(taken[0].clone()));
         let asking = InRequest::new(taken[2].clone());
-        let new = slots.take().expect("the silent one goes");
+        let new = slots.take().await.expect("the silent one goes");
         assert_eq!(
             taken.iter().map(|slot| is_evicted(slot)).collect::<Vec<_>>(),
             [false, true, false]
         );
         taken[1].evicted().await;
         let in_new = InRequest::new(new.clone());
-        let newer = slots.take().expect("then the idle one");
+        let newer = slots.take().await.expect("then the idle one");
         assert!(is_evicted(&taken[0]) && !is_evicted(&new));
         let in_newer = InRequest::new(newer.clone());
-        assert!(slots.take().is_none(), "all are in requests");
+        assert!(slots.take().await.is_none(), "all are in requests");
         drop(asking);
         drop(taken);
-        slots.take().expect("one has gone by itself");
+        slots.take().await.expect("one has gone by itself");
         drop((in_new, in_newer));
+    }
+    #[tokio::test]
+    async fn a_new_connection_has_a_moment_for_its_first_request() {
+        let slots = Slots::new(2);
+        let begun = Instant::now();
+        let first = slots.take().await.expect("there is room");
+        let second = slots.take().await.expect("there is room");
+        let third = slots.take().await.expect("the first goes");
+        assert!(begun.elapsed() >= GRACE);
+        assert!(is_evicted(&first) && !is_evicted(&second));
+        // Who has sent a request is not silent, however young.
+        drop(InRequest::new(second.clone()));
+        drop(InRequest::new(third.clone()));
+        slots.try_take().expect("without a wait").expect("the second goes");
+        assert!(is_evicted(&second) && !is_evicted(&third));
     }
 }
