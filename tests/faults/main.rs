@@ -26,6 +26,7 @@ mod floods;
 mod history;
 mod kills;
 mod members;
+mod names;
 mod namespaces;
 mod network;
 mod pauses;
