@@ -176,6 +176,16 @@ impl Counts {
         Some(self.uptime().saturating_sub(Duration::from_millis(at)))
     }
 
+    /// Begins the series of a peer. Nothing else does: what is counted after
+    /// [`forget_peer`](Self::forget_peer) would begin them again.
+    pub(crate) fn meet_peer(&self, peer: NodeId) {
+        let label = PeerLabel { peer };
+        drop(self.peer_sent_bytes.get_or_create(&label));
+        drop(self.peer_received_bytes.get_or_create(&label));
+        drop(self.peer_failures.get_or_create(&label));
+        drop(self.peer_round_trip.get_or_create(&label));
+    }
+
     /// Drops the series of a peer that is no member any more: ids are never used again.
     pub(crate) fn forget_peer(&self, peer: NodeId) {
         let label = PeerLabel { peer };

@@ -480,6 +480,8 @@ impl RaftNode {
 
     fn count_received(&self, from: NodeId, bytes: u64) {
         let received = &self.config.metrics.peer_received_bytes;
-        received.get_or_create(&PeerLabel { peer: from }).inc_by(bytes);
+        if let Some(received) = received.get(&PeerLabel { peer: from }) {
+            received.inc_by(bytes);
+        }
     }
 }

@@ -181,8 +181,10 @@ impl Peers {
     pub fn note_heartbeat_response(&mut self, from: NodeId, metrics: &Metrics) {
         let peer = self.connected.get_mut(&from);
         if let Some(sent) = peer.and_then(|peer| peer.heartbeat_sent.take()) {
-            let round_trip = metrics.peer_round_trip.get_or_create(&PeerLabel { peer: from });
-            round_trip.observe(sent.elapsed().as_secs_f64());
+            let round_trip = metrics.peer_round_trip.get(&PeerLabel { peer: from });
+            if let Some(round_trip) = round_trip {
+                round_trip.observe(sent.elapsed().as_secs_f64());
+            }
         }
     }
 

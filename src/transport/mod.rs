@@ -378,6 +378,7 @@ impl Outbox for Transport {
         if self.peers.get(&id).is_some_and(|peer| peer.target == target) {
             return;
         }
+        self.shared.config.metrics.meet_peer(id);
         let (queue_tx, queue_rx) = mpsc::channel(PEER_QUEUE_MESSAGES);
         let (removed_tx, removed_rx) = oneshot::channel();
         let queued_bytes = Arc::<AtomicU64>::default();

@@ -150,7 +150,9 @@ pub(super) async fn send_snapshot(
             guard.arrived = true;
             guard.failures.store(0, Ordering::Relaxed);
             let sent_bytes = &shared.config.metrics.peer_sent_bytes;
-            sent_bytes.get_or_create(&PeerLabel { peer: to }).inc_by(file.length);
+            if let Some(sent_bytes) = sent_bytes.get(&PeerLabel { peer: to }) {
+                sent_bytes.inc_by(file.length);
+            }
             info!(shared.logger, "sent snapshot at index {} to peer {}", index, to);
         }
         Err(failure) => {

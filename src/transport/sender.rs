@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use raft::eraftpb::{Message, MessageType};
 use slog::{info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -99,6 +100,7 @@ pub(super) struct PeerSender {
     /// The pause after the next failure.
     backoff: Duration,
     sent_bytes: Counter,
+    failures: Counter,
 }
 
 impl PeerSender {
@@ -111,8 +113,13 @@ impl PeerSender {
         queued_bytes: Arc<AtomicU64>,
         removed_rx: oneshot::Receiver<()>,
     ) {
-        let sent_bytes = &shared.config.metrics.peer_sent_bytes;
-        let sent_bytes = sent_bytes.get_or_create_owned(&PeerLabel { peer: target.id });
+        let (metrics, label) = (&shared.config.metrics, PeerLabel { peer: target.id });
+        // There are none if the peer was removed before this task ran.
+        let owned = |counter: &Family<PeerLabel, Counter>| {
+            counter.get(&label).map(|counter| counter.clone()).unwrap_or_default()
+        };
+        let (sent_bytes, failures) =
+            (owned(&metrics.peer_sent_bytes), owned(&metrics.peer_failures));
         let mut sender = Self {
             shared,
             target,
@@ -123,6 +130,7 @@ impl PeerSender {
             is_active: None,
             backoff: BACKOFF_MIN,
             sent_bytes,
+            failures,
         };
         let drain_timeout = async {
             // Nothing is ever sent on it: this is its other end being dropped.
@@ -227,8 +235,7 @@ impl PeerSender {
     /// Reports a lost batch, drops what waited behind it, and pauses.
     async fn failed(&mut self, failure: &Failure) {
         let backoff_max = self.shared.config.election_timeout / 10;
-        let failures = &self.shared.config.metrics.peer_failures;
-        failures.get_or_create(&PeerLabel { peer: self.target.id }).inc();
+        self.failures.inc();
         if self.is_active.replace(false) != Some(false) {
             let id = self.target.id;
             warn!(

@@ -183,6 +183,28 @@ fn a_ready_member_has_applied_what_the_others_committed() {
     assert_eq!(held.as_deref(), Some(&b"value"[..]), "member 4 is new");
 }
 
+/// Otherwise a client that adds and removes members makes the metrics longer for ever.
+#[test]
+fn metrics_name_no_member_that_was_removed() {
+    let cluster = start(1, &[]);
+    let at = admin(&cluster, 1);
+    let named = |id: u64, what: &str| {
+        let label = format!("peer=\"{id}\"");
+        counts(at).keys().any(|series| series.contains(&label) && series.contains(what))
+    };
+    // Nobody listens there: sending to it fails all the time, also while it is being removed.
+    let nobody = cluster.site.url();
+    for id in 2..12 {
+        cluster.change(1, "POST", id, &nobody);
+        eventually(PATIENCE, "its failures are counted", || named(id, "peer_failures"));
+        cluster.change(1, "DELETE", id, "");
+    }
+    cluster.put(1, "/k", "value");
+    eventually(PATIENCE, "no series of a removed member is left", || {
+        !(2..12).any(|id| named(id, ""))
+    });
+}
+
 #[test]
 fn a_member_before_its_first_start_is_not_ready() {
     let site = Site::new();
