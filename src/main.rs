@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use raftexample::commands::Cli;
-use raftexample::config::Config;
+use raftexample::config::{Config, one_line};
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
@@ -234,20 +234,4 @@ fn is_hangup_ignored() -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let signals = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     signals.is_some_and(|signals| signals & 1 != 0)
-}
-
-/// clap's message as one line: its first paragraph, which ends with the possible values, and its tips.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let lines = || text.lines().map(str::trim);
-    let paragraph = lines().take_while(|line| !line.is_empty());
-    let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
-    let mut line = paragraph.collect::<Vec<_>>().join(" ");
-    for tip in tips {
-        line = format!("{line}; {tip}");
-    }
-    if line.contains("'http://") || line.contains("'https://") {
-        line.push_str("; separate the URLs of a list by commas, without spaces");
-    }
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }

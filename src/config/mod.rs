@@ -441,6 +441,22 @@ impl Config {
     }
 }
 
+/// clap's message as one line: its first paragraph, which ends with the possible values, and its tips.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = || text.lines().map(str::trim);
+    let paragraph = lines().take_while(|line| !line.is_empty());
+    let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
+    let mut line = paragraph.collect::<Vec<_>>().join(" ");
+    for tip in tips {
+        line = format!("{line}; {tip}");
+    }
+    if line.contains("'http://") || line.contains("'https://") {
+        line.push_str("; separate the URLs of a list by commas, without spaces");
+    }
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
 fn resolve(authority: &str) -> std::result::Result<SocketAddr, String> {
     let mut addresses = authority.to_socket_addrs().map_err(|error| error.to_string())?;
     addresses.next().ok_or_else(|| "the host name has no address".into())
