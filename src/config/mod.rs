@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use clap::error::ContextValue;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use hyper::http::uri::Authority;
 use slog::{Level, Logger};
@@ -269,12 +270,12 @@ impl Config {
         let (environment, warnings) = Settings::from_environment(variables, &command)?;
         let matches = environment.set_defaults(command.clone()).try_get_matches_from(&arguments)?;
         let mut settings = match Self::from_arg_matches(&matches)?.config {
-            Some(path) => Settings::read(&path, &command)?,
+            Some(path) => Settings::read(&path, &command, &environment.used(&matches))?,
             None => Settings::default(),
         };
         settings.extend(environment);
         let matches = settings.set_defaults(command).try_get_matches_from(arguments)?;
-        settings.retain_used(&matches);
+        let settings = settings.used(&matches);
         Ok(Self { settings, warnings, ..Self::from_arg_matches(&matches)? })
     }
 
@@ -312,16 +313,18 @@ impl Config {
             "--join requires the URL of another member in --cluster",
         )?;
         let https = is_https(&own_url);
+        // Named, so that the error can say where it is set.
+        let own = if self.peer_url.is_some() { "--peer-url" } else { "--cluster" };
         if let Some(other) = self.cluster.iter().find(|url| is_https(url) != https) {
             return Err(Error::Config(format!(
-                "--cluster mixes {other} and this member's {own_url}: use https:// in all URLs or in none"
+                "--cluster has {other}, and {own} this member's {own_url}: use https:// in all URLs or in none"
             )));
         }
         let peer_files = [&self.peer_cert, &self.peer_key, &self.peer_ca];
         require(
             peer_files.iter().all(|path| path.is_some() == https),
             format!(
-                "--peer-cert, --peer-key and --peer-ca: give all three if the peer URLs are https://, else none; this member's is {own_url}"
+                "--peer-cert, --peer-key and --peer-ca: give all three if the peer URLs are https://, else none; this member's is {own_url}, of {own}"
             ),
         )?;
         require(self.cert.is_some() == self.key.is_some(), "--cert and --key: give both or none")?;
@@ -443,16 +446,29 @@ impl Config {
 
 /// clap's message as one line: its first paragraph, which ends with the possible values, and its tips.
 pub fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
+    let mut line = first_paragraph(error);
+    if line.contains("'http://") || line.contains("'https://") {
+        line.push_str("; separate the URLs of a list by commas, without spaces");
+    }
+    line
+}
+
+fn first_paragraph(error: &clap::Error) -> String {
+    let mut text = error.to_string();
+    // A line feed that it quotes does not end the paragraph.
+    for (_, quoted) in error.context() {
+        if let ContextValue::String(quoted) = quoted
+            && quoted.contains('\n')
+        {
+            text = text.replace(quoted, &quoted.replace('\n', "\\n"));
+        }
+    }
     let lines = || text.lines().map(str::trim);
     let paragraph = lines().take_while(|line| !line.is_empty());
     let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
     let mut line = paragraph.collect::<Vec<_>>().join(" ");
     for tip in tips {
         line = format!("{line}; {tip}");
-    }
-    if line.contains("'http://") || line.contains("'https://") {
-        line.push_str("; separate the URLs of a list by commas, without spaces");
     }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
@@ -483,6 +499,17 @@ mod tests {
         let config = read("-id 2 -port=7 --join=true -cluster http://a:1,http://b:2");
         assert_eq!((config.id, config.port, config.join), (2, 7, true));
         assert!(read("-join").join && read("--join").join && !read("--join=false").join);
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_quotes() {
+        for arguments in [&["--tick", "a\n\nb"][..], &["--no\n\nne"], &["--port=\n\n"]] {
+            let words = std::iter::once("raftexample").chain(arguments.iter().copied());
+            let error = Config::read(words.map(OsString::from), std::iter::empty());
+            let line = one_line(&error.expect_err("an invalid flag"));
+            assert!(line.contains("\\n\\n") && !line.contains('\n'), "{line}");
+            assert!(line.contains("invalid ") || line.contains("unexpected"), "{line}");
+        }
     }
 
     const THREE: &str = "--cluster http://127.0.0.1:1,http://127.0.0.1:2,http://127.0.0.1:3";
@@ -525,6 +552,7 @@ mod tests {
             ),
             ("--cluster https://a:1".into(), "--peer-cert, --peer-key and --peer-ca"),
             ("--cluster https://a:1 --peer-cert c --peer-key k".into(), "give all three"),
+            ("--id 2 --cluster http://a:1 --join --peer-url https://b:2".into(), "--peer-url"),
             ("--peer-cert c --peer-key k --peer-ca a".into(), "else none"),
             ("--peer-ca a".into(), "else none"),
             ("--cert c".into(), "--cert and --key"),

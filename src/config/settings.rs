@@ -26,6 +26,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::first_paragraph;
 use crate::membership::check_url;
 
 /// The prefix of the environment variables.
@@ -60,10 +61,8 @@ impl Settings {
     ) -> Result<(Self, Vec<String>), clap::Error> {
         let (mut settings, mut warnings) = (Self::default(), Vec::new());
         for (name, value) in variables {
-            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
-                continue;
-            };
-            let flag = &name[PREFIX.len()..];
+            let name = name.to_string_lossy();
+            let Some(flag) = name.strip_prefix(PREFIX) else { continue };
             if value.is_empty() || OF_COMMANDS.contains(&flag) {
                 continue;
             }
@@ -75,25 +74,30 @@ impl Settings {
                 ));
                 continue;
             }
-            let flag = flag.to_lowercase().replace('_', "-");
+            let flag = flag.to_ascii_lowercase().replace('_', "-");
             let mut arguments = command.get_arguments();
             let Some(arg) = arguments.find(|arg| arg.get_long() == Some(&flag)) else {
                 warnings.push(format!("ignoring {name}: there is no flag --{flag}"));
                 continue;
             };
             check_alone(command, &flag, &value).map_err(|why| refused(format!("{name}: {why}")))?;
-            let setting = Setting { id: arg.get_id().clone(), text: value, place: name.to_owned() };
-            settings.0.insert(flag, setting);
+            let id = arg.get_id().clone();
+            let setting = Setting { id, text: value, place: name.clone().into_owned() };
+            if let Some(Setting { place, .. }) = settings.0.insert(flag, setting) {
+                return Err(refused(format!("{name}: {place} sets it, too; remove one of them")));
+            }
         }
         Ok((settings, warnings))
     }
 
     /// Reads a file, and checks each value on its own. An error names the file, the line, the field, and
-    /// the reason.
-    pub fn read(path: &Path, command: &Command) -> Result<Self, clap::Error> {
+    /// the reason. If there is no such file, it names the variable in `environment` that did.
+    pub fn read(path: &Path, command: &Command, environment: &Self) -> Result<Self, clap::Error> {
         let name = path.display().to_string();
-        let text = std::fs::read(path)
-            .map_err(|error| refused(format!("cannot read --config {name}: {error}")))?;
+        let text = std::fs::read(path).map_err(|error| {
+            let why = format!("cannot read --config {name}: {error}");
+            refused(environment.locate(&why))
+        })?;
         let settings = settings(&text, &name, command)
             .map_err(|(line, why)| refused(format!("{name}, line {line}: {why}")))?;
         Ok(Self(settings))
@@ -111,11 +115,13 @@ impl Settings {
         })
     }
 
-    /// Drops the settings that the command line replaced.
-    pub fn retain_used(&mut self, matches: &ArgMatches) {
-        self.0.retain(|_, setting| {
+    /// The settings that the command line did not replace.
+    pub fn used(&self, matches: &ArgMatches) -> Self {
+        let mut used = self.clone();
+        used.0.retain(|_, setting| {
             matches.value_source(setting.id.as_str()) == Some(ValueSource::DefaultValue)
         });
+        used
     }
 
     /// Adds the place to a message that names a flag, if one of these settings has set that flag.
@@ -129,8 +135,9 @@ impl Settings {
     }
 }
 
+/// An error of one line, whatever it quotes.
 fn refused(why: String) -> clap::Error {
-    clap::Error::raw(ErrorKind::InvalidValue, why)
+    clap::Error::raw(ErrorKind::InvalidValue, why.replace('\n', "\\n"))
 }
 
 /// Parses one value without the others, so that none hides its error.
@@ -139,11 +146,7 @@ fn check_alone(command: &Command, flag: &str, value: &OsStr) -> Result<(), Strin
     argument.push(value);
     match command.clone().try_get_matches_from([OsString::new(), argument]) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            // The caller shows the first paragraph, as for a flag.
-            let why = error.to_string();
-            Err(why.strip_prefix("error: ").unwrap_or(&why).to_owned())
-        }
+        Err(error) => Err(first_paragraph(&error)),
     }
 }
 
@@ -301,9 +304,10 @@ fn without_place(error: &serde_json::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
     use std::time::Duration;
 
-    use crate::config::Config;
+    use crate::config::{Config, one_line};
 
     /// Reads flags with a file that contains `text`. Errors name the file as `FILE`.
     fn read(text: impl AsRef<[u8]>, flags: &str) -> Result<Config, String> {
@@ -478,6 +482,63 @@ mod tests {
                     assert!(error.starts_with("FILE, line "), "{error}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn an_error_that_quotes_line_feeds_is_one_line() {
+        for (text, end) in [
+            (r#"{"tick": "a\n\nb"}"#, r"\n\nb' for '--tick <TIME>': expected number at 0"),
+            (
+                "{\"Nodes\": [{\"ID\": [\n\n1],\n\"Endpoint\": \"a:1\"}]}",
+                r"ID [\n\n1] is no member id: give a number from 1 on",
+            ),
+        ] {
+            let error = read(text, "").expect_err(text);
+            assert!(error.ends_with(end), "{error}");
+        }
+    }
+
+    /// Reads these variables. A configuration is shown by its tick and its warnings.
+    fn environment(variables: &[(&[u8], &str)]) -> Result<(Duration, Vec<String>), String> {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (OsString::from_vec(name.to_vec()), OsString::from(*value)));
+        let config = Config::read([OsString::from("raftexample")], variables);
+        let config = config.map_err(|error| one_line(&error))?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok((config.tick, config.warnings))
+    }
+
+    #[test]
+    fn an_error_in_the_environment_names_the_variable() {
+        for (name, value, why) in [
+            ("RAFTEXAMPLE_TICK", "a\n\nb", r"invalid value 'a\n\nb'"),
+            ("RAFTEXAMPLE_TICK", "0s", "--tick must be"),
+            ("RAFTEXAMPLE_CONFIG", "/nowhere", "cannot read --config /nowhere: No such file"),
+            ("RAFTEXAMPLE_PEER_URL", "https://a:1", "--cluster has http://127.0.0.1:9021"),
+            ("RAFTEXAMPLE_CLUSTER", "https://a:1", "--peer-cert, --peer-key and --peer-ca"),
+        ] {
+            let error = environment(&[(name.as_bytes(), value)]).expect_err(name);
+            assert!(error.starts_with(&format!("{name}: {why}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_variables_for_one_flag_are_refused() {
+        let twice = environment(&[(b"RAFTEXAMPLE_TICK", "1s"), (b"RAFTEXAMPLE_tick", "2s")]);
+        let why = "RAFTEXAMPLE_tick: RAFTEXAMPLE_TICK sets it, too; remove one of them";
+        assert_eq!(twice, Err(why.to_owned()));
+        let one = environment(&[(b"RAFTEXAMPLE_TICK", ""), (b"RAFTEXAMPLE_tick", "2s")]);
+        assert_eq!(one, Ok((Duration::from_secs(2), Vec::new())), "an empty one is unset");
+    }
+
+    #[test]
+    fn a_variable_with_an_odd_name_is_ignored_with_a_warning() {
+        // The second ends with the sign for Kelvin, a capital K of its own.
+        for name in [&b"RAFTEXAMPLE_TICK\xff"[..], "RAFTEXAMPLE_TIC\u{212a}".as_bytes()] {
+            let (tick, warnings) = environment(&[(name, "2s")]).expect("it is ignored");
+            assert_eq!((tick, warnings.len()), (Duration::from_millis(100), 1), "{warnings:?}");
         }
     }
 
