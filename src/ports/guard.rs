@@ -40,18 +40,18 @@ pub(crate) fn refusal(
     let forbidden = |reason, why| Some(Refused { status: StatusCode::FORBIDDEN, reason, why });
     // A browser always sends one. Old probes do not.
     let is_absent = version == Version::HTTP_10 && !headers.contains_key(HOST);
-    let Some(host) = only_host(headers) else {
+    let host = only_host(headers);
+    if host.is_none() && !is_absent {
         let why = "an HTTP/1.1 request has exactly one Host header (RFC 9112, section 3.2)";
-        let refused = Refused { status: StatusCode::BAD_REQUEST, reason: "host", why };
-        return (!is_absent).then_some(refused);
-    };
+        return Some(Refused { status: StatusCode::BAD_REQUEST, reason: "host", why });
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         let why = "of the transfer codings, only chunked is implemented";
         let status = StatusCode::NOT_IMPLEMENTED;
         return Some(Refused { status, reason: "transfer_coding", why });
     }
-    if !is_known_host(host, names) {
+    if host.is_some_and(|host| !is_known_host(host, names)) {
         let why = "unknown Host: call this port by an IP address, localhost, a name without dots, or one that --allow-host lists";
         return forbidden("foreign_host", why);
     }
@@ -59,11 +59,11 @@ pub(crate) fn refusal(
         let why = "a page of another origin may not use this port: send no Origin header";
         return forbidden("foreign_origin", why);
     }
-    let is_cross_site = headers.get("sec-fetch-site").is_some_and(|site| {
-        let is_link = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
-        site != "same-origin" && site != "none" && !(is_link && is_page)
-    });
-    if is_cross_site {
+    // No browser sends one of them twice. Whatever added the second, all must hold.
+    let mut modes = headers.get_all("sec-fetch-mode").iter().peekable();
+    let is_link = is_page && modes.peek().is_some() && modes.all(|mode| mode == "navigate");
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    if sites.any(|site| site != "same-origin" && site != "none" && !is_link) {
         return forbidden("foreign_origin", "a page of another origin may not use this port");
     }
     None
@@ -88,9 +88,11 @@ fn is_known_host(host: &str, names: &[String]) -> bool {
 
 /// True if the request has an `Origin` whose host and port differ from `host`. An origin that cannot be
 /// compared, `null` for example, counts as another one.
-fn is_cross_origin(host: &str, headers: &HeaderMap) -> bool {
-    let mut origins = headers.get_all(ORIGIN).iter();
-    origins.any(|origin| !origin.to_str().is_ok_and(|origin| is_same(host, origin)))
+fn is_cross_origin(host: Option<&str>, headers: &HeaderMap) -> bool {
+    let is_own = |origin: &HeaderValue| {
+        host.zip(origin.to_str().ok()).is_some_and(|(host, origin)| is_same(host, origin))
+    };
+    !headers.get_all(ORIGIN).iter().all(is_own)
 }
 
 /// The value of `Host`, if there is exactly one.
@@ -173,7 +175,15 @@ mod tests {
     fn a_request_has_one_host_and_one_coding_at_most() {
         assert_eq!(refused(&[], &[], false), Some("host"));
         assert_eq!(refused(&["Host: localhost", "Host: localhost"], &[], false), Some("host"));
-        assert_eq!(refusal(Version::HTTP_10, &HeaderMap::new(), &[], false), None);
+        let old = |name: &'static str, value| {
+            let headers = HeaderMap::from_iter([(name.parse().expect("a name"), value)]);
+            refusal(Version::HTTP_10, &headers, &[], false).map(|refused| refused.reason)
+        };
+        let value = HeaderValue::from_static;
+        assert_eq!(old("accept", value("*/*")), None, "an old probe");
+        assert_eq!(old("origin", value("http://a")), Some("foreign_origin"));
+        assert_eq!(old("sec-fetch-site", value("cross-site")), Some("foreign_origin"));
+        assert_eq!(old("transfer-encoding", value("gzip")), Some("transfer_coding"));
         let host = "Host: localhost";
         let coded = ["Transfer-Encoding: gzip, chunked", host];
         assert_eq!(refused(&coded, &[], false), Some("transfer_coding"));
@@ -234,6 +244,12 @@ mod tests {
             assert_eq!(refused(&lines, &[], false), expected, "{row}");
             assert_eq!(refused(&lines, &[], true), of_a_page, "a page: {row}");
         }
-        assert_eq!(refused(&["Host: 127.0.0.1:9121"], &[], false), None, "no browser");
+        const HERE: &str = "Host: 127.0.0.1:9121";
+        assert_eq!(refused(&[HERE], &[], false), None, "no browser");
+        let link = [HERE, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"];
+        let twice = [&link[..], &["Sec-Fetch-Mode: no-cors"]].concat();
+        assert_eq!(refused(&twice, &[], true), Some("foreign_origin"));
+        let twice = [HERE, "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"];
+        assert_eq!(refused(&twice, &[], false), Some("foreign_origin"));
     }
 }
