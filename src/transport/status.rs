@@ -35,6 +35,18 @@ impl ClusterWatch {
         self.watched_until.send_replace(Some(Instant::now() + WATCHED_FOR));
         self.statuses.subscribe()
     }
+
+    /// Takes the answer of a member. One that is no status of that member is as good as none.
+    pub fn take_answer(&self, id: NodeId, body: &[u8]) {
+        let Ok(status) = codec::decode::<Status>(body) else { return };
+        if status.id != id {
+            return;
+        }
+        let status = (Instant::now(), Arc::new(status));
+        self.statuses.send_modify(|statuses| {
+            statuses.insert(id, status);
+        });
+    }
 }
 
 /// Asks the other members, again and again, while the cluster is watched.
@@ -66,11 +78,24 @@ async fn ask(shared: Arc<Shared>, target: Target) {
     let patience = shared.config.half_election_timeout();
     if let Ok(answer) = shared.ask(&target, "/raft/status", Vec::new(), patience).await
         && shared.admission.admit(&answer.header).is_ok()
-        && let Ok(status) = codec::decode::<Status>(&answer.body)
     {
-        let status = (Instant::now(), Arc::new(status));
-        shared.config.cluster.statuses.send_modify(|statuses| {
-            statuses.insert(target.id, status);
-        });
+        shared.config.cluster.take_answer(target.id, &answer.body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_taken_only_from_the_member_it_is_of() {
+        let cluster = ClusterWatch::default();
+        let statuses = cluster.watch();
+        let status = |id| codec::encode(&Status { id, ..Status::default() });
+        cluster.take_answer(2, &status(3));
+        cluster.take_answer(2, &status(2)[1..]);
+        assert!(statuses.borrow().is_empty());
+        cluster.take_answer(2, &status(2));
+        assert!(statuses.borrow().keys().eq(&[2]));
     }
 }
