@@ -27,7 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "commands",
         &["commands::client", "commands::inspect", "commands::restore", "config", "error"],
     ),
-    ("commands::client", &["error", "kvstore", "storage", "ports::tls"]),
+    ("commands::client", &["error", "kvstore", "logging", "storage", "ports::tls"]),
     ("codec", &[]),
     (
         "config",

@@ -13,6 +13,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use crate::commands::client::keys::{Get, Put};
+#[doc(hidden)]
+pub use crate::commands::client::members::printed;
 use crate::commands::client::members::{MemberCommand, StatusCommand};
 use crate::commands::client::save::Save;
 use crate::commands::inspect::Inspect;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::http::{Client, Request};
-use super::{AdminEndpoints, array, text, write};
+use super::{AdminEndpoints, array, json_text, text, write};
 use crate::error::{Error, Result};
 
 /// How often a member is asked again until it has applied what another member has just done.
@@ -92,7 +92,7 @@ impl StatusCommand {
         let answer = self.at.client()?.run(async |client| client.get("/cluster").await)?;
         let cluster = answer.json()?;
         if self.json {
-            write(out, &answer.body)?;
+            write(out, json_text(&answer.text()).as_bytes())?;
         } else {
             write(out, status_table(&cluster, &answer.endpoint).as_bytes())?;
         }
@@ -116,7 +116,7 @@ impl MemberCommand {
             Self::List { json, at } => {
                 let answer = at.client()?.run(async |client| client.get("/members").await)?;
                 let members = answer.json()?;
-                if *json { answer.text() } else { member_table(&members) }
+                if *json { json_text(&answer.text()) } else { member_table(&members) }
             }
             Self::Add { id, url, at } => {
                 let members = at.client()?.run(async |client| {
@@ -213,6 +213,15 @@ impl Client {
     }
 }
 
+/// All that these commands print of an admin port's answer; `None` if it is no JSON.
+#[doc(hidden)]
+pub fn printed(answer: &[u8]) -> Option<String> {
+    let json = serde_json::from_slice(answer).ok()?;
+    let tables = [status_table(&json, "http://a:1"), member_table(&json)];
+    let json_text = json_text(&String::from_utf8_lossy(answer));
+    Some(tables.concat() + &start_command(4, "http://a:4", &json) + &json_text)
+}
+
 /// The command line that starts the new member.
 fn start_command(id: u64, url: &str, members: &Value) -> String {
     let others = column(members, "url").join(",");
@@ -228,9 +237,14 @@ fn start_command(id: u64, url: &str, members: &Value) -> String {
     )
 }
 
-/// `word` as a shell takes it: some would expand the brackets of an IPv6 address.
+/// `word` as a shell takes it: in quotes if it could expand it, as some do the brackets of an IPv6
+/// address. A URL may contain more than that, and what a member answers is not to become a command.
 fn for_a_shell(word: &str) -> String {
-    if word.contains(['[', ']']) { format!("'{word}'") } else { word.to_owned() }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/%+@=".contains(c);
+    if word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// One field of each member.
@@ -286,6 +300,18 @@ fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_in_a_command_line_is_one_word() {
+        for (url, word) in [
+            ("http://a.b-c:1,https://d:2", "http://a.b-c:1,https://d:2"),
+            ("http://[::1]:1", "'http://[::1]:1'"),
+            ("http://a$(reboot):1", "'http://a$(reboot):1'"),
+            ("http://a';reboot;':1", r"'http://a'\'';reboot;'\'':1'"),
+        ] {
+            assert_eq!(for_a_shell(url), word);
+        }
+    }
 
     #[test]
     fn the_status_table_marks_dead_members_and_the_one_asked() {

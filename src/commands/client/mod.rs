@@ -19,6 +19,10 @@ use serde_json::Value;
 
 use self::http::Client;
 use crate::error::{Result, output_failed};
+use crate::logging::printable;
+
+/// The longest text in a table, in bytes: as long as the longest peer URL.
+const TEXT_BYTES_MAX: usize = 256;
 
 /// The largest `--timeout`.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -120,13 +124,29 @@ fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// A string without its quotes, `null` as a dash, and any other value as JSON.
+/// A string without its quotes, `null` as a dash, and any other value as JSON. A member may have taken it
+/// from another one, so it controls no terminal.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => printable(text, TEXT_BYTES_MAX),
+        other => printable(&other.to_string(), TEXT_BYTES_MAX),
     }
+}
+
+/// The JSON of an answer, equal as JSON. It controls no terminal either.
+fn json_text(answer: &str) -> String {
+    let mut text = String::with_capacity(answer.len());
+    for c in answer.chars() {
+        match c {
+            '\n' => text.push(c),
+            // Between two parts: inside a string it would be escaped.
+            '\r' | '\t' => text.push(' '),
+            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 fn parse_timeout(text: &str) -> std::result::Result<Duration, String> {
@@ -149,6 +169,17 @@ fn parse_endpoint(text: &str) -> std::result::Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_member_answers_controls_no_terminal() {
+        assert_eq!(text(&Value::from("http://a:1 \x1b[2J\u{9b}J")), r"http://a:1 \u{1b}[2J\u{9b}J");
+        assert!(text(&Value::from("x".repeat(9000))).len() <= TEXT_BYTES_MAX);
+        let answer = "{\r\t\"version\": \"\\u001b \u{9b}\u{7f}\"}\n";
+        let json = json_text(answer);
+        assert_eq!(json, "{  \"version\": \"\\u001b \\u009b\\u007f\"}\n");
+        let parsed = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+        assert_eq!(parsed(&json), parsed(answer));
+    }
 
     #[test]
     fn an_endpoint_is_a_scheme_a_host_and_a_port() {
