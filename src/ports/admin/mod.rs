@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{
@@ -85,7 +86,7 @@ pub fn limits(shutdown_grace: Duration) -> Limits {
 }
 
 /// The service to give to [`serve`](crate::ports::listener::serve).
-pub fn service(admin: Admin) -> impl HttpService {
+pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
     let shared = Arc::new(Shared {
         admin,
         backups: Arc::new(Semaphore::new(1)),

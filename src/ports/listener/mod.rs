@@ -283,6 +283,24 @@ pub async fn serve(
     }
 }
 
+/// Serves one connection with TLS on any stream, as [`serve`] does.
+#[doc(hidden)]
+pub async fn serve_stream<I>(
+    stream: I,
+    address: SocketAddr,
+    tls: Tls,
+    service: impl HttpService,
+    limits: Limits,
+    logger: Logger,
+) where
+    I: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let slot = Slots::new(1).take().expect("there is no other connection");
+    let (_stop_tx, stop_rx) = watch::channel(());
+    let connection = Connection { service, tls: Some(tls), address, limits, stop_rx, slot, logger };
+    connection.serve_stream(stream).await;
+}
+
 fn check(ended: Result<(), JoinError>) {
     if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
         std::panic::resume_unwind(panic);
@@ -337,7 +355,7 @@ impl Acceptor {
 }
 
 /// A stream whose writes fail when the client accepts no bytes for [`Limits::stall_timeout`].
-type Stream = Pin<Box<TimeoutWriter<TcpStream>>>;
+type Stream<I> = Pin<Box<TimeoutWriter<I>>>;
 
 struct Connection<S> {
     service: S,
@@ -350,11 +368,18 @@ struct Connection<S> {
 }
 
 impl<S: HttpService> Connection<S> {
-    async fn serve(mut self, stream: TcpStream) {
+    async fn serve(self, stream: TcpStream) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(self.logger, "a connection failed before its first request"; "error" => %error);
             return;
         }
+        self.serve_stream(stream).await;
+    }
+
+    async fn serve_stream<I>(mut self, stream: I)
+    where
+        I: AsyncRead + AsyncWrite + Send + 'static,
+    {
         // Below TLS, so that the timeout also covers handshakes and TLS's write buffer.
         let mut stream = Box::pin(TimeoutWriter::new(stream));
         stream.as_mut().set_timeout_pinned(Some(self.limits.stall_timeout));
@@ -385,12 +410,12 @@ impl<S: HttpService> Connection<S> {
     }
 
     /// Does the TLS handshake; `None` if it fails.
-    async fn handshake(
+    async fn handshake<I: AsyncRead + AsyncWrite>(
         &mut self,
         tls: &Tls,
         acceptor: TlsAcceptor,
-        stream: Stream,
-    ) -> Option<TlsStream<Stream>> {
+        stream: Stream<I>,
+    ) -> Option<TlsStream<Stream<I>>> {
         let patience = self.limits.first_head_timeout.min(HANDSHAKE_TIMEOUT_MAX);
         let accept = timeout(patience, acceptor.accept(stream).into_fallible());
         let accepted = tokio::select! {
