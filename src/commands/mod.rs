@@ -191,6 +191,9 @@ mod tests {
         let cli = read("inspect -- -dir").expect("a command");
         let Some(Command::Inspect(inspect)) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(inspect.path, Path::new("-dir"));
+        // Nor is a number.
+        let cli = read("put key -1").expect("a command");
+        assert!(format!("{:?}", cli.command).contains("\"-1\""), "{:?}", cli.command);
         let restore = "snapshot restore file -peer-url http://a:1 -data-dir d";
         let Some(Command::Snapshot(SnapshotCommand::Restore(restore))) =
             read(restore).expect("a command").command

@@ -450,6 +450,10 @@ pub fn one_line(error: &clap::Error) -> String {
     if line.contains("'http://") || line.contains("'https://") {
         line.push_str("; separate the URLs of a list by commas, without spaces");
     }
+    // clap looks into the commands only if one follows.
+    if line.starts_with("unexpected argument '--endpoint") && !line.contains("exists") {
+        line.push_str("; it belongs to the commands: raftexample get --endpoint URL KEY");
+    }
     line
 }
 
@@ -521,6 +525,15 @@ mod tests {
         assert_eq!(config.own_url(), "http://127.0.0.1:9021");
         assert_eq!(config.client_address().to_string(), "127.0.0.1:9121");
         assert!(!config.join);
+    }
+
+    #[test]
+    fn a_list_of_urls_may_have_blanks_slashes_and_capitals() {
+        let list = "HTTP://127.0.0.1:9021/, http://127.0.0.1:9022 ,Https://a:1";
+        let arguments = ["raftexample", "--cluster", list].map(OsString::from);
+        let config = Config::read(arguments, std::iter::empty()).expect("a list");
+        let urls = ["http://127.0.0.1:9021", "http://127.0.0.1:9022", "https://a:1"];
+        assert_eq!(config.cluster, urls);
     }
 
     #[test]

@@ -50,6 +50,8 @@ fn a_bad_flag_gives_one_line_and_exit_status_2() {
         ("--cluster http://256.0.0.1:1".into(), "no IP address"),
         ("--clsuter http://127.0.0.1:1".into(), "'--cluster'"),
         ("stauts".into(), "'status'"),
+        ("--endpoints http://127.0.0.1:1".into(), "get --endpoint"),
+        ("get --endpoints http://127.0.0.1:1 key".into(), "'--endpoint'"),
         ("--cluster http://127.0.0.1:1 http://127.0.0.1:2".into(), "by commas"),
         (format!("--cluster {url},{url}"), "twice"),
         (format!("--cluster {url},"), "item 2 is empty"),

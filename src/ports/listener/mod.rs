@@ -295,7 +295,7 @@ pub async fn serve_stream<I>(
 ) where
     I: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let slot = Slots::new(1).take().expect("there is no other connection");
+    let slot = Slots::new(1).take().await.expect("there is no other connection");
     let (_stop_tx, stop_rx) = watch::channel(());
     let connection = Connection { service, tls: Some(tls), address, limits, stop_rx, slot, logger };
     connection.serve_stream(stream).await;
