@@ -18,7 +18,6 @@ pub const PEER_URL_BYTES_MAX: usize = 256;
 pub const REQUESTS_MAX: usize = 4096;
 /// Requests that may wait in confChangeC; one more is answered 503.
 pub const CONF_CHANGES_MAX: usize = 16;
-
 /// The id of a member, never 0. An id that was removed is never used again.
 pub type NodeId = u64;
 /// The position of an entry in the replicated log; the first is 1.

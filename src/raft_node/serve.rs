@@ -24,9 +24,14 @@ use super::{Input, NodeConfig, RaftNode, Status, Turn};
 use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
 use crate::membership::is_https;
-use crate::ports::listener::{self, Limits, PEER_CONNECTIONS_MAX, Port};
+use crate::ports::listener::{self, Limits, OUTGOING_CONNECTIONS, PEER_CONNECTIONS_MAX, Port};
 use crate::storage::Vfs;
-use crate::transport::{ClusterWatch, Inbound, InboundBody, Transport, TransportConfig};
+use crate::transport::{
+    ClusterWatch, Inbound, InboundBody, OUTGOING_CONNECTIONS_MAX, Transport, TransportConfig,
+};
+
+// The ports leave the transport its descriptors.
+const _: () = assert!(OUTGOING_CONNECTIONS_MAX <= OUTGOING_CONNECTIONS);
 
 /// The most inputs of a turn: ticks and heartbeats must not wait for long.
 const TURN_INPUTS_MAX: usize = 1024;

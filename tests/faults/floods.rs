@@ -196,7 +196,7 @@ fn identity(cluster: &Cluster, id: u64) -> Value {
     let lines = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines
         .filter(|line| !line["incarnation"].is_null() && !line["cluster_id"].is_null())
-        .last()
+        .next_back()
         .unwrap()
 }
 

@@ -48,7 +48,6 @@ pub use self::body::{BodyBudget, BodyError, BodyPermit, ResponseBudget, read_bod
 use self::slots::{Slot, Slots};
 use crate::error::Error;
 use crate::ports::tls::{PeerCertificate, Remote, Tls, tls_error};
-use crate::transport::OUTGOING_CONNECTIONS_MAX;
 
 /// Connections to the client port at a time.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
@@ -58,9 +57,11 @@ pub const PEER_CONNECTIONS_MAX: usize = 256;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 const CONNECTIONS_MAX: usize =
     CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX;
+/// Connections to peers at a time. They have descriptors of their own.
+pub const OUTGOING_CONNECTIONS: usize = 260;
 /// File descriptors that the ports leave to the rest of the process: connections to peers, as many as
 /// there can be, and 128 for files and the runtime. A member that cannot open a file stops.
-const DESCRIPTORS_KEPT: usize = OUTGOING_CONNECTIONS_MAX + 128;
+const DESCRIPTORS_KEPT: usize = OUTGOING_CONNECTIONS + 128;
 /// Below this limit the process does not start: too few connections would fit.
 const DESCRIPTORS_MIN: usize = DESCRIPTORS_KEPT + 64;
 
