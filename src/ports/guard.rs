@@ -74,6 +74,12 @@ fn is_known_host(host: &str, names: &[String]) -> bool {
     // The usual case first.
     host.parse::<SocketAddr>().is_ok()
         || host.parse::<Authority>().is_ok_and(|authority| {
+            // An authority may have more, a user name for example, which belongs into no header.
+            let rest = host.strip_prefix(authority.host());
+            let is_port = |rest: &str| rest.strip_prefix(':').is_some_and(is_digits);
+            if !rest.is_some_and(|rest| rest.is_empty() || is_port(rest)) {
+                return false;
+            }
             let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
             let is_allowed = |name: &String| {
                 let name = name.to_ascii_lowercase();
@@ -84,6 +90,10 @@ fn is_known_host(host: &str, names: &[String]) -> bool {
                 || host.parse::<IpAddr>().is_ok()
                 || names.iter().any(is_allowed)
         })
+}
+
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// True if the request has an `Origin` whose host and port differ from `host`. An origin that cannot be
@@ -168,7 +178,10 @@ mod tests {
             assert_eq!(reason, Some("foreign_host"), "{host}");
             assert_eq!(refused(&[&format!("Host: {host}")], &["*"], false), None, "{host}");
         }
-        assert_eq!(refused(&["Host: a b"], &names, false), Some("foreign_host"));
+        for host in ["a b", "localhost@localhost", "evil.example@localhost", "a:evil.example"] {
+            let reason = refused(&[&format!("Host: {host}")], &["*"], false);
+            assert_eq!(reason, Some("foreign_host"), "{host}");
+        }
     }
 
     #[test]
