@@ -80,7 +80,7 @@ impl Settings {
                 warnings.push(format!("ignoring {name}: there is no flag --{flag}"));
                 continue;
             };
-            check_alone(command, &flag, &value).map_err(|why| refused(format!("{name}: {why}")))?;
+            check_alone(arg, &value).map_err(|why| refused(format!("{name}: {why}")))?;
             let id = arg.get_id().clone();
             let setting = Setting { id, text: value, place: name.clone().into_owned() };
             if let Some(Setting { place, .. }) = settings.0.insert(flag, setting) {
@@ -141,10 +141,11 @@ fn refused(why: String) -> clap::Error {
 }
 
 /// Parses one value without the others, so that none hides its error.
-fn check_alone(command: &Command, flag: &str, value: &OsStr) -> Result<(), String> {
-    let mut argument = OsString::from(format!("--{flag}="));
+fn check_alone(arg: &Arg, value: &OsStr) -> Result<(), String> {
+    let mut argument = OsString::from(format!("--{}=", arg.get_long().unwrap_or_default()));
     argument.push(value);
-    match command.clone().try_get_matches_from([OsString::new(), argument]) {
+    let alone = Command::new(env!("CARGO_PKG_NAME")).arg(arg.clone());
+    match alone.try_get_matches_from([OsString::new(), argument]) {
         Ok(_) => Ok(()),
         Err(error) => Err(first_paragraph(&error)),
     }
@@ -179,7 +180,7 @@ fn settings(
             "Nodes" => nodes(text, key, value)?,
             _ => flag_value(value, arg).map_err(wrong)?,
         };
-        check_alone(command, flag, as_flag.as_ref()).map_err(wrong)?;
+        check_alone(arg, as_flag.as_ref()).map_err(wrong)?;
         let place = format!("{name}, line {line}: {field:?}");
         let setting = Setting { id: arg.get_id().clone(), text: as_flag.into(), place };
         if let Some(Setting { place, .. }) = settings.insert(flag.to_owned(), setting) {
