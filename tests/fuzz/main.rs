@@ -66,6 +66,10 @@ properties!(
     conf_changes,
     greetings,
     flags,
+    environment,
+    configuration_file,
     peer_requests,
     client_requests,
+    admin_requests,
+    status_answers,
 );

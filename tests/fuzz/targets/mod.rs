@@ -4,6 +4,7 @@
 //! The bytes are choices rather than the input itself, so that random ones pass the checksums and
 //! headers and reach the decisions.
 
+mod configuration;
 mod node;
 mod ports;
 mod start;
@@ -21,9 +22,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("messages", node::messages),
     ("conf_changes", node::conf_changes),
     ("greetings", start::greetings),
-    ("flags", start::flags),
+    ("flags", configuration::flags),
+    ("environment", configuration::environment),
+    ("configuration_file", configuration::configuration_file),
     ("peer_requests", ports::peer_requests),
     ("client_requests", ports::client_requests),
+    ("admin_requests", ports::admin_requests),
+    ("status_answers", ports::status_answers),
 ];
 
 /// Choices, taken from the front of the input; all are 0 after its end.

@@ -1,32 +1,35 @@
-//! Requests at the two ports, after the parsing of HTTP.
+//! Requests at the ports, and answers, after the parsing of HTTP.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response, Uri};
+use axum::http::{HeaderValue, Method, Request, Response, Uri, Version};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper_util::service::TowerToHyperService;
 use protobuf::Message as _;
 use raft::eraftpb::MessageType;
 use raftexample::channels::{
-    Ack, BacklogPermit, Commit, CommittedEntry, Greeting, MemberRequest, NodeId, Requests,
+    Ack, BacklogPermit, Commit, CommittedEntry, ConfChangeRequest, Greeting, MemberRequest, NodeId,
+    Proposal, ReadRequest, Requests,
 };
 use raftexample::codec;
+use raftexample::commands;
 use raftexample::error::Error;
 use raftexample::httpapi::{HttpKvApi, service};
-use raftexample::kvstore::{Consistency, KvStore};
+use raftexample::kvstore::{Consistency, Keys, KvStore};
 use raftexample::membership::{Members, Verdict};
+use raftexample::ports::admin::{self, Admin};
 use raftexample::ports::listener::{BodyBudget, HttpService};
-use raftexample::raft_node::Input;
-use raftexample::raft_node::NodeConfig;
-use raftexample::transport::{Transport, TransportConfig};
+use raftexample::raft_node::state_machine::CommitReader;
+use raftexample::raft_node::{self, Input, NodeConfig, PeerStatus, Status, TickStatus};
+use raftexample::transport::{ClusterWatch, Transport, TransportConfig};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::Choices;
+use super::{Choices, configuration};
 use crate::support::logs;
 use crate::support::memory::forging::{Role, forged, header_of};
 use crate::support::memory::*;
@@ -92,6 +95,7 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
         "/raft/snapshot",
         "/raft/greeting",
         "/raft/members",
+        "/raft/status",
         "/",
     ]);
     let mut headers: Vec<(String, Vec<u8>)> = [
@@ -162,8 +166,10 @@ pub fn peer_requests(data: &[u8]) {
     RUNTIME.with(|runtime| {
         let (inbound_tx, mut inbound_rx) = mpsc::channel(16);
         let (report_tx, mut report_rx) = mpsc::unbounded_channel();
+        let (status_tx, status_rx) = watch::channel(member.status());
+        let config = TransportConfig::new(Duration::from_secs(10), 77);
         let transport = Transport::new(
-            TransportConfig::new(Duration::from_secs(10), 77),
+            TransportConfig { status: status_rx, ..config },
             member.admission.clone(),
             member.snapshotter.clone(),
             inbound_tx,
@@ -183,11 +189,18 @@ pub fn peer_requests(data: &[u8]) {
                     }
                 }
                 let before = member.status();
+                status_tx.send_replace(before.clone());
                 let Some(request) = peer_request(&mut choices, &member) else { continue };
+                let asks_status = request.uri().path() == "/raft/status";
                 // The answer's body, too: a stream is read as it is made.
                 let mut answer = std::pin::pin!(async {
                     let (head, body) = call(&service, request).await.into_parts();
-                    let _ = body.collect().await;
+                    let body = body.collect().await.map(|body| body.to_bytes());
+                    if asks_status && head.status.is_success() {
+                        let status = codec::decode::<Status>(&body.unwrap()).unwrap();
+                        assert_eq!(status.id, before.id);
+                        assert!(before.begun && status.members.removed.is_empty());
+                    }
                     head.status.as_u16()
                 });
                 let status = loop {
@@ -228,61 +241,97 @@ pub fn peer_requests(data: &[u8]) {
 // ---------------------------------------------------------------------------------------------
 // The client port
 
+/// The largest value that the store takes here.
+const MAX_VALUE_BYTES: usize = 200;
+
+/// A store whose node is this thread: it commits what it is given.
+struct Node {
+    propose_rx: mpsc::Receiver<Proposal>,
+    read_rx: mpsc::Receiver<ReadRequest>,
+    conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
+    reader: CommitReader<Keys>,
+    members: Members,
+    /// The requests that it got, which is also the index of the last entry.
+    requests: u64,
+}
+
+impl Node {
+    fn start() -> (Self, HttpKvApi) {
+        let logger = logs::discard();
+        let (propose_tx, propose_rx) = mpsc::channel(4);
+        let (read_tx, read_rx) = mpsc::channel(4);
+        let (conf_change_tx, conf_change_rx) = mpsc::channel(4);
+        let requests = Requests { propose_tx, read_tx, conf_change_tx };
+        let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger.clone());
+        reader.handle(Commit::Replayed).unwrap();
+        let api = HttpKvApi {
+            store,
+            ack: Ack::Committed,
+            read: Consistency::Linearizable,
+            request_timeout: Duration::from_secs(10),
+            max_value_bytes: MAX_VALUE_BYTES,
+            budget: BodyBudget::new(10 * MAX_VALUE_BYTES),
+            responses: Default::default(),
+            names: vec!["*".to_owned()],
+            metrics: Default::default(),
+            logger,
+        };
+        let members = Members { urls: [(1, url(1))].into(), ..Members::default() };
+        (Self { propose_rx, read_rx, conf_change_rx, reader, members, requests: 0 }, api)
+    }
+
+    /// Does what the node is asked for until there is an answer.
+    async fn until<T>(&mut self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                Some(proposal) = self.propose_rx.recv() => {
+                    self.requests += 1;
+                    let responder = proposal.responder.mark_proposed().then_some(proposal.responder);
+                    let (index, data) = (self.requests, proposal.data);
+                    let entry = CommittedEntry { index, term: 1, data, responder };
+                    let applied = BacklogPermit::new(0, &Arc::default());
+                    self.reader.handle(Commit::Entries { entries: vec![entry], applied }).unwrap();
+                }
+                Some(read) = self.read_rx.recv() => {
+                    self.requests += 1;
+                    self.reader.handle(Commit::Reads(vec![read.responder])).unwrap();
+                }
+                Some(change) = self.conf_change_rx.recv() => {
+                    self.requests += 1;
+                    let verdict = self.members.decide(&change.change);
+                    if let Ok(Verdict::Change(change)) = &verdict {
+                        self.members.apply(change, self.requests);
+                    }
+                    change.responder.answer(verdict.map(drop));
+                }
+            }
+        }
+    }
+}
+
+/// A header's value, perhaps damaged.
+fn header_value(choices: &mut Choices<'_>, values: &[&str]) -> Vec<u8> {
+    let mut value = choices.pick(values).as_bytes().to_vec();
+    if choices.one_in(6) {
+        choices.damage(&mut value);
+    }
+    value
+}
+
 /// Whatever a client asks: it is answered, and a value that was taken is there until the next one is.
 pub fn client_requests(data: &[u8]) {
-    const MAX_VALUE_BYTES: usize = 200;
     let mut choices = Choices(data);
-    let logger = logs::discard();
-    let (propose_tx, mut propose_rx) = mpsc::channel(4);
-    let (read_tx, mut read_rx) = mpsc::channel(4);
-    let (conf_change_tx, mut conf_change_rx) = mpsc::channel(4);
-    let requests = Requests { propose_tx, read_tx, conf_change_tx };
-    let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger.clone());
-    reader.handle(Commit::Replayed).unwrap();
-    let budget = BodyBudget::new(10 * MAX_VALUE_BYTES);
-    let service = service(HttpKvApi {
-        store,
-        ack: Ack::Committed,
-        read: Consistency::Linearizable,
-        request_timeout: Duration::from_secs(10),
-        max_value_bytes: MAX_VALUE_BYTES,
-        budget: budget.clone(),
-        responses: Default::default(),
-        names: vec!["*".to_owned()],
-        metrics: Default::default(),
-        logger,
-    });
-    let mut members = Members { urls: [(1, url(1))].into(), ..Members::default() };
+    let (mut node, api) = Node::start();
+    let budget = api.budget.clone();
+    let service = service(api);
     let mut model: HashMap<String, Vec<u8>> = HashMap::new();
-    let mut index = 0;
     let mut exchange = |request: Request<Body>| -> (u16, Bytes) {
         RUNTIME.with(|runtime| {
             runtime.block_on(async {
-                let mut answer = std::pin::pin!(call(&service, request));
-                let answer = loop {
-                    tokio::select! {
-                        biased;
-                        answer = &mut answer => break answer,
-                        Some(proposal) = propose_rx.recv() => {
-                            index += 1;
-                            let responder = proposal.responder.mark_proposed().then_some(proposal.responder);
-                            let entry = CommittedEntry { index, term: 1, data: proposal.data, responder };
-                            let applied = BacklogPermit::new(0, &Arc::default());
-                            reader.handle(Commit::Entries { entries: vec![entry], applied }).unwrap();
-                        }
-                        Some(read) = read_rx.recv() => {
-                            reader.handle(Commit::Reads(vec![read.responder])).unwrap();
-                        }
-                        Some(change) = conf_change_rx.recv() => {
-                            index += 1;
-                            let verdict = members.decide(&change.change);
-                            if let Ok(Verdict::Change(change)) = &verdict {
-                                members.apply(change, index);
-                            }
-                            change.responder.answer(verdict.map(drop));
-                        }
-                    }
-                };
+                let answer = node.until(call(&service, request)).await;
                 let status = answer.status().as_u16();
                 (status, answer.into_body().collect().await.expect("it is in memory").to_bytes())
             })
@@ -338,4 +387,321 @@ pub fn client_requests(data: &[u8]) {
             _ => {}
         }
     }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The admin port
+
+/// A status that an operator may find.
+fn own_status(choices: &mut Choices<'_>, members: &Members) -> Status {
+    let role = choices.pick(&[
+        raft_node::Role::Leader,
+        raft_node::Role::Follower,
+        raft_node::Role::Learner,
+        raft_node::Role::Bootstrapping,
+        raft_node::Role::Quarantined,
+    ]);
+    let leader = choices.pick(&[1, 2, 0, u64::MAX]);
+    Status {
+        id: 1,
+        role,
+        leader,
+        term: choices.number(1),
+        commit: choices.number(9),
+        applied: choices.number(9),
+        // `/cluster` waits a second for the other members.
+        members: Members { urls: [(1, url(1))].into(), ..members.clone() },
+        ..Status::default()
+    }
+}
+
+const ADMIN_PATHS: &[&str] = &[
+    "/",
+    "/page.css",
+    "/page.js",
+    "/livez",
+    "/readyz",
+    "/readyz?verbose",
+    "/status",
+    "/members",
+    "/members/2",
+    "/members/1",
+    "/members/0",
+    "/members/%ff",
+    "/cluster",
+    "/events",
+    "/metrics",
+    "/state-hash",
+    "/snapshot",
+    "/snapshot?local",
+    "/transfer-leadership",
+    "/transfer-leadership?to=1",
+    "/transfer-leadership?to=%31&to=x",
+    "/kv/key",
+    "/kv/key",
+    "/kv/",
+    "/kv//%00?a=b",
+    "/kv",
+    "http://a/kv/b?c",
+    "*",
+];
+
+/// True if a browser could have sent this for a page of another origin, told from what it says of
+/// itself alone. Values that no browser writes are left out.
+fn is_foreign(request: &Request<Body>) -> bool {
+    let values = |name: &str| -> Vec<String> {
+        let values = request.headers().get_all(name).iter();
+        values.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase()).collect()
+    };
+    let hosts = values("host");
+    let own: Vec<String> = match &hosts[..] {
+        [host] if host.contains("evil.example") => return true,
+        [host] => {
+            let bare = host.trim_end_matches(":80").trim_end_matches(":443");
+            let ports = ["", ":80", ":443"].map(|port| format!("{bare}{port}"));
+            let schemes =
+                |host: &String| ["http://", "https://"].map(|scheme| format!("{scheme}{host}"));
+            ports.iter().chain([host]).flat_map(schemes).collect()
+        }
+        _ => Vec::new(),
+    };
+    let is_link = request.uri().path() == "/"
+        && values("sec-fetch-mode").iter().all(|mode| mode == "navigate")
+        && request.headers().contains_key("sec-fetch-mode");
+    values("origin").iter().any(|origin| !own.contains(origin))
+        || !is_link
+            && values("sec-fetch-site").iter().any(|site| site != "same-origin" && site != "none")
+}
+
+fn admin_request(choices: &mut Choices<'_>) -> Option<(Request<Body>, Vec<u8>)> {
+    let mut target = choices.pick(ADMIN_PATHS).as_bytes().to_vec();
+    let usual = match target.starts_with(b"/members/") {
+        true => choices.pick(&["POST", "PUT", "DELETE"]),
+        false if target.starts_with(b"/transfer") => "POST",
+        false => choices.pick(&["GET", "GET", "PUT"]),
+    };
+    let any = ["GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE", "PATCH"];
+    let method = if choices.one_in(4) { choices.pick(&any) } else { usual };
+    let mut method = method.as_bytes().to_vec();
+    if choices.one_in(16) {
+        choices.damage(&mut method);
+    }
+    if choices.one_in(4) {
+        choices.damage(&mut target);
+    }
+    let mut headers = Vec::new();
+    let host = choices.pick(&[
+        "127.0.0.1:1",
+        "localhost",
+        "node",
+        "[::1]:80",
+        "a.example:443",
+        "evil.example",
+    ]);
+    for _ in 0..choices.pick(&[1, 1, 1, 1, 1, 1, 0, 2]) {
+        headers.push(("host".to_owned(), header_value(choices, &[host])));
+    }
+    for _ in 0..choices.below(4) {
+        let own = format!("http://{host}");
+        let (name, values): (_, &[&str]) = match choices.below(6) {
+            0 => {
+                ("origin", &[&own, &own, "http://evil.example", "null", "https://127.0.0.1:1", ""])
+            }
+            1 => ("sec-fetch-site", &["same-origin", "none", "cross-site", "same-site", ""]),
+            2 => ("sec-fetch-mode", &["navigate", "cors", "no-cors"]),
+            3 => ("transfer-encoding", &["chunked", "gzip", "Chunked"]),
+            4 => ("raft-read", &["local", "linearizable"]),
+            _ => ("content-length", &["0", "5", "99999999999"]),
+        };
+        headers.push((name.to_owned(), header_value(choices, values)));
+    }
+    let body = match choices.below(4) {
+        0 | 1 => url(choices.below(9) as u64).into_bytes(),
+        _ => choices.bytes().to_vec(),
+    };
+    let mut request = request(&method, &target, &headers, body.clone())?;
+    if choices.one_in(12) {
+        *request.version_mut() = Version::HTTP_10;
+    }
+    Some((request, body))
+}
+
+/// Whatever an operator, or a page in a browser, asks at the admin port: it is answered, never with a
+/// fault of the member's own, and a page of another origin changes and learns nothing.
+pub fn admin_requests(data: &[u8]) {
+    let mut choices = Choices(data);
+    let (mut node, api) = Node::start();
+    let budget = api.budget.clone();
+    let api = Arc::new(HttpKvApi { names: vec!["a.example".to_owned()], ..api });
+    let (status_tx, status) = watch::channel(own_status(&mut choices, &node.members));
+    let (_stop_tx, stopping) = watch::channel(());
+    let service = admin::service(Admin {
+        status,
+        metrics: Default::default(),
+        cluster: Default::default(),
+        keys: api.clone(),
+        alive_within: Duration::from_secs(60),
+        names: api.names.clone(),
+        stopping,
+    });
+    let mut model: HashMap<String, Vec<u8>> = HashMap::new();
+    while !choices.is_empty() {
+        if choices.one_in(8) {
+            status_tx.send_replace(own_status(&mut choices, &node.members));
+        }
+        let Some((request, body)) = admin_request(&mut choices) else { continue };
+        let (is_put, is_get) = (request.method() == Method::PUT, request.method() == Method::GET);
+        let path = request.uri().path().to_owned();
+        let key =
+            request.uri().path_and_query().and_then(|target| target.as_str().strip_prefix("/kv"));
+        let key = key.map(str::to_owned).filter(|_| path.starts_with("/kv/"));
+        let is_foreign = is_foreign(&request);
+        let asked = format!("{request:?}");
+        let before = node.requests;
+        let (head, answered) = RUNTIME.with(|runtime| {
+            runtime.block_on(async {
+                let (head, mut body) = node.until(call(&service, request)).await.into_parts();
+                if path == "/events" && is_get && head.status == 200 {
+                    // It has no end.
+                    let event = body.frame().await.unwrap().unwrap();
+                    return (head, event.into_data().unwrap());
+                }
+                (head, body.collect().await.expect("it is in memory").to_bytes())
+            })
+        });
+        let status = head.status.as_u16();
+        let may_be_busy = ["/readyz", "/snapshot"].contains(&path.as_str());
+        assert!(
+            [200, 204, 400, 403, 404, 405, 409, 410, 413, 501].contains(&status)
+                || status == 503 && may_be_busy,
+            "{path} answered {status}: {answered:?}"
+        );
+        let sniffing: Vec<_> = head.headers.get_all("x-content-type-options").iter().collect();
+        assert_eq!(sniffing, ["nosniff"], "{path} answered {status}");
+        assert_eq!(budget.available_bytes(), 10 * MAX_VALUE_BYTES, "a share was not given back");
+        if is_foreign {
+            assert!((400..500).contains(&status) || status == 501, "{asked} answered {status}");
+            assert_eq!(node.requests, before, "{asked} was asked for another page");
+        }
+        if status >= 400 && status != 503 {
+            let text = std::str::from_utf8(&answered).expect("an error is text");
+            assert!(text.lines().count() <= 1, "{text:?}");
+        }
+        if let Some(key) = key {
+            match status {
+                204 if is_put => drop(model.insert(key, body)),
+                200 => assert!(is_get && Some(&answered[..]) == model.get(&key).map(Vec::as_slice)),
+                404 => assert!(is_get && !model.contains_key(&key), "{key}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Statuses of other members
+
+fn status_of(choices: &mut Choices<'_>, id: NodeId) -> Status {
+    let text = |choices: &mut Choices<'_>| match choices.below(4) {
+        0 => {
+            choices.pick(&["\x1b[2J", "\n", "a\u{9b}31m", "\u{202e}", "$(reboot)", "'"]).to_owned()
+        }
+        1 => String::from_utf8_lossy(choices.bytes()).into_owned(),
+        _ => url(id),
+    };
+    let mut members = Members::default();
+    let mut tick = TickStatus {
+        uptime_ms: choices.number(1),
+        version: if choices.one_in(2) { text(choices) } else { "0.1.0".to_owned() },
+        wal_bytes: choices.number(1),
+        puts: (choices.number(1), choices.number(1)),
+        ..TickStatus::default()
+    };
+    for peer in 0..choices.below(4) as u64 {
+        members.urls.insert(choices.number(peer), text(choices));
+        let heard_ms = choices.one_in(2).then(|| choices.number(1));
+        let progress = choices.one_in(2).then(Default::default);
+        tick.peers.insert(peer, PeerStatus { heard_ms, progress, ..PeerStatus::default() });
+    }
+    Status {
+        id: choices.number(id),
+        leader: choices.number(id),
+        begun: choices.one_in(2),
+        learners: vec![choices.number(1); choices.below(3)],
+        members,
+        tick,
+        ..own_status(choices, &Members::default())
+    }
+}
+
+/// The tables of the commands control no terminal.
+fn assert_is_printable(printed: &str) {
+    let is_bad = |c: char| c.is_control() && c != '\n';
+    assert!(!printed.contains(is_bad), "{printed:?}");
+}
+
+/// Whatever a member answers when it is asked for its status: it is shown as that member's, or not at
+/// all, and what commands print of it, or of any answer of an admin port, controls no terminal.
+pub fn status_answers(data: &[u8]) {
+    const OTHER: NodeId = 2;
+    let mut choices = Choices(data);
+    if choices.one_in(2) {
+        let answer = configuration::admin_answer(&mut choices);
+        if let Some(printed) = commands::printed(&answer) {
+            assert_is_printable(&printed);
+        }
+        return;
+    }
+    let sound = status_of(&mut choices, OTHER);
+    let mut encoded = codec::encode(&sound);
+    if choices.one_in(2) {
+        choices.damage(&mut encoded);
+    }
+    let decoded = codec::decode::<Status>(&encoded).ok();
+    if let Some(status) = &decoded {
+        // A map may have come in another order, or with a key twice.
+        let again = codec::encode(status);
+        assert_eq!(codec::decode::<Status>(&again).as_ref().ok(), Some(status));
+        assert!(again.len() <= encoded.len());
+    }
+    let cluster = Arc::<ClusterWatch>::default();
+    cluster.take_answer(OTHER, &encoded);
+    let statuses = cluster.watch();
+    let is_shown = statuses.borrow().contains_key(&OTHER);
+    assert_eq!(is_shown, decoded.as_ref().is_some_and(|status| status.id == OTHER));
+    // Without an answer, `/cluster` waits for one.
+    let Some(status) = decoded.filter(|_| is_shown) else { return };
+    let urls = [(1, url(1)), (OTHER, url(OTHER))];
+    let members = Members { urls: urls.into(), ..Members::default() };
+    let own = Status { id: 1, leader: 1, members, ..Status::default() };
+    thread_local! {
+        static API: Arc<HttpKvApi> = Arc::new(Node::start().1);
+    }
+    let (_stop_tx, stopping) = watch::channel(());
+    let service = admin::service(Admin {
+        status: watch::channel(own).1,
+        metrics: Default::default(),
+        cluster,
+        keys: API.with(Arc::clone),
+        alive_within: Duration::from_secs(60),
+        names: Vec::new(),
+        stopping,
+    });
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from_static("/cluster");
+    request.headers_mut().insert("host", HeaderValue::from_static("a"));
+    let body = RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let answer = call(&service, request).await;
+            assert_eq!(answer.status(), 200);
+            answer.into_body().collect().await.expect("it is in memory").to_bytes()
+        })
+    });
+    let printed = commands::printed(&body).expect("it is JSON");
+    assert_is_printable(&printed);
+    let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let shown = &json["members"][1];
+    assert_eq!((&shown["id"], &shown["status"]["id"]), (&OTHER.into(), &OTHER.into()));
+    assert_eq!(shown["status"]["term"], status.term);
+    assert_eq!(shown["status"]["version"], *status.tick.version);
 }

@@ -1,13 +1,9 @@
-//! A member's flags, and messages before its bootstrap.
-
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
+//! Messages before a member's bootstrap.
 
 use raftexample::channels::{
     Greeting, GreetingAnswer, Matched, PeerHeader, PeerReport, Refusal, Vouched,
 };
 use raftexample::codec;
-use raftexample::config::Config;
 use raftexample::error::Error;
 use raftexample::raft_node::{Input, NodeConfig};
 use raftexample::transport::{Inbound, InboundBody};
@@ -107,56 +103,4 @@ pub fn greetings(data: &[u8]) {
     }
     let disk = member.crash(Survives::Nothing);
     Member::start(&config, &disk, &Transcript::default()).unwrap();
-}
-
-/// The flags, with valid and some invalid values.
-#[rustfmt::skip]
-const FLAGS: &[(&str, &[&str])] = &[
-    ("--id", &["1", "2", "3", "0", "18446744073709551615"]),
-    ("--cluster", &["http://127.0.0.1:1", "http://a:1,http://a:2,http://a:3", "http://[::1]:1", "a:1", ""]),
-    ("--port", &["1", "65535", "65536"]),
-    ("--join", &["true", "false", "maybe"]),
-    ("--data-dir", &[".", "", "/nowhere"]),
-    ("--host", &["0.0.0.0", "::", "localhost"]),
-    ("--peer-url", &["http://a:2", "http://a:4", "a"]),
-    ("--lift-quarantine", &["true", "maybe"]),
-    ("--snapshot-count", &["1", "0", "18446744073709551615"]),
-    ("--snapshot-catch-up-entries", &["0", "18446744073709551615", "-1"]),
-    ("--ack", &["committed", "proposed", "never"]),
-    ("--read", &["linearizable", "local", "Local"]),
-    ("--request-timeout", &["5s", "0s", "1day", "2days", "99999999999y"]),
-    ("--max-value-bytes", &["1", "0", "67108864", "67108865"]),
-    ("--tick", &["100ms", "1ns", "1min", "61s"]),
-    ("--election-ticks", &["10", "2", "1", "10001"]),
-    ("--heartbeat-ticks", &["1", "0", "10", "9999"]),
-    ("--log-level", &["debug", "all"]),
-    ("--log-format", &["json", "xml"]),
-    ("--config", &["/nowhere", "."]),
-];
-
-/// Every command line is accepted, or refused in one line.
-pub fn flags(data: &[u8]) {
-    let mut choices = Choices(data);
-    let mut arguments = vec![OsString::from("raftexample")];
-    for _ in 0..choices.below(8) {
-        let (flag, values) = choices.pick(FLAGS);
-        let dashes = if choices.one_in(4) { &flag[1..] } else { flag };
-        let mut argument = format!("{dashes}={}", choices.pick(values)).into_bytes();
-        if choices.one_in(8) {
-            choices.damage(&mut argument);
-        }
-        arguments.push(OsString::from_vec(argument));
-    }
-    let Ok(config) = Config::read(arguments, std::iter::empty()) else { return };
-    match config.check() {
-        Ok(()) => {
-            let node = config.node_config();
-            assert_ne!(node.id, 0);
-            assert!(node.election_ticks > node.heartbeat_ticks && node.heartbeat_ticks > 0);
-            assert_eq!(node.url, config.own_url());
-            config.client_address();
-        }
-        Err(Error::Config(why)) => assert!(!why.is_empty() && !why.contains('\n'), "{why:?}"),
-        Err(error) => panic!("{error}"),
-    }
 }
