@@ -72,4 +72,5 @@ properties!(
     client_requests,
     admin_requests,
     status_answers,
+    tls_hellos,
 );

@@ -9,6 +9,7 @@ mod node;
 mod ports;
 mod start;
 mod storage;
+mod tls;
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -29,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("client_requests", ports::client_requests),
     ("admin_requests", ports::admin_requests),
     ("status_answers", ports::status_answers),
+    ("tls_hellos", tls::tls_hellos),
 ];
 
 /// Choices, taken from the front of the input; all are 0 after its end.
