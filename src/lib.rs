@@ -46,7 +46,9 @@
 //! | snapshots being received | peer port | 2, one per sender | 503 to the peer |
 //! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | one for each message or request in the queues above | – |
 //! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
-//! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the next waits in the socket's backlog |
+//! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the one that has shown least is closed |
+//! | connections to peers | transport | 260: four to each of 63, and one for each change on its way to the leader | – |
+//! | changes on their way to the leader | transport | 8 | the next wait, as above |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
 //! | status | raft_node → admin port, transport | the latest | replaced |
 //! | errorC: [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
