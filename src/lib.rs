@@ -48,7 +48,7 @@
 //! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
 //! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the one that has shown least is closed |
 //! | connections to peers | transport | 260: four to each of 63, and one for each change on its way to the leader | – |
-//! | changes on their way to the leader | transport | 8 | the next wait, as above |
+//! | changes on their way to the leader | transport | 8 | the next wait, and expire |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
 //! | status | raft_node → admin port, transport | the latest | replaced |
 //! | errorC: [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
