@@ -93,10 +93,10 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
     let election_timeout = config.tick * config.election_ticks as u32;
     let peer_tls = config.peer_tls(metrics.clone(), logger.clone())?;
     let client_tls = config.client_tls(metrics.clone(), logger.clone())?;
-    let peer_port = Port::bind(config.peer_address()?, "--cluster", peer_tls).await?;
-    let client_port = Port::bind(config.client_address(), "--port", client_tls.clone()).await?;
+    let peer_port = Port::bind(config.peer_address()?, "--cluster", peer_tls)?;
+    let client_port = Port::bind(config.client_address(), "--port", client_tls.clone())?;
     let admin_port = match config.admin_address()? {
-        Some(address) => Some(Port::bind(address, "--admin", client_tls).await?),
+        Some(address) => Some(Port::bind(address, "--admin", client_tls)?),
         None => None,
     };
 

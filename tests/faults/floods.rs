@@ -97,7 +97,7 @@ fn hold_open(addresses: &[SocketAddr], first: &[u8], held: usize, is_over: &Atom
             }
         }
         if have_been_held {
-            // At the rate that one client manages the kernel drops connections before they are accepted.
+            // As fast as it can, one client fills the kernel's queue of connections that wait to be accepted.
             thread::sleep(Duration::from_millis(1));
         }
         if connections.len() > held * addresses.len() {

@@ -36,7 +36,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
@@ -69,6 +69,10 @@ const DESCRIPTORS_MIN: usize = DESCRIPTORS_KEPT + 64;
 const HEADER_BYTES: usize = 64 * 1024;
 /// Header lines of a request.
 const HEADER_FIELDS: usize = 100;
+
+/// Connections that wait until they are accepted, as in Go; the kernel may allow fewer. If there are more, it
+/// drops their first segments, which come again after a second.
+const BACKLOG: u32 = 4096;
 
 /// The wait after a failed accept. It doubles with each further failure.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(5);
@@ -180,12 +184,15 @@ impl Port {
     ///
     /// # Errors
     /// [`Error::Config`] if the address is in use, or does not belong to this machine.
-    pub async fn bind(
-        address: SocketAddr,
-        flag: &str,
-        tls: Option<Tls>,
-    ) -> crate::error::Result<Self> {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+    pub fn bind(address: SocketAddr, flag: &str, tls: Option<Tls>) -> crate::error::Result<Self> {
+        let listen = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // A member that starts again need not wait for connections of its last run.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        let listener = listen().map_err(|error| {
             Error::Config(format!("cannot listen on {address} ({flag}): {error}"))
         })?;
         Ok(Self { listener, tls })
