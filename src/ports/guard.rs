@@ -15,7 +15,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::http::header::{HOST, ORIGIN, TRANSFER_ENCODING};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+
+static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +63,12 @@ pub(crate) fn refusal(
         return forbidden("foreign_origin", why);
     }
     // No browser sends one of them twice. Whatever added the second, all must hold.
-    let mut modes = headers.get_all("sec-fetch-mode").iter().peekable();
-    let is_link = is_page && modes.peek().is_some() && modes.all(|mode| mode == "navigate");
-    let mut sites = headers.get_all("sec-fetch-site").iter();
-    if sites.any(|site| site != "same-origin" && site != "none" && !is_link) {
+    let is_link = || {
+        let mut modes = headers.get_all(&SEC_FETCH_MODE).iter().peekable();
+        is_page && modes.peek().is_some() && modes.all(|mode| mode == "navigate")
+    };
+    let mut sites = headers.get_all(&SEC_FETCH_SITE).iter();
+    if sites.any(|site| site != "same-origin" && site != "none" && !is_link()) {
         return forbidden("foreign_origin", "a page of another origin may not use this port");
     }
     None
