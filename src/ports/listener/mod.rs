@@ -28,6 +28,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -264,16 +267,10 @@ pub async fn serve(
                     address,
                     limits: limits.clone(),
                     stop_rx: stop_rx.clone(),
-                    slot: slot.clone(),
+                    slot,
                     logger: logger.clone(),
                 };
-                connections.spawn(async move {
-                    tokio::select! {
-                        biased;
-                        () = slot.evicted() => {}
-                        () = connection.serve(stream) => {}
-                    }
-                });
+                connections.spawn(connection.serve(stream));
             }
         }
     }
@@ -365,6 +362,16 @@ impl Acceptor {
 /// A stream whose writes fail when the client accepts no bytes for [`Limits::stall_timeout`].
 type Stream<I> = Pin<Box<TimeoutWriter<I>>>;
 
+/// Why a connection ends, other than by its client.
+enum End {
+    /// Another one gets its place.
+    Evicted,
+    /// There was no request.
+    Silent,
+    /// After the request that it is in: the port stops, or the client has to authenticate again.
+    Finish,
+}
+
 struct Connection<S> {
     service: S,
     tls: Option<Tls>,
@@ -399,7 +406,13 @@ impl<S: HttpService> Connection<S> {
             return self.serve_http(stream, service, pending()).await;
         };
         let in_use = tls.in_use();
-        let Some(stream) = self.handshake(&tls, in_use.acceptor(), stream).await else { return };
+        let slot = self.slot.clone();
+        let stream = tokio::select! {
+            biased;
+            () = slot.evicted() => return,
+            stream = self.handshake(&tls, in_use.acceptor(), stream) => stream,
+        };
+        let Some(stream) = stream else { return };
         let replaced = in_use.replaced();
         let certificates = stream.get_ref().1.peer_certificates();
         let certificate =
@@ -451,32 +464,59 @@ impl<S: HttpService> Connection<S> {
     /// Serves requests until the client has gone, the port stops, or the certificate files are
     /// `replaced`: then the client must authenticate again.
     async fn serve_http<I>(
-        mut self,
+        self,
         stream: I,
         service: impl HttpService,
-        replaced: impl Future<Output = ()>,
+        replaced: impl Future<Output = ()> + Send + 'static,
     ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut connection = self.limits.protocol().serve_connection(TokioIo::new(stream), service);
-        let slot = self.slot.clone();
-        let silent = slot.is_silent_for(self.limits.first_head_timeout);
-        let stop = async {
+        let (evicted, silent) = (self.slot.clone(), self.slot.clone());
+        let patience = self.limits.first_head_timeout;
+        let mut stop_rx = self.stop_rx;
+        // Each is polled only when it was woken, not with each request.
+        let mut ends: FuturesUnordered<BoxFuture<'static, End>> = FuturesUnordered::new();
+        ends.push(
+            async move {
+                evicted.evicted().await;
+                End::Evicted
+            }
+            .boxed(),
+        );
+        ends.push(
+            async move {
+                silent.is_silent_for(patience).await;
+                End::Silent
+            }
+            .boxed(),
+        );
+        ends.push(
+            async move {
+                let _ = stop_rx.changed().await;
+                End::Finish
+            }
+            .boxed(),
+        );
+        ends.push(
+            async move {
+                replaced.await;
+                End::Finish
+            }
+            .boxed(),
+        );
+        let ended = loop {
             tokio::select! {
-                _ = self.stop_rx.changed() => {}
-                () = replaced => {}
-            }
-        };
-        let ended = tokio::select! {
-            biased;
-            () = stop => {
-                Pin::new(&mut connection).graceful_shutdown();
-                (&mut connection).await
-            }
-            ended = &mut connection => ended,
-            () = silent => {
-                debug!(self.logger, "a connection sent no request in time");
-                return;
+                biased;
+                Some(end) = ends.next() => match end {
+                    End::Evicted => return,
+                    End::Silent => {
+                        debug!(self.logger, "a connection sent no request in time");
+                        return;
+                    }
+                    End::Finish => Pin::new(&mut connection).graceful_shutdown(),
+                },
+                ended = &mut connection => break ended,
             }
         };
         if let Err(error) = ended {
