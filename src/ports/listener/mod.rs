@@ -522,7 +522,13 @@ impl<S: HttpService> Connection<S> {
         if let Err(error) = ended {
             debug!(self.logger, "a connection ended with an error"; "error" => %error);
         }
-        linger(connection.into_parts().io.into_inner()).await;
+        // So that what follows is the one to hear of the eviction.
+        drop(ends);
+        tokio::select! {
+            biased;
+            () = self.slot.evicted() => {}
+            () = linger(connection.into_parts().io.into_inner()) => {}
+        }
     }
 }
 

@@ -133,6 +133,25 @@ async fn an_idle_connection_gives_its_place_to_a_new_one() {
     assert_eq!(first.read(&mut [0; 1]).await.unwrap_or(0), 0, "the first is closed");
 }
 
+/// Otherwise connections that end with an error would hold more descriptors than there are places.
+#[tokio::test]
+async fn a_connection_that_lingers_gives_its_place_too() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let server = Server::start(TowerToHyperService::new(hello()), limits).await;
+    let mut first = server.connect().await;
+    first.write_all(b"no request\r\n\r\n").await.expect("the server listens");
+    starts_with(&read_to_end(&mut first).await, "HTTP/1.1 400 ");
+    // The server has closed its side, and reads on.
+    let lingers = Instant::now();
+    let mut second = server.connect().await;
+    second.write_all(GET).await.expect("the server listens");
+    starts_with(&read_until(&mut second, b"hello").await, "HTTP/1.1 200 OK\r\n");
+    while first.write_all(b"x").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(lingers.elapsed() < LINGER / 2, "it went after {:?}", lingers.elapsed());
+}
+
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed_in_time() {
     let limits = Limits { first_head_timeout: Duration::from_millis(50), ..Limits::default() };
