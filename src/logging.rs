@@ -219,12 +219,10 @@ impl<D: Drain<Ok = ()>> Drain for OriginalWords<D> {
         // Formatting into a string does not fail.
         let _ = values.serialize(record, &mut fields);
         let _ = record.kv().serialize(record, &mut fields);
-        match original_words(&record.msg().to_string(), fields) {
-            Some(text) => {
-                with_text(record, record.level(), &text, |record| self.0.log(record, &o!().into()))
-            }
-            None => Ok(()),
-        }
+        let text = original_words(&record.msg().to_string(), fields).unwrap_or_default();
+        text.lines().try_for_each(|text| {
+            with_text(record, record.level(), text, |record| self.0.log(record, &o!().into()))
+        })
     }
 }
 
@@ -239,8 +237,8 @@ impl Serializer for Fields {
     }
 }
 
-/// What the original says for a message of raft-rs; `None` if it says nothing, or this program says it
-/// itself.
+/// What the original says for a message of raft-rs, in one line or more; `None` if it says nothing, or this
+/// program says it itself.
 fn original_words(message: &str, mut fields: Fields) -> Option<String> {
     let mut take = |key: &str| fields.0.remove(key).unwrap_or_default();
     let id = take("raft_id");
@@ -278,6 +276,13 @@ fn original_words(message: &str, mut fields: Fields) -> Option<String> {
             take("to"),
             take("term")
         ),
+        // Of a candidate's own vote raft-rs says nothing.
+        message if message.starts_with("became candidate") => {
+            let term = take("term");
+            format!("{id} {message}\n{id} received MsgVoteResp from {id} at term {term}")
+        }
+        // The original has no pre-vote. Its requests are logged.
+        message if message.starts_with("became pre-candidate") => return None,
         // The node logs both.
         "switched to configuration" => return None,
         message if message.starts_with("RawNode created") => return None,

@@ -216,6 +216,8 @@ fn a_first_start_logs_fewer_than_fifteen_lines() {
         "newRaft 1 [peers: [], term: 0, commit: 0, applied: 0, lastindex: 0, lastterm: 0]",
         "1 switched to configuration voters=(1)",
         "1 is starting a new election at term 1",
+        "1 became candidate at term 2",
+        "1 received MsgVoteResp from 1 at term 2",
         "1 became leader at term 2",
     ] {
         assert!(log.contains(words), "{words:?} is not in\n{log}");
