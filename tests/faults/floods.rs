@@ -212,11 +212,8 @@ fn bodies_announced_in_a_members_name_stop_nobody() {
 /// The last line of the member's log that names its cluster. The first is from before its bootstrap.
 fn identity(cluster: &Cluster, id: u64) -> Value {
     let ran = run(cluster.site.dir(), &["inspect", &format!("raftexample-{id}"), "--json"]);
-    let lines = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines
-        .filter(|line| !line["incarnation"].is_null() && !line["cluster_id"].is_null())
-        .next_back()
-        .unwrap()
+    let mut lines = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.rfind(|line| !line["incarnation"].is_null() && !line["cluster_id"].is_null()).unwrap()
 }
 
 fn u64_of(hexadecimal: &str) -> u64 {
