@@ -230,8 +230,8 @@ mod tests {
     /// What Chromium 156.0.8078.108 and Firefox 153.7.0 ESR sent on Linux: the four headers that the guard
     /// reads, one line for each set of requests that had the same. The page that caused a request is the
     /// member's own, at `http://evil.example:8000`, at another port of the member's address, or at a name
-    /// that its owner rebound to the member's address. Both browsers sent the same, but for one preflight
-    /// that says so. To an address that is not loopback they send no `Sec-Fetch-Site` over plain HTTP.
+    /// that its owner rebound to the member's address. The browsers differ in one preflight only, whose
+    /// rows name them. To an address that is not loopback they send no `Sec-Fetch-Site` over plain HTTP.
     ///
     /// The columns: page | request | `Host` | `Origin` | `Sec-Fetch-Site` | `Sec-Fetch-Mode` | outcome.
     const RECORDED: &str = "\

@@ -63,6 +63,7 @@ fn bear_at(
             writes += 1;
             if begun.elapsed() > FLOOD / 3 && !std::mem::replace(&mut have_hung, true) {
                 followers.iter().for_each(|id| cluster.process(*id).pause());
+                // The length of the pause is the fault.
                 thread::sleep(HANG);
                 followers.iter().for_each(|id| cluster.process(*id).signal(Signal::SIGCONT));
             }
@@ -167,7 +168,7 @@ fn bodies_that_are_announced_and_never_come_stop_nobody() {
     bear("announced bodies", &[], |_, peers, is_over| hold_open(peers, announced, 100, is_over));
 }
 
-/// Without TLS, whoever can read one message of a member can speak for it.
+/// Without TLS, anyone who has seen one message of a member can send requests in its name.
 #[test]
 fn bodies_announced_in_a_members_name_stop_nobody() {
     for (path, length) in [("/raft", 96 << 20), ("/raft/snapshot", 1_u64 << 30)] {

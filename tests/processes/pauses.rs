@@ -41,8 +41,9 @@ fn a_hung_follower_does_not_hold_up_writes() {
     assert_eq!(cluster.leader(), (leader, term));
 }
 
-/// The leader never saw some of what was forwarded to it. Whoever sent it learns that from the stream that
-/// carried it, and does not wait for the rest of its request's timeout; nor does a member that stops.
+/// Some forwarded writes never reach the leader. The member that forwarded them learns this from the stream
+/// that carried them, and answers at once. Neither the client nor a member that stops waits for the request's
+/// timeout.
 #[test]
 fn a_write_lost_on_its_way_to_the_leader_is_answered_soon() {
     let mut cluster = Cluster::start(3, &["--request-timeout", "20s"]);

@@ -141,7 +141,7 @@ impl Port {
         serve_stream(stream, address, tls, service, limits, logs::discard()).await;
     }
 
-    /// What a client that does all right gets from the server at the other end of `stream`.
+    /// What a correct client gets from the server at the other end of `stream`.
     async fn ask(&self, client: usize, stream: DuplexStream) -> io::Result<Vec<u8>> {
         let connector = TlsConnector::from(self.clients[client].clone());
         let mut stream = connector.connect(localhost(), stream).await?;
@@ -352,7 +352,7 @@ async fn connections(choices: &mut Choices<'_>, port: &Port) {
     let (before, began) = (served(), Instant::now());
     let client = choices.below(port.clients.len());
     if choices.one_in(64) {
-        // A client that does all right, with somebody on the way.
+        // A correct client, behind a relay that changes its bytes.
         let (own, between) = duplex(room);
         let (at, bits) = (choices.short() % 2048, choices.byte());
         // With a wrong length, each side may wait for the other.
