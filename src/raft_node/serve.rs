@@ -653,4 +653,20 @@ mod tests {
         serving.turn(None).expect("handled");
         assert!(serving.node.raft().raft_log.persisted > last);
     }
+
+    /// A name server that does not answer takes the runtime's threads.
+    #[test]
+    fn the_disk_waits_for_no_blocking_thread_of_the_runtime() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().max_blocking_threads(1).build().expect("a runtime");
+        let (free_tx, free_rx) = std::sync::mpsc::channel::<()>();
+        let done = runtime.block_on(async {
+            tokio::task::spawn_blocking(move || free_rx.recv());
+            let thread = DiskThread::new();
+            tokio::time::timeout(Duration::from_secs(20), thread.run(|| 7)).await
+        });
+        // Before it can fail: the runtime waits for its threads.
+        drop(free_tx);
+        assert_eq!(done, Ok(7));
+    }
 }
