@@ -2,6 +2,8 @@
 //!
 //! The format is bincode 2.0.1 with fixed-width little-endian integers.
 
+use std::io::Write;
+
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +29,9 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     bytes
 }
 
-/// Appends the encoded `value` to `bytes`, as [`encode`].
-pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
-    bincode::serde::encode_into_std_write(value, bytes, CONFIG).expect("the type has an encoding");
+/// Writes the encoded `value` to `out`, as [`encode`]. Panics if `out` fails.
+pub fn encode_into<T: Serialize>(value: &T, out: &mut impl Write) {
+    bincode::serde::encode_into_std_write(value, out, CONFIG).expect("the type has an encoding");
 }
 
 /// Decodes a `T` from all of `bytes`. The value may borrow from them. Fails if the value is larger than

@@ -26,6 +26,9 @@ pub enum RequestError {
     /// The request may have been proposed, and its outcome is unknown: 504.
     #[error("{0}")]
     Unknown(String),
+    /// The request's retry token was used for another one: 422.
+    #[error("{0}")]
+    Unprocessable(String),
 }
 
 impl RequestError {

@@ -58,6 +58,8 @@ const URL_BYTES_MAX: usize = 64 * 1024;
 
 /// The handler of the client port.
 pub struct HttpKvApi {
+    /// The name of its port in the metrics.
+    pub port: &'static str,
     /// Serves PUT and GET, and forwards POST and DELETE to the raft node.
     pub store: KvStore,
     /// When a PUT is answered.
@@ -80,6 +82,13 @@ pub struct HttpKvApi {
     pub logger: Logger,
 }
 
+/// The entry that wrote a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WrittenBy {
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+}
+
 /// A response, or one that reports an error.
 pub(crate) type Answer<T = Response> = Result<T, ErrorResponse>;
 
@@ -90,16 +99,10 @@ pub fn service(api: impl Into<Arc<HttpKvApi>>) -> impl HttpService + HttpService
 }
 
 /// The twin of the original's `ServeHTTP`.
-pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Request) -> Response {
+async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Request) -> Response {
     let began = Instant::now();
     let (head, body) = request.into_parts();
-    let (method, answered) = match head.method {
-        Method::PUT => ("PUT", Some(&api.metrics.puts)),
-        Method::GET => ("GET", Some(&api.metrics.gets)),
-        Method::POST => ("POST", None),
-        Method::DELETE => ("DELETE", None),
-        _ => ("other", None),
-    };
+    let method = head.method.clone();
     let response = match refusal(head.version, &head.headers, &api.names, false) {
         Some(refused) => {
             api.metrics.rejected(refused.reason);
@@ -107,10 +110,8 @@ pub(crate) async fn serve_http(State(api): State<Arc<HttpKvApi>>, request: Reque
         }
         None => answer(&api, head, body, began + api.request_timeout).await,
     };
-    api.metrics.answered(method, response.status().as_u16());
-    if let Some(answered) = answered.filter(|_| response.status().is_success()) {
-        answered.observe(began.elapsed());
-    }
+    let elapsed = response.status().is_success().then(|| began.elapsed());
+    api.answered(&method, response.status(), elapsed);
     response
 }
 
@@ -129,6 +130,22 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
 }
 
 impl HttpKvApi {
+    /// Counts a response, and the time of a successful PUT or GET of a key.
+    pub(crate) fn answered(&self, method: &Method, status: StatusCode, elapsed: Option<Duration>) {
+        let (name, answered) = match *method {
+            Method::PUT => ("PUT", Some(&self.metrics.puts)),
+            Method::GET => ("GET", Some(&self.metrics.gets)),
+            Method::HEAD => ("HEAD", None),
+            Method::POST => ("POST", None),
+            Method::DELETE => ("DELETE", None),
+            _ => ("other", None),
+        };
+        self.metrics.answered(self.port, name, status.as_u16());
+        if let (Some(answered), Some(elapsed)) = (answered, elapsed) {
+            answered.observe(elapsed);
+        }
+    }
+
     async fn put(&self, key: &str, body: Body, deadline: Instant) -> Answer {
         // The permit counts the value's bytes until the response is known.
         let (value, _permit) = self.read("PUT", body, self.max_value_bytes, deadline).await?;
@@ -140,16 +157,26 @@ impl HttpKvApi {
     }
 
     async fn get(&self, key: &str, headers: &HeaderMap, deadline: Instant) -> Answer {
-        let mut consistency = consistency(headers, self.read)?;
+        let consistency = consistency(headers, self.read)?;
+        let Some((written, value)) = self.found(key, consistency, deadline).await? else {
+            return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
+        };
+        Ok((entry(written.index, written.term), value).into_response())
+    }
+
+    /// Reads a key: the entry that wrote it, and a response with its value. `None` if it does not exist.
+    pub(crate) async fn found(
+        &self,
+        key: &str,
+        mut consistency: Consistency,
+        deadline: Instant,
+    ) -> Answer<Option<(WrittenBy, Response)>> {
         let mut room = None;
         loop {
             let found = self.store.lookup(key.as_bytes(), consistency, deadline).await?;
-            let Some(found) = found else {
-                return Err(ErrorResponse::new(StatusCode::NOT_FOUND, "Failed to GET"));
-            };
-            let entry = entry(found.index(), found.term());
-            let value = found.into_value();
-            let body = match self.responses.body(value, room.take()) {
+            let Some(found) = found else { return Ok(None) };
+            let written = WrittenBy { index: found.index(), term: found.term() };
+            let body = match self.responses.body(found.into_value(), room.take()) {
                 Ok(body) => body,
                 Err(length) => {
                     // The value is not kept meanwhile. What this member holds later is as current.
@@ -162,7 +189,7 @@ impl HttpKvApi {
             // a stored value as a script.
             let fixed =
                 [(CONTENT_TYPE, "application/octet-stream"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
-            return Ok((fixed, entry, body).into_response());
+            return Ok(Some((written, (fixed, body).into_response())));
         }
     }
 
@@ -197,7 +224,7 @@ impl HttpKvApi {
     }
 
     /// Reads the body of a `method` request, of at most `max_bytes`.
-    async fn read(
+    pub(crate) async fn read(
         &self,
         method: &str,
         body: Body,
@@ -246,9 +273,9 @@ fn utf8(url: Bytes) -> Answer<String> {
 /// A response that reports an error.
 #[derive(Debug)]
 pub(crate) struct ErrorResponse {
-    status: StatusCode,
+    pub(crate) status: StatusCode,
     /// The body, one line.
-    message: String,
+    pub(crate) message: String,
     /// True if the body was not read to its end, so the connection cannot carry another request.
     closes: bool,
 }
@@ -273,6 +300,7 @@ impl From<RequestError> for ErrorResponse {
             RequestError::Gone(_) => StatusCode::GONE,
             RequestError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             RequestError::Unknown(_) => StatusCode::GATEWAY_TIMEOUT,
+            RequestError::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.to_string())
     }
@@ -306,7 +334,7 @@ fn method_not_allowed() -> Response {
 }
 
 /// The headers that name the entry that wrote a value.
-fn entry(index: Index, term: Term) -> [(HeaderName, u64); 2] {
+pub(crate) fn entry(index: Index, term: Term) -> [(HeaderName, u64); 2] {
     [(RAFT_INDEX, index), (RAFT_TERM, term)]
 }
 
@@ -318,7 +346,7 @@ fn key(target: &Uri) -> Option<Cow<'_, str>> {
     target.path_and_query().map(|path| Cow::Borrowed(path.as_str()))
 }
 
-fn consistency(headers: &HeaderMap, default: Consistency) -> Answer<Consistency> {
+pub(crate) fn consistency(headers: &HeaderMap, default: Consistency) -> Answer<Consistency> {
     let mut values = headers.get_all(RAFT_READ).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {
         (None, _) => Ok(default),

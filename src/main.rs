@@ -14,13 +14,14 @@ use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
 use raftexample::logging;
 use raftexample::ports::admin::{self, Admin};
+use raftexample::ports::application::{self, Application, WATCHERS_MAX, Wakeups};
 use raftexample::ports::listener::{
     BodyBudget, Limits, Port, ResponseBudget, raise_descriptor_limit, serve,
 };
 use raftexample::raft_node::Role;
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 /// The longest last line on standard error in bytes.
@@ -96,42 +97,58 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
     let peer_port = Port::bind(config.peer_address()?, "--cluster", peer_tls)?;
     let client_port = Port::bind(config.client_address(), "--port", client_tls.clone())?;
     let admin_port = match config.admin_address()? {
-        Some(address) => Some(Port::bind(address, "--admin", client_tls)?),
+        Some(address) => Some(Port::bind(address, "--admin", client_tls.clone())?),
+        None => None,
+    };
+    let application_port = match config.application_address()? {
+        Some(address) => Some(Port::bind(address, "--api", client_tls)?),
         None => None,
     };
 
     // With the real ports, where the flags say 0.
     let bound =
         |port: &Port| port.address().map_or_else(|why| why.to_string(), |it| it.to_string());
-    let admin_bound = admin_port.as_ref().map(|port| format!(", operators on {}", bound(port)));
+    let mut others = String::new();
+    for (port, whom) in [(&application_port, "programs"), (&admin_port, "operators")] {
+        others += &port.as_ref().map_or("".into(), |port| format!(", {whom} on {}", bound(port)));
+    }
     let (clients, peers) = (bound(&client_port), bound(&peer_port));
-    info!(logger, "serving keys on {clients}, peers on {peers}{}", admin_bound.unwrap_or_default());
+    info!(logger, "serving keys on {clients}, peers on {peers}{others}");
 
     let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
-    let api = || {
-        Arc::new(HttpKvApi {
-            store: store.clone(),
-            ack: config.ack,
-            read: config.read,
-            request_timeout: config.request_timeout,
-            max_value_bytes: config.max_value_bytes,
-            // One for each port: clients do not keep operators out.
-            budget: BodyBudget::default(),
-            responses: ResponseBudget::default(),
-            names: config.names(),
-            metrics: metrics.clone(),
-            logger: logger.clone(),
-        })
+    let api = |port| HttpKvApi {
+        port,
+        store: store.clone(),
+        ack: config.ack,
+        read: config.read,
+        request_timeout: config.request_timeout,
+        max_value_bytes: config.max_value_bytes,
+        // One for each port: clients do not keep operators out.
+        budget: BodyBudget::default(),
+        responses: ResponseBudget::default(),
+        names: config.names(),
+        metrics: metrics.clone(),
+        logger: logger.clone(),
     };
     // Nothing is sent on this channel. Dropping its sender stops the listeners.
     let (stop_tx, stop_rx) = watch::channel(());
+    let wakeups = Wakeups::start(store.clone(), metrics.clone(), stop_rx.clone());
+    let application = |port, watchers| {
+        Arc::new(Application {
+            keys: api(port),
+            status: node.status.clone(),
+            wakeups: wakeups.clone(),
+            watchers: Arc::new(Semaphore::new(watchers)),
+            stopping: stop_rx.clone(),
+        })
+    };
     let stopped = |mut stop_rx: watch::Receiver<()>| async move {
         let _ = stop_rx.changed().await;
     };
     let shutdown_grace = config.request_timeout + SHUTDOWN_SLACK;
     let mut server = tokio::spawn(serve(
         client_port,
-        httpapi::service(api()),
+        httpapi::service(api("client")),
         Limits { shutdown_grace, ..Limits::default() }.affordable(),
         stopped(stop_rx.clone()),
         logger.clone(),
@@ -140,13 +157,18 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
         status: node.status.clone(),
         cluster: node.cluster.clone(),
         metrics: metrics.clone(),
-        keys: api(),
+        application: application("admin", admin::WATCHERS_MAX),
         alive_within: 2 * election_timeout.max(Duration::from_secs(1)),
         names: config.names(),
         stopping: stop_rx.clone(),
     };
+    let application_server = application_port.map(|port| {
+        let service = application::service(application("application", WATCHERS_MAX));
+        let (stopped, limits) = (stopped(stop_rx.clone()), application::limits(shutdown_grace));
+        tokio::spawn(serve(port, service, limits, stopped, logger.clone()))
+    });
     let admin_server = admin_port.map(|port| {
-        let stopped = stopped(stop_rx);
+        let stopped = stopped(stop_rx.clone());
         let limits = admin::limits(shutdown_grace);
         tokio::spawn(serve(port, admin::service(admin), limits, stopped, logger.clone()))
     });
@@ -176,8 +198,8 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
         let _ = store.node().transfer_leadership(Instant::now() + election_timeout).await;
     }
     let _ = server.await;
-    if let Some(admin_server) = admin_server {
-        let _ = admin_server.await;
+    for server in [application_server, admin_server].into_iter().flatten() {
+        let _ = server.await;
     }
     // The connections have dropped their handles. Dropping the last one stops the node.
     drop(store);

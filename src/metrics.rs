@@ -32,6 +32,7 @@ type WordLabel = [(&'static str, &'static str); 1];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
+    port: &'static str,
     method: &'static str,
     status: u16,
 }
@@ -112,6 +113,9 @@ pub struct Counts {
     pub(crate) gets: Answered,
     pub(crate) keys: Gauge,
     pub(crate) store_bytes: Gauge,
+    pub(crate) retry_tokens: Gauge,
+    pub(crate) watchers: Gauge,
+    pub(crate) conditions_failed: Counter,
     /// All metrics, to be encoded.
     pub(crate) registry: Registry,
 }
@@ -137,6 +141,13 @@ impl Default for Counts {
             proposals_pending: add(to, "proposals_pending", "Writes of own clients in progress"),
             keys: add(to, "keys", "Keys in the store"),
             store_bytes: add(to, "store_bytes", "Bytes of keys and values in the store"),
+            retry_tokens: add(to, "retry_tokens", "Retry tokens that are remembered"),
+            watchers: add(to, "watchers", "Connections that watch keys"),
+            conditions_failed: add(
+                to,
+                "conditions_failed",
+                "Writes of own clients whose conditions did not hold",
+            ),
             wal_fsync: add_durations(to, "wal_fsync", "Time to write and sync a frame of the log"),
             apply: add_durations(to, "apply", "Time to apply a batch of entries"),
             puts: Answered::new(to, "put", "Time to acknowledge a PUT"),
@@ -152,7 +163,7 @@ impl Default for Counts {
             },
             snapshots_sent: add(to, "snapshots_sent", "Snapshots sent to peers"),
             rejected: add(to, "rejected", "Requests and connections refused on any port"),
-            http_requests: add(to, "http_requests", "Answered client requests"),
+            http_requests: add(to, "http_requests", "Answered requests for keys, by port"),
             registry,
         }
     }
@@ -200,9 +211,9 @@ impl Counts {
         self.rejected.get_or_create(&[("reason", reason)]).inc();
     }
 
-    /// Counts an answered client request.
-    pub fn answered(&self, method: &'static str, status: u16) {
-        self.http_requests.get_or_create(&RequestLabels { method, status }).inc();
+    /// Counts an answered request for keys: `port` is `client`, `application` or `admin`.
+    pub fn answered(&self, port: &'static str, method: &'static str, status: u16) {
+        self.http_requests.get_or_create(&RequestLabels { port, method, status }).inc();
     }
 
     /// Counts a snapshot sent to a peer, successfully or not.

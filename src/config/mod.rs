@@ -84,6 +84,10 @@ pub struct Config {
     #[arg(long, value_name = "HOST:PORT", help_heading = PORTS)]
     pub admin: Option<String>,
 
+    /// Address for programs: delete, conditions, transactions, listing, watching, retries [default: none]
+    #[arg(long, value_name = "HOST:PORT", help_heading = PORTS)]
+    pub api: Option<String>,
+
     /// Host names that clients and operators call this member by, comma-separated, besides IP addresses,
     /// names without dots and the host of its peer URL; .NAME allows all below it, * any
     #[arg(long, value_name = "NAMES", help_heading = PORTS, value_delimiter = ',')]
@@ -105,7 +109,7 @@ pub struct Config {
     #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub peer_ca: Option<PathBuf>,
 
-    /// Certificate for the client and admin ports, PEM; it switches TLS on there
+    /// Certificate for the client, application and admin ports, PEM; it switches TLS on there
     #[arg(long, value_name = "FILE", help_heading = TLS)]
     pub cert: Option<PathBuf>,
 
@@ -373,14 +377,18 @@ impl Config {
     /// TLS.
     pub fn admin_address(&self) -> Result<Option<SocketAddr>> {
         let Some(admin) = &self.admin else { return Ok(None) };
-        let address = resolve(admin)
-            .map_err(|why| Error::Config(format!("--admin {admin:?}: {why}; give HOST:PORT")))?;
+        let address = resolve_flag("--admin", admin)?;
         if !address.ip().is_loopback() && self.cert.is_none() {
             return Err(Error::Config(format!(
                 "--admin {admin} would let anyone change the cluster: use a loopback address, or give --cert and --key, and --client-ca to authenticate clients"
             )));
         }
         Ok(Some(address))
+    }
+
+    /// The address to listen on for programs, or `None`.
+    pub fn application_address(&self) -> Result<Option<SocketAddr>> {
+        self.api.as_ref().map(|api| resolve_flag("--api", api)).transpose()
     }
 
     /// The host of this member's peer URL, an IPv6 address without brackets.
@@ -390,7 +398,7 @@ impl Config {
         host.trim_matches(['[', ']']).to_owned()
     }
 
-    /// The host names that requests to the client and admin ports may call them by.
+    /// The host names that requests to the ports other than the peer port may call them by.
     pub fn names(&self) -> Vec<String> {
         self.allow_host.iter().cloned().chain([self.own_host()]).collect()
     }
@@ -475,6 +483,12 @@ fn first_paragraph(error: &clap::Error) -> String {
         line = format!("{line}; {tip}");
     }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+/// The address that `flag` names.
+fn resolve_flag(flag: &str, address: &str) -> Result<SocketAddr> {
+    let invalid = |why| Error::Config(format!("{flag} {address:?}: {why}; give HOST:PORT"));
+    resolve(address).map_err(invalid)
 }
 
 fn resolve(authority: &str) -> std::result::Result<SocketAddr, String> {

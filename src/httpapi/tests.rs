@@ -67,6 +67,7 @@ impl Member {
         commits.handle(Commit::Replayed).expect("nothing to fail");
         let changes = Arc::default();
         let mut api = HttpKvApi {
+            port: "client",
             store,
             ack: Ack::Committed,
             read: Consistency::Linearizable,

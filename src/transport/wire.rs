@@ -55,7 +55,7 @@ use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotF
 /// The version of this protocol. It rises with every change of a request or of the meaning of an
 /// entry, because members of different versions would apply entries differently. A sender of another
 /// version is answered 400.
-const PROTOCOL: &str = "2";
+const PROTOCOL: &str = "3";
 
 /// The most messages in one batch. An empty message has a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;

@@ -310,6 +310,7 @@ impl Cluster {
         let (store, commit_reader) = KvStore::new(config, requests, logger.clone());
         let store_done = tokio::spawn(commit_reader.read_commits(commit_rx));
         let service = service(HttpKvApi {
+            port: "client",
             store: store.clone(),
             ack: Ack::Committed,
             read: Consistency::Linearizable,

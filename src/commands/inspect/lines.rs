@@ -12,7 +12,7 @@ use super::Found;
 use crate::channels::{NodeId, RequestId};
 use crate::codec;
 use crate::error::{Result, output_failed};
-use crate::kvstore::{Command, KeyValue};
+use crate::kvstore::{Command, Condition, KeyValue, Operation, Requirement, Txn};
 use crate::membership::{MemberChange, SnapshotMembers};
 use crate::storage::snapshotter::Snapshot;
 use crate::storage::wal::{Head, Record, SnapshotId, VERSION};
@@ -288,6 +288,13 @@ fn content(entry: &Entry) -> (Vec<(&'static str, Value)>, String) {
                 ];
                 (fields, text)
             }
+            Ok(Command::Txn { retry, txn }) => {
+                let token = retry.map(|retry| {
+                    let token = retry.token;
+                    format!("{:x}-{}", token.index, hex(token.random))
+                });
+                transaction(&txn, token)
+            }
             Err(error) => unknown(error.to_string()),
         },
         EntryType::EntryConfChange => match MemberChange::decode(&entry.data) {
@@ -316,6 +323,51 @@ fn content(entry: &Entry) -> (Vec<(&'static str, Value)>, String) {
             unknown("a joint membership change, which no member proposes".to_owned())
         }
     }
+}
+
+/// A transaction, as fields and as text.
+fn transaction(txn: &Txn<'_>, token: Option<String>) -> (Vec<(&'static str, Value)>, String) {
+    let condition = |Condition { key, is }: &Condition<'_>| {
+        let requirement = match is {
+            Requirement::Absent => "is absent".to_owned(),
+            Requirement::Exists => "exists".to_owned(),
+            Requirement::WrittenAt(indexes) => format!("was written at {indexes:?}"),
+            Requirement::NotWrittenAt(indexes) => format!("was not written at {indexes:?}"),
+        };
+        format!("\"{}\" {requirement}", escaped(key))
+    };
+    let operation = |operation: &Operation<'_>| {
+        let key = escaped(operation.key());
+        match operation {
+            Operation::Put { value, .. } => {
+                format!("PUT \"{key}\" = \"{}\" ({} bytes)", escaped(value), value.len())
+            }
+            Operation::Delete { .. } => format!("DELETE \"{key}\""),
+            Operation::Get { .. } => format!("GET \"{key}\""),
+        }
+    };
+    let conditions: Vec<_> = txn.conditions.iter().map(condition).collect();
+    let then: Vec<_> = txn.then.iter().map(operation).collect();
+    let otherwise: Vec<_> = txn.otherwise.iter().map(operation).collect();
+    let mut text = String::new();
+    if !conditions.is_empty() {
+        text += &format!("IF {} THEN ", conditions.join(" AND "));
+    }
+    text += &then.join(", ");
+    if !otherwise.is_empty() {
+        text += &format!(" ELSE {}", otherwise.join(", "));
+    }
+    if let Some(token) = &token {
+        text += &format!("; retry token {token}");
+    }
+    let fields = vec![
+        ("content", "txn".into()),
+        ("if", conditions.into()),
+        ("then", then.into()),
+        ("else", otherwise.into()),
+        ("retry_token", token.into()),
+    ];
+    (fields, text)
 }
 
 fn shown(path: &Path) -> String {

@@ -19,7 +19,7 @@ use clap::Args;
 use self::lines::Lines;
 use crate::channels::{Index, NodeId, Term};
 use crate::error::{Error, REPLACE_MEMBER, Result};
-use crate::kvstore::read_records;
+use crate::kvstore::read_state;
 use crate::membership::SnapshotMembers;
 use crate::raft_node::replay::{
     check_cluster, check_log, is_replaceable, read_members, snap_dir, wal_dir,
@@ -333,8 +333,8 @@ impl Inspector<'_> {
         };
         self.found.snapshots += 1;
         let mut keys = 0;
-        let read =
-            read_records(&mut snapshot.reader).try_for_each(|record| record.map(|_| keys += 1));
+        let read = read_state(&mut snapshot.reader)
+            .and_then(|(_, mut records)| records.try_for_each(|record| record.map(|_| keys += 1)));
         self.lines.snapshot(path, &snapshot, keys, &members)?;
         if let Err(error) = read {
             let path = path.display();
@@ -351,7 +351,9 @@ impl Inspector<'_> {
     }
 
     fn keys(&mut self, path: &Path) -> Result<()> {
-        for record in read_records(load_file(&ReadOnlyVfs, path)?.reader) {
+        let (_, records) =
+            read_state(load_file(&ReadOnlyVfs, path)?.reader).map_err(Error::io("read", path))?;
+        for record in records {
             self.lines.key(&record.map_err(Error::io("read", path))?)?;
         }
         Ok(())

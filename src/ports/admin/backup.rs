@@ -32,11 +32,11 @@ pub(super) async fn state_hash(
 ) -> Result<Response, ErrorResponse> {
     let id = shared.admin.status.borrow().id;
     let _one = shared.hashes.lock().await;
-    let store = shared.admin.keys.store.clone();
+    let store = shared.admin.application.keys.store.clone();
     // The time grows with the state.
     let (index, keys, hash) = spawn_blocking(move || {
         let view = store.view();
-        (view.newest().0, view.keys(), view.checksum())
+        (view.applied().0, view.keys(), view.checksum())
     })
     .await
     .map_err(|_| stopping())?;
@@ -56,7 +56,7 @@ pub(super) async fn snapshot(
         let why = "another backup is being read from this member: try again when it has ended";
         ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
-    let keys = &shared.admin.keys;
+    let keys = &shared.admin.application.keys;
     if !query.iter().any(|(name, _)| name == "local") {
         keys.store.node().wait_until_current(Instant::now() + keys.request_timeout).await?;
     }
@@ -67,7 +67,7 @@ pub(super) async fn snapshot(
     let store = keys.store.clone();
     let ((index, term), view) = spawn_blocking(move || {
         let view = store.view();
-        (view.newest(), view)
+        (view.applied(), view)
     })
     .await
     .map_err(|_| stopping())?;

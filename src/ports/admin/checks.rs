@@ -35,7 +35,7 @@ pub(super) async fn readyz(
     // What this member knows of itself may be old. The leader, and a majority with it, say what is
     // committed, and this member waits until it has applied that.
     if checks.iter().all(|(_, failure)| failure.is_none()) {
-        let node = shared.admin.keys.store.node();
+        let node = shared.admin.application.keys.store.node();
         let current = node.wait_until_current(Instant::now() + CURRENT_WITHIN).await;
         checks.push(("current", current.err().map(|why| why.to_string())));
     }

@@ -18,7 +18,7 @@ pub(super) async fn transfer_leadership(
 ) -> Result<Response, ErrorResponse> {
     let wanted = query.iter().find(|(name, _)| name == "to").map(|(_, id)| id.as_str());
     let to = wanted.map(parse_id).transpose()?;
-    let keys = &shared.admin.keys;
+    let keys = &shared.admin.application.keys;
     keys.change_members(MemberRequest::Lead { to }, Instant::now() + keys.request_timeout).await
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn change(
     body: Body,
 ) -> Result<Response, ErrorResponse> {
     let id = parse_id(&id)?;
-    let keys = &shared.admin.keys;
+    let keys = &shared.admin.application.keys;
     let deadline = Instant::now() + keys.request_timeout;
     let change = if method == Method::DELETE {
         MemberRequest::Remove { id }

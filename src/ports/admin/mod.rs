@@ -15,7 +15,7 @@
 //! | `GET /snapshot` | a backup of the current state, for `snapshot restore`; `?local` skips asking a majority |
 //! | `POST /transfer-leadership?to=ID` | 204 once member ID leads; without `to`, once any other member leads |
 //! | `POST`, `PUT`, `DELETE /members/ID` | add the member whose peer URL is the body, change its URL, remove it |
-//! | `/kv/KEY` | what the client port answers for `/KEY` |
+//! | `/v1/…` | what the [application port](crate::ports::application) answers |
 //!
 //! Every client that reaches the port may use all of it, so it is off unless `--admin` is given. Web
 //! pages of other origins may not, see the [guard](crate::ports::guard).
@@ -35,7 +35,6 @@ use axum::http::StatusCode;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::uri::{PathAndQuery, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
@@ -43,13 +42,16 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore, watch};
 
-use crate::httpapi::{ErrorResponse, HttpKvApi, serve_http};
+use crate::httpapi::ErrorResponse;
 use crate::metrics::Metrics;
+use crate::ports::application::{self, Application};
 use crate::ports::guard::refusal;
 use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::Status;
 use crate::transport::ClusterWatch;
 
+/// Watchers of keys at a time: one for each page.
+pub const WATCHERS_MAX: usize = EVENT_STREAMS_MAX;
 /// Streams of `/events` at a time. The other connections stay free for probes.
 const EVENT_STREAMS_MAX: usize = 16;
 
@@ -61,8 +63,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// Asks the other members for their statuses.
     pub cluster: Arc<ClusterWatch>,
-    /// The client port's handler: keys and membership changes.
-    pub keys: Arc<HttpKvApi>,
+    /// The handlers of `/v1`: keys. Membership changes go through the same store.
+    pub application: Arc<Application>,
     /// `/livez` fails if the loop has not ticked for this long.
     pub alive_within: Duration,
     /// Host names of this port, besides loopback names and addresses.
@@ -109,8 +111,7 @@ pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
         .route("/state-hash", get(backup::state_hash))
         .route("/snapshot", get(backup::snapshot))
         .route("/transfer-leadership", post(members::transfer_leadership))
-        .route("/kv/", any(key))
-        .route("/kv/{*key}", any(key))
+        .route("/v1/{*rest}", any(keys))
         .fallback(not_found)
         .layer(from_fn_with_state(shared.clone(), refuse_cross_site))
         .with_state(shared);
@@ -119,7 +120,7 @@ pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
 
 async fn not_found() -> ErrorResponse {
     let paths = "/, /livez, /readyz, /status, /members, /cluster, /events, /metrics, /state-hash, /snapshot, /transfer-leadership";
-    ErrorResponse::new(StatusCode::NOT_FOUND, format!("the paths are {paths}; keys are below /kv"))
+    ErrorResponse::new(StatusCode::NOT_FOUND, format!("the paths are {paths}; keys are below /v1"))
 }
 
 /// Refuses the requests that a web page of another origin made its visitor's browser send.
@@ -162,17 +163,7 @@ fn json_response(value: &Value) -> Response {
     (headers, format!("{value}\n")).into_response()
 }
 
-/// Has the client port's handler answer for a key: the part of the target after `/kv`, as it was sent.
-async fn key(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
-    let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
-    let Some(Ok(key)) = target.strip_prefix("/kv").map(str::parse::<Uri>) else {
-        let why = "a key must start with a slash";
-        return ErrorResponse::new(StatusCode::BAD_REQUEST, why).into_response();
-    };
-    if !matches!(request.method().as_str(), "GET" | "PUT") {
-        let why = "use GET or PUT for keys; members are below /members";
-        return ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
-    }
-    *request.uri_mut() = key;
-    serve_http(State(shared.admin.keys.clone()), request).await
+/// Responds as the application port does.
+async fn keys(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    application::respond(shared.admin.application.clone(), request).await
 }

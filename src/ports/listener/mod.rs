@@ -58,8 +58,12 @@ pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 pub const PEER_CONNECTIONS_MAX: usize = 256;
 /// Connections to the admin port at a time: browsers, probes and scrapers.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
-const CONNECTIONS_MAX: usize =
-    CLIENT_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX;
+/// Connections to the application port at a time: as many as to the client port, and the watchers.
+pub const APPLICATION_CONNECTIONS_MAX: usize = 2048;
+const CONNECTIONS_MAX: usize = CLIENT_CONNECTIONS_MAX
+    + PEER_CONNECTIONS_MAX
+    + ADMIN_CONNECTIONS_MAX
+    + APPLICATION_CONNECTIONS_MAX;
 /// Connections to peers at a time. They have descriptors of their own.
 pub const OUTGOING_CONNECTIONS: usize = 260;
 /// File descriptors that the ports leave to the rest of the process: connections to peers, as many as

@@ -13,7 +13,7 @@ use crate::storage::wal::SnapshotId;
 const MAGIC: [u8; 8] = *b"raftsnap";
 /// The version of snapshot files and backups. A program reads and writes this one only. The module
 /// [`wal`](crate::storage::wal) states what raises it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The most meta bytes: many times what 64 members and 10,000 removed ids take.
 const META_BYTES_MAX: u64 = 4 << 20;
 /// The length in bytes of the header before the meta bytes.

@@ -104,7 +104,7 @@ use super::{Identity, SnapshotId};
 
 /// The version of the log. A program reads and writes this one only. [`wal`](super) states what
 /// raises it.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The length of a frame's header in bytes, and the alignment of frames.
 pub(super) const HEADER_BYTES: usize = 16;
 /// The unit in bytes that a disk writes completely or not at all.

@@ -22,12 +22,13 @@ use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, Keys, KvStore};
 use raftexample::membership::{Members, Verdict};
 use raftexample::ports::admin::{self, Admin};
+use raftexample::ports::application::{Application, Wakeups};
 use raftexample::ports::listener::{BodyBudget, HttpService};
 use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{self, Input, NodeConfig, PeerStatus, Status, TickStatus};
 use raftexample::transport::{ClusterWatch, Transport, TransportConfig};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{Choices, configuration};
 use crate::support::logs;
@@ -99,7 +100,7 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
         "/",
     ]);
     let mut headers: Vec<(String, Vec<u8>)> = [
-        ("raft-protocol", "2".to_owned()),
+        ("raft-protocol", "3".to_owned()),
         ("raft-cluster-id", format!("{:016x}", header.cluster_id)),
         ("raft-from", from.to_string()),
         ("raft-incarnation", format!("{:016x}", header.incarnation)),
@@ -265,6 +266,7 @@ impl Node {
         let (store, mut reader) = KvStore::new(&NodeConfig::default(), requests, logger.clone());
         reader.handle(Commit::Replayed).unwrap();
         let api = HttpKvApi {
+            port: "client",
             store,
             ack: Ack::Committed,
             read: Consistency::Linearizable,
@@ -310,6 +312,25 @@ impl Node {
             }
         }
     }
+}
+
+/// The id of the cluster.
+const CLUSTER_ID: u64 = 0xc1;
+
+/// The handlers of `/v1`, of a member that has begun.
+fn application(keys: HttpKvApi, stopping: &watch::Receiver<()>) -> Arc<Application> {
+    let status = Status { begun: true, cluster_id: CLUSTER_ID, ..Status::default() };
+    let wakeups = RUNTIME.with(|runtime| {
+        let _runtime = runtime.enter();
+        Wakeups::start(keys.store.clone(), keys.metrics.clone(), stopping.clone())
+    });
+    Arc::new(Application {
+        keys,
+        status: watch::channel(status).1,
+        wakeups,
+        watchers: Arc::new(Semaphore::new(2)),
+        stopping: stopping.clone(),
+    })
 }
 
 /// A header's value, perhaps damaged.
@@ -437,12 +458,13 @@ const ADMIN_PATHS: &[&str] = &[
     "/transfer-leadership",
     "/transfer-leadership?to=1",
     "/transfer-leadership?to=%31&to=x",
-    "/kv/key",
-    "/kv/key",
-    "/kv/",
-    "/kv//%00?a=b",
-    "/kv",
-    "http://a/kv/b?c",
+    "/v1/kv/key",
+    "/v1/kv/key",
+    "/v1/kv/",
+    "/v1/kv//%00?a=b",
+    "/v1/kv",
+    "http://a/v1/kv/b?c",
+    "/v1/keys",
     "*",
 ];
 
@@ -532,16 +554,17 @@ pub fn admin_requests(data: &[u8]) {
     let mut choices = Choices(data);
     let (mut node, api) = Node::start();
     let budget = api.budget.clone();
-    let api = Arc::new(HttpKvApi { names: vec!["a.example".to_owned()], ..api });
+    let api = HttpKvApi { port: "admin", names: vec!["a.example".to_owned()], ..api };
+    let names = api.names.clone();
     let (status_tx, status) = watch::channel(own_status(&mut choices, &node.members));
     let (_stop_tx, stopping) = watch::channel(());
     let service = admin::service(Admin {
         status,
         metrics: Default::default(),
         cluster: Default::default(),
-        keys: api.clone(),
+        application: application(api, &stopping),
         alive_within: Duration::from_secs(60),
-        names: api.names.clone(),
+        names,
         stopping,
     });
     let mut model: HashMap<String, Vec<u8>> = HashMap::new();
@@ -551,10 +574,14 @@ pub fn admin_requests(data: &[u8]) {
         }
         let Some((request, body)) = admin_request(&mut choices) else { continue };
         let (is_put, is_get) = (request.method() == Method::PUT, request.method() == Method::GET);
+        let (is_delete, is_head) =
+            (request.method() == Method::DELETE, request.method() == Method::HEAD);
         let path = request.uri().path().to_owned();
-        let key =
-            request.uri().path_and_query().and_then(|target| target.as_str().strip_prefix("/kv"));
-        let key = key.map(str::to_owned).filter(|_| path.starts_with("/kv/"));
+        let key = request
+            .uri()
+            .path_and_query()
+            .and_then(|target| target.as_str().strip_prefix("/v1/kv"));
+        let key = key.map(str::to_owned).filter(|_| path.starts_with("/v1/kv/"));
         let is_foreign = is_foreign(&request);
         let asked = format!("{request:?}");
         let before = node.requests;
@@ -572,7 +599,7 @@ pub fn admin_requests(data: &[u8]) {
         let status = head.status.as_u16();
         let may_be_busy = ["/readyz", "/snapshot"].contains(&path.as_str());
         assert!(
-            [200, 204, 400, 403, 404, 405, 409, 410, 413, 501].contains(&status)
+            [200, 201, 204, 400, 403, 404, 405, 409, 410, 413, 501].contains(&status)
                 || status == 503 && may_be_busy,
             "{path} answered {status}: {answered:?}"
         );
@@ -589,9 +616,13 @@ pub fn admin_requests(data: &[u8]) {
         }
         if let Some(key) = key {
             match status {
-                204 if is_put => drop(model.insert(key, body)),
-                200 => assert!(is_get && Some(&answered[..]) == model.get(&key).map(Vec::as_slice)),
-                404 => assert!(is_get && !model.contains_key(&key), "{key}"),
+                201 | 204 if is_put => drop(model.insert(key, body)),
+                204 | 404 if is_delete => drop(model.remove(&key)),
+                200 => {
+                    let found = model.get(&key).map(Vec::as_slice);
+                    assert!((is_get || is_head) && Some(&answered[..]) == found);
+                }
+                404 => assert!((is_get || is_head) && !model.contains_key(&key), "{key}"),
                 _ => {}
             }
         }
@@ -674,15 +705,12 @@ pub fn status_answers(data: &[u8]) {
     let urls = [(1, url(1)), (OTHER, url(OTHER))];
     let members = Members { urls: urls.into(), ..Members::default() };
     let own = Status { id: 1, leader: 1, members, ..Status::default() };
-    thread_local! {
-        static API: Arc<HttpKvApi> = Arc::new(Node::start().1);
-    }
     let (_stop_tx, stopping) = watch::channel(());
     let service = admin::service(Admin {
         status: watch::channel(own).1,
         metrics: Default::default(),
         cluster,
-        keys: API.with(Arc::clone),
+        application: application(Node::start().1, &stopping),
         alive_within: Duration::from_secs(60),
         names: Vec::new(),
         stopping,

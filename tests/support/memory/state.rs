@@ -36,7 +36,8 @@ pub type State = BTreeMap<String, (String, u64, u64)>;
 
 /// Decodes the application bytes of a snapshot.
 pub fn decode_state(bytes: &[u8]) -> State {
-    let mut rest = bytes;
+    let (head, rest) = bytes.split_first_chunk::<4>().unwrap();
+    let mut rest = &rest[u32::from_le_bytes(*head) as usize..];
     let mut state = State::new();
     while let Some((length, more)) = rest.split_first_chunk::<4>() {
         let (record, more) = more.split_at(u32::from_le_bytes(*length) as usize);

@@ -9,7 +9,9 @@ use super::super::{Head, Identity, Record, SnapshotId};
 use crate::channels::{Greeting, GreetingAnswer, Matched, MemberRequest, RequestId, Vouched};
 use crate::codec;
 use crate::error::RequestError;
-use crate::kvstore::{Command, KeyValue, read_records};
+use crate::kvstore::{
+    Command, Condition, KeyValue, Operation, Requirement, Token, Txn, read_state,
+};
 use crate::membership::{MemberChange, Members, SnapshotData, SnapshotMembers};
 use crate::storage::snapshotter::write_snapshot;
 
@@ -26,6 +28,13 @@ fn assert_pinned(raise: &str, what: &str, encoded: &[u8], pinned: &str) {
         found == pinned.replace(' ', ""),
         "the encoding of {what} changed: raise {raise}, then pin the new bytes: {found}"
     );
+}
+
+/// The bytes that `hex` stands for.
+fn hex_bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<char> = hex.chars().filter(|digit| *digit != ' ').collect();
+    let byte = |pair: &[char]| u8::from_str_radix(&String::from_iter(pair), 16);
+    digits.chunks(2).map(|pair| byte(pair).expect("two digits")).collect()
 }
 
 fn encoded(record: &Record) -> Vec<u8> {
@@ -54,7 +63,7 @@ fn the_records_of_the_log_are_pinned() {
                 last_index: 4,
                 step_bytes: 5,
             })),
-            "01 2c000000 726166742d77616c 03000000 0200000000000000 0300000000000000 \
+            "01 2c000000 726166742d77616c 04000000 0200000000000000 0300000000000000 \
              0400000000000000 0500000000000000",
         ),
         (
@@ -131,8 +140,8 @@ fn the_snapshot_file_and_its_contents_are_pinned() {
     let mut file = Vec::new();
     let id = SnapshotId { index: 3, term: 2 };
     write_snapshot(&mut file, id, b"meta", |body| body.write_all(b"state")).expect("written");
-    let pinned = "72616674736e6170 02000000 04000000 0300000000000000 0200000000000000 6d657461 \
-                  6b3eb57b 7374617465 0500000000000000 7f8cbe32";
+    let pinned = "72616674736e6170 03000000 04000000 0300000000000000 0200000000000000 6d657461 \
+                  9002de71 7374617465 0500000000000000 bcc7c210";
     assert_pinned(SNAPSHOT, "a snapshot file", &file, pinned);
     let members = snapshot_members();
     assert_pinned(SNAPSHOT, "the members in a snapshot", &codec::encode(&members), MEMBERS);
@@ -143,16 +152,25 @@ fn the_snapshot_file_and_its_contents_are_pinned() {
 
 #[test]
 fn the_state_in_a_snapshot_is_pinned() {
-    // "22000000" is the length of the record: key, value, index and term.
-    let pinned =
-        b"\x22\0\0\0\x01\0\0\0\0\0\0\0k\x01\0\0\0\0\0\0\0v\x09\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0";
+    // "61000000" is the length of the head: index, term, floor, and one token with its fingerprint, and its
+    // write's index, term, success and previous existence. "22000000" is the length of the record: key,
+    // value, index and term.
+    let pinned = hex_bytes(
+        "61000000 0b00000000000000 0200000000000000 0300000000000000 0100000000000000 \
+         0400000000000000 0500000000000000 06060606060606060606060606060606 \
+         0a00000000000000 0200000000000000 01 01000000000000000000000000000000 \
+         22000000 0100000000000000 6b 0100000000000000 76 0900000000000000 0200000000000000",
+    );
     let parts =
         |pair: KeyValue| (pair.key().to_vec(), pair.value().to_vec(), pair.index(), pair.term());
-    let found: Vec<_> =
-        read_records(&pinned[..]).map(|pair| parts(pair.expect("a record"))).collect();
+    let (head, records) = read_state(&pinned[..]).expect("a head");
+    let found: Vec<_> = records.map(|pair| parts(pair.expect("a record"))).collect();
+    let remembered = format!("{head:?}");
     assert!(
-        found == [(b"k".to_vec(), b"v".to_vec(), 9, 2)],
-        "the encoding of the state changed: raise {SNAPSHOT}: {found:?}"
+        found == [(b"k".to_vec(), b"v".to_vec(), 9, 2)]
+            && remembered
+                == "Head { index: 11, term: 2, floor: 3, remembered: [Remembered { retry: Retry { token: Token { index: 4, random: 5 }, fingerprint: [6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6] }, outcome: Outcome { index: 10, term: 2, succeeded: true, existed: 1 } }] }",
+        "the encoding of the state changed: raise {SNAPSHOT}: {head:?} {found:?}"
     );
 }
 
@@ -160,6 +178,31 @@ fn the_state_in_a_snapshot_is_pinned() {
 fn commands_and_changes_of_members_are_pinned() {
     let put = codec::encode(&Command::Put { key: b"k", value: b"v" });
     assert_pinned(ENTRY, "a put", &put, "00000000 0100000000000000 6b 0100000000000000 76");
+    let requirements = [
+        Requirement::Absent,
+        Requirement::Exists,
+        Requirement::WrittenAt(vec![5]),
+        Requirement::NotWrittenAt(vec![]),
+    ];
+    let txn = Txn {
+        conditions: requirements.map(|is| Condition { key: b"c", is }).to_vec(),
+        then: vec![Operation::Put { key: b"k", value: b"v" }, Operation::Delete { key: b"d" }],
+        otherwise: vec![Operation::Get { key: b"g" }],
+    };
+    let pinned = "01000000 00 0400000000000000 \
+        0100000000000000 63 00000000 0100000000000000 63 01000000 \
+        0100000000000000 63 02000000 0100000000000000 0500000000000000 \
+        0100000000000000 63 03000000 0000000000000000 \
+        0200000000000000 00000000 0100000000000000 6b 0100000000000000 76 \
+        01000000 0100000000000000 64 \
+        0100000000000000 02000000 0100000000000000 67";
+    assert_pinned(ENTRY, "a transaction", &txn.encode(None), pinned);
+    let pinned = "01000000 01 0300000000000000 0400000000000000 \
+        80fdd267a037c9c5348777a5a4605168 \
+        0000000000000000 0100000000000000 01000000 0100000000000000 64 0000000000000000";
+    let delete = Txn::of(Operation::Delete { key: b"d" });
+    let token = Token { index: 3, random: 4 };
+    assert_pinned(ENTRY, "a transaction with a token", &delete.encode(Some(token)), pinned);
     let id = RequestId { member: 1, boot: 2, counter: 3 };
     let pinned = "0100000000000000 0200000000000000 0300000000000000";
     assert_pinned(ENTRY, "a request id", &id.to_bytes(), pinned);
@@ -214,6 +257,7 @@ fn the_bodies_between_members_are_pinned() {
         (Err(RequestError::Gone(why())), "01000000 02000000 0100000000000000 77"),
         (Err(RequestError::Unavailable(why())), "01000000 03000000 0100000000000000 77"),
         (Err(RequestError::Unknown(why())), "01000000 04000000 0100000000000000 77"),
+        (Err(RequestError::Unprocessable(why())), "01000000 05000000 0100000000000000 77"),
     ];
     for (answer, pinned) in answers {
         let answer: Result<(), RequestError> = answer;

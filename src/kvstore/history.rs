@@ -1,0 +1,115 @@
+//! The last changes, for those who watch keys.
+//!
+//! A watcher keeps no queue here: it asks for the changes after its [`Cursor`]. So any number of watchers
+//! share the same bounded memory, and a slow one loses its place instead of growing.
+//!
+//! The history is not replicated. A member that starts again builds it from its log, and one that installs a
+//! snapshot begins anew after it.
+
+use std::collections::VecDeque;
+
+use super::KeyValue;
+use crate::channels::{Index, Term};
+
+/// The most changes that are kept.
+const CHANGES_MAX: usize = 65_536;
+/// The most bytes of keys and values that are kept for the history alone, except those of the newest change.
+const BYTES_MAX: usize = 16 << 20;
+/// Changes that one call of [`History::after`] looks at, so that it holds the lock for a short time.
+const SCANNED_MAX: usize = 1024;
+
+/// A place between two changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// The entry of the change before it.
+    pub index: Index,
+    /// The position of that change in its entry, from 0 on; [`END`](Self::END) after the last one.
+    pub position: u32,
+}
+
+impl Cursor {
+    /// A position after all changes of an entry.
+    pub const END: u32 = u32::MAX;
+
+    /// The place after all changes of the entry at `index`.
+    pub fn after(index: Index) -> Self {
+        Self { index, position: Self::END }
+    }
+}
+
+/// One change of a key.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What the key became, with its entry. The value is empty if the key was removed.
+    pub record: KeyValue,
+    /// The position among the changes of the same entry, from 0 on.
+    pub position: u32,
+    /// True if the key was removed.
+    pub is_removal: bool,
+}
+
+impl Change {
+    /// The place after this change.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { index: self.record.index(), position: self.position }
+    }
+}
+
+/// What [`History::after`] found.
+#[derive(Clone, Debug)]
+pub enum Changes {
+    /// These changes, in order, and the place after the last one that was looked at.
+    Kept(Vec<Change>, Cursor),
+    /// Some changes after the cursor are no longer kept.
+    Lost,
+}
+
+/// The last changes, in the order of the log.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    changes: VecDeque<Change>,
+    bytes: usize,
+    /// Every change after this place is kept.
+    floor: Cursor,
+}
+
+impl History {
+    pub fn push(&mut self, change: Change) {
+        self.bytes += change.record.bytes();
+        self.changes.push_back(change);
+        while self.changes.len() > CHANGES_MAX || self.bytes > BYTES_MAX && self.changes.len() > 1 {
+            let oldest = self.changes.pop_front().expect("there are two at least");
+            self.bytes -= oldest.record.bytes();
+            self.floor = oldest.cursor();
+        }
+    }
+
+    /// Begins anew after a snapshot at `index`.
+    pub fn restart(&mut self, index: Index) {
+        *self = Self { floor: Cursor::after(index), ..Self::default() };
+    }
+
+    /// At most `max` changes of keys that start with `prefix`, after `cursor`.
+    pub fn after(&self, cursor: Cursor, prefix: &[u8], max: usize) -> Changes {
+        if cursor < self.floor {
+            return Changes::Lost;
+        }
+        let first = self.changes.partition_point(|change| change.cursor() <= cursor);
+        let (mut found, mut reached) = (Vec::new(), cursor);
+        for change in self.changes.range(first..).take(SCANNED_MAX) {
+            if found.len() == max {
+                break;
+            }
+            reached = change.cursor();
+            if change.record.key().starts_with(prefix) {
+                found.push(change.clone());
+            }
+        }
+        Changes::Kept(found, reached)
+    }
+}
+
+/// A record that stands for the removal of `key`.
+pub(super) fn removal(key: &[u8], index: Index, term: Term) -> KeyValue {
+    KeyValue::new(key, b"", index, term)
+}
