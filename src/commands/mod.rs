@@ -12,11 +12,12 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::commands::client::keys::{Get, Put};
+use crate::commands::client::keys::{Delete, Get, List, Put, Transact};
 #[doc(hidden)]
 pub use crate::commands::client::members::printed;
 use crate::commands::client::members::{MemberCommand, StatusCommand};
 use crate::commands::client::save::Save;
+use crate::commands::client::watch::Watch;
 use crate::commands::inspect::Inspect;
 pub use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
@@ -24,7 +25,7 @@ use crate::error::{Error, Result, output_failed};
 
 const AFTER_HELP: &str = "\
 Examples:
-  raftexample --cluster http://127.0.0.1:12379 --port 12380 --admin 127.0.0.1:12381
+  raftexample --cluster http://127.0.0.1:12379 --port 12380 --api 127.0.0.1:12382 --admin 127.0.0.1:12381
   raftexample put my-key hello
   raftexample get my-key
   raftexample status
@@ -35,7 +36,7 @@ Environment:
 
 Exit status:
   0  success; for the server: stopped by a signal, or removed from its cluster
-  1  failure, or `get` found no such key; the last line on standard error says what to do
+  1  failure: no such key for get or delete, or a condition does not hold; the last line on standard error says what to do
   2  invalid command line, environment or configuration file";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
@@ -62,10 +63,18 @@ pub enum Command {
     /// List, add, remove and move members, transfer leadership
     #[command(subcommand, arg_required_else_help = false)]
     Member(MemberCommand),
-    /// Set a key; prints OK once a majority has the value on disk
+    /// Set a key, once; prints OK after a majority has the value on disk
     Put(Put),
-    /// Print the value of a key
+    /// Print the value of a key, or its ETag
     Get(Get),
+    /// Remove a key, once; prints OK after a majority has the removal on disk
+    Delete(Delete),
+    /// Print keys in order
+    List(List),
+    /// Print changes of keys as they happen
+    Watch(Watch),
+    /// Evaluate conditions and carry operations out, in one step; prints the results as JSON
+    Txn(Transact),
     /// Show and check the files of a member, running or not, without changing them
     Inspect(Inspect),
     /// Save backups, and make new clusters from them
@@ -113,6 +122,10 @@ impl Command {
             Self::Member(member) => member.run(&mut out),
             Self::Put(put) => put.run(&mut out),
             Self::Get(get) => get.run(&mut out),
+            Self::Delete(delete) => delete.run(&mut out),
+            Self::List(list) => list.run(&mut out),
+            Self::Watch(watch) => watch.run(&mut out),
+            Self::Txn(txn) => txn.run(&mut out),
             Self::Inspect(inspect) => inspect.run(&mut out),
             Self::Snapshot(SnapshotCommand::Save(save)) => save.run(&mut out),
             Self::Snapshot(SnapshotCommand::Restore(restore)) => restore.run(&mut out),

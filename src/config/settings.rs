@@ -33,7 +33,7 @@ use crate::membership::check_url;
 const PREFIX: &str = "RAFTEXAMPLE_";
 
 /// The variables of the commands.
-const OF_COMMANDS: [&str; 2] = ["ENDPOINT", "CLIENT_ENDPOINT"];
+const OF_COMMANDS: [&str; 2] = ["ENDPOINT", "API_ENDPOINT"];
 
 /// Values of flags, by the long name of the flag.
 #[derive(Clone, Debug, Default)]

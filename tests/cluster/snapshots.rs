@@ -150,19 +150,25 @@ async fn test_kvstore_snapshot() {
     ];
     let (mut forwards, mut backwards) = (Store::new(), Store::new());
     let indexed = || (1..).zip(pairs);
+    // The keys are created in opposite orders, and then have the same last writes.
+    for (index, (key, _)) in indexed() {
+        forwards.put(index, key, b"first").await;
+        backwards.put(index, pairs[5 - index as usize].0, b"first").await;
+    }
     for (index, (key, value)) in indexed() {
-        forwards.put(index, key, value).await;
+        forwards.put(5 + index, key, value).await;
+        backwards.put(5 + index, key, value).await;
     }
-    for (index, (key, value)) in indexed().collect::<Vec<_>>().into_iter().rev() {
-        backwards.put(index, key, value).await;
-    }
-    let bytes = forwards.snapshot(5).await;
-    assert_eq!(bytes, backwards.snapshot(5).await, "the order of insertion is visible");
+    let bytes = forwards.snapshot(10).await;
+    assert_eq!(bytes, backwards.snapshot(10).await, "the order of creation is visible");
 
     let mut restored = Store::new();
     restored.put(1, b"/before", b"the snapshot").await;
     let reader = Box::new(std::io::Cursor::new(bytes.clone()));
-    restored.reader.handle(Commit::Restore(SnapshotRestore { index: 5, term: 1, reader })).unwrap();
+    restored
+        .reader
+        .handle(Commit::Restore(SnapshotRestore { index: 10, term: 1, reader }))
+        .unwrap();
     for (key, value) in pairs {
         assert_eq!(lookup_local(&restored.store, key).await.as_deref(), Some(value), "{key:?}");
     }

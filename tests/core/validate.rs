@@ -439,7 +439,7 @@ fn snapshot_message_of(
     let snapshot = forged.mut_snapshot();
     let (id, meta) = (SnapshotId { index, term }, codec::encode(in_file));
     let SnapshotFile { length, checksum } =
-        member.snapshotter.create(id, &meta, |_| Ok(())).unwrap();
+        member.snapshotter.create(id, &meta, |out| out.write_all(&EMPTY_STATE)).unwrap();
     snapshot.mut_metadata().index = index;
     snapshot.mut_metadata().term = term;
     snapshot.mut_metadata().set_conf_state(members.conf_state());
@@ -532,7 +532,7 @@ fn a_received_snapshot_does_not_replace_one_of_its_name() {
     let forger = Snapshotter::new(Arc::new(MemVfs::default()), Path::new(DATA)).unwrap();
     let record = StateRecord { key: b"key", value: b"forged", index: kept.index, term: kept.term };
     let record = codec::encode(&record);
-    let forged_state = [&(record.len() as u32).to_le_bytes()[..], &record].concat();
+    let forged_state = [&EMPTY_STATE[..], &(record.len() as u32).to_le_bytes(), &record].concat();
     let file = forger.create(kept, &meta, |out| out.write_all(&forged_state)).unwrap();
     let mut forged = Vec::new();
     forger.open_raw(kept.index, kept.term).unwrap().1.read_to_end(&mut forged).unwrap();

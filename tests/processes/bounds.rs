@@ -82,7 +82,7 @@ fn clients_leave_the_member_descriptors_for_its_files() {
     let site = Site::new();
     let (flags, address) = site.single(&[&FAST[..], &["--snapshot-count", "20"]].concat());
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 452 && exec \"$0\" \"$@\"", BINARY]).args(&flags);
+    limited.args(["-c", "ulimit -n 516 && exec \"$0\" \"$@\"", BINARY]).args(&flags);
     let mut member = site.spawn_command("member", limited, false);
     serves(address);
     let mut served = Client::new(address);

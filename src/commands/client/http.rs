@@ -2,22 +2,23 @@
 //!
 //! It tries the endpoints in the given order:
 //!
-//! | outcome of one endpoint | a read | a write |
+//! | outcome of one endpoint | a read, or a write with a retry token | another write |
 //! |---|---|---|
 //! | unreachable, or 503: nothing was done | next endpoint | next endpoint |
 //! | no or broken answer, or 504: the outcome is unknown | next endpoint | stop: outcome unknown |
 //! | any other refusal | stop | stop |
 //!
-//! A write whose outcome is unknown is never repeated: the repetition could undo a later write.
+//! A write without a token whose outcome is unknown is never repeated: the repetition could undo a later
+//! write. A write with a token goes from endpoint to endpoint until it has an outcome.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::HeaderMap;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Reach;
 use crate::error::{Error, Result, cause};
@@ -32,15 +33,19 @@ const SHOWN_CHARS_MAX: usize = 500;
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// The most bytes of an answer that reports an error.
 const ERROR_BYTES_MAX: usize = 64 << 10;
-/// The body of the 404 that means that the key does not exist.
-const ABSENT: &[u8] = b"Failed to GET\n";
+/// How many times the timeout of one endpoint a request that is repeated may take.
+const PATIENCE_TIMEOUTS: u32 = 6;
+/// The pause before the endpoints are tried again.
+const ROUND_PAUSE: Duration = Duration::from_millis(200);
+/// The content type of an error of the application port.
+const PROBLEM: &str = "application/problem+json";
 
 /// Sends requests to the endpoints in order.
 pub(super) struct Client {
     http: reqwest::Client,
     endpoints: Vec<String>,
     pub(super) timeout: Duration,
-    /// The server's flag for this kind of endpoint: `--admin` or `--port`.
+    /// The server's flag for this kind of endpoint: `--admin` or `--api`.
     flag: &'static str,
 }
 
@@ -50,6 +55,8 @@ pub(super) struct Request {
     target: String,
     pub(super) headers: HeaderMap,
     body: Bytes,
+    /// True if it may be sent again after its outcome was unknown.
+    pub(super) is_repeatable: bool,
 }
 
 /// A successful response, or the 404 for an absent key.
@@ -58,6 +65,7 @@ pub(super) struct Answer {
     pub(super) endpoint: String,
     /// True if the key does not exist.
     pub(super) is_absent: bool,
+    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
@@ -116,51 +124,84 @@ impl Client {
 
     /// Sends the request to one endpoint after the other.
     pub(super) async fn ask(&self, request: &Request) -> Result<Answer> {
-        self.each(request, async |endpoint| {
+        self.each(request, self.one(request)).await
+    }
+
+    /// Sends a request that may be repeated to one endpoint after the other, again and again, until it has an
+    /// outcome. `remedy` says what to do if it has none.
+    pub(super) async fn ask_until_done(&self, request: &Request, remedy: &str) -> Result<Answer> {
+        let patience = self.timeout * PATIENCE_TIMEOUTS;
+        let begun = Instant::now();
+        loop {
+            let why = match self.try_each(request, self.one(request)).await? {
+                Ok(answer) => return Ok(answer),
+                Err(failures) => failures.join("; "),
+            };
+            if begun.elapsed() >= patience {
+                let (method, target) = (&request.method, &request.target);
+                let patience = humantime::format_duration(patience);
+                return Err(Error::Refused(format!(
+                    "{method} {target}: no outcome within {patience}: {why}; {remedy}"
+                )));
+            }
+            sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Sends `request` to one endpoint, in time.
+    fn one(&self, request: &Request) -> impl AsyncFnMut(&str) -> Attempt<Answer> {
+        async |endpoint| {
             let done = timeout(self.timeout + ANSWER_SLACK, self.ask_one(endpoint, request));
             done.await.unwrap_or_else(|_| Err(self.timed_out(endpoint)))
-        })
-        .await
+        }
     }
 
     async fn ask_one(&self, endpoint: &str, request: &Request) -> Attempt<Answer> {
         let response = self.send(endpoint, request).await?;
         let is_absent = response.status() == StatusCode::NOT_FOUND;
+        let headers = response.headers().clone();
         let body = self.read(endpoint, response, ANSWER_BYTES_MAX).await?;
-        if is_absent && body != ABSENT {
-            return Err(self.is_another_port(endpoint, &body));
-        }
-        Ok(Answer { endpoint: endpoint.to_owned(), is_absent, body })
+        Ok(Answer { endpoint: endpoint.to_owned(), is_absent, headers, body })
     }
 
     /// Calls `attempt` with the endpoints in order, as the table of this module says.
     pub(super) async fn each<T>(
         &self,
         request: &Request,
-        mut attempt: impl AsyncFnMut(&str) -> Attempt<T>,
+        attempt: impl AsyncFnMut(&str) -> Attempt<T>,
     ) -> Result<T> {
+        let done = self.try_each(request, attempt).await?;
+        done.map_err(|failures| Error::Refused(failures.join("; ")))
+    }
+
+    /// As [`each`](Self::each). If another try may succeed, returns what each endpoint said.
+    async fn try_each<T>(
+        &self,
+        request: &Request,
+        mut attempt: impl AsyncFnMut(&str) -> Attempt<T>,
+    ) -> Result<std::result::Result<T, Vec<String>>> {
         let mut failures = Vec::new();
         for endpoint in &self.endpoints {
             let Request { method, target, .. } = request;
             match attempt(endpoint).await {
-                Ok(done) => return Ok(done),
+                Ok(done) => return Ok(Ok(done)),
                 Err(AttemptError::NotDone(why)) => failures.push(why),
-                Err(AttemptError::Unknown(why)) if *method == Method::GET => failures.push(why),
+                Err(AttemptError::Unknown(why)) if request.is_repeatable => failures.push(why),
                 Err(AttemptError::Refused(why)) => return Err(Error::Refused(why)),
                 Err(AttemptError::Unknown(why)) => {
-                    let read = if self.flag == "--port" { "get" } else { "member list" };
+                    let read = if self.flag == "--api" { "get" } else { "member list" };
                     return Err(Error::Refused(format!(
                         "{method} {target}: outcome unknown: {why}; read before repeating, with `raftexample {read}`"
                     )));
                 }
             }
         }
-        Err(Error::Refused(failures.join("; ")))
+        Ok(Err(failures))
     }
 
     /// Sends the request to one endpoint, and classifies the response by its head.
     pub(super) async fn send(&self, endpoint: &str, request: &Request) -> Attempt<Response> {
-        let Request { method, target, headers, body } = request;
+        let Request { method, target, headers, body, .. } = request;
         let url = format!("{endpoint}{target}");
         let sent = self
             .http
@@ -171,16 +212,25 @@ impl Client {
             .await;
         let response = sent.map_err(|error| self.broken(endpoint, &error))?;
         let status = response.status();
-        // On the client port 404 may mean that the key does not exist: the body tells.
-        if status.is_success() || (status == StatusCode::NOT_FOUND && self.flag == "--port") {
+        let kind = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let is_problem = kind == Some(PROBLEM.as_bytes());
+        // The application port says so of a key that does not exist.
+        if status.is_success() || (status == StatusCode::NOT_FOUND && is_problem) {
             return Ok(response);
         }
         let said = self.read(endpoint, response, ERROR_BYTES_MAX).await.unwrap_or_default();
+        let said = if is_problem { detail(&said) } else { said };
         let why = format!("{endpoint} answered {}: {}", status.as_u16(), first_line(&said));
         Err(match status {
             StatusCode::SERVICE_UNAVAILABLE => AttemptError::NotDone(why),
             StatusCode::GATEWAY_TIMEOUT => AttemptError::Unknown(why),
-            StatusCode::NOT_FOUND => self.is_another_port(endpoint, &said),
+            // Every other port may answer so to the paths of this one.
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                self.is_another_port(endpoint, status, &said)
+            }
+            StatusCode::BAD_REQUEST if self.flag == "--api" && !is_problem => {
+                self.is_another_port(endpoint, status, &said)
+            }
             _ => AttemptError::Refused(why),
         })
     }
@@ -201,11 +251,11 @@ impl Client {
         Ok(body.freeze())
     }
 
-    fn is_another_port(&self, endpoint: &str, said: &[u8]) -> AttemptError {
-        let said = first_line(said);
+    fn is_another_port(&self, endpoint: &str, status: StatusCode, said: &[u8]) -> AttemptError {
+        let (status, said) = (status.as_u16(), first_line(said));
         let flag = self.flag;
         AttemptError::Refused(format!(
-            "{endpoint} answered 404: {said}; this command needs the port of {flag}: is this another port of the member?"
+            "{endpoint} answered {status}: {said}; this command needs the port of {flag}: is this another port of the member?"
         ))
     }
 
@@ -224,12 +274,10 @@ impl Client {
             return AttemptError::NotDone(format!("no TLS with {endpoint}: {tls}; {why}"));
         }
         if error.is_connect() || error.is_builder() {
-            let flag = match self.flag {
-                "--port" => format!("--port {}", authority.rsplit(':').next().unwrap_or_default()),
-                flag => format!("{flag} {authority}"),
-            };
-            let why =
-                format!("cannot reach {endpoint}: {cause}; is the member running, with {flag}?");
+            let flag = self.flag;
+            let why = format!(
+                "cannot reach {endpoint}: {cause}; is the member running, with {flag} {authority}?"
+            );
             return AttemptError::NotDone(why);
         }
         let tls = if endpoint.starts_with("http://") && error.is_request() {
@@ -250,7 +298,8 @@ impl Client {
 
 impl Request {
     pub(super) fn new(method: Method, target: &str, body: Bytes) -> Self {
-        Self { method, target: target.to_owned(), headers: HeaderMap::new(), body }
+        let is_repeatable = method == Method::GET;
+        Self { method, target: target.to_owned(), headers: HeaderMap::new(), body, is_repeatable }
     }
 }
 
@@ -286,6 +335,13 @@ fn is_of_handshake(error: &rustls::Error) -> bool {
                 | Alert::DecryptError
         )
     )
+}
+
+/// The detail of a problem document, or all of it.
+fn detail(problem: &Bytes) -> Bytes {
+    let document = serde_json::from_slice::<Value>(problem).ok();
+    let detail = document.as_ref().and_then(|document| document["detail"].as_str());
+    detail.map_or_else(|| problem.clone(), |detail| Bytes::copy_from_slice(detail.as_bytes()))
 }
 
 fn first_line(body: &[u8]) -> String {

@@ -1,13 +1,14 @@
-//! The commands that ask running members over HTTP: `status`, `member`, `put`, `get` and
-//! `snapshot save`.
+//! The commands that ask running members over HTTP: `status`, `member`, `put`, `get`, `delete`, `list`,
+//! `watch`, `txn` and `snapshot save`.
 //!
-//! [`keys`] uses the client port; [`members`] and [`save`] use the [admin port](crate::ports::admin).
+//! [`keys`] and [`watch`] use the [application port](crate::ports::application); [`members`] and [`save`] use the [admin port](crate::ports::admin).
 //! [`http`] tries the endpoints in order and decides after which failures it may try the next.
 
 mod http;
 pub mod keys;
 pub mod members;
 pub mod save;
+pub mod watch;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ pub struct Reach {
 
 /// The variables that set the default endpoints.
 const ADMIN_VARIABLE: &str = "RAFTEXAMPLE_ENDPOINT";
-const CLIENT_VARIABLE: &str = "RAFTEXAMPLE_CLIENT_ENDPOINT";
+const APPLICATION_VARIABLE: &str = "RAFTEXAMPLE_API_ENDPOINT";
 
 /// The value of `variable`, if it is set and not empty.
 fn default_endpoint(variable: &str, otherwise: &str) -> String {
@@ -87,16 +88,16 @@ pub struct AdminEndpoints {
     reach: Reach,
 }
 
-/// The client ports to ask.
+/// The application ports to ask.
 #[derive(Clone, Debug, Args)]
-pub struct ClientEndpoints {
-    /// Client ports (--port) of members, comma-separated; tried in order until one answers; RAFTEXAMPLE_CLIENT_ENDPOINT sets the default
+pub struct ApplicationEndpoints {
+    /// Application ports (--api) of members, comma-separated; tried in order until one answers; RAFTEXAMPLE_API_ENDPOINT sets the default
     #[arg(
         long,
         value_name = "URL",
         value_delimiter = ',',
-        value_parser = endpoint_parser(CLIENT_VARIABLE),
-        default_value = default_endpoint(CLIENT_VARIABLE, "http://127.0.0.1:12380")
+        value_parser = endpoint_parser(APPLICATION_VARIABLE),
+        default_value = default_endpoint(APPLICATION_VARIABLE, "http://127.0.0.1:12382")
     )]
     endpoint: Vec<String>,
 
@@ -110,9 +111,9 @@ impl AdminEndpoints {
     }
 }
 
-impl ClientEndpoints {
+impl ApplicationEndpoints {
     fn client(&self) -> Result<Client> {
-        Client::new(&self.endpoint, &self.reach, "--port")
+        Client::new(&self.endpoint, &self.reach, "--api")
     }
 }
 

@@ -10,7 +10,8 @@ use axum::http::uri::PathAndQuery;
 use axum::response::IntoResponse;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -26,11 +27,11 @@ use crate::kvstore::{Applied, Condition, OPERATIONS_MAX, Operation, Requirement,
 #[serde(deny_unknown_fields)]
 struct TxnJson<'a> {
     #[serde(borrow, default, rename = "if")]
-    conditions: AtMost<ConditionJson<'a>>,
+    conditions: AtMost<Object<ConditionJson<'a>>>,
     #[serde(borrow, default)]
-    then: AtMost<OperationJson<'a>>,
+    then: AtMost<Object<OperationJson<'a>>>,
     #[serde(borrow, default, rename = "else")]
-    otherwise: AtMost<OperationJson<'a>>,
+    otherwise: AtMost<Object<OperationJson<'a>>>,
 }
 
 /// `{"key": …, "etag": …}` or `{"key": …, "absent": …}`.
@@ -89,6 +90,27 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for AtMost<T> {
     }
 }
 
+/// A JSON object. Derived implementations would take a list of the fields' values, too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, from: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(from))
+            }
+        }
+        from.deserialize_map(Fields(PhantomData)).map(Object)
+    }
+}
+
 /// An operation whose value is decoded.
 enum Decoded {
     Put { key: String, value: Vec<u8> },
@@ -108,9 +130,9 @@ pub(super) async fn post(
     let id = application.cluster_id(deadline).await?;
     let token = application.own_token(token, id)?;
     let (written, then, otherwise) = {
-        let TxnJson { conditions, then, otherwise } = serde_json::from_slice(&text)
+        let Object(TxnJson { conditions, then, otherwise }) = serde_json::from_slice(&text)
             .map_err(|error| bad_request(format!("the body is no transaction: {error}")))?;
-        let conditions = conditions.0.into_iter().map(|it| condition(it, id));
+        let conditions = conditions.0.into_iter().map(|Object(it)| condition(it, id));
         let conditions = conditions.collect::<Answer<Vec<_>>>()?;
         only_once("if", conditions.iter().map(|(key, _)| &key[..]))?;
         let (then, otherwise) = (branch("then", then)?, branch("else", otherwise)?);
@@ -176,9 +198,9 @@ fn condition(json: ConditionJson<'_>, id: ClusterId) -> Answer<(String, Requirem
 }
 
 /// Decodes the operations of one branch.
-fn branch(name: &str, operations: AtMost<OperationJson<'_>>) -> Answer<Vec<Decoded>> {
+fn branch(name: &str, operations: AtMost<Object<OperationJson<'_>>>) -> Answer<Vec<Decoded>> {
     let mut decoded = Vec::with_capacity(operations.0.len());
-    for OperationJson { put, value, delete, get } in operations.0 {
+    for Object(OperationJson { put, value, delete, get }) in operations.0 {
         decoded.push(match (put, value, delete, get) {
             (Some(key), Some(value), None, None) => {
                 let value = BASE64_STANDARD.decode(value.as_bytes()).map_err(|error| {

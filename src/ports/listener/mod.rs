@@ -70,7 +70,7 @@ pub const OUTGOING_CONNECTIONS: usize = 260;
 /// there can be, and 128 for files and the runtime. A member that cannot open a file stops.
 const DESCRIPTORS_KEPT: usize = OUTGOING_CONNECTIONS + 128;
 /// Below this limit the process does not start: too few connections would fit.
-const DESCRIPTORS_MIN: usize = DESCRIPTORS_KEPT + 64;
+const DESCRIPTORS_MIN: usize = DESCRIPTORS_KEPT + 128;
 
 /// Bytes of a request's head, with the request line. Also the size of a connection's buffers.
 const HEADER_BYTES: usize = 64 * 1024;

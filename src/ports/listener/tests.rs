@@ -431,11 +431,13 @@ async fn repeated_failures_to_accept_are_logged_once_a_period() {
 
 #[test]
 fn connections_leave_descriptors_for_files_whatever_the_limit() {
-    for descriptors in [DESCRIPTORS_MIN, 512, 1024, 1800, 1 << 20, usize::MAX] {
+    for descriptors in [DESCRIPTORS_MIN, 600, 1024, 1800, 1 << 20, usize::MAX] {
         let clients = share(CLIENT_CONNECTIONS_MAX, descriptors);
         let peers = share(PEER_CONNECTIONS_MAX, descriptors);
         let admin = share(ADMIN_CONNECTIONS_MAX, descriptors);
-        assert!(clients + peers + admin + DESCRIPTORS_KEPT <= descriptors, "{descriptors}");
+        let programs = share(APPLICATION_CONNECTIONS_MAX, descriptors);
+        let all = clients + peers + admin + programs;
+        assert!(all + DESCRIPTORS_KEPT <= descriptors, "{descriptors}");
         assert!(clients >= 32 && peers >= 8, "{descriptors}: {clients} and {peers}");
     }
     let all = CONNECTIONS_MAX + DESCRIPTORS_KEPT;

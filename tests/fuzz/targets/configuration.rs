@@ -24,6 +24,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("--data-dir", &[".", "", "/nowhere"]),
     ("--host", &["0.0.0.0", "::", "localhost"]),
     ("--admin", &["127.0.0.1:1", "a", ""]),
+    ("--api", &["127.0.0.1:1", "[::1]:0", "a", ""]),
     ("--allow-host", &["a.example,.b.example", "*", ","]),
     ("--peer-url", &["http://a:2", "http://a:4", "a", "https://a:2"]),
     ("--peer-cert", &["peer.pem", ""]),
@@ -125,7 +126,7 @@ fn variable(choices: &mut Choices<'_>) -> (OsString, OsString) {
         }
         6 => {
             name = choices
-                .pick(&["ENDPOINT", "CLIENT_ENDPOINT", "", "PROT", "HELP", "VERSION", "CONFIG_"])
+                .pick(&["ENDPOINT", "API_ENDPOINT", "", "PROT", "HELP", "VERSION", "CONFIG_"])
                 .to_owned();
         }
         _ => name = if choices.one_in(2) { name.to_lowercase() } else { name.replace('_', "-") },
@@ -157,7 +158,7 @@ enum Effect {
 
 fn effect((name, value): &(OsString, OsString)) -> Effect {
     let Some(name) = name.as_bytes().strip_prefix(b"RAFTEXAMPLE_") else { return Effect::Nothing };
-    if value.is_empty() || name == b"ENDPOINT" || name == b"CLIENT_ENDPOINT" {
+    if value.is_empty() || name == b"ENDPOINT" || name == b"API_ENDPOINT" {
         return Effect::Nothing;
     }
     let is_link = name == b"PORT" && value.as_bytes().windows(3).any(|part| part == b"://");

@@ -136,7 +136,8 @@ fn snapshot(choices: &mut Choices<'_>, member: &Member, from: u64) -> Input {
     let term = choices.number(message.term);
     let elsewhere = Snapshotter::new(Arc::new(MemVfs::default()), Path::new(DATA)).unwrap();
     let id = SnapshotId { index, term };
-    let file = elsewhere.create(id, &codec::encode(&members), |_| Ok(())).unwrap();
+    let file =
+        elsewhere.create(id, &codec::encode(&members), |out| out.write_all(&EMPTY_STATE)).unwrap();
     let mut bytes = Vec::new();
     elsewhere.open_raw(index, term).unwrap().1.read_to_end(&mut bytes).unwrap();
     // Like the transport: the node does not hear of a file that was not kept.

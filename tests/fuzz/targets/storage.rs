@@ -23,7 +23,7 @@ use super::Choices;
 use crate::support::config::closed;
 use crate::support::logs;
 use crate::support::memory::{
-    DATA, Fault, MemVfs, Member, StateRecord, Survives, Transcript, config, entry, put,
+    DATA, EMPTY_STATE, Fault, MemVfs, Member, StateRecord, Survives, Transcript, config, entry, put,
 };
 
 fn dir() -> PathBuf {
@@ -344,7 +344,7 @@ pub fn snapshot_file(data: &[u8]) {
     let disk = MemVfs::default();
     let path = Path::new(DATA).join("snap");
     let snapshotter = Snapshotter::new(Arc::new(disk.clone()), &path).unwrap();
-    let mut written = Vec::new();
+    let mut written = EMPTY_STATE.to_vec();
     for number in 0..choices.below(5) as u64 {
         let (key, value) = (choices.bytes(), choices.bytes());
         let record = codec::encode(&StateRecord { key, value, index: number, term: 1 });

@@ -27,6 +27,14 @@ pub struct StateRecord<'a> {
     pub term: u64,
 }
 
+/// The bytes of a state without keys and tokens: the length of its head, and index, term, floor and the number
+/// of tokens.
+pub const EMPTY_STATE: [u8; 36] = {
+    let mut bytes = [0; 36];
+    bytes[0] = 32;
+    bytes
+};
+
 pub fn put(key: &str, value: &str) -> Vec<u8> {
     codec::encode(&Command::Put { key: key.as_bytes(), value: value.as_bytes() })
 }
