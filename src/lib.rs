@@ -45,8 +45,11 @@
 //! | peers' bodies in memory | peer port | 192 MiB | 503 to the peer |
 //! | snapshots being received | peer port | 2, one per sender | 503 to the peer |
 //! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | one for each message or request in the queues above | – |
-//! | clients' bodies in memory | client and admin port | 64 MiB | 503 |
-//! | connections | client, peer, admin port | 1,024, 256, 64; fewer with few descriptors | the one that has shown least is closed |
+//! | clients' bodies in memory | client, application and admin port, each | 64 MiB | 503 |
+//! | connections | client, application, peer, admin port | 1,024, 2,048, 256, 64; fewer with few descriptors | the one that has shown least is closed |
+//! | watchers of keys | application, admin port | 1,024, 16 | 503 |
+//! | changes kept for watchers | in kvstore | 65,536, and 16 MiB | the oldest is dropped: its watchers get a `reset` |
+//! | retry tokens remembered | in kvstore | 16,384 | the oldest is forgotten, and refused from then on |
 //! | connections to peers | transport | 260: four to each of 63, and one for each change on its way to the leader | – |
 //! | changes on their way to the leader | transport | 8 | the next wait, and expire |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
@@ -67,7 +70,7 @@
 //!   ├────▶ commands                   client: asks running members over HTTP
 //!   │                                 inspect, restore: read and write a member's files
 //!   ├────▶ httpapi                    the client port
-//!   ├────▶ ports                      admin and its page, guard, listener (accept loop), tls
+//!   ├────▶ ports                      application, admin and its page, guard, listener (accept loop), tls
 //!   └────▶ kvstore                    the state machine: bytes in, bytes out
 //!             └──▶ raft_node          the node, its task, and the seam to the state machine
 //!                    ├──▶ transport   inbound routes; one bounded queue and one task per peer
@@ -95,6 +98,8 @@
 //! | Which raft message may be stepped? | [`raft_node/validate.rs`](raft_node::validate) |
 //! | Which bytes does a PUT write, and what tells a torn frame from damage? | `storage/wal/format.rs` |
 //! | What changes to add a command? | [`kvstore.rs`](kvstore) |
+//! | Why is a write with a retry token carried out once? | `kvstore/tokens.rs` |
+//! | How does a watch resume without a gap? | `kvstore/history.rs`; `ports/application/watch.rs` writes it |
 //! | How do I write another state machine? | [`raft_node/state_machine.rs`](raft_node::state_machine), `examples/counter.rs` |
 
 pub mod channels;

@@ -600,6 +600,19 @@ mod tests {
     }
 
     #[test]
+    fn the_addresses_of_other_ports_are_checked_when_they_are_used() {
+        let config = config("--api nonsense --admin nonsense").expect("flags");
+        for refused in [config.application_address(), config.admin_address()] {
+            let why = refused.expect_err("it is no address").to_string();
+            assert!(why.contains("\"nonsense\"") && why.contains("give HOST:PORT"), "{why}");
+        }
+        let config = self::config("--api 0.0.0.0:1").expect("flags");
+        let address = config.application_address().expect("an address").expect("it is given");
+        assert_eq!(address.to_string(), "0.0.0.0:1");
+        assert_eq!(self::config("").expect("flags").application_address().expect("none"), None);
+    }
+
+    #[test]
     fn the_client_port_is_open_to_others_only_if_the_peer_port_is() {
         let address = |flags: &str| config(flags).expect(flags).client_address().ip().to_string();
         assert_eq!(address("--cluster http://localhost:1"), "127.0.0.1");

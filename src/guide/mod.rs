@@ -10,7 +10,9 @@ macro_rules! pages {
         $(#[$summary])*
         ///
         /// [adding-a-version]: crate::storage::wal#adding-a-format-version
+        /// [application]: crate::ports::application
         /// [changelog]: crate::guide::changelog
+        /// [command-line]: crate::guide::operating#the-command-line
         /// [contributing]: crate::guide::contributing
         /// [httpapi]: crate::httpapi
         /// [kvstore]: crate::kvstore#adding-a-command
@@ -18,6 +20,7 @@ macro_rules! pages {
         /// [performance]: crate::guide::performance#measure-it-yourself
         /// [snapshotter]: crate::storage::snapshotter
         /// [state-machine]: crate::raft_node::state_machine
+        /// [tokens]: crate::kvstore::Token
         /// [tour]: crate
         /// [wal]: crate::storage::wal
         #[doc = include_str!($file)]
@@ -26,6 +29,7 @@ macro_rules! pages {
 }
 
 pages! {
+    applications: "applications.md";
     operating: "operating.md";
     security: "security.md";
     testing: "testing.md";
@@ -60,7 +64,7 @@ mod tests {
         let files = std::fs::read_dir(top.join("src/guide")).expect("the guide");
         pages.extend(files.map(|file| file.expect("a page").path()));
         pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-        assert_eq!(pages.len(), 8, "{pages:?}");
+        assert_eq!(pages.len(), 9, "{pages:?}");
         pages
     }
 

@@ -53,8 +53,19 @@ fn nobody(site: &Site) -> String {
     url(site.at(site.port()))
 }
 
-/// Answers each connection's request with `answer` and counts the requests.
-fn answering(site: &Site, answer: &'static str) -> (String, std::sync::Arc<Mutex<Vec<String>>>) {
+/// The requests that a made-up member got.
+type Heard = std::sync::Arc<Mutex<Vec<String>>>;
+
+/// Answers each connection's request with `answer` and keeps the requests.
+fn answering(site: &Site, answer: &'static str) -> (String, Heard) {
+    answering_by(site, move |_| answer)
+}
+
+/// As [`answering`], by the request.
+fn answering_by(
+    site: &Site,
+    answer: impl Fn(&str) -> &'static str + Send + 'static,
+) -> (String, Heard) {
     let listener = TcpListener::bind((site.address, 0)).unwrap();
     let endpoint = url(listener.local_addr().unwrap());
     let heard = std::sync::Arc::new(Mutex::new(Vec::new()));
@@ -64,8 +75,9 @@ fn answering(site: &Site, answer: &'static str) -> (String, std::sync::Arc<Mutex
             let mut stream = stream.unwrap();
             let mut head = vec![0; 4096];
             let length = stream.read(&mut head).unwrap();
-            hears.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).into_owned());
-            let _ = stream.write_all(answer.as_bytes());
+            let request = String::from_utf8_lossy(&head[..length]).into_owned();
+            let _ = stream.write_all(answer(&request).as_bytes());
+            hears.lock().unwrap().push(request);
         }
     });
     (endpoint, heard)
@@ -135,7 +147,7 @@ fn endpoints_are_asked_in_turn_from_flags_or_the_environment() {
     let of_client = url(cluster.address(1));
     for (name, endpoint, command) in [
         ("RAFTEXAMPLE_ENDPOINT", &there, &["status"][..]),
-        ("RAFTEXAMPLE_CLIENT_ENDPOINT", &of_client, &["put", "k", "v"]),
+        ("RAFTEXAMPLE_API_ENDPOINT", &there, &["put", "k", "v"]),
     ] {
         let ran = Command::new(BINARY).args(command).env(name, endpoint).output().unwrap();
         assert!(ran.status.success(), "{name}");
@@ -149,12 +161,13 @@ fn endpoints_are_asked_in_turn_from_flags_or_the_environment() {
         );
     }
     let ran = at(&nobody, &["put", "k", "v"]);
-    assert_failed(&ran, 1, &[&nobody, "is the member running, with --port"]);
+    assert_failed(&ran, 1, &[&nobody, "is the member running, with --api"]);
     let ran = at(&format!("{nobody},{nobody}/x"), &["status"]);
     assert_failed(&ran, 2, &["http://HOST:PORT"]);
     // The member's other port.
     assert_failed(&at(&of_client, &["status"]), 1, &["404", "another port", "--admin"]);
-    assert_failed(&at(&there, &["get", "k"]), 1, &["404", "another port", "--port"]);
+    assert_failed(&at(&of_client, &["get", "k"]), 1, &["404", "another port", "--api"]);
+    assert_failed(&at(&of_client, &["put", "k", "v"]), 1, &["400", "another port", "--api"]);
     assert_failed(&at(&of_client, &["member", "move", "1", &nobody]), 1, &["404", "--admin"]);
     assert_eq!(request(cluster.address(1), "GET", "/members/1", b"").unwrap().status, 404);
 }
@@ -171,57 +184,131 @@ fn an_endpoint_that_is_silent_is_given_up_at_the_deadline() {
     let ran = at(&format!("{silent},{there}"), &[&["member", "list"], &short[..]].concat());
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let put = [&["put", "k", "v"], &short[..]].concat();
-    let ran = at(&url(cluster.address(1)), &put);
-    assert_failed(&ran, 1, &["PUT /k", "outcome unknown", "read before repeating"]);
+    assert_failed(&at(&silent, &put), 1, &["did not answer within 200ms"]);
+    let with_token = [&put[..], &["--token", "t"]].concat();
+    assert_failed(
+        &at(&silent, &with_token),
+        1,
+        &["PUT /v1/kv/k: no outcome within 1s 200ms", "repeat it with --token t"],
+    );
+}
+
+const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+const TOKEN: &str =
+    "HTTP/1.1 201 Created\r\nContent-Length: 13\r\nConnection: close\r\n\r\n{\"token\":\"t\"}";
+
+fn is_for_a_token(request: &str) -> bool {
+    request.starts_with("POST /v1/retry-token ")
 }
 
 /// What each answer of the first endpoint means for the second.
 #[test]
-fn a_write_that_may_have_happened_is_sent_nowhere_else() {
+fn a_write_is_sent_with_its_token_until_it_has_an_outcome() {
     let site = Site::new();
-    let (second, heard) = answering(&site, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
-    let put = |first: &str, heard_before: usize, status: i32, parts: &[&str]| {
-        let ran = at(&format!("{first},{second}"), &["put", "k", "v"]);
-        if status == 0 {
-            assert_done(&ran, "OK\n");
-        } else {
-            assert_failed(&ran, status, parts);
-        }
-        let more = heard.lock().unwrap().len() - heard_before;
-        assert_eq!(more, usize::from(status == 0), "{}", ran.stderr);
-        heard_before + more
+    let issuing = |answer: &'static str| {
+        answering_by(&site, move |request| if is_for_a_token(request) { TOKEN } else { answer })
     };
-    let heard = put(&nobody(&site), 0, 0, &[]);
-    let (busy, _) =
-        answering(&site, "HTTP/1.1 503 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nbusy\n");
-    let heard = put(&busy, heard, 0, &[]);
-    let unknown = ["PUT /k", "outcome unknown", "read before repeating", "raftexample get"];
-    let (lost, asked) = answering(&site, "");
-    let heard = put(&lost, heard, 1, &unknown);
-    assert_eq!(asked.lock().unwrap().len(), 1, "not even there");
-    let (half, _) = answering(&site, "HTTP/1.1 2");
-    let heard = put(&half, heard, 1, &unknown);
-    let (late, _) =
-        answering(&site, "HTTP/1.1 504 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlate\n");
-    let heard = put(&late, heard, 1, &[&unknown[..], &["504: late"]].concat());
-    let (no, _) = answering(
-        &site,
-        "HTTP/1.1 413 x\r\nContent-Length: 10\r\nConnection: close\r\n\r\ntoo large\n",
-    );
-    put(&no, heard, 1, &["413: too large"]);
-    // If every endpoint fails, all are named.
-    let ran = at(&format!("{busy},{}", nobody(&site)), &["put", "k", "v"]);
+    let busy = "HTTP/1.1 503 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nbusy\n";
+    let late = "HTTP/1.1 504 x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlate\n";
+    for first in [busy, late, "", "HTTP/1.1 2"] {
+        let (first, asked) = issuing(first);
+        let (second, heard) = issuing(NO_CONTENT);
+        assert_done(&at(&format!("{first},{second}"), &["put", "k", "v"]), "OK\n");
+        for heard in [&asked.lock().unwrap()[1], &heard.lock().unwrap()[0]] {
+            assert!(heard.starts_with("PUT /v1/kv/k "), "{heard}");
+            assert!(heard.contains("\r\nidempotency-key: t\r\n"), "{heard}");
+        }
+    }
+    // Nothing was done anywhere, and all endpoints are named.
+    let (first, _) = issuing(busy);
+    let ran = at(&format!("{first},{}", nobody(&site)), &["delete", "k"]);
     assert_failed(&ran, 1, &["503: busy", "Connection refused"]);
-    // A read continues where a write does not.
+    // A refusal is an outcome.
+    let refuse = "HTTP/1.1 412 x\r\nContent-Length: 10\r\nConnection: close\r\n\r\ncondition\n";
+    let (first, _) = issuing(refuse);
+    let (second, heard) = issuing(NO_CONTENT);
+    let ran = at(&format!("{first},{second}"), &["put", "k", "v", "--if-absent"]);
+    assert_failed(&ran, 1, &["412: condition"]);
+    assert_eq!(heard.lock().unwrap().len(), 0);
+    // A token of an earlier attempt is used again.
+    let ran = at(&second, &["put", "k", "v", "--token", "earlier"]);
+    assert_done(&ran, "OK\n");
+    assert!(heard.lock().unwrap()[0].contains("\r\nidempotency-key: earlier\r\n"));
+}
+
+/// It takes no token, because a member does not remember values.
+#[test]
+fn a_transaction_that_reads_and_may_have_happened_goes_nowhere_else() {
+    let site = Site::new();
+    let file = site.dir().join("txn.json");
+    fs::write(&file, r#"{"then": [{"get": "/a"}, {"put": "/b", "value": ""}]}"#).unwrap();
+    let txn = ["txn", file.to_str().unwrap()];
+    let (second, heard) = answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    let unknown = ["POST /v1/txn", "outcome unknown", "read before repeating", "raftexample get"];
+    for first in ["", "HTTP/1.1 2"] {
+        let (first, _) = answering(&site, first);
+        assert_failed(&at(&format!("{first},{second}"), &txn), 1, &unknown);
+    }
+    assert_eq!(heard.lock().unwrap().len(), 0);
+    // A read continues where such a write does not.
+    let (lost, _) = answering(&site, "");
     let (other, _) =
         answering(&site, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nvalue");
-    assert_done(&at(&format!("{lost},{half},{other}"), &["get", "k"]), "value");
+    assert_done(&at(&format!("{lost},{other}"), &["get", "k"]), "value");
+}
+
+#[test]
+fn keys_are_listed_deleted_compared_and_watched() {
+    let mut cluster = start(1, &[]);
+    let endpoint = url(admin(&cluster, 1));
+    let mut watch = Command::new(BINARY)
+        .args(["watch", "--prefix", "/app/", "--endpoint", &endpoint])
+        .args(["--from", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut watched = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut watched, &mut line).unwrap();
+        line.split(' ').take(2).collect::<Vec<_>>().join(" ").trim().to_owned()
+    };
+    let run = |command: &[&str]| at(&endpoint, command);
+    for key in ["/app/a", "/app/b", "/other"] {
+        assert_done(&run(&["put", key, "hello", "--if-absent"]), "OK\n");
+    }
+    assert_eq!([next(), next()], ["put /app/a", "put /app/b"]);
+    assert_failed(&run(&["put", "/app/a", "x", "--if-absent"]), 1, &["412", "does not hold"]);
+    let etag = run(&["get", "--etag", "/app/a"]).stdout.trim().to_owned();
+    let listed = run(&["list", "--prefix", "/app/"]);
+    let lines: Vec<&str> = listed.stdout.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", listed.stdout);
+    assert_eq!(lines[0], format!("/app/a 5 bytes {}", etag.trim_matches('"')));
+    let json = run(&["list", "--json"]).stdout;
+    let first: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["key"], &first["value"]), (&"/app/a".into(), &"aGVsbG8=".into()));
+    assert_done(&run(&["put", "/app/a", "hello", "--if-match", &etag]), "OK\n");
+    assert_eq!(next(), "put /app/a");
+    assert_failed(&run(&["delete", "/app/a", "--if-match", &etag]), 1, &["412"]);
+    // A member that starts again has its history from its log, and the watch goes on.
+    cluster.kill(1);
+    cluster.start_again(1);
+    serves(cluster.address(1));
+    assert_done(&run(&["delete", "/app/a"]), "OK\n");
+    assert_eq!(next(), "delete /app/a");
+    assert_failed(&run(&["delete", "/app/a"]), 1, &["/app/a does not exist"]);
+    let _ = watch.kill();
+    let file = cluster.site.dir().join("txn.json");
+    fs::write(&file, r#"{"then": [{"put": "/app/c", "value": "aGk="}]}"#).unwrap();
+    let ran = run(&["txn", file.to_str().unwrap()]);
+    assert!(ran.stdout.contains("\"created\":true"), "{}", ran.stderr);
+    assert_done(&run(&["get", "/app/c"]), "hi");
 }
 
 #[test]
 fn put_and_get_take_keys_and_values_byte_for_byte() {
     let cluster = start(1, &[]);
-    let endpoint = url(cluster.address(1));
+    let endpoint = url(admin(&cluster, 1));
     for (key, sent, value) in [
         ("k", "/k", "value"),
         ("/k", "/k", ""),
@@ -260,7 +347,7 @@ fn put_and_get_take_keys_and_values_byte_for_byte() {
 #[test]
 fn local_reads_need_no_majority_and_others_report_none() {
     let mut cluster = start(3, &["--request-timeout", "300ms"]);
-    let endpoint = url(cluster.address(1));
+    let endpoint = url(admin(&cluster, 1));
     put(cluster.address(1), "/k", b"v");
     cluster.kill(2);
     cluster.kill(3);
@@ -460,13 +547,11 @@ fn commands_speak_tls_with_the_certificates_that_they_are_given() {
     install(dir, "server", &members.issue(&[&site.address.to_string()]), &clients.pem());
     install(dir, "alice", &clients.issue(&["alice"]), &members.pem());
     install(dir, "mallory", &members.issue(&["mallory"]), &clients.pem());
-    let at = site.at(site.port());
+    let (admin, api) = (site.at(site.port()).to_string(), site.at(site.port()).to_string());
     let flags = ["--cert", "server.pem", "--key", "server.key", "--client-ca", "server.ca"];
-    let named = at.to_string();
-    let flags = [&flags[..], &FAST, &["--admin", &named]].concat();
-    let (flags, address) = site.single(&flags);
-    let _member = site.spawn("member", &flags);
-    let (admin, keys) = (format!("https://{at}"), format!("https://{address}"));
+    let flags = [&flags[..], &FAST, &["--admin", &admin, "--api", &api]].concat();
+    let _member = site.spawn("member", &site.single(&flags).0);
+    let (admin, keys) = (format!("https://{admin}"), format!("https://{api}"));
     let alice = ["--ca", "alice.ca", "--cert", "alice.pem", "--key", "alice.key"];
     let go = |command: &[&str], endpoint: &str, more: &[&str]| {
         run(dir, &[command, &["--endpoint", endpoint], more].concat())

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod admin;
+mod application;
 mod bounds;
 mod client;
 mod disk;

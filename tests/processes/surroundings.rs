@@ -92,7 +92,8 @@ fn what_clients_send_is_logged_printable_short_and_seldom() {
 #[test]
 fn variables_of_others_do_not_stop_a_member() {
     let site = Site::new();
-    let (flags, address) = site.single(&FAST);
+    let api = site.at(site.port()).to_string();
+    let (flags, address) = site.single(&[&FAST[..], &["--api", &api]].concat());
     let mut command = Command::new(BINARY);
     command.args(&flags);
     command.env("RAFTEXAMPLE_PORT", "tcp://10.0.0.1:12380");
@@ -106,7 +107,7 @@ fn variables_of_others_do_not_stop_a_member() {
     }
 
     let mut get = Command::new(BINARY);
-    get.args(["get", "k", "--endpoint", &format!("http://{address}")]);
+    get.args(["get", "k", "--endpoint", &format!("http://{api}")]);
     get.env("RAFTEXAMPLE_TICK", "fast").env("RAFTEXAMPLE_ENDPOINT", "");
     let shown = get.output().unwrap();
     let stderr = String::from_utf8_lossy(&shown.stderr).into_owned();

@@ -9,7 +9,7 @@
 //! | any other refusal | stop | stop |
 //!
 //! A write without a token whose outcome is unknown is never repeated: the repetition could undo a later
-//! write. A write with a token goes from endpoint to endpoint until it has an outcome.
+//! write. A write with a token that may have happened goes from endpoint to endpoint until it has an outcome.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -79,6 +79,15 @@ pub(super) enum AttemptError {
     Unknown(String),
 }
 
+/// Why no endpoint answered with success.
+#[derive(Default)]
+struct Failures {
+    /// What each of them said.
+    said: Vec<String>,
+    /// True if one of them may have done it.
+    is_unknown: bool,
+}
+
 type Attempt<T> = std::result::Result<T, AttemptError>;
 
 impl Client {
@@ -127,16 +136,23 @@ impl Client {
         self.each(request, self.one(request)).await
     }
 
-    /// Sends a request that may be repeated to one endpoint after the other, again and again, until it has an
-    /// outcome. `remedy` says what to do if it has none.
+    /// Sends a request that may be repeated to one endpoint after the other. Once an endpoint may have carried
+    /// it out, goes on until there is an outcome. `remedy` says what to do if there is none.
     pub(super) async fn ask_until_done(&self, request: &Request, remedy: &str) -> Result<Answer> {
         let patience = self.timeout * PATIENCE_TIMEOUTS;
         let begun = Instant::now();
+        let mut may_be_done = false;
         loop {
-            let why = match self.try_each(request, self.one(request)).await? {
-                Ok(answer) => return Ok(answer),
-                Err(failures) => failures.join("; "),
-            };
+            let Failures { said, is_unknown } =
+                match self.try_each(request, self.one(request)).await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(failures) => failures,
+                };
+            let why = said.join("; ");
+            may_be_done |= is_unknown;
+            if !may_be_done {
+                return Err(Error::Refused(why));
+            }
             if begun.elapsed() >= patience {
                 let (method, target) = (&request.method, &request.target);
                 let patience = humantime::format_duration(patience);
@@ -171,7 +187,7 @@ impl Client {
         attempt: impl AsyncFnMut(&str) -> Attempt<T>,
     ) -> Result<T> {
         let done = self.try_each(request, attempt).await?;
-        done.map_err(|failures| Error::Refused(failures.join("; ")))
+        done.map_err(|failures| Error::Refused(failures.said.join("; ")))
     }
 
     /// As [`each`](Self::each). If another try may succeed, returns what each endpoint said.
@@ -179,14 +195,17 @@ impl Client {
         &self,
         request: &Request,
         mut attempt: impl AsyncFnMut(&str) -> Attempt<T>,
-    ) -> Result<std::result::Result<T, Vec<String>>> {
-        let mut failures = Vec::new();
+    ) -> Result<std::result::Result<T, Failures>> {
+        let mut failures = Failures::default();
         for endpoint in &self.endpoints {
             let Request { method, target, .. } = request;
             match attempt(endpoint).await {
                 Ok(done) => return Ok(Ok(done)),
-                Err(AttemptError::NotDone(why)) => failures.push(why),
-                Err(AttemptError::Unknown(why)) if request.is_repeatable => failures.push(why),
+                Err(AttemptError::NotDone(why)) => failures.said.push(why),
+                Err(AttemptError::Unknown(why)) if request.is_repeatable => {
+                    failures.said.push(why);
+                    failures.is_unknown = true;
+                }
                 Err(AttemptError::Refused(why)) => return Err(Error::Refused(why)),
                 Err(AttemptError::Unknown(why)) => {
                     let read = if self.flag == "--api" { "get" } else { "member list" };

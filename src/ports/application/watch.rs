@@ -29,6 +29,7 @@ use crate::error::RequestError;
 use crate::httpapi::consistency;
 use crate::kvstore::{Change, Changes, Consistency, Cursor, KvStore};
 use crate::metrics::Metrics;
+use crate::raft_node::Status;
 
 /// Watchers of one port at a time.
 pub const WATCHERS_MAX: usize = 1024;
@@ -117,6 +118,8 @@ pub(super) async fn get(
         told: None,
         state: if cursor.is_some() { State::Watching } else { State::Elsewhere },
         may_write_at: Instant::now(),
+        needs_leader: consistency == Consistency::Linearizable,
+        status: application.status.clone(),
         wakeups: application.wakeups.0.clone(),
         stopping: application.stopping.clone(),
         _counted: Counted::new(keys.metrics.clone()),
@@ -190,6 +193,9 @@ struct Watcher {
     told: Option<Cursor>,
     state: State,
     may_write_at: Instant,
+    /// False if the client accepts what is stale.
+    needs_leader: bool,
+    status: channel::Receiver<Status>,
     wakeups: channel::Receiver<()>,
     stopping: channel::Receiver<()>,
     _counted: Counted,
@@ -254,6 +260,10 @@ impl Watcher {
                     pause = Instant::now();
                 }
                 () = sleep_until(written_at + silence) => {
+                    // A member without a leader may miss changes. The client resumes at another one.
+                    if is_told && self.needs_leader && self.status.borrow().leader == 0 {
+                        return None;
+                    }
                     return Some(if is_told { ":\n\n".to_owned() } else { self.tell_place() });
                 }
             }
