@@ -70,6 +70,7 @@ properties!(
     configuration_file,
     peer_requests,
     client_requests,
+    application_requests,
     admin_requests,
     status_answers,
     tls_hellos,

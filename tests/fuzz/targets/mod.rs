@@ -28,6 +28,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("configuration_file", configuration::configuration_file),
     ("peer_requests", ports::peer_requests),
     ("client_requests", ports::client_requests),
+    ("application_requests", ports::application_requests),
     ("admin_requests", ports::admin_requests),
     ("status_answers", ports::status_answers),
     ("tls_hellos", tls::tls_hellos),

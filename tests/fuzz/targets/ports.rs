@@ -22,7 +22,7 @@ use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, Keys, KvStore};
 use raftexample::membership::{Members, Verdict};
 use raftexample::ports::admin::{self, Admin};
-use raftexample::ports::application::{Application, Wakeups};
+use raftexample::ports::application::{self, Application, Wakeups};
 use raftexample::ports::listener::{BodyBudget, HttpService};
 use raftexample::raft_node::state_machine::CommitReader;
 use raftexample::raft_node::{self, Input, NodeConfig, PeerStatus, Status, TickStatus};
@@ -406,6 +406,166 @@ pub fn client_requests(data: &[u8]) {
             404 => assert!(is_get && !model.contains_key(&key)),
             413 => assert!(body.len() > MAX_VALUE_BYTES),
             _ => {}
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The application port
+
+const APPLICATION_PATHS: &[&str] = &[
+    "/v1/kv/a",
+    "/v1/kv/a",
+    "/v1/kv/b?c",
+    "/v1/kv/",
+    "/v1/txn",
+    "/v1/txn",
+    "/v1/txn",
+    "/v1/keys?prefix=/a&limit=2",
+    "/v1/keys?after=%2Fa&values=true",
+    "/v1/keys?prefix=%zz",
+    "/v1/watch?from=0",
+    "/v1/watch?prefix=/a&from=00000000000000c1-1.0",
+    "/v1/watch?from=00000000000000c2-1",
+    "/v1/retry-token",
+    "/v1/openapi.json",
+    "/v1/kv",
+    "*",
+];
+
+/// A transaction, mostly a valid one.
+fn transaction(choices: &mut Choices<'_>) -> Vec<u8> {
+    let key = |choices: &mut Choices<'_>| choices.pick(&["/a", "/b?c", "/", "/\\u0061", "x", "/ "]);
+    let list = |choices: &mut Choices<'_>, element: fn(&mut Choices<'_>, &str) -> String| {
+        let elements = (0..choices.pick(&[0, 1, 1, 2, 3])).map(|_| {
+            let key = key(choices);
+            element(choices, key)
+        });
+        elements.collect::<Vec<_>>().join(",")
+    };
+    let operation = |choices: &mut Choices<'_>, key: &str| match choices.below(4) {
+        0 => format!(r#"{{"get":"{key}"}}"#),
+        1 => format!(r#"{{"delete":"{key}"}}"#),
+        _ => format!(r#"{{"put":"{key}","value":"{}"}}"#, choices.pick(&["", "aGk=", "=", "a"])),
+    };
+    let condition = |choices: &mut Choices<'_>, key: &str| {
+        let is = [
+            r#""absent":true"#,
+            r#""absent":false"#,
+            r#""etag":"00000000000000c1-1""#,
+            r#""etag":"\"00000000000000c1-2\"""#,
+            r#""etag":"x""#,
+        ];
+        format!(r#"{{"key":"{key}",{}}}"#, choices.pick(&is))
+    };
+    let (conditions, then, otherwise) =
+        (list(choices, condition), list(choices, operation), list(choices, operation));
+    let mut text =
+        format!(r#"{{"if":[{conditions}],"then":[{then}],"else":[{otherwise}]}}"#).into_bytes();
+    if choices.one_in(4) {
+        choices.damage(&mut text);
+    }
+    text
+}
+
+/// Whatever a program asks: it is answered, an error is a problem document and changes nothing, and reads
+/// and pages agree with what was written.
+pub fn application_requests(data: &[u8]) {
+    let mut choices = Choices(data);
+    let (mut node, api) = Node::start();
+    let budget = api.budget.clone();
+    let store = api.store.clone();
+    let (_stop_tx, stopping) = watch::channel(());
+    let service = application::service(application(api, &stopping));
+    let mut tokens = vec![String::new(), "00000000000000c1-0-0000000000000001".to_owned()];
+    let state = || store.view().checksum();
+    while !choices.is_empty() {
+        let mut target = choices.pick(APPLICATION_PATHS).as_bytes().to_vec();
+        let method = match target.starts_with(b"/v1/kv") {
+            true => choices.pick(&["PUT", "PUT", "GET", "DELETE", "HEAD", "POST"]),
+            false if target == b"/v1/txn" || target == b"/v1/retry-token" => "POST",
+            false => "GET",
+        };
+        let mut method = method.as_bytes().to_vec();
+        if choices.one_in(8) {
+            choices.damage(&mut target);
+        }
+        if choices.one_in(16) {
+            choices.damage(&mut method);
+        }
+        let mut headers = vec![("host".to_owned(), b"a".to_vec())];
+        for _ in 0..choices.below(3) {
+            let token = choices.pick(&tokens);
+            let tags: &[&str] =
+                &["*", "\"00000000000000c1-1\"", "W/\"00000000000000c1-1\"", "\"x\", \"y\"", "5"];
+            let (name, values): (_, &[&str]) = match choices.below(6) {
+                0 => ("if-match", tags),
+                1 => ("if-none-match", tags),
+                2 => ("raft-read", &["local", "linearizable"]),
+                3 => ("last-event-id", &["00000000000000c1-1", "00000000000000c1-1.0", "1"]),
+                _ => ("idempotency-key", &[&token]),
+            };
+            headers.push((name.to_owned(), header_value(&mut choices, values)));
+        }
+        let is_txn = target == b"/v1/txn";
+        let body = if is_txn { transaction(&mut choices) } else { choices.bytes().to_vec() };
+        let Some(request) = request(&method, &target, &headers, body.clone()) else { continue };
+        let asked = format!("{request:?}");
+        let (is_put, is_get) = (request.method() == Method::PUT, request.method() == Method::GET);
+        let path = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
+        let key = path.strip_prefix("/v1/kv").filter(|key| key.starts_with('/')).map(str::to_owned);
+        let before = (state(), store.applied());
+        let (head, answered) = RUNTIME.with(|runtime| {
+            runtime.block_on(async {
+                let (head, mut body) = node.until(call(&service, request)).await.into_parts();
+                if path.starts_with("/v1/watch") && head.status == 200 {
+                    // It has no end.
+                    let event = body.frame().await.unwrap().unwrap();
+                    return (head, event.into_data().unwrap());
+                }
+                (head, body.collect().await.expect("it is in memory").to_bytes())
+            })
+        });
+        let status = head.status.as_u16();
+        assert!(
+            [200, 201, 204, 304, 400, 403, 404, 405, 409, 412, 413, 422, 501, 503]
+                .contains(&status),
+            "{asked} answered {status}: {answered:?}"
+        );
+        // The watchers of earlier requests may still hold their places.
+        assert!(status != 503 || path.starts_with("/v1/watch"), "{asked}: {answered:?}");
+        assert_eq!(head.headers["x-content-type-options"], "nosniff", "{asked}");
+        assert_eq!(budget.available_bytes(), 10 * MAX_VALUE_BYTES, "a share was not given back");
+        let replayed = head.headers.contains_key("idempotency-replayed");
+        let changes_keys = !replayed && [200, 201, 204].contains(&status);
+        if !changes_keys || is_get {
+            let is_logged = [404, 412].contains(&status) || replayed;
+            let after = (state(), store.applied());
+            // A condition that fails is an entry, and a token remembers it.
+            assert!(after == before || is_logged || [409, 422].contains(&status), "{asked}");
+        }
+        if status >= 400 {
+            let problem: serde_json::Value = serde_json::from_slice(&answered).expect("a problem");
+            assert_eq!(problem["status"], status, "{asked}");
+            assert!(problem["detail"].as_str().is_some_and(|why| !why.is_empty()), "{asked}");
+        }
+        if path == "/v1/retry-token" && status == 201 {
+            let issued: serde_json::Value = serde_json::from_slice(&answered).unwrap();
+            tokens.push(issued["token"].as_str().unwrap().to_owned());
+        }
+        let page = store.page(b"", None, usize::MAX, usize::MAX, |_| 0);
+        assert!(page.records.is_sorted(), "{asked}");
+        if let Some(key) = key {
+            let found = page.records.iter().find(|record| record.key() == key.as_bytes());
+            match status {
+                201 | 204 if is_put && !replayed => {
+                    assert_eq!(found.map(|record| record.value()), Some(&body[..]), "{asked}");
+                }
+                200 if is_get => {
+                    assert_eq!(found.map(|record| record.value()), Some(&answered[..]), "{asked}");
+                }
+                _ => {}
+            }
         }
     }
 }
