@@ -163,7 +163,7 @@ impl StateMachine for Keys {
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
         let (head, records) = read_state(from)?;
         let records: Records = records.collect::<io::Result<_>>()?;
-        let restored = State::restored(head, records, self.tokens_max);
+        let restored = State::restored(head, records, self.tokens_max)?;
         let old = std::mem::replace(&mut *self.shared.state.write().expect(NO_PANIC), restored);
         drop(old);
         self.count();

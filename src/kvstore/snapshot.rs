@@ -109,7 +109,7 @@ pub(crate) fn read_state<R: Read>(
     Ok((head, records))
 }
 
-fn invalid(reason: impl ToString) -> io::Error {
+pub(super) fn invalid(reason: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
 }
 

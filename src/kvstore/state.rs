@@ -1,11 +1,12 @@
 //! The replicated state: every key's last write, and the retry tokens. Beside it, the history.
 
 use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::ops::Bound;
 
 use super::command::{Condition, Operation, Txn};
 use super::history::{Change, History, removal};
-use super::snapshot::Head;
+use super::snapshot::{Head, invalid};
 use super::tokens::{Outcome, Recalled, Remembered, Retry, Tokens};
 use super::{Applied, KeyValue};
 use crate::channels::{Index, Term};
@@ -206,11 +207,15 @@ impl State {
     }
 
     /// The state that a snapshot holds. The history begins after it.
-    pub fn restored(head: Head, records: Records, tokens_max: usize) -> Self {
+    ///
+    /// # Errors
+    /// If its retry tokens are none that a member can have remembered.
+    pub fn restored(head: Head, records: Records, tokens_max: usize) -> io::Result<Self> {
         let Head { index, term, floor, remembered } = head;
         let mut history = History::default();
         history.restart(index);
         let tokens = Tokens::restored(tokens_max, floor, remembered);
-        Self { records, tokens, history, applied: (index, term) }
+        let tokens = tokens.ok_or_else(|| invalid("its retry tokens contradict each other"))?;
+        Ok(Self { records, tokens, history, applied: (index, term) })
     }
 }

@@ -14,6 +14,7 @@
 //! the entry is applied, so of two copies of a write in the log the second gets the first one's outcome.
 
 use std::collections::{HashMap, VecDeque};
+use std::iter;
 
 use serde::{Deserialize, Serialize};
 
@@ -136,13 +137,19 @@ impl Tokens {
         (self.floor, self.order.iter().map(|token| self.by_token[token]).collect())
     }
 
-    /// A table with these [`contents`](Self::contents).
-    pub fn restored(max: usize, floor: Index, contents: Vec<Remembered>) -> Self {
+    /// A table with these [`contents`](Self::contents); `None` if no table has them.
+    pub fn restored(max: usize, floor: Index, contents: Vec<Remembered>) -> Option<Self> {
         let mut tokens = Self { floor, ..Self::new(max) };
+        let indexes = contents.iter().map(|remembered| remembered.outcome.index);
+        let is_ordered = iter::once(floor).chain(indexes).is_sorted_by(|a, b| a < b);
+        if !is_ordered || contents.len() > max {
+            return None;
+        }
         for remembered in contents {
             tokens.remember(remembered);
         }
-        tokens
+        // Otherwise a token occurs twice.
+        (tokens.by_token.len() == tokens.order.len()).then_some(tokens)
     }
 }
 
@@ -200,7 +207,14 @@ mod tests {
         assert_eq!(refusal(tokens.recall(&retry(5, 99, 1), 20)), "too old");
         assert_eq!(tokens.recall(&retry(6, 99, 1), 20), Recalled::New);
         let (floor, contents) = tokens.contents();
-        let restored = Tokens::restored(2, floor, contents.clone());
-        assert_eq!(restored.contents(), (6, contents));
+        let restored = Tokens::restored(2, floor, contents.clone()).expect("a table");
+        assert_eq!(restored.contents(), (6, contents.clone()));
+        for (floor, contents) in [
+            (7, contents.clone()),
+            (6, contents.iter().rev().copied().collect()),
+            (6, vec![contents[0], Remembered { retry: contents[0].retry, ..contents[1] }]),
+        ] {
+            assert!(Tokens::restored(2, floor, contents).is_none());
+        }
     }
 }
