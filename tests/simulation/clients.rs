@@ -1,33 +1,47 @@
 //! Clients: each sends one request after another, to any member, and records the answers.
+//!
+//! Besides PUT and GET they delete, write with conditions, send transactions, and list keys. With a retry token
+//! they send a write again, to any member, until it has an outcome, and sometimes two copies at once.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftexample::channels::{Ack, Acknowledged, NodeId, Pending, Proposal, responder};
+use raftexample::channels::{
+    Ack, Acknowledged, Index, NodeId, Pending, Proposal, Responder, responder,
+};
 use raftexample::error::RequestError;
-use raftexample::kvstore::{Consistency, KeyValue, KvStore};
+use raftexample::kvstore::{Applied, Consistency, KeyValue, KvStore};
 use tokio::time::Instant;
 
-use crate::support::linearizability::{Action, Operation, check};
-use crate::support::memory::put;
+use crate::invariants::{Invariants, Violation, hash};
+use crate::process::{Outputs, Process};
+use crate::support::random::Random;
+use crate::support::store::{
+    Answer, Fate, Found, Looked, Page, Refusal, Replay, Requirement, Sent, Step, Token, Write,
+};
+use crate::translation::{Values, answer, key_name, page, record, token, txn};
 
-type Lookup = Pin<Box<dyn Future<Output = Result<Option<KeyValue>, RequestError>>>>;
+/// What the state machine answers.
+pub type Output = Result<Applied, RequestError>;
+
+type Future_<T> = Pin<Box<dyn Future<Output = Result<T, RequestError>>>>;
 
 /// A clock for the deadlines of requests, which are never reached: the simulation has its own.
 static CLOCK: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
 
-fn far_future() -> Instant {
+pub fn far_future() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
 /// Polls an answer once.
-fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
+pub fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
     let _clock = CLOCK.enter();
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -35,116 +49,315 @@ fn poll_once<T>(future: Pin<&mut (dyn Future<Output = T> + '_)>) -> Option<T> {
     }
 }
 
+/// A write at a member's store. Between the store and the node stands the simulation, which lets deadlines
+/// pass and sees the index of the entry.
+struct Writing {
+    /// The hash of the entry's payload.
+    id: u64,
+    /// The node's answer.
+    pending: Pending<Acknowledged>,
+    /// Gives it to the store.
+    responder: Responder<Acknowledged>,
+    /// The store's answer to the client.
+    done: Future_<Applied>,
+    outputs: Outputs,
+}
+
 /// The answer that a request waits for.
 enum Waiting {
-    Put(Pending<Acknowledged>),
-    Get(Lookup),
+    Write(Writing),
+    Get(String, Future_<Option<KeyValue>>),
+    List(Future_<Page>),
+    Issue(Future_<Index>),
 }
 
 /// A pending request.
 pub struct Request {
-    pub client: usize,
+    /// The client that waits for it; `None` for a second copy of a write.
+    pub client: Option<usize>,
     /// The member that has it, and the run of its process.
     pub at: (NodeId, u64),
-    pub key: u64,
-    /// For a PUT.
-    pub value: Option<u64>,
     /// The number of the request, which its deadline names.
     pub number: u64,
-    invoked: u64,
     waiting: Waiting,
 }
 
 /// The outcome of a request.
+#[derive(Debug)]
 pub enum Outcome {
-    /// A PUT, with its payload.
-    Acknowledged(Vec<u8>, Acknowledged),
-    Read(Option<u64>),
+    /// The entry of the write, and the answer.
+    Written {
+        id: u64,
+        index: Index,
+        term: u64,
+        answer: Answer,
+    },
+    /// The write was acknowledged before it was applied.
+    Accepted,
+    Found(Found),
     Failed,
     Unknown,
 }
 
-fn key_name(key: u64) -> String {
-    format!("key{key}")
+/// A token of a client.
+enum Held {
+    /// For its next write.
+    Fresh(Token),
+    /// For this write, which has no outcome yet.
+    Used(Rc<Write>),
+    /// For this write, which has an outcome.
+    Finished(Rc<Write>),
 }
 
-/// The payload of the only write of `value`.
-pub fn payload(key: u64, value: u64) -> Vec<u8> {
-    put(&key_name(key), &value.to_string())
+/// What a client sends.
+#[derive(Debug)]
+pub enum Choice {
+    /// A write; `true` for a PUT of the client port.
+    Write(Rc<Write>, bool),
+    /// The same, to two members.
+    Twice(Rc<Write>),
+    Get(u64),
+    List {
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    },
+    /// A request for a retry token.
+    Issue,
 }
 
-/// All clients, and the histories they observed.
+/// All clients, and what they observed.
 #[derive(Default)]
 pub struct Clients {
     pub under_way: Vec<Request>,
-    history: BTreeMap<u64, Vec<Operation<u64>>>,
-    /// Writes by the hash of their payload, so that they are found in the log.
-    pub writes: BTreeMap<u64, (u64, u64)>,
-    /// Writes answered 204, and writes answered 503.
-    acknowledged: Vec<(u64, u64)>,
-    refused: Vec<(u64, u64)>,
+    /// By the hash of their payload, so that they are found in the log.
+    pub writes: BTreeMap<u64, Rc<Write>>,
+    sent: Vec<Sent>,
+    looked: Vec<Looked>,
+    /// The index of the write of each key that a client saw last.
+    seen: BTreeMap<String, Index>,
+    tokens: BTreeMap<usize, Held>,
+    /// The log up to here was there before the first client.
+    pub since: Index,
+}
+
+/// The prefixes of lists and watches.
+pub fn draw_prefix(random: &mut Random, keys: u64) -> String {
+    match random.below(6) {
+        0 => String::new(),
+        1 | 2 => format!("key{}/", random.below(2)),
+        3 => key_name(random.below(keys)),
+        4 => "other".to_owned(),
+        _ => "key".to_owned(),
+    }
 }
 
 impl Clients {
-    /// The clients of a cluster that was restored from a backup, which holds these writes, in order.
-    pub fn restored(writes: impl Iterator<Item = (u64, (u64, u64))>) -> Self {
-        let writes: Vec<_> = writes.collect();
-        let last: BTreeMap<u64, u64> = writes.iter().map(|(_, write)| *write).collect();
-        let mut clients = Self { writes: writes.into_iter().collect(), ..Self::default() };
-        for (key, value) in last {
-            let action = Action::Write(value);
-            let before = Operation { client: u64::MAX, action, invoked: 0, completed: Some(0) };
-            clients.history.insert(key, vec![before]);
-        }
-        clients
+    /// The clients of a cluster that was restored from a backup at index `since`.
+    pub fn restored(writes: BTreeMap<u64, Rc<Write>>, since: Index) -> Self {
+        Self { writes, since, ..Self::default() }
     }
 
-    /// Starts a PUT; returns the member's input. `now` is different for each request of a run.
-    pub fn put(
+    /// What a client sends next, which is a write or a read of `key`. `number` is different for each request
+    /// of a run.
+    pub fn choose(
+        &mut self,
+        client: usize,
+        key: u64,
+        is_write: bool,
+        keys: u64,
+        number: u64,
+        random: &mut Random,
+    ) -> Choice {
+        if !is_write {
+            return match random.below(10) {
+                0..7 => Choice::Get(key),
+                _ => {
+                    let prefix = draw_prefix(random, keys);
+                    let after = (random.below(4) == 0).then(|| key_name(random.below(keys)));
+                    Choice::List { prefix, after, limit: *random.choose(&[1, 2, 100, 100]) }
+                }
+            };
+        }
+        match random.below(10) {
+            0..4 => {
+                let then = vec![Step::Put(key_name(key), number * 10)];
+                Choice::Write(Rc::new(Write { then, ..Write::default() }), true)
+            }
+            4..7 => Choice::Write(self.draw_write(key, keys, number, None, random), false),
+            _ => self.choose_with_token(client, key, keys, number, random),
+        }
+    }
+
+    fn choose_with_token(
+        &mut self,
+        client: usize,
+        key: u64,
+        keys: u64,
+        number: u64,
+        random: &mut Random,
+    ) -> Choice {
+        let token = match self.tokens.get(&client) {
+            Some(Held::Used(write)) => {
+                let write = write.clone();
+                return if random.below(3) == 0 {
+                    Choice::Twice(write)
+                } else {
+                    Choice::Write(write, false)
+                };
+            }
+            Some(Held::Finished(write)) => match random.below(8) {
+                0 => return Choice::Write(write.clone(), false),
+                // The client uses the token for another write.
+                1 => write.token.expect("it has one"),
+                // It invents one.
+                2 => {
+                    let newest = self.seen.values().max().copied().unwrap_or_default();
+                    Token { index: random.below(newest + 20), random: random.next() }
+                }
+                _ => return Choice::Issue,
+            },
+            None => return Choice::Issue,
+            Some(Held::Fresh(token)) => *token,
+        };
+        let write = self.draw_write(key, keys, number, Some(token), random);
+        self.tokens.insert(client, Held::Used(write.clone()));
+        if random.below(4) == 0 { Choice::Twice(write) } else { Choice::Write(write, false) }
+    }
+
+    fn draw_requirement(&self, key: &str, random: &mut Random) -> Requirement {
+        let seen = self.seen.get(key).copied().unwrap_or_default();
+        match random.below(6) {
+            0 => Requirement::Absent,
+            1 => Requirement::Exists,
+            2 | 3 => Requirement::WrittenAt(vec![seen]),
+            4 => Requirement::WrittenAt(vec![seen, seen.saturating_sub(1)]),
+            _ => Requirement::NotWrittenAt(vec![seen]),
+        }
+    }
+
+    /// A delete, a write with a condition, or a transaction.
+    fn draw_write(
+        &self,
+        key: u64,
+        keys: u64,
+        number: u64,
+        token: Option<Token>,
+        random: &mut Random,
+    ) -> Rc<Write> {
+        let name = key_name(key);
+        let mut write = Write { token, ..Write::default() };
+        match random.below(10) {
+            0..2 => write.then.push(Step::Delete(name)),
+            2..5 => {
+                write.conditions.push((name.clone(), self.draw_requirement(&name, random)));
+                write.then.push(match random.below(3) {
+                    0 => Step::Delete(name),
+                    _ => Step::Put(name, number * 10),
+                });
+            }
+            _ => {
+                for _ in 0..random.below(3) {
+                    let name = key_name(random.below(keys));
+                    write.conditions.push((name.clone(), self.draw_requirement(&name, random)));
+                }
+                let mut value = number * 10;
+                let mut branch = |count: u64| {
+                    let first = random.below(keys);
+                    let steps = (0..count.min(keys)).map(|next| {
+                        let name = key_name((first + next) % keys);
+                        value += 1;
+                        match random.below(6) {
+                            0..3 => Step::Put(name, value),
+                            // The port refuses a get with a token, because values are not remembered.
+                            3 if token.is_none() => Step::Get(name),
+                            _ => Step::Delete(name),
+                        }
+                    });
+                    steps.collect()
+                };
+                (write.then, write.otherwise) = (branch(3), branch(2));
+            }
+        }
+        let mut steps = write.then.iter().chain(&write.otherwise);
+        if !steps.any(|step| matches!(step, Step::Put(..))) {
+            // It always holds, and no other payload is the same.
+            let unlike = Requirement::NotWrittenAt(vec![u64::MAX - number]);
+            write.conditions.push((key_name(key), unlike));
+        }
+        Rc::new(write)
+    }
+
+    /// Sends a write to the store of `process`. Returns the member's input, and the hash of the payload.
+    pub fn write(
+        &mut self,
+        client: Option<usize>,
+        at: (NodeId, u64),
+        write: Rc<Write>,
+        is_plain: bool,
+        process: &mut Process,
+        number: u64,
+    ) -> (Proposal, u64) {
+        let (store, sent) = (process.store.clone(), write.clone());
+        let mut done: Future_<Applied> = Box::pin(async move {
+            let values = Values::of(&sent);
+            match &sent.then[..] {
+                [Step::Put(key, value)] if is_plain => {
+                    store.put(key.as_bytes(), Bytes::from(value.to_string()), far_future()).await
+                }
+                _ => {
+                    let token = sent.token.map(token);
+                    store.transact(txn(&sent, &values), token, far_future()).await
+                }
+            }
+        });
+        assert!(poll_once(done.as_mut()).is_none(), "nobody has answered it yet");
+        let mut proposal = process.take_proposal();
+        let id = hash(&proposal.data);
+        self.writes.insert(id, write);
+        let (own, pending) = responder();
+        let responder = std::mem::replace(&mut proposal.responder, own);
+        let outputs = process.outputs.clone();
+        let waiting = Waiting::Write(Writing { id, pending, responder, done, outputs });
+        self.under_way.push(Request { client, at, number, waiting });
+        (proposal, id)
+    }
+
+    /// Sends a read to `store`.
+    pub fn read(
         &mut self,
         client: usize,
         at: (NodeId, u64),
-        key: u64,
-        ack: Ack,
-        now: u64,
-    ) -> Proposal {
-        let value = now;
-        let data = payload(key, value);
-        self.writes.insert(super::invariants::hash(&data), (key, value));
-        let (responder, pending) = responder();
-        self.under_way.push(Request {
-            client,
-            at,
-            key,
-            value: Some(value),
-            number: value,
-            invoked: now,
-            waiting: Waiting::Put(pending),
-        });
-        Proposal { data: Bytes::from(data), ack, responder }
-    }
-
-    /// Starts a linearizable GET at the member with this store.
-    pub fn get(&mut self, client: usize, at: (NodeId, u64), key: u64, store: &KvStore, now: u64) {
+        choice: Choice,
+        store: &KvStore,
+        number: u64,
+    ) {
         let store = store.clone();
-        let lookup: Lookup = Box::pin(async move {
-            let name = key_name(key);
-            store.lookup(name.as_bytes(), Consistency::Linearizable, far_future()).await
-        });
-        let mut request = Request {
-            client,
-            at,
-            key,
-            value: None,
-            number: now,
-            invoked: now,
-            waiting: Waiting::Get(lookup),
+        let mut waiting = match choice {
+            Choice::Get(key) => {
+                let key = key_name(key);
+                let name = key.clone();
+                let lookup = async move {
+                    let consistency = Consistency::Linearizable;
+                    store.lookup(name.as_bytes(), consistency, far_future()).await
+                };
+                Waiting::Get(key, Box::pin(lookup))
+            }
+            Choice::List { prefix, after, limit } => Waiting::List(Box::pin(async move {
+                store.wait_for(Consistency::Linearizable, far_future()).await?;
+                let after = after.as_deref();
+                let found =
+                    store.page(prefix.as_bytes(), after.map(str::as_bytes), limit, 1, |_| 0);
+                Ok(page(&prefix, after, limit, found))
+            })),
+            _ => Waiting::Issue(Box::pin(async move {
+                store.wait_for(Consistency::Linearizable, far_future()).await?;
+                Ok(store.applied())
+            })),
         };
         // The first poll puts the request on readC.
-        if let Waiting::Get(lookup) = &mut request.waiting {
-            assert!(poll_once(lookup.as_mut()).is_none(), "nobody has answered it yet");
-        }
-        self.under_way.push(request);
+        assert!(waiting.poll().is_none(), "nobody has answered it yet");
+        self.under_way.push(Request { client: Some(client), at, number, waiting });
     }
 
     /// Takes the answers that a member has given; `is_stopping` if it gives no more.
@@ -153,41 +366,17 @@ impl Clients {
         at: (NodeId, u64),
         now: u64,
         is_stopping: bool,
-    ) -> Vec<(usize, Outcome)> {
+        random: &mut Random,
+    ) -> Vec<(Option<usize>, Outcome)> {
         let mut outcomes = Vec::new();
         for mut request in std::mem::take(&mut self.under_way) {
             if request.at != at {
                 self.under_way.push(request);
                 continue;
             }
-            let outcome = match &mut request.waiting {
-                Waiting::Put(pending) => pending.try_take().map(|answer| {
-                    let value = request.value.expect("a PUT has a value");
-                    match answer {
-                        Ok(acknowledged) => {
-                            Outcome::Acknowledged(payload(request.key, value), acknowledged)
-                        }
-                        Err(RequestError::Unavailable(_)) => Outcome::Failed,
-                        Err(RequestError::Unknown(_)) => Outcome::Unknown,
-                        Err(error) => panic!("a write was answered {error}"),
-                    }
-                }),
-                Waiting::Get(lookup) => poll_once(lookup.as_mut()).map(|answer| match answer {
-                    Ok(value) => Outcome::Read(value.map(|value| {
-                        let text = std::str::from_utf8(value.value()).expect("values are numbers");
-                        text.parse().expect("values are numbers")
-                    })),
-                    Err(_) => Outcome::Failed,
-                }),
-            };
-            match outcome {
-                Some(outcome) => {
-                    outcomes.push((request.client, self.end(request, outcome, now)));
-                }
-                None if is_stopping => {
-                    let client = request.client;
-                    outcomes.push((client, self.give_up(request, now)));
-                }
+            match request.waiting.poll() {
+                Some(outcome) => outcomes.push(self.end(request, outcome, now, random)),
+                None if is_stopping => outcomes.push(self.give_up(request, now, random)),
                 None => self.under_way.push(request),
             }
         }
@@ -195,103 +384,226 @@ impl Clients {
     }
 
     /// The client's deadline passes, or the member ends in order: its answer must be true.
-    fn give_up(&mut self, request: Request, now: u64) -> Outcome {
-        let Request { client, at, key, value, number, invoked, waiting } = request;
-        let (waiting, outcome) = match waiting {
-            Waiting::Put(pending) => {
-                let answer = {
-                    let _clock = CLOCK.enter();
-                    let past = Instant::now() - Duration::from_secs(3600);
-                    poll_once(Box::pin(pending.wait_until(past)).as_mut())
-                };
-                let answer = answer.expect("its deadline has passed");
-                let outcome = match answer {
-                    Ok(acknowledged) => Outcome::Acknowledged(
-                        payload(key, value.expect("a PUT has a value")),
-                        acknowledged,
-                    ),
-                    Err(RequestError::Unavailable(_)) => Outcome::Failed,
-                    Err(_) => Outcome::Unknown,
-                };
-                (Waiting::Put(responder().1), outcome)
-            }
-            waiting @ Waiting::Get(_) => (waiting, Outcome::Failed),
+    fn give_up(
+        &mut self,
+        request: Request,
+        now: u64,
+        random: &mut Random,
+    ) -> (Option<usize>, Outcome) {
+        let Request { client, at, number, waiting } = request;
+        let Waiting::Write(Writing { id, pending, responder, done, outputs }) = waiting else {
+            let request = Request { client, at, number, waiting };
+            return self.end(request, Outcome::Failed, now, random);
         };
-        self.end(Request { client, at, key, value, number, invoked, waiting }, outcome, now)
+        let answer = {
+            let _clock = CLOCK.enter();
+            let past = Instant::now() - Duration::from_secs(3600);
+            poll_once(Box::pin(pending.wait_until(past)).as_mut())
+        };
+        let outcome = match answer.expect("its deadline has passed") {
+            Err(RequestError::Unavailable(_)) => Outcome::Failed,
+            Err(_) => Outcome::Unknown,
+            Ok(answer) => panic!("nobody took the answer {answer:?}"),
+        };
+        let pending = self::responder().1;
+        let waiting = Waiting::Write(Writing { id, pending, responder, done, outputs });
+        self.end(Request { client, at, number, waiting }, outcome, now, random)
     }
 
     /// The client's deadline passes.
-    pub fn give_up_number(&mut self, number: u64, now: u64) -> Option<(usize, Outcome)> {
+    pub fn give_up_number(
+        &mut self,
+        number: u64,
+        now: u64,
+        random: &mut Random,
+    ) -> Option<(Option<usize>, Outcome)> {
         let position = self.under_way.iter().position(|request| request.number == number)?;
         let request = self.under_way.remove(position);
-        Some((request.client, self.give_up(request, now)))
+        Some(self.give_up(request, now, random))
     }
 
     /// The process died: the outcome is unknown.
-    pub fn lose(&mut self, at: (NodeId, u64), now: u64) -> Vec<usize> {
-        let (lost, kept) =
+    pub fn lose(&mut self, at: (NodeId, u64), now: u64, random: &mut Random) -> Vec<Option<usize>> {
+        let (lost, kept): (Vec<Request>, _) =
             std::mem::take(&mut self.under_way).into_iter().partition(|request| request.at == at);
         self.under_way = kept;
-        let lost: Vec<Request> = lost;
-        let clients = lost.iter().map(|request| request.client).collect();
-        for request in lost {
-            self.end(request, Outcome::Unknown, now);
-        }
-        clients
+        lost.into_iter().map(|request| self.end(request, Outcome::Unknown, now, random).0).collect()
     }
 
-    fn end(&mut self, request: Request, outcome: Outcome, now: u64) -> Outcome {
-        let Request { client, key, value, invoked, .. } = request;
-        let (action, completed) = match (&outcome, value) {
-            (Outcome::Acknowledged(..), Some(value)) => {
-                self.acknowledged.push((key, value));
-                (Action::Write(value), Some(now))
+    fn end(
+        &mut self,
+        request: Request,
+        outcome: Outcome,
+        now: u64,
+        random: &mut Random,
+    ) -> (Option<usize>, Outcome) {
+        let Request { client, number: invoked, waiting, .. } = request;
+        if let Waiting::Write(Writing { id, .. }) = waiting {
+            let fate = match &outcome {
+                Outcome::Written { index, answer, .. } => Fate::Answered(*index, answer.clone()),
+                Outcome::Accepted => Fate::Accepted,
+                Outcome::Failed => Fate::Failed,
+                Outcome::Unknown | Outcome::Found(_) => Fate::Unknown,
+            };
+            if let Outcome::Written { answer, .. } = &outcome {
+                self.note_answer(id, answer);
             }
-            (Outcome::Unknown, Some(value)) => (Action::Write(value), None),
-            (Outcome::Failed, Some(value)) => {
-                self.refused.push((key, value));
-                return outcome;
+            self.sent.push(Sent { write: id, invoked, completed: now, fate });
+            return (client, outcome);
+        }
+        if let Outcome::Found(found) = &outcome {
+            match found {
+                Found::Key(key, Some(record)) => {
+                    self.seen.insert(key.clone(), record.index);
+                }
+                Found::Page(page) => {
+                    let listed = page.records.iter();
+                    self.seen.extend(listed.map(|(key, record)| (key.clone(), record.index)));
+                }
+                Found::Applied(index) => {
+                    let token = Token { index: *index, random: random.next() };
+                    let client = client.expect("a client waits for a token");
+                    self.tokens.insert(client, Held::Fresh(token));
+                }
+                Found::Key(_, None) => {}
             }
-            (Outcome::Read(found), None) => (Action::Read(*found), Some(now)),
-            _ => return outcome,
-        };
-        let operation = Operation { client: client as u64, action, invoked, completed };
-        self.history.entry(key).or_default().push(operation);
-        outcome
+            self.looked.push(Looked { invoked, completed: now, found: found.clone() });
+        }
+        (client, outcome)
+    }
+
+    fn note_answer(&mut self, id: u64, answer: &Answer) {
+        let write = self.writes[&id].clone();
+        if let Answer::Done { done, .. } = answer
+            && done.succeeded
+        {
+            for step in &write.then {
+                if let Step::Put(key, _) = step {
+                    self.seen.insert(key.clone(), done.index);
+                }
+            }
+        }
+        for held in self.tokens.values_mut() {
+            if let Held::Used(used) = held
+                && *used == write
+            {
+                *held = Held::Finished(write.clone());
+            }
+        }
     }
 
     /// The run ends: the outcome of the remaining requests is unknown.
-    pub fn lose_all(&mut self, now: u64) {
+    pub fn lose_all(&mut self, now: u64, random: &mut Random) {
         for request in std::mem::take(&mut self.under_way) {
-            self.end(request, Outcome::Unknown, now);
+            self.end(request, Outcome::Unknown, now, random);
         }
     }
 
+    /// The writes with a token that have no outcome yet, with their clients.
+    pub fn unfinished(&self) -> Vec<(usize, Rc<Write>)> {
+        let held = self.tokens.iter();
+        held.filter_map(|(client, held)| match held {
+            Held::Used(write) => Some((*client, write.clone())),
+            _ => None,
+        })
+        .collect()
+    }
+
+    /// The number of writes that were answered, whatever the answer.
     pub fn acknowledged(&self) -> usize {
-        self.acknowledged.len()
+        let is_answered = |sent: &&Sent| matches!(sent.fate, Fate::Answered(..) | Fate::Accepted);
+        self.sent.iter().filter(is_answered).count()
     }
 
     pub fn reads(&self) -> usize {
-        let operations = self.history.values().flatten();
-        operations.filter(|operation| matches!(operation.action, Action::Read(_))).count()
+        self.looked.len()
     }
 
-    /// At the end: every acknowledged write is in the log, no refused one is, and each key's
-    /// history is linearizable.
-    pub fn check(&self, place: impl Fn(&[u8]) -> Option<u64>) -> Result<(), String> {
-        for (key, value) in &self.acknowledged {
-            if place(&payload(*key, *value)).is_none() {
-                return Err(format!("the acknowledged write of {value} to key{key} is lost"));
-            }
+    /// How often answers of each kind were given.
+    pub fn kinds(&self) -> BTreeMap<&'static str, u64> {
+        let mut kinds = BTreeMap::new();
+        let of_writes = self.sent.iter().filter_map(|sent| match &sent.fate {
+            Fate::Answered(_, Answer::Refused(Refusal::TooOld)) => Some("token too old"),
+            Fate::Answered(_, Answer::Refused(Refusal::OtherWrite)) => Some("token used otherwise"),
+            Fate::Answered(_, Answer::Refused(Refusal::NotIssued)) => Some("token not issued"),
+            Fate::Answered(_, Answer::Done { is_replay: true, .. }) => Some("replayed"),
+            Fate::Answered(_, Answer::Done { done, .. }) if !done.succeeded => Some("not met"),
+            Fate::Answered(_, Answer::Done { .. }) => Some("carried out"),
+            _ => None,
+        });
+        let of_reads = self.looked.iter().map(|looked| match looked.found {
+            Found::Key(_, Some(_)) => "found",
+            Found::Key(_, None) => "absent",
+            Found::Page(_) => "listed",
+            Found::Applied(_) => "tokens issued",
+        });
+        for kind in of_writes.chain(of_reads) {
+            *kinds.entry(kind).or_default() += 1;
         }
-        for (key, value) in &self.refused {
-            if place(&payload(*key, *value)).is_some() {
-                return Err(format!("the write of {value} to key{key} was answered 503 and made"));
-            }
-        }
-        for (key, history) in &self.history {
-            check(history).map_err(|why| format!("key{key} is not linearizable: {why}"))?;
-        }
-        Ok(())
+        kinds
     }
+
+    /// The log of these clients' writes up to an index, carried out by the model.
+    pub fn replay(&self, invariants: &Invariants, up_to: Index, tokens_max: usize) -> Replay {
+        let log = invariants.committed_up_to(up_to);
+        let log = log.filter(|(_, _, id)| self.writes.contains_key(id));
+        Replay::new(log, &self.writes, tokens_max, self.since)
+    }
+
+    /// At the end: the members' answers, and what the clients saw, are the model's.
+    pub fn check(&self, replay: &Replay, invariants: &Invariants) -> Result<(), Violation> {
+        for (index, answer) in invariants.answers() {
+            replay.check_answer(*index, answer)?;
+        }
+        replay.check_sent(&self.sent)?;
+        replay.check_looked(&self.looked, &self.sent)
+    }
+}
+
+impl Waiting {
+    /// The outcome, if the member has answered.
+    fn poll(&mut self) -> Option<Outcome> {
+        let found = match self {
+            Self::Write(writing) => return writing.poll(),
+            Self::Get(key, lookup) => poll_once(lookup.as_mut())?
+                .map(|found| Found::Key(key.clone(), found.as_ref().map(record))),
+            Self::List(list) => poll_once(list.as_mut())?.map(Found::Page),
+            Self::Issue(applied) => poll_once(applied.as_mut())?.map(Found::Applied),
+        };
+        Some(found.map_or(Outcome::Failed, Outcome::Found))
+    }
+}
+
+impl Writing {
+    fn poll(&mut self) -> Option<Outcome> {
+        let answered = self.pending.try_take()?;
+        let (own, _) = responder();
+        let responder = std::mem::replace(&mut self.responder, own);
+        let at = match answered {
+            Ok(Acknowledged::Proposed) => return Some(Outcome::Accepted),
+            Ok(at @ Acknowledged::Applied { index, term }) => {
+                let output = self.outputs.borrow_mut().remove(&index);
+                responder.answer_with(at, output.expect("the member kept it"));
+                Some((index, term))
+            }
+            Err(error) => {
+                responder.answer(Err(error));
+                None
+            }
+        };
+        let output = poll_once(self.done.as_mut()).expect("it was just answered");
+        Some(match (at, &output) {
+            (Some((index, term)), _) => {
+                Outcome::Written { id: self.id, index, term, answer: answer(&output) }
+            }
+            (None, Err(RequestError::Unavailable(_))) => Outcome::Failed,
+            (None, Err(RequestError::Unknown(_))) => Outcome::Unknown,
+            (None, other) => panic!("a write was answered {other:?}"),
+        })
+    }
+}
+
+/// The acknowledgement that a client asks for.
+pub fn ack(is_early: bool) -> Ack {
+    if is_early { Ack::Proposed } else { Ack::Committed }
 }

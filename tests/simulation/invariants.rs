@@ -3,16 +3,17 @@
 //! Each turn changes one member, so each check compares that member's changes with everything ever
 //! observed at any member.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use raft::eraftpb::{Entry, EntryType};
 use raft::{GetEntriesContext, Raft, StateRole};
-use raftexample::channels::{Acknowledged, NodeId};
+use raftexample::channels::NodeId;
 use raftexample::raft_node::Status;
 use raftexample::storage::log::Log;
 
 use super::process::{Followed, Process};
+use crate::support::store::Answer;
 
 /// The violated invariant, in one line.
 pub type Violation = String;
@@ -89,8 +90,12 @@ pub struct Invariants {
     /// By index and term: the entry, and the term of the previous one.
     entries: HashMap<(u64, u64), (u64, Option<u64>)>,
     committed: BTreeMap<u64, Committed>,
-    /// The index at which each payload was committed.
+    /// The index at which each payload was committed first.
     places: HashMap<u64, u64>,
+    /// Payloads with a retry token, which may be committed several times.
+    may_repeat: HashSet<u64>,
+    /// What the state machines answered to each entry.
+    answers: BTreeMap<u64, Answer>,
     views: HashMap<NodeId, View>,
     /// Members with a snapshot that was damaged at rest.
     pub damaged: BTreeSet<NodeId>,
@@ -168,11 +173,26 @@ impl Invariants {
                 "applied another entry at {index} than was committed there"
             );
         }
+        self.check_answers(followed)?;
         view.begun = true;
         (view.term, view.vote) = (raft.term, raft.vote);
         (view.commit, view.applied) = (log.committed, status.applied);
         view.highest_commit = view.highest_commit.max(view.commit);
         view.snapshot = status.snapshot;
+        Ok(())
+    }
+
+    /// The state machines of all members, in all their runs, answer alike to an entry.
+    pub fn check_answers(&mut self, followed: &Followed) -> Check {
+        for entry in &followed.published {
+            let known = self.answers.entry(entry.index).or_insert_with(|| entry.answer.clone());
+            ensure!(
+                *known == entry.answer,
+                "entry {} was answered {:?}, and {known:?} before",
+                entry.index,
+                entry.answer
+            );
+        }
         Ok(())
     }
 
@@ -234,7 +254,10 @@ impl Invariants {
             let data_hash = hash(&entry.data);
             if entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
                 let place = *self.places.entry(data_hash).or_insert(index);
-                ensure!(place == index, "a write was committed twice, at {place} and at {index}");
+                ensure!(
+                    place == index || self.may_repeat.contains(&data_hash),
+                    "a write was committed twice, at {place} and at {index}"
+                );
             }
             let committed = Committed { term, data_hash, seen_in: raft.term };
             self.committed.insert(index, committed);
@@ -317,6 +340,7 @@ impl Invariants {
                 .filter(|(_, at)| **at <= index)
                 .map(|(k, v)| (*k, *v))
                 .collect(),
+            may_repeat: self.may_repeat.clone(),
             ..Self::default()
         }
     }
@@ -327,19 +351,23 @@ impl Invariants {
     }
 
     /// Checks an acknowledged write: its entry is committed at that index.
-    pub fn check_acknowledged(&self, data: &[u8], acknowledged: Acknowledged) -> Check {
-        let Acknowledged::Applied { index, term } = acknowledged else { return Ok(()) };
+    pub fn check_acknowledged(&self, data_hash: u64, index: u64, term: u64) -> Check {
         let committed = self.committed.get(&index);
         ensure!(
-            committed.is_some_and(|entry| entry.term == term && entry.data_hash == hash(data)),
+            committed.is_some_and(|entry| entry.term == term && entry.data_hash == data_hash),
             "a write was acknowledged as entry {index} of term {term}, where {committed:?} is"
         );
         Ok(())
     }
 
-    /// The index at which a payload was committed.
-    pub fn place(&self, data: &[u8]) -> Option<u64> {
-        self.places.get(&hash(data)).copied()
+    /// Expects a payload to be committed several times.
+    pub fn may_repeat(&mut self, data_hash: u64) {
+        self.may_repeat.insert(data_hash);
+    }
+
+    /// What the state machines answered to each entry.
+    pub fn answers(&self) -> impl Iterator<Item = (&u64, &Answer)> {
+        self.answers.iter()
     }
 
     /// The last index known to be committed at any member.

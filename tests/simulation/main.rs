@@ -41,6 +41,8 @@ mod process;
 mod settings;
 #[path = "../support/mod.rs"]
 mod support;
+mod translation;
+mod watchers;
 mod world;
 
 use std::ops::Range;

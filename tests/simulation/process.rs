@@ -1,13 +1,21 @@
 //! One run of one member: the node and the store of the binary, over the simulation's seams.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
+use crate::clients::{Output, far_future, poll_once};
 use crate::support::config::closed;
+use crate::support::store::Answer;
+use crate::translation::answer;
+use bytes::Bytes;
 use raft::eraftpb::Message;
 use raftexample::channels::{
-    Commit, Greeting, MemberRequest, NodeId, PeerHeader, PeerReport, Requests, Responder,
-    SnapshotBody, SnapshotFile, SnapshotRequest,
+    Acknowledged, Commit, CommittedEntry, Greeting, Index, MemberRequest, NodeId, PeerHeader,
+    PeerReport, Pending, Proposal, Requests, Responder, SnapshotBody, SnapshotFile,
+    SnapshotRequest, responder,
 };
 use raftexample::error::Result;
 use raftexample::kvstore::{Keys, KvStore};
@@ -75,8 +83,13 @@ impl Outbox for ListOutbox {
 pub struct Published {
     pub index: u64,
     pub term: u64,
-    pub data: Vec<u8>,
+    pub data: Bytes,
+    /// What the state machine answered.
+    pub answer: Answer,
 }
+
+/// The outputs of the entries that were proposed at this member, until their clients take them.
+pub type Outputs = Rc<RefCell<BTreeMap<Index, Output>>>;
 
 /// What a turn put on commitC, for the invariants.
 #[derive(Default)]
@@ -99,6 +112,38 @@ impl UnwrittenSnapshot {
     }
 }
 
+/// An entry on its way to the state machine, whose answer is looked at before the client gets it. Entries
+/// that were proposed elsewhere, or in an earlier run, are answered too.
+struct Asked {
+    index: Index,
+    term: u64,
+    data: Bytes,
+    client: Option<Responder<Acknowledged>>,
+    pending: Pending<Acknowledged>,
+}
+
+impl Asked {
+    fn of(mut entry: CommittedEntry) -> (CommittedEntry, Self) {
+        let (responder, pending) = responder();
+        let client = entry.responder.replace(responder);
+        let CommittedEntry { index, term, ref data, .. } = entry;
+        let asked = Self { index, term, data: data.clone(), client, pending };
+        (entry, asked)
+    }
+
+    fn take(self, outputs: &Outputs) -> Published {
+        let Self { index, term, data, client, pending } = self;
+        let output = poll_once(pin!(pending.output_until::<Output>(far_future())));
+        let output = output.expect("it was applied").expect("it was applied");
+        let answer = answer(&output);
+        if let Some(client) = client {
+            outputs.borrow_mut().insert(index, output);
+            client.answer(Ok(Acknowledged::Applied { index, term }));
+        }
+        Published { index, term, data, answer }
+    }
+}
+
 /// One run of one member.
 pub struct Process {
     pub node: RaftNode,
@@ -108,7 +153,11 @@ pub struct Process {
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
     pub boot: u64,
+    pub outputs: Outputs,
+    /// The last entry in the snapshot that the state machine began with, or installed last.
+    pub restored: Index,
     reader: CommitReader<Keys>,
+    propose_rx: mpsc::Receiver<Proposal>,
     read_rx: mpsc::Receiver<raftexample::channels::ReadRequest>,
     commit_rx: mpsc::UnboundedReceiver<Commit>,
     reports: Arc<Mutex<Vec<PeerReport>>>,
@@ -118,7 +167,12 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Result<Self> {
+    pub fn start(
+        config: &NodeConfig,
+        tokens_max: usize,
+        vfs: Arc<dyn Vfs>,
+        logger: &Logger,
+    ) -> Result<Self> {
         let replayed = replay_wal(config, vfs, logger)?;
         let (admission, snapshotter) = (replayed.admission.clone(), replayed.snapshotter.clone());
         let (commit_tx, commit_rx) = mpsc::unbounded_channel();
@@ -140,8 +194,9 @@ impl Process {
             logger.clone(),
         )?;
         let (read_tx, read_rx) = mpsc::channel(64);
-        let requests = Requests { read_tx, ..closed() };
-        let (store, reader) = KvStore::new(config, requests, logger.clone());
+        let (propose_tx, propose_rx) = mpsc::channel(1);
+        let requests = Requests { propose_tx, read_tx, ..closed() };
+        let (store, reader) = KvStore::remembering(tokens_max, config, requests, logger.clone());
         Ok(Self {
             node,
             admission,
@@ -150,7 +205,10 @@ impl Process {
             sent,
             unwritten: Vec::new(),
             boot: config.boot,
+            outputs: Outputs::default(),
+            restored: 0,
             reader,
+            propose_rx,
             read_rx,
             commit_rx,
             reports,
@@ -182,20 +240,27 @@ impl Process {
                 }
                 commit => commit,
             };
-            match &commit {
-                Commit::Entries { entries, .. } => {
-                    followed.published.extend(entries.iter().map(|entry| Published {
-                        index: entry.index,
-                        term: entry.term,
-                        data: entry.data.to_vec(),
-                    }));
+            match commit {
+                Commit::Entries { entries, applied } => {
+                    let (entries, asked) = entries.into_iter().map(Asked::of).unzip();
+                    self.reader.handle(Commit::Entries { entries, applied })?;
+                    let asked: Vec<Asked> = asked;
+                    followed.published.extend(asked.into_iter().map(|it| it.take(&self.outputs)));
                 }
-                Commit::Restore(_) => followed.restored = true,
-                _ => {}
+                commit @ Commit::Restore(_) => {
+                    self.reader.handle(commit)?;
+                    followed.restored = true;
+                    self.restored = self.store.applied();
+                }
+                commit => self.reader.handle(commit)?,
             }
-            self.reader.handle(commit)?;
         }
         Ok(followed)
+    }
+
+    /// Takes what the store just put on proposeC.
+    pub fn take_proposal(&mut self) -> Proposal {
+        self.propose_rx.try_recv().expect("the store proposes when it is first polled")
     }
 
     /// The store's bytes, as in a snapshot.

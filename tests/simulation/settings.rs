@@ -22,6 +22,9 @@ pub struct Settings {
     pub pause_ticks: u64,
     /// A client's timeout, in ticks.
     pub patience_ticks: u64,
+    /// The number of retry tokens that a member remembers.
+    pub tokens_max: usize,
+    pub watchers: u64,
     pub snapshot_count: u64,
     pub snapshot_catch_up_entries: u64,
     pub segment_bytes: u64,
@@ -128,6 +131,8 @@ impl Settings {
         let mut random = Random::new(seed);
         let mut pick = |choices: &[u64]| choices[random.below(choices.len() as u64) as usize];
         let election_ticks = pick(&[3, 4, 5, 7, 10]);
+        // Numbers of their own: the others stay what they were before these settings were added.
+        let mut later = Random::new(seed.wrapping_add(0x70c5));
         let weights = KINDS.map(|(kind, most)| (kind, pick(&[0, 1, 1, 2]) * most));
         Self {
             seed,
@@ -138,6 +143,8 @@ impl Settings {
             writes: pick(&[300, 500, 700]),
             pause_ticks: pick(&[1, 2, 5]),
             patience_ticks: pick(&[5, 20, 50]),
+            tokens_max: later.within(3..9) as usize,
+            watchers: later.within(1..4),
             snapshot_count: pick(&[2, 4, 8, 16, 64]),
             snapshot_catch_up_entries: pick(&[0, 1, 3, 8]),
             segment_bytes: pick(&[512, 2048, 16384]),

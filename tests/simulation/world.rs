@@ -9,8 +9,8 @@ use std::sync::Arc;
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{
-    Ack, ConfChangeRequest, Greeting, GreetingAnswer, MemberRequest, NodeId, PeerHeader,
-    PeerReport, Pending, Refusal, Responder, SnapshotFile, responder,
+    ConfChangeRequest, Greeting, GreetingAnswer, MemberRequest, NodeId, PeerHeader, PeerReport,
+    Pending, Refusal, Responder, SnapshotFile, responder,
 };
 use raftexample::error::{Error, RequestError};
 use raftexample::membership::Members;
@@ -21,15 +21,17 @@ use raftexample::storage::wal::Sizes;
 use slog::Logger;
 use tokio::sync::oneshot;
 
-use super::clients::{Clients, Outcome};
+use super::clients::{Choice, Clients, Outcome, ack, draw_prefix};
 use super::invariants::{End, Invariants, Violation};
 use super::mutants::{Forgetful, Seam};
 use super::process::{Followed, Outgoing, Process, UnwrittenSnapshot};
 use super::settings::{FaultKind, Settings, TICK};
+use super::watchers::Watcher;
 use crate::support::config::{config, url};
 use crate::support::logs;
 use crate::support::memory::{Fault, MemVfs, Survives};
 use crate::support::random::Random;
+use crate::support::store::Write;
 
 mod faults;
 mod lives;
@@ -59,6 +61,12 @@ pub struct Tally {
     pub reads: u64,
     pub committed: u64,
     pub restores: u64,
+    /// Changes that watchers were told of, resets, and changes found at another member than before.
+    pub watched: u64,
+    pub resets: u64,
+    pub resumed: u64,
+    /// What clients were told.
+    pub answers: BTreeMap<&'static str, u64>,
     pub faults: BTreeMap<FaultKind, u64>,
 }
 
@@ -70,6 +78,12 @@ impl Tally {
         self.reads += other.reads;
         self.committed += other.committed;
         self.restores += other.restores;
+        self.watched += other.watched;
+        self.resets += other.resets;
+        self.resumed += other.resumed;
+        for (kind, count) in &other.answers {
+            *self.answers.entry(kind).or_default() += count;
+        }
         for (kind, count) in &other.faults {
             *self.faults.entry(*kind).or_default() += count;
         }
@@ -212,6 +226,8 @@ pub struct World {
     pub settings: Settings,
     seam: Option<Seam>,
     random: Random,
+    /// For what clients and watchers do. The faults do not depend on these numbers.
+    choices: Random,
     now: u64,
     sequence: u64,
     events: BTreeMap<(u64, u64), Event>,
@@ -254,6 +270,7 @@ impl World {
             seam,
             // Not the numbers that the settings were drawn from.
             random: Random::new(settings.seed.wrapping_add(0x5eed)),
+            choices: Random::new(settings.seed.wrapping_add(0xc01c)),
             now: 0,
             sequence: 0,
             events: BTreeMap::new(),
@@ -261,7 +278,7 @@ impl World {
             cut: BTreeSet::new(),
             last_arrival: BTreeMap::new(),
             ghosts: Vec::new(),
-            lives: vec![Life::default()],
+            lives: Vec::new(),
             leftovers: Vec::new(),
             strays: 0,
             backup: None,
@@ -291,18 +308,24 @@ impl World {
         if self.is_void {
             return Ok(self.tally.clone());
         }
-        for Life { clients, invariants } in &mut self.lives {
-            clients.lose_all(self.sequence);
-            clients.check(|data| invariants.place(data))?;
-            self.tally.elections += invariants.elections;
-            self.tally.acknowledged += clients.acknowledged() as u64;
-            self.tally.reads += clients.reads() as u64;
-            self.tally.committed += invariants.last_committed();
+        for life in &mut self.lives {
+            life.clients.lose_all(self.sequence, &mut self.choices);
+            let replay = life.replay(u64::MAX, self.settings.tokens_max);
+            life.clients.check(&replay, &life.invariants)?;
+            life.watchers.iter().try_for_each(|watcher| watcher.check(&replay))?;
+            self.tally.elections += life.invariants.elections;
+            self.tally.acknowledged += life.clients.acknowledged() as u64;
+            self.tally.reads += life.clients.reads() as u64;
+            self.tally.committed += life.invariants.last_committed();
+            for (kind, count) in life.clients.kinds() {
+                *self.tally.answers.entry(kind).or_default() += count;
+            }
         }
         Ok(self.tally.clone())
     }
 
     fn begin(&mut self) -> Step {
+        self.begin_life(Life::default());
         self.add_first_members();
         for client in 0..self.settings.clients {
             let after = self.random.below(20 * TICK);
@@ -421,7 +444,8 @@ impl World {
             Event::Deadline(number) => {
                 for life in 0..self.lives.len() {
                     let clients = &mut self.lives[life].clients;
-                    if let Some((client, outcome)) = clients.give_up_number(number, self.sequence) {
+                    let given_up = clients.give_up_number(number, self.sequence, &mut self.choices);
+                    if let Some((client, outcome)) = given_up {
                         self.answered(life, client, outcome)?;
                     }
                 }

@@ -15,3 +15,4 @@ pub mod mounts;
 #[cfg(test)]
 pub mod processes;
 pub mod random;
+pub mod store;

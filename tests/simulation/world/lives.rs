@@ -4,6 +4,7 @@
 //! Each life has its own clients and invariants, so that a merge of two lives violates one of them.
 
 use super::*;
+use crate::support::store::Replay;
 use raftexample::commands::Restore;
 
 /// The distance between the keys of a member's slot and of its strays.
@@ -29,6 +30,14 @@ pub(super) enum Standing {
 pub(super) struct Life {
     pub clients: Clients,
     pub invariants: Invariants,
+    pub watchers: Vec<Watcher>,
+}
+
+impl Life {
+    /// The log up to an index, carried out by the model.
+    pub fn replay(&self, up_to: u64, tokens_max: usize) -> Replay {
+        self.clients.replay(&self.invariants, up_to, tokens_max)
+    }
 }
 
 /// A directory that the operator has forgotten.
@@ -60,6 +69,14 @@ impl World {
         self.lives.last_mut().expect("there is a first life")
     }
 
+    pub(super) fn begin_life(&mut self, life: Life) {
+        let prefixes = (0..self.settings.watchers)
+            .map(|_| draw_prefix(&mut self.choices, self.settings.keys))
+            .collect::<Vec<_>>();
+        let watchers = prefixes.into_iter().map(Watcher::new).collect();
+        self.lives.push(Life { watchers, ..life });
+    }
+
     pub(super) fn members_slots(&self) -> impl Iterator<Item = &Slot> {
         self.slots.values().filter(|slot| slot.standing == Standing::Member)
     }
@@ -88,7 +105,7 @@ impl World {
         self.removed.clear();
         match backup {
             None => {
-                self.lives.push(Life::default());
+                self.begin_life(Life::default());
                 self.add_first_members();
             }
             Some(backup) => self.restore(backup),
@@ -132,11 +149,8 @@ impl World {
         restored.unwrap_or_else(|error| panic!("a backup of this cluster: {error}"));
         let earlier = &self.lives[life];
         let invariants = earlier.invariants.restored(index);
-        let writes = earlier.invariants.committed_up_to(index).filter_map(|(_, _, data_hash)| {
-            Some((data_hash, *earlier.clients.writes.get(&data_hash)?))
-        });
-        let clients = Clients::restored(writes);
-        self.lives.push(Life { clients, invariants });
+        let clients = Clients::restored(earlier.clients.writes.clone(), index);
+        self.begin_life(Life { clients, invariants, ..Life::default() });
         let config = self.node_config(1, &[url(1)], false);
         self.add_slot(config);
         self.slot(1).disk = disk;
@@ -218,7 +232,7 @@ impl World {
             Standing::Copy if process.node.raft().state == StateRole::Leader => {
                 return Err(format!("the copy {key} leads"));
             }
-            Standing::Copy => {}
+            Standing::Copy => self.lives[slot.life].invariants.check_answers(&followed)?,
             _ => {
                 let invariants = &mut self.lives[slot.life].invariants;
                 invariants.check_turn(slot.config.id, process, &followed)?;

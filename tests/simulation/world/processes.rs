@@ -59,7 +59,8 @@ impl World {
             None => Arc::new(slot.disk.clone()),
         };
         let logger = logger.new(slog::o!("member" => id));
-        let started = Process::start(&slot.config, vfs, &logger);
+        let tokens_max = self.settings.tokens_max;
+        let started = Process::start(&slot.config, tokens_max, vfs, &logger);
         let (end, life) = (slot.end, slot.life);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
         match started {
@@ -73,7 +74,8 @@ impl World {
                 self.schedule(after, Event::Tick((id, run)));
                 self.wake(id);
                 self.haunt(id);
-                Ok(())
+                // Its state machine has not begun to replay.
+                self.watch(id)
             }
             Err(error) => self.ended(id, error),
         }
@@ -251,11 +253,8 @@ impl World {
         }
         self.dispatch(id);
         self.take_answers(id);
-        let now = self.sequence;
-        for (client, outcome) in self.lives[life].clients.take_answers((id, run), now, false) {
-            self.answered(life, client, outcome)?;
-        }
-        Ok(())
+        self.take_clients_answers((id, run), life, false)?;
+        self.watch(id)
     }
 
     pub(super) fn write_snapshot(&mut self, (id, run): Run) {
@@ -359,8 +358,12 @@ impl World {
         if let Some(process) = slot.process.take() {
             drop(process);
         }
-        let now = self.sequence;
-        for (client, outcome) in self.lives[life].clients.take_answers((id, run), now, true) {
+        self.take_clients_answers((id, run), life, true)
+    }
+
+    fn take_clients_answers(&mut self, at: Run, life: usize, is_stopping: bool) -> Step {
+        let (now, clients) = (self.sequence, &mut self.lives[life].clients);
+        for (client, outcome) in clients.take_answers(at, now, is_stopping, &mut self.choices) {
             self.answered(life, client, outcome)?;
         }
         Ok(())
@@ -386,7 +389,8 @@ impl World {
         slot.disk = slot.disk.crash(survives);
         let asked = std::mem::take(&mut slot.asked);
         self.note(|| format!("crash {id}: {end:?}, {survives:?}"));
-        for client in self.lives[life].clients.lose((id, run), now) {
+        let clients = &mut self.lives[life].clients;
+        for client in clients.lose((id, run), now, &mut self.choices).into_iter().flatten() {
             self.pause_client(client);
         }
         for asked in asked {

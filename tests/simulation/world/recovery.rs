@@ -1,6 +1,9 @@
 //! The end of a run: the faults are over, and the cluster must recover.
 
 use super::*;
+use crate::support::memory::{StateHead, StateToken, decode_head, decode_state};
+use crate::support::store::{Done, Record, Token};
+use crate::translation::done;
 
 impl World {
     /// Ends the faults: the cluster must converge and serve.
@@ -133,6 +136,7 @@ impl World {
                 }
             }
         }
+        self.finish_writes(members)?;
         // Every member learns of the last write.
         let target = self.life().invariants.last_committed();
         let deadline = self.now + RECOVERY_TICKS * TICK;
@@ -146,6 +150,67 @@ impl World {
             }
             self.step()?;
         }
+        self.finish_watches(members)
+    }
+
+    /// A write with a token has an outcome if it is repeated, at any member.
+    fn finish_writes(&mut self, members: &[NodeId]) -> Step {
+        for tries in 0.. {
+            let unfinished = self.life().clients.unfinished();
+            if unfinished.is_empty() {
+                break;
+            }
+            if tries == SERVE_TRIES {
+                return Err(format!("no outcome of {unfinished:?}: {}", self.describe()));
+            }
+            for (_, write) in unfinished {
+                let left = members.iter().copied().filter(|id| !self.removed.contains(id));
+                let left: Vec<NodeId> = left.collect();
+                let Some(id) = self.pick(&left) else { return Ok(()) };
+                self.wait_until_it_runs(id)?;
+                if self.slots[&id].process.is_some() {
+                    let number = self.send_write(None, id, write, false);
+                    self.wait_for_request(number)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every watcher learns of the last change.
+    fn finish_watches(&mut self, members: &[NodeId]) -> Step {
+        let left = members.iter().filter(|id| self.slots[id].process.is_some()).copied();
+        let left: Vec<NodeId> = left.filter(|id| !self.removed.contains(id)).collect();
+        let Some(id) = self.pick(&left) else { return Ok(()) };
+        for watcher in 0..self.life().watchers.len() {
+            let mut before = None;
+            loop {
+                self.question(watcher, id)?;
+                let reached = Some(self.life().watchers[watcher].reached());
+                if before == reached {
+                    break;
+                }
+                before = reached;
+            }
+        }
+        let tokens_max = self.settings.tokens_max;
+        let life = self.life();
+        let replay = life.replay(u64::MAX, tokens_max);
+        life.watchers.iter().try_for_each(|watcher| watcher.check_complete(&replay))
+    }
+
+    /// A move that was asked for earlier may be applied only now.
+    fn wait_until_it_runs(&mut self, id: NodeId) -> Step {
+        while self.slots[&id].process.is_none() && !self.slots[&id].is_gone {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_request(&mut self, number: u64) -> Step {
+        while self.life().clients.under_way.iter().any(|request| request.number == number) {
+            self.step()?;
+        }
         Ok(())
     }
 
@@ -157,40 +222,46 @@ impl World {
     ) -> Result<bool, Violation> {
         let count = |life: &Life| (life.clients.acknowledged(), life.clients.reads());
         let before = count(self.life());
-        // A move that was asked for earlier may be applied only now.
-        while self.slots[&id].process.is_none() && !self.slots[&id].is_gone {
-            self.step()?;
-        }
-        let number = self.request(0, id, key, is_write);
-        while self.life().clients.under_way.iter().any(|request| request.number == number) {
-            self.step()?;
-        }
+        self.wait_until_it_runs(id)?;
+        let choice = if is_write { self.plain_put(key) } else { Choice::Get(key) };
+        let number = self.request(0, id, choice);
+        self.wait_for_request(number)?;
         Ok(count(self.life()) != before)
     }
 
     /// A member's state equals what the log says, byte for byte.
     pub(super) fn check_state(&mut self, id: NodeId) -> Step {
-        let mut expected: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
+        let tokens_max = self.settings.tokens_max;
         let slot = self.slots.get_mut(&id).expect("it runs");
-        let life = &self.lives[slot.life];
         let process = slot.process.as_mut().expect("it runs");
         let applied = process.status().applied;
         let bytes = process.state_bytes(applied).map_err(|error| error.to_string())?;
-        for (index, term, data_hash) in life.invariants.committed_up_to(applied) {
-            if let Some((key, value)) = life.clients.writes.get(&data_hash) {
-                expected.insert(*key, (*value, index, term));
-            }
-        }
-        let found: BTreeMap<u64, (u64, u64, u64)> = crate::support::memory::decode_state(&bytes)
+        let model = self.lives[slot.life].replay(applied, tokens_max).model;
+        let found: BTreeMap<String, Record> = decode_state(&bytes)
             .into_iter()
             .map(|(key, (value, index, term))| {
-                let key = key.trim_start_matches("key").parse().expect("keys are numbered");
-                (key, (value.parse().expect("values are numbers"), index, term))
+                let value = value.parse().expect("values are numbers");
+                (key, Record { value, index, term })
             })
             .collect();
+        if found != model.records {
+            return Err(format!(
+                "member {id} holds {found:?} at index {applied}, the log says {:?}",
+                model.records
+            ));
+        }
+        let StateHead { index, term, floor, remembered } = decode_head(&bytes);
+        let remembered = remembered.into_iter().map(|StateToken { token, outcome, .. }| {
+            (Token { index: token.index, random: token.random }, done(&outcome))
+        });
+        let remembered: Vec<(Token, Done)> = remembered.collect();
+        let expected: Vec<(Token, Done)> =
+            model.remembered().map(|(token, done)| (token, done.clone())).collect();
+        let (found, expected) =
+            (((index, term), floor, remembered), (model.applied, model.floor(), expected));
         if found != expected {
             return Err(format!(
-                "member {id} holds {found:?} at index {applied}, the log says {expected:?}"
+                "member {id} remembers {found:?} at index {applied}, the log says {expected:?}"
             ));
         }
         Ok(())

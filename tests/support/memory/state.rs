@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use raftexample::codec;
+use raftexample::kvstore::{Outcome, Token};
 use serde::{Deserialize, Serialize};
 
 /// The store's private command.
@@ -55,4 +56,27 @@ pub fn decode_state(bytes: &[u8]) -> State {
         rest = more;
     }
     state
+}
+
+/// What stands before the records in a snapshot.
+#[derive(Deserialize)]
+pub struct StateHead {
+    pub index: u64,
+    pub term: u64,
+    pub floor: u64,
+    pub remembered: Vec<StateToken>,
+}
+
+/// A remembered retry token.
+#[derive(Deserialize)]
+pub struct StateToken {
+    pub token: Token,
+    pub fingerprint: [u8; 16],
+    pub outcome: Outcome,
+}
+
+/// Decodes the head of the application bytes of a snapshot.
+pub fn decode_head(bytes: &[u8]) -> StateHead {
+    let (length, rest) = bytes.split_first_chunk::<4>().unwrap();
+    codec::decode(&rest[..u32::from_le_bytes(*length) as usize]).unwrap()
 }
