@@ -1,11 +1,13 @@
-//! The checker that the fault tests rely on. It detects each kind of fault, accepts every history
-//! of a correct register, and agrees with two other checkers.
+//! The checkers that the fault tests and the simulation rely on. That of a register detects each kind of
+//! fault, accepts every history of a correct register, and agrees with two other checkers. That of the whole
+//! store, which knows the log, detects each kind of fault, and agrees with a search.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod by_hand;
 mod random;
 mod second_opinion;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
 

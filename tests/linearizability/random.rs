@@ -18,7 +18,7 @@ use crate::support::linearizability::{Action, Operation, check, search};
 use crate::{is_linearizable, read, unknown_write, write};
 
 /// Runs the test on `cases` random values, the same in each run. Prints the smallest failure.
-fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value))
+pub fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value))
 where
     S::Value: Debug,
 {
@@ -40,18 +40,18 @@ where
 
 /// Counts a test's verdicts: with nearly equal verdicts it would prove little.
 #[derive(Default)]
-struct Verdicts {
+pub struct Verdicts {
     linearizable: Cell<u32>,
     not: Cell<u32>,
 }
 
 impl Verdicts {
-    fn count(&self, linearizable: bool) {
+    pub fn count(&self, linearizable: bool) {
         let counter = if linearizable { &self.linearizable } else { &self.not };
         counter.set(counter.get() + 1);
     }
 
-    fn assert_mixed(&self, what: &str) {
+    pub fn assert_mixed(&self, what: &str) {
         let (linearizable, not) = (self.linearizable.get(), self.not.get());
         println!("{what}: {linearizable} linearizable, {not} not");
         let least = (linearizable + not) / 20;

@@ -445,8 +445,10 @@ impl Clients {
                 Outcome::Failed => Fate::Failed,
                 Outcome::Unknown | Outcome::Found(_) => Fate::Unknown,
             };
-            if let Outcome::Written { answer, .. } = &outcome {
-                self.note_answer(id, answer);
+            match &outcome {
+                Outcome::Written { answer, .. } => self.note_answer(id, Some(answer)),
+                Outcome::Accepted => self.note_answer(id, None),
+                _ => {}
             }
             self.sent.push(Sent { write: id, invoked, completed: now, fate });
             return (client, outcome);
@@ -472,9 +474,9 @@ impl Clients {
         (client, outcome)
     }
 
-    fn note_answer(&mut self, id: u64, answer: &Answer) {
+    fn note_answer(&mut self, id: u64, answer: Option<&Answer>) {
         let write = self.writes[&id].clone();
-        if let Answer::Done { done, .. } = answer
+        if let Some(Answer::Done { done, .. }) = answer
             && done.succeeded
         {
             for step in &write.then {
