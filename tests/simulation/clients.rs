@@ -100,6 +100,7 @@ pub enum Outcome {
 }
 
 /// A token of a client.
+#[derive(Clone)]
 enum Held {
     /// For its next write.
     Fresh(Token),
@@ -153,9 +154,11 @@ pub fn draw_prefix(random: &mut Random, keys: u64) -> String {
 }
 
 impl Clients {
-    /// The clients of a cluster that was restored from a backup at index `since`.
-    pub fn restored(writes: BTreeMap<u64, Rc<Write>>, since: Index) -> Self {
-        Self { writes, since, ..Self::default() }
+    /// The clients of a cluster that is restored from a backup of this one at index `since`. They keep their
+    /// tokens, which the port would refuse: to the state machine they are as any other.
+    pub fn restored(&self, since: Index) -> Self {
+        let (writes, tokens, seen) = (self.writes.clone(), self.tokens.clone(), self.seen.clone());
+        Self { writes, tokens, seen, since, ..Self::default() }
     }
 
     /// What a client sends next, which is a write or a read of `key`. `number` is different for each request

@@ -10,6 +10,11 @@
 //! [`settings`] lists what a seed decides, [`invariants`]
 //! what must hold after every step. [`world`] is the rest, and [`mutants`] are deliberately wrong programs.
 //!
+//! [`clients`] read, list, delete, and write with conditions, transactions and retry tokens, of which the
+//! members remember few. [`watchers`] follow changes from member to member. At the end of a run, a model
+//! carries out each cluster's log. Every answer of every member must be the model's, and what clients and
+//! watchers saw must fit it: see `tests/support/store.rs`.
+//!
 //! # What is not promised
 //! The faults keep to README's list, in its words:
 //!
@@ -59,6 +64,8 @@ use world::{Tally, World};
 /// Events with faults in one run. As many follow without faults, until the cluster has recovered.
 const STEPS: u64 = 2_000;
 const SEEDS: Range<u64> = 0..1_000;
+/// The kinds of answers that clients get: see `Clients::kinds`.
+const ANSWERS: usize = 10;
 
 fn run(world: &mut World) -> Result<Tally, String> {
     match catch_unwind(AssertUnwindSafe(|| world.run())) {
@@ -138,6 +145,9 @@ fn no_fault_loses_bends_or_invents_a_write() {
         assert!(tally.faults.values().all(|count| *count > 20), "{:?}", tally.faults);
         let works = tally.acknowledged > 20_000 && tally.reads > 20_000 && tally.restores > 500;
         assert!(works && tally.elections > 2_000, "{tally:?}");
+        let watches = tally.watched > 20_000 && tally.resets > 300 && tally.resumed > 3_000;
+        assert!(watches, "{tally:?}");
+        assert!(tally.answers.len() == ANSWERS && tally.answers.values().all(|count| *count > 50));
     }
 }
 

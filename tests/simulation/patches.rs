@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 21] = [
+pub const PATCHES: [Patch; 29] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -175,6 +175,72 @@ pub const PATCHES: [Patch; 21] = [
         text: "if end + format::CLOSE_BYTES > self.allocated {",
         becomes: "if end == 0 {",
         seeds: 1_000,
+    },
+    Patch {
+        name: "the retry tokens are not in the snapshot",
+        file: "src/kvstore/state.rs",
+        text: "let ((index, term), (floor, remembered)) = (self.applied, self.tokens.contents());",
+        becomes: "let ((index, term), (floor, _)) = (self.applied, self.tokens.contents());\n\
+                  let remembered = Vec::new();",
+        seeds: 100,
+    },
+    Patch {
+        name: "the floor of the retry tokens does not rise",
+        file: "src/kvstore/tokens.rs",
+        text: "self.floor = forgotten.outcome.index;",
+        becomes: "let _ = forgotten;",
+        seeds: 100,
+    },
+    Patch {
+        name: "a retry token just below the floor is new",
+        file: "src/kvstore/tokens.rs",
+        text: "if token.index < self.floor {",
+        becomes: "if token.index + 1 < self.floor {",
+        seeds: 100,
+    },
+    Patch {
+        name: "a retry token is taken for any write",
+        file: "src/kvstore/tokens.rs",
+        text: "if known.retry.fingerprint == retry.fingerprint {",
+        becomes: "if known.retry.token == token {",
+        seeds: 100,
+    },
+    Patch {
+        name: "a condition is evaluated before the log",
+        file: "src/kvstore.rs",
+        text: "let data = txn.encode(token);",
+        becomes: "let mut txn = txn;\n\
+                  let state = self.shared.state();\n\
+                  txn.conditions.retain(|Condition { key, is }| {\n\
+                  let index = state.records.get(key).map(KeyValue::index);\n\
+                  !matches!(is, Requirement::WrittenAt(_)) || !is.holds(index)\n\
+                  });\n\
+                  drop(state);\n\
+                  let data = txn.encode(token);",
+        seeds: 100,
+    },
+    Patch {
+        name: "a watch resumes one entry late",
+        file: "src/kvstore/history.rs",
+        text: "self.changes.partition_point(|change| change.cursor() <= cursor);",
+        becomes: "self.changes.partition_point(|change| {\n\
+                  change.cursor() <= cursor || change.record.index() == cursor.index + 1\n\
+                  });",
+        seeds: 100,
+    },
+    Patch {
+        name: "a watch does not resume within an entry",
+        file: "src/kvstore/history.rs",
+        text: "self.changes.partition_point(|change| change.cursor() <= cursor);",
+        becomes: "self.changes.partition_point(|change| change.record.index() <= cursor.index);",
+        seeds: 100,
+    },
+    Patch {
+        name: "a snapshot leaves a gap in a watch",
+        file: "src/kvstore/state.rs",
+        text: "history.restart(index);",
+        becomes: "history.restart(0);",
+        seeds: 100,
     },
 ];
 

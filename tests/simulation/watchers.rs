@@ -17,6 +17,9 @@ use crate::translation::{change, page, place};
 pub struct Asked {
     pub changes: u64,
     pub resets: u64,
+    /// One if it was reset because the member's snapshot ends with an entry of which it saw a part: the member
+    /// does not know whether that was the last part.
+    pub resets_within: u64,
     /// One if the watcher found changes at another member, or another run, than before.
     pub resumed: u64,
 }
@@ -66,8 +69,9 @@ impl Watcher {
                             "{at:?} lost {cursor:?}, and its snapshot ends at {since}"
                         ));
                     }
+                    let resets_within = u64::from(self.cursor.index == process.restored);
                     self.reset(&elsewhere.unwrap_or_else(|| process.store.clone()));
-                    return Ok(Asked { resets: 1, ..Asked::default() });
+                    return Ok(Asked { resets: 1, resets_within, ..Asked::default() });
                 }
             };
         if changes.len() > max || reached < self.cursor {
@@ -76,7 +80,8 @@ impl Watcher {
         self.cursor = reached;
         let found = changes.len() as u64;
         self.seen.extend(changes.iter().map(change));
-        Ok(Asked { changes: found, resets: 0, resumed: u64::from(is_new && found > 0) })
+        let resumed = u64::from(is_new && found > 0);
+        Ok(Asked { changes: found, resumed, ..Asked::default() })
     }
 
     fn reset(&mut self, store: &KvStore) {

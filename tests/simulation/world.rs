@@ -64,6 +64,7 @@ pub struct Tally {
     /// Changes that watchers were told of, resets, and changes found at another member than before.
     pub watched: u64,
     pub resets: u64,
+    pub resets_within: u64,
     pub resumed: u64,
     /// What clients were told.
     pub answers: BTreeMap<&'static str, u64>,
@@ -80,6 +81,7 @@ impl Tally {
         self.restores += other.restores;
         self.watched += other.watched;
         self.resets += other.resets;
+        self.resets_within += other.resets_within;
         self.resumed += other.resumed;
         for (kind, count) in &other.answers {
             *self.answers.entry(kind).or_default() += count;

@@ -460,6 +460,10 @@ impl World {
                 self.keep_copy(id);
                 self.stop(id)?;
                 self.slot(id).config.url = url;
+                if !self.faults_are_on {
+                    // It was asked for before the faults ended.
+                    self.restart_joiners()?;
+                }
             }
         }
         Ok(())

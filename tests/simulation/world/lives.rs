@@ -149,7 +149,7 @@ impl World {
         restored.unwrap_or_else(|error| panic!("a backup of this cluster: {error}"));
         let earlier = &self.lives[life];
         let invariants = earlier.invariants.restored(index);
-        let clients = Clients::restored(earlier.clients.writes.clone(), index);
+        let clients = earlier.clients.restored(index);
         self.begin_life(Life { clients, invariants, ..Life::default() });
         let config = self.node_config(1, &[url(1)], false);
         self.add_slot(config);

@@ -27,15 +27,7 @@ impl World {
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
             self.wake(id);
         }
-        // A joiner's first list may name no current member: it is started again with the current
-        // ones.
-        for id in self.running() {
-            let process = self.slots[&id].process.as_ref().expect("it runs");
-            if self.slots[&id].config.join && !process.status().begun {
-                self.stop(id)?;
-                self.schedule(1, Event::Start(id));
-            }
-        }
+        self.restart_joiners()?;
         let deadline = self.now + RECOVERY_TICKS * TICK;
         let members = loop {
             if let Some(members) = self.converged() {
@@ -55,6 +47,18 @@ impl World {
             members.iter().filter(|id| !self.removed.contains(id)).copied().collect::<Vec<_>>()
         {
             self.check_state(id)?;
+        }
+        Ok(())
+    }
+
+    /// A joiner's first list may name no current member: it is started again with the current ones.
+    pub(super) fn restart_joiners(&mut self) -> Step {
+        for id in self.running() {
+            let process = self.slots[&id].process.as_ref().expect("it runs");
+            if self.slots[&id].config.join && !process.status().begun {
+                self.stop(id)?;
+                self.schedule(1, Event::Start(id));
+            }
         }
         Ok(())
     }

@@ -141,6 +141,7 @@ impl World {
         let asked = watchers[watcher].ask((id, slot.run), process, elsewhere, &mut self.choices)?;
         self.tally.watched += asked.changes;
         self.tally.resets += asked.resets;
+        self.tally.resets_within += asked.resets_within;
         self.tally.resumed += asked.resumed;
         Ok(())
     }
