@@ -404,9 +404,9 @@ fn metrics_parse_and_count_what_happens() {
     moved(&format!("peer_sent_bytes_total{{peer=\"{other}\"}}"), 100.0);
     moved(&format!("peer_received_bytes_total{{peer=\"{other}\"}}"), 100.0);
     moved(&format!("peer_round_trip_seconds{{peer=\"{other}\"}}"), 1.0);
-    moved("http_requests_total{method=\"PUT\",status=\"204\"}", 20.0);
-    moved("http_requests_total{method=\"GET\",status=\"404\"}", 1.0);
-    moved("http_requests_total{method=\"GET\",status=\"200\"}", 1.0);
+    moved("http_requests_total{method=\"PUT\",port=\"client\",status=\"204\"}", 20.0);
+    moved("http_requests_total{method=\"GET\",port=\"client\",status=\"404\"}", 1.0);
+    moved("http_requests_total{method=\"GET\",port=\"client\",status=\"200\"}", 1.0);
     for name in ["term", "wal_bytes", "leader_changes_total"] {
         assert!(counts(at)[&format!("raftexample_{name}{{}}")] > 0.0, "{name}");
     }
@@ -589,27 +589,67 @@ fn a_snapshot_is_sound_and_only_one_is_read_at_a_time() {
     assert!(bytes.len() > 4 * LARGE, "{}", bytes.len());
 }
 
+/// The detail of a problem document, whose other fields agree with the status.
+fn problem(address: SocketAddr, method: &str, target: &str, status: u16) -> String {
+    let answer = request(address, method, target, b"").unwrap();
+    let what = format!("{method} {target}");
+    assert_eq!(answer.status, status, "{what}");
+    assert_eq!(answer.headers["content-type"], "application/problem+json", "{what}");
+    let document: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(document["status"], status, "{what}");
+    assert!(document["type"].as_str().unwrap().starts_with("urn:raftexample:"), "{document}");
+    assert!(!document["title"].as_str().unwrap().is_empty(), "{document}");
+    document["detail"].as_str().unwrap().to_owned()
+}
+
 #[test]
-fn keys_are_below_kv_as_they_are_at_the_client_port() {
+fn keys_are_below_v1_as_they_are_at_the_client_port() {
     let site = Site::new();
     let (_member, address, at) = single(&site, &[]);
-    for (number, key) in ["/k", "/", "//a//b/", "/a%20b?c=d", "/kv/kv"].into_iter().enumerate() {
-        let value = number.to_string();
-        let answer = request(at, "PUT", &format!("/kv{key}"), value.as_bytes()).unwrap();
-        assert_eq!(answer.status, 204, "{key}");
-        assert!(answer.headers.contains_key("raft-index"), "{key}");
+    let keys = ["/k", "/", "//a//b/", "/a%20b?c=d", "/v1/kv/k", "/members/4", "/../4"];
+    for (number, key) in keys.into_iter().enumerate() {
+        let (target, value) = (format!("/v1/kv{key}"), number.to_string());
+        for status in [201, 204] {
+            let answer = request(at, "PUT", &target, value.as_bytes()).unwrap();
+            assert_eq!(answer.status, status, "{key}");
+            let index = &answer.headers["raft-index"];
+            assert!(answer.headers["etag"].ends_with(&format!("-{index}\"")), "{answer:?}");
+        }
         assert_eq!(ask(address, "GET", key, ""), (200, value.clone()), "{key}");
-        assert_eq!(ask(at, "GET", &format!("/kv{key}"), ""), (200, value), "{key}");
+        assert_eq!(ask(at, "GET", &target, ""), (200, value), "{key}");
     }
-    assert_eq!(ask(at, "GET", "/kv/none", "").0, 404);
-    for method in ["POST", "DELETE", "PATCH"] {
-        let (status, why) = ask(at, method, "/kv/4", "http://127.0.0.1:1");
-        assert_eq!(status, 405, "{method}");
-        assert!(why.contains("members are below /members"), "{why}");
+    let listed = json(at, "/v1/keys");
+    let listed: BTreeSet<_> =
+        listed["keys"].as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap()).collect();
+    assert_eq!(listed, BTreeSet::from(keys));
+    for key in keys {
+        assert_eq!(ask(at, "DELETE", &format!("/v1/kv{key}"), ""), (204, String::new()), "{key}");
+        assert_eq!(ask(address, "GET", key, "").0, 404, "{key}");
     }
-    for target in ["/nothing", "/kv", "/status/", "/members/1/2"] {
-        let (status, why) = ask(at, "GET", target, "");
-        assert_eq!((status, why.contains("keys are below /kv")), (404, true), "{target}: {why}");
+    assert_eq!(json(at, "/members").as_array().unwrap().len(), 1, "a key is never a member");
+
+    assert_eq!(problem(at, "GET", "/v1/kv/none", 404), "the key does not exist");
+    assert_eq!(problem(at, "DELETE", "/v1/kv/none", 404), "the key does not exist");
+    assert_eq!(problem(at, "POST", "/v1/kv/4", 405), "this path takes GET, HEAD, PUT, DELETE");
+    assert_eq!(problem(at, "GET", "/v1/keys?limit=0", 400), "limit must be 1 to 1000");
+    assert!(problem(at, "GET", "/v1/nothing", 404).contains("/v1/kv/KEY"));
+}
+
+#[test]
+fn other_paths_are_absent_and_the_old_kv_is_too() {
+    let site = Site::new();
+    let (_member, address, at) = single(&site, &[]);
+    put(address, "/k", b"value");
+    put(address, "/kv/k", b"value");
+    for target in ["/nothing", "/kv", "/kv/k", "/kv/4", "/k", "/v1", "/status/", "/members/1/2"] {
+        for method in ["GET", "PUT", "POST", "DELETE"] {
+            let (status, why) = ask(at, method, target, "http://127.0.0.1:1");
+            assert_eq!(status, 404, "{method} {target}: {why}");
+            assert!(why.contains("keys are below /v1"), "{method} {target}: {why}");
+        }
+    }
+    for key in ["/k", "/kv/k"] {
+        assert_eq!(ask(address, "GET", key, ""), (200, "value".into()), "{key}");
     }
     assert_eq!(ask(at, "POST", "/status", "").0, 405);
     assert_eq!(ask(at, "GET", "/transfer-leadership", "").0, 405);
