@@ -185,6 +185,35 @@ impl Browser {
         });
     }
 
+    /// The texts of all elements that the selector names.
+    fn texts(&mut self, selector: &str) -> Vec<String> {
+        let all =
+            format!("[...document.querySelectorAll({})].map(e => e.textContent)", json!(selector));
+        serde_json::from_value(self.value(&all)).unwrap()
+    }
+
+    /// The keys in the list, in order.
+    fn keys(&mut self) -> Vec<String> {
+        self.texts("#found th")
+    }
+
+    /// Waits until the list has exactly these keys.
+    fn lists(&mut self, keys: &[&str]) {
+        let mut shown = Vec::new();
+        eventually(PATIENCE, &format!("{keys:?} are listed"), || {
+            shown = self.keys();
+            shown == keys
+        });
+    }
+
+    /// Lists the keys with this prefix, by the keyboard, and waits until they are watched.
+    fn list(&mut self, prefix: &str) {
+        self.type_into("#prefix [name=prefix]", prefix);
+        self.value("document.querySelector('#watch').textContent = 'as before'");
+        self.press("Enter");
+        self.shows("#watch", "live");
+    }
+
     /// The role that a member's circle shows.
     fn role(&mut self, id: u64) -> String {
         self.text(&format!(".node[data-id='{id}'] .role"))
@@ -299,7 +328,9 @@ window.attempts = {
   events: (url) => new Promise((done) => {
     const source = new EventSource(url);
     const end = (got) => { source.close(); done(got); };
-    source.onmessage = (event) => end(event.data);
+    for (const kind of ['message', 'put', 'delete', 'reset']) {
+      source.addEventListener(kind, (event) => end(event.data));
+    }
     source.onerror = () => end('nothing');
   }),
   fetch: (url, options) => fetch(url, options).then(
@@ -483,17 +514,21 @@ fn a_put_made_with_the_keyboard_is_there_and_is_shown() {
     let Some(mut scene) = Scene::start(&FAST) else { return };
     scene.open(2);
     let browser = &mut scene.browser;
-    browser.type_into("#put [name=key]", "a key/with \u{fc}&?#%");
-    browser.type_into("#put [name=value]", "<b>a value</b>");
-    browser.press("Enter");
-    browser.shows("#put output", "204a key/with \u{fc}&?#% = <b>a value</b>entry ");
-    // Escaped, except for the slash.
-    let target = "/a%20key/with%20%C3%BC%26%3F%23%25";
-    assert_eq!(scene.cluster.get(3, target).as_deref(), Some("<b>a value</b>"));
+    // A key is a request target: what a URL cannot hold is escaped, and the rest is as it was typed.
+    let key = "/a%20'key'/with%20%C3%BC&?%23%25%2f";
+    for (typed, status) in [("a 'key'/with \u{fc}&?#%%2f", 201), (key, 204)] {
+        browser.type_into("#put [name=key]", typed);
+        browser.type_into("#put [name=value]", "<b>a value</b>");
+        browser.press("Enter");
+        browser.shows("#put output", &format!("{status}{key} = <b>a value</b>entry "));
+    }
+    assert_eq!(scene.cluster.get(3, key).as_deref(), Some("<b>a value</b>"));
     let browser = &mut scene.browser;
-    browser.type_into("#get [name=key]", "/a key/with \u{fc}&?#%");
-    browser.press("Enter");
-    browser.shows("#get output", "200<b>a value</b>entry ");
+    for typed in ["a 'key'/with \u{fc}&?#%%2f", key] {
+        browser.type_into("#get [name=key]", typed);
+        browser.press("Enter");
+        browser.shows("#get output", "200<b>a value</b>entry ");
+    }
     // They appear in one step of the charts, whose last values are beside them.
     let least = "Math.min(...['throughput', 'latency'].map(chart => Math.max(...[...document.querySelectorAll(`#${chart} .series b`)].map(b => parseFloat(b.textContent) || 0))))";
     eventually(PATIENCE, "the requests are in both lines", || {
@@ -503,10 +538,296 @@ fn a_put_made_with_the_keyboard_is_there_and_is_shown() {
 
     scene.browser.type_into("#get [name=key]", "nobody-wrote-it");
     scene.browser.press("Enter");
-    scene.browser.shows("#get output", "404");
-    scene.browser.type_into("#put [name=key]", "a/../b");
+    scene.browser.shows("#get output", "404the key does not exist");
+    scene.browser.value("document.querySelector('#get output').textContent = ''");
+    for key in ["/a/../b", "/%2e%2E/members/4"] {
+        scene.browser.type_into("#get [name=key]", key);
+        scene.browser.press("Enter");
+        scene.browser.shows("#get output", &format!("A browser cannot request the key {key}"));
+    }
+}
+
+#[test]
+fn the_list_follows_other_clients_and_its_own_forms() {
+    let Some(mut scene) = Scene::start(&FAST) else { return };
+    scene.cluster.put(2, "/app/b", "value");
+    scene.cluster.put(2, "/other", "value");
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/app/b", "/other"]);
+    scene.browser.list("app/");
+    scene.browser.lists(&["/app/b"]);
+
+    // Of another client, at another member.
+    scene.cluster.put(3, "/app/a", "longer value");
+    scene.cluster.put(3, "/zoo", "value");
+    scene.cluster.put(3, "/app/c", "value");
+    scene.browser.lists(&["/app/a", "/app/b", "/app/c"]);
+    let row = scene.browser.texts("#found tr:first-child > *");
+    assert_eq!(row[..2], ["/app/a", "12"]);
+    let answer = request(scene.admins[1], "GET", "/v1/kv/app/a", b"").unwrap();
+    assert_eq!(row[2].replace(',', ""), answer.headers["raft-index"], "its entry");
+    scene.cluster.put(2, "/app/a", "new");
+    scene.browser.shows("#found tr:first-child td", "3");
+    let answer = request(scene.admins[2], "DELETE", "/v1/kv/app/b", b"").unwrap();
+    assert_eq!(answer.status, 204);
+    scene.browser.lists(&["/app/a", "/app/c"]);
+    let recent = scene.browser.texts("#recent li > :not(time)");
+    let changes =
+        ["delete", "/app/b", "put", "/app/a", "put", "/app/c", "put", "/app/a", "listed at entry "];
+    assert_eq!(recent[..8], changes[..8], "the newest is first");
+    assert!(recent[8].starts_with(changes[8]), "{recent:?}");
+
+    // By the page's own forms.
+    scene.browser.type_into("#put [name=key]", "app/d");
     scene.browser.press("Enter");
-    scene.browser.shows("#put output", "A browser cannot send a key");
+    scene.browser.lists(&["/app/a", "/app/c", "/app/d"]);
+    scene.browser.type_into("#get [name=key]", "/app/a");
+    scene.browser.tab_to("#get .danger");
+    scene.browser.press("Enter");
+    scene.browser.shows("#get output", "204/app/a was deletedentry ");
+    assert!(scene.browser.asked[0].contains("Delete the key /app/a?"), "{:?}", scene.browser.asked);
+    scene.browser.lists(&["/app/c", "/app/d"]);
+    assert_eq!(scene.cluster.get(2, "/app/a"), None);
+    scene.assert_without_problems();
+    scene.browser.press("Enter");
+    scene.browser.shows("#get output", "404the key does not exist");
+}
+
+#[test]
+fn the_list_has_pages_that_are_watched_too() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    let name = |number: usize| format!("/{number:03}");
+    (0..250).for_each(|number| scene.cluster.put(1, &name(number), "value"));
+    let names: Vec<String> = (0..250).map(name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    scene.open(1);
+    scene.browser.lists(&names[..100]);
+    // A page stays as long as it may be, and the next one begins after it.
+    scene.cluster.put(1, "/000-new", "value");
+    let page = [&["/000", "/000-new"], &names[1..99]].concat();
+    scene.browser.lists(&page);
+    let delete = |key: &str| {
+        let answer = request(scene.admins[0], "DELETE", &format!("/v1/kv{key}"), b"").unwrap();
+        assert_eq!(answer.status, 204, "{key}");
+    };
+    for (first, count) in
+        [(99, "100 keys on this page, more follow"), (199, "51 keys on this page")]
+    {
+        scene.browser.shows("#watch", "live");
+        scene.browser.tab_to("#next-page");
+        scene.browser.press("Enter");
+        scene.browser.lists(&names[first..250.min(first + 100)]);
+        scene.browser.shows("#listed-count", count);
+    }
+    // Keys of other pages are no part of this one.
+    scene.browser.shows("#watch", "live");
+    scene.cluster.put(1, "/000-newer", "value");
+    scene.cluster.put(1, "/999", "value");
+    scene.browser.lists(&[&names[199..], &["/999"]].concat());
+    assert_eq!(scene.browser.value("document.querySelector('#next-page').hidden"), true);
+    scene.browser.tab_to("#first-page");
+    scene.browser.press("Enter");
+    let page = [&["/000", "/000-new", "/000-newer"], &names[1..98]].concat();
+    scene.browser.lists(&page);
+    // A page without keys makes room for those of the next one.
+    page.iter().for_each(|key| delete(key));
+    scene.browser.lists(&names[98..198]);
+    scene.assert_without_problems();
+}
+
+/// The connections that member 1 counts as watching.
+fn watchers(scene: &Scene) -> f64 {
+    metric(scene.admins[0], "raftexample_watchers")
+}
+
+/// A browser allows six connections to a server.
+#[test]
+fn a_page_has_one_watch_and_a_hidden_page_none() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    scene.open(1);
+    for prefix in ["/a", "/b", "/c", ""] {
+        scene.browser.list(prefix);
+    }
+    eventually(PATIENCE, "one watch is left", || watchers(&scene) == 1.0);
+    let hide = |is_hidden: bool| {
+        format!(
+            "Object.defineProperty(document, 'hidden', {{ value: {is_hidden}, configurable: true }}); document.dispatchEvent(new Event('visibilitychange'))"
+        )
+    };
+    scene.browser.value(&hide(true));
+    eventually(PATIENCE, "no watch is left", || watchers(&scene) == 0.0);
+    assert_eq!(scene.browser.text("#watch"), "paused in a hidden tab");
+    scene.cluster.put(1, "/meanwhile", "value");
+    scene.browser.value(&hide(false));
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/meanwhile"]);
+    assert_eq!(watchers(&scene), 1.0);
+    scene.assert_without_problems();
+}
+
+#[test]
+fn hostile_keys_and_values_are_shown_as_text() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    // No HTTP client can name the second key, so the page is given events that a member would not send.
+    let source = "window.sources = []; window.EventSource = class extends EventSource { constructor(url) { super(url); sources.push(this); } }";
+    let source = json!({ "source": source });
+    scene.browser.call("Page.addScriptToEvaluateOnNewDocument", source);
+    const HOSTILE: &str = "<img src=x onerror='window.hacked = 1'>";
+    let key = "/%3Cimg%20src=x%20onerror='window.hacked=1'%3E&lt;img%20src=x&gt;";
+    scene.cluster.put(1, key, HOSTILE);
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&[key]);
+    let event = format!(
+        "sources.at(-1).dispatchEvent(new MessageEvent('put', {{ data: JSON.stringify({{ key: '/z' + {}, bytes: {} }}), lastEventId: '00-7.0' }}))",
+        json!(HOSTILE),
+        json!(HOSTILE)
+    );
+    scene.browser.value(&event);
+    scene.browser.lists(&[key, &format!("/z{HOSTILE}")]);
+    scene.browser.shows("#recent", &format!("/z{HOSTILE}"));
+    scene.browser.type_into("#get [name=key]", key);
+    scene.browser.press("Enter");
+    scene.browser.shows("#get output", &format!("200{HOSTILE}"));
+    scene.browser.list(HOSTILE);
+    scene.browser.lists(&[]);
+    let made = "document.querySelectorAll('img, script:not([src]), [onerror]').length + (window.hacked ?? 0)";
+    assert_eq!(scene.browser.value(made), 0);
+    scene.assert_without_problems();
+}
+
+#[test]
+fn a_watch_resumes_after_its_member_was_killed() {
+    let Some(mut scene) = Scene::start(&FAST) else { return };
+    scene.cluster.put(1, "/before", "value");
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/before"]);
+    scene.cluster.kill(1);
+    scene.browser.shows("#watch", "connection lost, reconnecting");
+    scene.cluster.put(2, "/meanwhile", "value");
+    request(scene.admins[1], "DELETE", "/v1/kv/before", b"").unwrap();
+    scene.cluster.start_again(1);
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/meanwhile"]);
+    // It was not listed anew: no change is missing, and none is there twice.
+    let recent = scene.browser.texts("#recent li > :not(time)");
+    assert_eq!(recent[..4], ["delete", "/before", "put", "/meanwhile"]);
+    assert!(recent.len() == 5 && recent[4].starts_with("listed at entry "), "{recent:?}");
+    scene.cluster.put(1, "/after", "value");
+    scene.browser.lists(&["/after", "/meanwhile"]);
+}
+
+#[test]
+fn a_watch_whose_place_is_gone_lists_the_keys_again() {
+    let more =
+        [&FAST[..], &["--snapshot-count", "10", "--snapshot-catch-up-entries", "5"]].concat();
+    let Some(mut scene) = Scene::start(&more) else { return };
+    scene.cluster.put(1, "/before", "value");
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/before"]);
+    scene.cluster.kill(1);
+    for number in 0..50 {
+        scene.cluster.put(2, &format!("/{}", number % 2), "value");
+    }
+    request(scene.admins[1], "DELETE", "/v1/kv/before", b"").unwrap();
+    // It installs a snapshot, which has no history.
+    scene.cluster.start_again(1);
+    scene.browser.shows("#watch", "stopped, listing again in 1 s");
+    scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/0", "/1"]);
+    assert!(metric(scene.admins[0], "raftexample_snapshots_installed_total") >= 1.0);
+    scene.browser.shows("#recent li:first-child", "listed at entry ");
+    scene.cluster.put(1, "/after", "value");
+    scene.browser.lists(&["/0", "/1", "/after"]);
+}
+
+#[test]
+fn a_refused_watch_says_why_and_tries_again() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    let watch = |_| {
+        let mut stream = TcpStream::connect(scene.admins[0]).unwrap();
+        write!(stream, "GET /v1/watch HTTP/1.1\r\nHost: {}\r\n\r\n", scene.admins[0]).unwrap();
+        stream
+    };
+    let others: Vec<TcpStream> = (0..16).map(watch).collect();
+    eventually(PATIENCE, "all watch", || watchers(&scene) == 16.0);
+    scene.cluster.put(1, "/key", "value");
+    scene.open(1);
+    scene.browser.shows("#prefix output", "503this member has as many watchers as it serves");
+    scene.browser.shows("#watch", "stopped, listing again in 3 s");
+    scene.browser.lists(&["/key"]);
+    drop(others);
+    scene.browser.shows("#watch", "live");
+    assert_eq!(scene.browser.text("#prefix output"), "");
+}
+
+#[test]
+fn a_list_without_a_majority_says_so_until_there_is_one() {
+    let more = [&FAST[..], &["--request-timeout", "300ms"]].concat();
+    let Some(mut scene) = Scene::start(&more) else { return };
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    (2..=3).for_each(|id| scene.cluster.kill(id));
+    scene.browser.type_into("#prefix [name=prefix]", "/");
+    scene.browser.press("Enter");
+    scene.browser.shows("#prefix output", "503");
+    scene.browser.shows("#watch", "stopped, listing again in 3 s");
+    (2..=3).for_each(|id| scene.cluster.start_again(id));
+    scene.browser.shows("#watch", "live");
+    assert_eq!(scene.browser.text("#prefix output"), "");
+}
+
+#[test]
+fn a_flood_of_changes_leaves_the_page_bounded_and_awake() {
+    const KEYS: usize = 300;
+    const WRITES: usize = 3_000;
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    scene.open(1);
+    scene.browser.shows("#watch", "live");
+    // How often the rows change, and the longest time in which the page did nothing else.
+    scene.browser.value(
+        "window.draws = 0; new MutationObserver(() => draws++).observe(document.querySelector('#recent'), { childList: true }); window.longest = 0; let before = performance.now(); window.began = before; setInterval(() => { const now = performance.now(); longest = Math.max(longest, now - before); before = now; }, 20); 0",
+    );
+    let address = scene.cluster.address(1);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                scope.spawn(move || {
+                    let mut client = Client::new(address);
+                    for turn in 0..WRITES {
+                        let key = format!("/{:03}", (turn * 7 + writer * 31) % KEYS);
+                        assert_eq!(client.put(&key, b"value").unwrap(), 204);
+                    }
+                })
+            })
+            .collect();
+        eventually(3 * PATIENCE, "the writers have ended", || {
+            let rows = scene.browser.value("document.querySelectorAll('#found tr').length");
+            assert!(rows.as_u64().unwrap() <= 100, "{rows} rows");
+            let lines = scene.browser.value("document.querySelectorAll('#recent li').length");
+            assert!(lines.as_u64().unwrap() <= 60, "{lines} lines");
+            writers.iter().all(|writer| writer.is_finished())
+        });
+    });
+    let newest = request(scene.admins[0], "GET", "/v1/keys?limit=100", b"").unwrap();
+    let newest: Value = serde_json::from_slice(&newest.body).unwrap();
+    let entry = |key: &Value| key["etag"].as_str().unwrap().rsplit('-').next().unwrap().to_owned();
+    let entries: Vec<String> = newest["keys"].as_array().unwrap().iter().map(entry).collect();
+    let mut shown = Vec::new();
+    eventually(PATIENCE, "the page has caught up", || {
+        shown = scene.browser.texts("#found td:last-child");
+        shown.iter().map(|entry| entry.replace(',', "")).eq(entries.iter().cloned())
+    });
+    scene.browser.shows("#recent", " more changes");
+    let seen = scene.browser.value("[longest, draws, performance.now() - began]");
+    let seen: [f64; 3] = serde_json::from_value(seen).unwrap();
+    eprintln!("[longest pause in ms, draws, ms in all]: {seen:.0?}");
+    assert!(seen[0] < 1000.0, "the page was busy for {} ms", seen[0]);
+    assert!(seen[1] <= seen[2] / 250.0 + 2.0, "it drew {} times in {} ms", seen[1], seen[2]);
+    scene.assert_without_problems();
 }
 
 #[test]
@@ -602,19 +923,35 @@ fn the_keyboard_transfers_leadership_and_changes_members() {
 #[test]
 fn tab_reaches_every_control_and_shows_where_it_is() {
     let Some(mut scene) = Scene::start(&FAST) else { return };
+    let keys: Vec<String> = (0..201).map(|number| format!("/{number:03}")).collect();
+    keys.iter().for_each(|key| scene.cluster.put(1, key, "value"));
     scene.open(1);
     scene.browser.shows("#summary", "3 of 3 members alive");
+    // Its second page has all buttons.
+    scene.browser.shows("#listed-count", "100 keys, more follow");
+    scene.browser.tab_to("#next-page");
+    scene.browser.press("Enter");
+    scene.browser.shows("#listed-count", "100 keys on this page, more follow");
+    assert_eq!(
+        scene.browser.value("document.activeElement.id"),
+        "listed",
+        "the page has the focus"
+    );
     scene.browser.value(
         "window.controls = [...document.querySelectorAll('a[href], button, input, select, [tabindex]')].filter(e => e.checkVisibility()); 0",
     );
     let controls = scene.browser.value("controls.length").as_u64().unwrap();
-    assert!(controls >= 13, "the forms have 13 controls: {controls}");
+    assert!(controls >= 20, "the forms, the lists and a page's buttons are there: {controls}");
     let unnamed = "controls.filter(e => !(e.localName == 'button' ? e.textContent : e.labels?.length || e.hasAttribute('aria-labelledby'))).map(e => e.outerHTML)";
     assert_eq!(scene.browser.value(unnamed), json!([]), "each has a name");
     let mut reached = BTreeSet::new();
-    for _ in 0..controls {
+    // From the last one, Tab leaves the page for a moment.
+    for _ in 0..=controls {
         scene.browser.press("Tab");
         let place = scene.browser.value("controls.indexOf(document.activeElement)");
+        if place == -1 && scene.browser.value("document.activeElement === document.body") == true {
+            continue;
+        }
         reached.insert(place.as_i64().unwrap());
         let outline = scene.browser.value("getComputedStyle(document.activeElement).outlineStyle");
         assert_eq!(outline, "solid", "control {place} shows the focus");
@@ -665,6 +1002,10 @@ fn pages_of_others(scene: &Scene, port: u16) -> [String; 2] {
     ]
 }
 
+/// A transaction, and another one as the name and the value of a form's field.
+const TXN: &str = r#"{"then":[{"delete":"/key"}]}"#;
+const TXN_FORM: [&str; 2] = [r#"{"then":[{"delete":"/by-form"}],"else":[{"get":"/a"#, r#""}]}"#];
+
 #[test]
 fn a_foreign_page_reads_nothing_from_either_port() {
     let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
@@ -681,7 +1022,13 @@ fn a_foreign_page_reads_nothing_from_either_port() {
         let read = scene.attempt(&format!("fetch('{third}/script')"));
         assert_eq!(read, "cors 200 window.stolen = 'loot'");
 
-        let urls = [format!("{client}/key"), format!("{admin}/kv/key"), format!("{admin}/cluster")];
+        let urls = [
+            format!("{client}/key"),
+            format!("{admin}/v1/kv/key"),
+            format!("{admin}/v1/keys?values=true"),
+            format!("{admin}/v1/watch?from=0&values=true"),
+            format!("{admin}/cluster"),
+        ];
         for url in urls {
             for kind in ["script", "image", "events", "fetch"] {
                 let call = format!("{kind}('http://{url}')");
@@ -698,7 +1045,11 @@ fn a_foreign_page_reads_nothing_from_either_port() {
     scene.visit(&format!("http://{client}/absent"));
     assert_eq!(scene.attempt("fetch('/key')"), format!("basic 200 {SECRET}"));
     scene.visit(&format!("http://{admin}/"));
-    assert_eq!(scene.attempt("fetch('/kv/key')"), format!("basic 200 {SECRET}"));
+    assert_eq!(scene.attempt("fetch('/v1/kv/key')"), format!("basic 200 {SECRET}"));
+    let read = scene.attempt("fetch('/v1/keys?values=true')");
+    assert!(read.starts_with("basic 200 {") && read.contains("\"key\":\"/key\""), "{read}");
+    let change = scene.attempt("events('/v1/watch?from=0&values=true')");
+    assert!(change.starts_with("{\"key\":\"/key\",\"etag\":"), "{change}");
 }
 
 #[test]
@@ -716,7 +1067,7 @@ fn a_foreign_page_changes_neither_members_nor_keys() {
         let [at_client, at_admin] = [format!("http://{client}"), format!("http://{admin}")];
         for (members, keys) in [
             (at_client.clone(), at_client),
-            (format!("{at_admin}/members"), format!("{at_admin}/kv")),
+            (format!("{at_admin}/members"), format!("{at_admin}/v1/kv")),
         ] {
             for call in [
                 format!("fetch('{members}/8', {{ {post} }})"),
@@ -725,9 +1076,22 @@ fn a_foreign_page_changes_neither_members_nor_keys() {
                 format!("form('{members}/8', 'http://a', 'b:9')"),
                 format!("fetch('{members}/4', {{ method: 'DELETE' }})"),
                 format!("fetch('{keys}/key', {{ method: 'PUT', body: 'other' }})"),
+                format!("fetch('{keys}/key', {{ method: 'DELETE' }})"),
             ] {
                 scene.attempt_refused(&call);
             }
+        }
+        // A transaction needs no header that a browser would ask for first.
+        for call in [
+            format!("fetch('{at_admin}/v1/txn', {{ method: 'POST', body: '{TXN}' }})"),
+            format!(
+                "fetch('{at_admin}/v1/txn', {{ method: 'POST', body: '{TXN}', mode: 'no-cors' }})"
+            ),
+            format!("beacon('{at_admin}/v1/txn', '{TXN}')"),
+            format!("form('{at_admin}/v1/txn', '{}', '{}')", TXN_FORM[0], TXN_FORM[1]),
+            format!("fetch('{at_admin}/v1/retry-token', {{ method: 'POST', mode: 'no-cors' }})"),
+        ] {
+            scene.attempt_refused(&call);
         }
         let lead =
             format!("fetch('{at_admin}/transfer-leadership', {{ {post}, mode: 'no-cors' }})");
@@ -742,8 +1106,17 @@ fn a_foreign_page_changes_neither_members_nor_keys() {
     scene.visit(&format!("http://{admin}/absent"));
     scene.attempt("form('/members/6', 'http://a', 'b:9')");
     scene.has_members(&[1, 4, 5, 6]);
-    let write = "fetch('/kv/key', { method: 'PUT', body: 'other' })";
+    let write = "fetch('/v1/kv/key', { method: 'PUT', body: 'other' })";
     assert_eq!(scene.attempt(write), "basic 204 ");
+    for (key, call) in [
+        ("/by-form", format!("form('/v1/txn', '{}', '{}')", TXN_FORM[0], TXN_FORM[1])),
+        ("/key", format!("beacon('/v1/txn', '{TXN}')")),
+    ] {
+        scene.cluster.put(1, key, "value");
+        scene.attempt(&call);
+        let deleted = || scene.cluster.get(1, key).is_none();
+        eventually(PATIENCE, &format!("{call} deletes {key}"), deleted);
+    }
     assert_eq!(scene.attempt("fetch('/members/4', { method: 'DELETE' })"), "basic 204 ");
     scene.has_members(&[1, 5, 6]);
 }
@@ -756,7 +1129,7 @@ fn a_page_that_rebinds_its_name_reads_and_changes_nothing() {
     let Some(mut scene) = Scene::start_of(1, &more) else { return };
     scene.cluster.put(1, "/key", SECRET);
     for (port, keys, member, id) in
-        [(scene.ports()[0].port(), "", "", 4), (scene.ports()[1].port(), "/kv", "/members", 5)]
+        [(scene.ports()[0].port(), "", "", 4), (scene.ports()[1].port(), "/v1/kv", "/members", 5)]
     {
         let url = scene.cluster.site.url();
         let read = format!("fetch('{keys}/key')");
@@ -788,12 +1161,20 @@ fn a_value_is_no_script_where_the_browser_names_no_site() {
     assert_eq!(scene.attempt(&format!("script('http://third.example:{other}/script')")), "loot");
     let [client, admin] =
         scene.ports().map(|address| format!("http://member.example:{}", address.port()));
-    for url in [format!("{client}/key"), format!("{admin}/kv/key")] {
+    for (port, url) in [
+        ("client", format!("{client}/key")),
+        ("admin", format!("{admin}/v1/kv/key")),
+        ("admin", format!("{admin}/v1/keys?values=true")),
+    ] {
         // The member answers them with the value.
-        let answered = "raftexample_http_requests_total{method=\"GET\",status=\"200\"";
+        let answered = format!(
+            "raftexample_http_requests_total{{port=\"{port}\",method=\"GET\",status=\"200\""
+        );
+        let answered = &answered[..];
         let call = format!("script('{url}')");
         assert_eq!(scene.attempt_counted(&call, answered), "nothing", "{call}");
-        let call = format!("fetch('{url}', {{ mode: 'no-cors' }})");
+        // Not from the cache, which would ask whether the value is another one now.
+        let call = format!("fetch('{url}', {{ mode: 'no-cors', cache: 'no-store' }})");
         assert_eq!(scene.attempt_counted(&call, answered), "opaque 0 ", "{call}");
         let call = format!("fetch('{url}')");
         assert_eq!(scene.attempt_refused(&call), "nothing", "{call}");

@@ -1,6 +1,6 @@
 // The live page. Each event of /events is the state of the whole cluster as one member sees it. The page
-// shows that state and its changes since the previous event. Everything from members is inserted as
-// text, never as HTML.
+// shows that state and its changes since the previous event. Below it, /v1/keys and /v1/watch show the keys
+// with a prefix. Everything from members, and every key and value, is inserted as text, never as HTML.
 
 /** The page's member counts as not answering after this time without an event. */
 const SILENT_MS = 1500;
@@ -21,6 +21,16 @@ const STEPS = 180;
 /** The logs' scale covers at least this many entries. */
 const ENTRIES_MIN = 20;
 const VALUE_SHOWN_MAX = 1000;
+const KEY_SHOWN_MAX = 300;
+/** Keys of a page of the list, and lines of its recent changes. */
+const KEYS_MAX = 100;
+const RECENT_MAX = 60;
+/** The list is drawn at most this often, each time with this many recent changes, however fast keys change. */
+const DRAW_MS = 250;
+const DRAWN_MAX = 20;
+/** The pause before the keys are listed again after an error, and after a `reset`. */
+const LIST_AGAIN_MS = 3000;
+const RESET_MS = 1000;
 
 /** The kinds of messages in /events, with their names and shapes. */
 const KINDS = {
@@ -85,6 +95,7 @@ function leaderOf(list) {
 
 function receive(cluster) {
   const isFirst = lastEvent === null;
+  const wasBroken = isBroken;
   const before = new Map(members.map((member) => [member.id, member]));
   seenBy = cluster.seen_by;
   isBroken = false;
@@ -104,6 +115,7 @@ function receive(cluster) {
   }
   for (const { line, width } of edges.values()) line.style.strokeWidth = `${width.toFixed(1)}px`;
   show(cluster.cluster_id);
+  if (wasBroken) resumeWatch();
 }
 
 // The list of elections and changes.
@@ -523,40 +535,56 @@ async function ask(form, method, path, body, told) {
   put(form.querySelector("output"), "…");
   try {
     const answer = await fetch(path, { method, body, cache: "no-store" });
-    const text = await answer.text();
+    const text = answer.ok ? told(await answer.text()) : await reason(answer);
     const index = answer.headers.get("raft-index");
     const entry = index ? `entry ${number(index)}, term ${answer.headers.get("raft-term")}` : "";
-    tell(form, answer.ok, String(answer.status), answer.ok ? told(text) : text.trim() || answer.statusText, entry);
+    tell(form, answer.ok, String(answer.status), text, entry);
   } catch {
     tell(form, false, "", "No answer: the outcome is unknown.");
   }
 }
 
-/** The request target of a key; `null` if the browser would change the key. */
-function target(key) {
-  const parts = key.replace(/^\//, "").split("/");
-  if (parts.some((part) => part === "." || part === "..")) return null;
-  return `/kv/${parts.map(encodeURIComponent).join("/")}`;
+/** Why a request failed: the detail of a problem document, or the body. */
+async function reason(answer) {
+  const text = await answer.text();
+  const isProblem = answer.headers.get("content-type") === "application/problem+json";
+  return isProblem ? JSON.parse(text).detail : text.trim() || answer.statusText;
 }
 
-const NO_TARGET = "A browser cannot send a key with a part . or ..";
+/** A key as members have it: the characters that a URL cannot hold are percent-encoded. */
+function keyOf(text) {
+  const encoded = text.replace(/%(?![0-9A-Fa-f]{2})|[^!$-;=?-[\]_a-z~]/gu, encodeURIComponent);
+  return encoded.startsWith("/") ? encoded : `/${encoded}`;
+}
+
+/** The URL of a key; `null` if the browser would request another one, for example of `/a/../b`. */
+function urlOf(key) {
+  const target = `/v1/kv${key}`;
+  return new URL(target, location.origin).href === location.origin + target ? target : null;
+}
 
 function onSubmit(id, act) {
   $(id).addEventListener("submit", (event) => {
     event.preventDefault();
-    act($(id), Object.fromEntries(new FormData($(id))));
+    act($(id), Object.fromEntries(new FormData($(id))), event.submitter?.value);
   });
 }
 
-onSubmit("put", (form, { key, value }) => {
-  const path = target(key);
-  if (!path) return tell(form, false, "", NO_TARGET);
-  ask(form, "PUT", path, value, () => `${key} = ${clip(value)}`);
+function onKey(id, act) {
+  onSubmit(id, (form, fields, button) => {
+    const key = keyOf(fields.key);
+    const url = urlOf(key);
+    if (url) act(form, url, key, fields.value, button);
+    else tell(form, false, "", `A browser cannot request the key ${clip(key)}`);
+  });
+}
+
+onKey("put", (form, url, key, value) => {
+  ask(form, "PUT", url, value, () => `${clip(key)} = ${clip(value)}`);
 });
-onSubmit("get", (form, { key }) => {
-  const path = target(key);
-  if (!path) return tell(form, false, "", NO_TARGET);
-  ask(form, "GET", path, undefined, (text) => (text ? clip(text) : "(an empty value)"));
+onKey("get", (form, url, key, _, button) => {
+  if (button !== "delete") return ask(form, "GET", url, undefined, (text) => (text ? clip(text) : "(an empty value)"));
+  if (confirm(`Delete the key ${clip(key)}?`)) ask(form, "DELETE", url, undefined, () => `${clip(key)} was deleted`);
 });
 onSubmit("add", (form, { id, url }) => {
   ask(form, "POST", `/members/${encodeURIComponent(id)}`, url, () => `Member ${id} was added: start it with --join`);
@@ -570,9 +598,215 @@ onSubmit("lead", (form, { id }) => {
   ask(form, "POST", `/transfer-leadership${to}`, undefined, () => (id ? `Member ${id} leads` : "Another member leads"));
 });
 
-function clip(text) {
-  return text.length <= VALUE_SHOWN_MAX ? text : `${text.slice(0, VALUE_SHOWN_MAX)}… (${number(text.length)} characters)`;
+function clip(text, max = VALUE_SHOWN_MAX) {
+  return text.length <= max ? text : `${text.slice(0, max)}… (${number(text.length)} characters)`;
 }
+
+// The keys with a prefix: a page of the list, and a watch from the moment that the page shows.
+
+let prefix = "";
+/** The page has the keys greater than this one, from the first one if it is empty. */
+let after = "";
+/** If there are more pages, the last key of this one, else `null`. */
+let last = null;
+/** The keys of the page in order, each with its value's length and its entry. */
+let keys = [];
+/** The newest changes that are not drawn yet, and how many older ones were dropped. */
+let recent = [];
+let dropped = 0;
+let listing = null;
+let watch = null;
+let listTimer;
+let drawTimer;
+
+function showWatch(state, text) {
+  $("watch").dataset.state = state;
+  put($("watch"), text);
+}
+
+function stopWatching() {
+  clearTimeout(listTimer);
+  listing?.abort();
+  watch?.close();
+  listing = watch = null;
+}
+
+/** Lists the keys and watches them. A hidden tab does not: browsers allow six connections to a server. */
+async function list() {
+  stopWatching();
+  if (document.hidden) return showWatch("waiting", "paused in a hidden tab");
+  showWatch("waiting", "listing");
+  const mine = new AbortController();
+  listing = mine;
+  const query = `prefix=${encodeURIComponent(prefix)}`;
+  const page = await load(`/v1/keys?${query}&after=${encodeURIComponent(after)}&limit=${KEYS_MAX}`, mine.signal);
+  if (listing !== mine) return;
+  listing = null;
+  if (!page) return listAgain(LIST_AGAIN_MS);
+  keys = page.keys.map(({ key, bytes, etag }) => ({ key, bytes, entry: entryOf(etag) }));
+  last = page.next;
+  remember({ look: "quiet", text: `listed at entry ${number(page.index)}` });
+  watchFrom(`/v1/watch?${query}&from=${encodeURIComponent(page.from)}`);
+}
+
+/** The JSON at `url`, or `null` after telling why there is none. */
+async function load(url, signal) {
+  try {
+    const answer = await fetch(url, { cache: "no-store", signal });
+    if (answer.ok) return await answer.json();
+    const why = await reason(answer);
+    if (!signal.aborted) tell($("prefix"), false, String(answer.status), why);
+  } catch {
+    if (!signal.aborted) tell($("prefix"), false, "", "No answer");
+  }
+  return null;
+}
+
+function listAgain(pause) {
+  stopWatching();
+  showWatch("broken", `stopped, listing again in ${pause / 1000} s`);
+  listTimer = setTimeout(list, pause);
+}
+
+function watchFrom(url) {
+  const opened = new EventSource(url);
+  watch = opened;
+  opened.onopen = () => {
+    showWatch("live", "live");
+    put($("prefix").querySelector("output"), "");
+  };
+  for (const kind of ["put", "delete"]) opened.addEventListener(kind, (event) => changed(kind, event));
+  // The member no longer keeps the changes since then. The pause is for a page that is too slow for them.
+  opened.addEventListener("reset", () => listAgain(RESET_MS));
+  opened.onerror = () => {
+    if (opened.readyState === EventSource.CONNECTING) {
+      // The browser reconnects, and resumes without a gap.
+      showWatch("broken", "connection lost, reconnecting");
+    } else {
+      listAgain(LIST_AGAIN_MS);
+      tellWhyRefused(url);
+    }
+  };
+}
+
+/** An `EventSource` does not tell why a member refused it. */
+async function tellWhyRefused(url) {
+  const mine = new AbortController();
+  try {
+    const answer = await fetch(url, { cache: "no-store", signal: mine.signal });
+    if (!answer.ok) tell($("prefix"), false, String(answer.status), await reason(answer));
+  } catch {
+    // Listing the keys again will tell.
+  }
+  mine.abort();
+}
+
+/** The member answers again. The browser may not have noticed that the connection of the watch is gone. */
+function resumeWatch() {
+  if (watch?.readyState !== EventSource.CONNECTING) list();
+}
+
+/** The entry that an ETag or the id of an event names: `<cluster>-<index>` or `<cluster>-<index>.<position>`. */
+const entryOf = (name) => parseInt(name.split("-")[1], 10);
+
+function changed(kind, event) {
+  const { key, bytes } = JSON.parse(event.data);
+  const entry = entryOf(event.lastEventId);
+  if (key > after && (last === null || key <= last)) {
+    const place = placeOf(key);
+    const isThere = keys[place]?.key === key;
+    if (kind === "delete") keys.splice(place, isThere ? 1 : 0);
+    else keys.splice(place, isThere ? 1 : 0, { key, bytes, entry });
+    if (keys.length > KEYS_MAX) {
+      keys.pop();
+      last = keys.at(-1).key;
+    }
+  }
+  remember({ look: kind, kind, text: key, entry });
+}
+
+/** The place of the first key of the page that is not less than `key`. */
+function placeOf(key) {
+  let [low, high] = [0, keys.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (keys[middle].key < key) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function remember(change) {
+  recent.push({ ...change, at: new Date() });
+  if (recent.length > DRAWN_MAX) {
+    recent.shift();
+    dropped += 1;
+  }
+  drawTimer ??= setTimeout(draw, DRAW_MS);
+}
+
+function draw() {
+  drawTimer = undefined;
+  drawKeys();
+  drawRecent();
+  // All keys of this page were deleted.
+  if (!keys.length && last !== null && watch) list();
+}
+
+function drawKeys() {
+  keys.forEach((shown, place) => {
+    const row = $("found").children[place] ?? $("found").appendChild(keyRow());
+    const [key, bytes, entry] = row.children;
+    put(key, clip(shown.key, KEY_SHOWN_MAX));
+    put(bytes, number(shown.bytes));
+    put(entry, number(shown.entry));
+  });
+  while ($("found").children.length > keys.length) $("found").lastChild.remove();
+  const count = keys.length === 1 ? "1 key" : `${number(keys.length)} keys`;
+  put($("listed-count"), `${count}${after && " on this page"}${last === null ? "" : ", more follow"}`);
+  $("first-page").hidden = !after;
+  $("next-page").hidden = last === null;
+}
+
+function keyRow() {
+  const row = element("tr");
+  row.append(element("th", { scope: "row" }), element("td"), element("td"));
+  return row;
+}
+
+function drawRecent() {
+  const lines = recent.map(({ look, kind, text, entry, at }) => {
+    const line = element("li", { class: look });
+    line.append(element("time", { datetime: at.toISOString() }, at.toLocaleTimeString("en-GB")));
+    if (kind) line.append(element("b", {}, kind));
+    line.append(element("span", entry ? { title: `entry ${number(entry)}` } : {}, clip(text, KEY_SHOWN_MAX)));
+    return line;
+  });
+  if (dropped) lines.unshift(element("li", { class: "quiet" }, `${number(dropped)} more changes`));
+  $("recent").prepend(...lines.reverse());
+  while ($("recent").children.length > RECENT_MAX) $("recent").lastChild.remove();
+  recent = [];
+  dropped = 0;
+}
+
+function showPage(key) {
+  after = key;
+  list();
+  $("listed").scrollTop = 0;
+  // The button that was pressed may be gone on that page.
+  $("listed").focus();
+}
+
+onSubmit("prefix", (form, fields) => {
+  prefix = fields.prefix && keyOf(fields.prefix);
+  after = "";
+  put(form.querySelector("output"), "");
+  $("recent").replaceChildren();
+  list();
+});
+$("first-page").addEventListener("click", () => showPage(""));
+$("next-page").addEventListener("click", () => showPage(last));
+document.addEventListener("visibilitychange", list);
 
 // The stream.
 
@@ -597,6 +831,7 @@ function broken() {
   const since = lastEvent === null ? "" : ` The page shows the state of ${lastEvent.toLocaleTimeString("en-GB")}.`;
   put($("banner"), `${who} at ${location.host}, which serves this page, does not answer.${since} Reconnecting.`);
   if (seenBy) note(`Member ${seenBy}, which serves this page, does not answer`, "important bad");
+  if (watch?.readyState === EventSource.OPEN) showWatch("broken", "no answer");
   show();
 }
 
@@ -619,3 +854,4 @@ setInterval(() => {
   connect();
 }, WATCH_MS);
 connect();
+list();
