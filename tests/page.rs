@@ -966,11 +966,14 @@ fn both_colour_schemes_and_a_narrow_window_render() {
     if std::env::var_os("UPDATE_SCREENSHOTS").is_some() {
         pose(&mut scene);
     }
-    let colours = "['body', '.panel', '#summary', 'input', '.node[data-state=leader] circle'].map(s => { const c = getComputedStyle(document.querySelector(s)); return [c.color, c.backgroundColor, c.fill].join() })";
+    let colours = "['body', '.panel', '#summary', 'input', '#listed thead th', '#watch', '.node[data-state=leader] circle'].map(s => { const c = getComputedStyle(document.querySelector(s)); return [c.color, c.backgroundColor, c.fill].join() })";
     let mut seen = Vec::new();
     for (scheme, file) in [("light", "page.png"), ("dark", "page-dark.png")] {
         scene.browser.prefer(scheme);
         scene.browser.shows(".node[data-state=leader] .role", "leader");
+        scene.browser.shows("#watch", "live");
+        let height = scene.browser.value("document.documentElement.scrollHeight");
+        scene.browser.resize(1280, height.as_u64().unwrap() as u32);
         seen.push(scene.browser.value(colours));
         let picture = scene.browser.screenshot();
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "something is drawn");
@@ -983,6 +986,10 @@ fn both_colour_schemes_and_a_narrow_window_render() {
     for (light, dark) in light.iter().zip(dark) {
         assert_ne!(light, dark, "each of them has a colour for each scheme");
     }
+    // A long key is broken into lines.
+    let long = format!("/app/{}", "long-".repeat(80));
+    scene.cluster.put(1, &long, "value");
+    scene.browser.shows("#found", &long[..300]);
     for width in [1280, 420] {
         scene.browser.resize(width, 800);
         let is_wider = "document.documentElement.scrollWidth > innerWidth";
@@ -1219,6 +1226,7 @@ fn ids_above_2_to_53_are_shown_and_removed_exactly() {
 
 /// The scene of README's pictures: load, a change of leaders, a member that died and returned.
 fn pose(scene: &mut Scene) {
+    let admin = scene.admins[0];
     for (writer, address) in scene.cluster.addresses().into_iter().cycle().take(9).enumerate() {
         // It ends with the process: the pictures need it until they are made.
         thread::spawn(move || {
@@ -1236,6 +1244,22 @@ fn pose(scene: &mut Scene) {
             }
         });
     }
+    let address = scene.cluster.address(1);
+    thread::spawn(move || {
+        let names = ["host", "limit", "log-level", "name", "port", "region", "retries", "timeout"];
+        let mut client = Client::new(address);
+        for turn in 0.. {
+            let name = names[turn * 5 % 8];
+            let value = "value".repeat(turn % 3 + 1);
+            let _ = client.put(&format!("/app/config/{name}"), value.as_bytes());
+            let session = |number: usize| format!("/app/session/{}", 4096 + number * 37);
+            let _ = client.put(&session(turn), &[b'v'; 120]);
+            thread::sleep(Duration::from_secs(2));
+            let expired = format!("/v1/kv{}", session(turn.saturating_sub(5)));
+            let _ = request(admin, "DELETE", &expired, b"");
+            thread::sleep(Duration::from_secs(3));
+        }
+    });
     let (leader, _) = scene.cluster.leader();
     // Neither the leader nor the member of this page.
     let dead = (2..=3).find(|id| *id != leader).unwrap();
@@ -1246,13 +1270,16 @@ fn pose(scene: &mut Scene) {
     thread::sleep(Duration::from_secs(30));
     let target = format!("/transfer-leadership?to={dead}");
     assert_eq!(request(scene.admins[0], "POST", &target, b"").unwrap().status, 204);
+    scene.browser.list("/app/");
+    // The log of changes fills.
     thread::sleep(Duration::from_secs(25));
-    scene.browser.type_into("#put [name=key]", "my-key");
+    scene.browser.type_into("#put [name=key]", "app/greeting");
     scene.browser.type_into("#put [name=value]", "hello");
     scene.browser.press("Enter");
-    scene.browser.shows("#put output", "204");
-    scene.browser.type_into("#get [name=key]", "my-key");
+    scene.browser.shows("#put output", "201");
+    scene.browser.type_into("#get [name=key]", "app/greeting");
     scene.browser.press("Enter");
     scene.browser.shows("#get output", "200hello");
+    scene.browser.shows("#found", "/app/greeting");
     scene.browser.value("document.activeElement.blur()");
 }
