@@ -863,13 +863,16 @@ fn a_page_reports_its_own_member_gone_and_recovers() {
     let Some(mut scene) = Scene::start(&FAST) else { return };
     scene.open(1);
     scene.browser.shows("#summary", "3 of 3 members alive");
+    scene.browser.shows("#watch", "live");
     // Its connections stay open.
     scene.cluster.process(1).pause();
     scene.browser.shows("#banner:not([hidden])", "Member 1 at ");
     assert_eq!(scene.browser.role(1), "no answer");
     assert_eq!(scene.browser.text("#stream"), "connection lost");
+    assert_eq!(scene.browser.text("#watch"), "no answer");
     scene.cluster.process(1).signal(Signal::SIGCONT);
     scene.browser.shows("#stream", "live");
+    scene.browser.shows("#watch", "live");
 
     scene.cluster.kill(1);
     scene.browser.shows("#banner:not([hidden])", "does not answer");

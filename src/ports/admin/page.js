@@ -616,6 +616,7 @@ let recent = [];
 let dropped = 0;
 let listing = null;
 let watch = null;
+let isWatchDoubtful = false;
 let listTimer;
 let drawTimer;
 
@@ -672,6 +673,7 @@ function watchFrom(url) {
   const opened = new EventSource(url);
   watch = opened;
   opened.onopen = () => {
+    isWatchDoubtful = false;
     showWatch("live", "live");
     put($("prefix").querySelector("output"), "");
   };
@@ -681,6 +683,7 @@ function watchFrom(url) {
   opened.onerror = () => {
     if (opened.readyState === EventSource.CONNECTING) {
       // The browser reconnects, and resumes without a gap.
+      isWatchDoubtful = false;
       showWatch("broken", "connection lost, reconnecting");
     } else {
       listAgain(LIST_AGAIN_MS);
@@ -701,9 +704,15 @@ async function tellWhyRefused(url) {
   mine.abort();
 }
 
-/** The member answers again. The browser may not have noticed that the connection of the watch is gone. */
+/** The member does not answer. The browser may not notice that the connection of the watch is gone. */
+function doubtWatch() {
+  isWatchDoubtful = watch?.readyState === EventSource.OPEN;
+  if (isWatchDoubtful) showWatch("broken", "no answer");
+}
+
+/** The member answers again. */
 function resumeWatch() {
-  if (watch?.readyState !== EventSource.CONNECTING) list();
+  if (isWatchDoubtful || !watch) list();
 }
 
 /** The entry that an ETag or the id of an event names: `<cluster>-<index>` or `<cluster>-<index>.<position>`. */
@@ -831,7 +840,7 @@ function broken() {
   const since = lastEvent === null ? "" : ` The page shows the state of ${lastEvent.toLocaleTimeString("en-GB")}.`;
   put($("banner"), `${who} at ${location.host}, which serves this page, does not answer.${since} Reconnecting.`);
   if (seenBy) note(`Member ${seenBy}, which serves this page, does not answer`, "important bad");
-  if (watch?.readyState === EventSource.OPEN) showWatch("broken", "no answer");
+  doubtWatch();
   show();
 }
 
