@@ -768,15 +768,19 @@ fn a_refused_watch_says_why_and_tries_again() {
 fn a_list_without_a_majority_says_so_until_there_is_one() {
     let more = [&FAST[..], &["--request-timeout", "300ms"]].concat();
     let Some(mut scene) = Scene::start(&more) else { return };
+    scene.cluster.put(1, "/key", "value");
     scene.open(1);
     scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/key"]);
     (2..=3).for_each(|id| scene.cluster.kill(id));
     scene.browser.type_into("#prefix [name=prefix]", "/");
     scene.browser.press("Enter");
     scene.browser.shows("#prefix output", "503");
     scene.browser.shows("#watch", "stopped, listing again in 3 s");
+    assert_eq!(scene.browser.keys(), [""; 0], "those were of another prefix");
     (2..=3).for_each(|id| scene.cluster.start_again(id));
     scene.browser.shows("#watch", "live");
+    scene.browser.lists(&["/key"]);
     assert_eq!(scene.browser.text("#prefix output"), "");
 }
 
@@ -1276,13 +1280,13 @@ fn pose(scene: &mut Scene) {
     scene.browser.list("/app/");
     // The log of changes fills.
     thread::sleep(Duration::from_secs(25));
-    scene.browser.type_into("#put [name=key]", "app/greeting");
+    scene.browser.type_into("#put [name=key]", "/app/motd");
     scene.browser.type_into("#put [name=value]", "hello");
     scene.browser.press("Enter");
     scene.browser.shows("#put output", "201");
-    scene.browser.type_into("#get [name=key]", "app/greeting");
+    scene.browser.type_into("#get [name=key]", "/app/motd");
     scene.browser.press("Enter");
     scene.browser.shows("#get output", "200hello");
-    scene.browser.shows("#found", "/app/greeting");
+    scene.browser.shows("#found", "/app/motd");
     scene.browser.value("document.activeElement.blur()");
 }

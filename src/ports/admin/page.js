@@ -798,6 +798,16 @@ function drawRecent() {
   dropped = 0;
 }
 
+/** Empties the list and its changes: they are of another prefix. */
+function forget() {
+  clearTimeout(drawTimer);
+  drawTimer = undefined;
+  [keys, last, recent, dropped] = [[], null, [], 0];
+  drawKeys();
+  put($("listed-count"), "");
+  $("recent").replaceChildren();
+}
+
 function showPage(key) {
   after = key;
   list();
@@ -810,7 +820,7 @@ onSubmit("prefix", (form, fields) => {
   prefix = fields.prefix && keyOf(fields.prefix);
   after = "";
   put(form.querySelector("output"), "");
-  $("recent").replaceChildren();
+  forget();
   list();
 });
 $("first-page").addEventListener("click", () => showPage(""));
