@@ -95,15 +95,21 @@ impl History {
             return Changes::Lost;
         }
         let first = self.changes.partition_point(|change| change.cursor() <= cursor);
-        let (mut found, mut reached) = (Vec::new(), cursor);
-        for change in self.changes.range(first..).take(SCANNED_MAX) {
-            if found.len() == max {
-                break;
-            }
+        let (mut found, mut reached, mut next) = (Vec::new(), cursor, first);
+        while let Some(change) = self.changes.get(next)
+            && found.len() < max
+            && next - first < SCANNED_MAX
+        {
             reached = change.cursor();
             if change.record.key().starts_with(prefix) {
                 found.push(change.clone());
             }
+            next += 1;
+        }
+        if let Some(last) = self.changes.back().filter(|_| next == self.changes.len()) {
+            // An entry's changes are added in one step. A watcher that has seen the last one would else lose
+            // its place to a snapshot that ends with this entry.
+            reached = reached.max(Cursor::after(last.record.index()));
         }
         Changes::Kept(found, reached)
     }

@@ -246,6 +246,29 @@ fn a_watcher_resumes_after_any_change_within_an_entry() {
     assert_eq!(keys.changes(Cursor::after(7), b""), Some(vec![]), "it waits");
 }
 
+/// An idle cluster whose members restart from snapshots must not reset its watchers.
+#[test]
+fn a_watcher_that_has_seen_all_keeps_its_place() {
+    let mut keys = keys();
+    let put = |key| Operation::Put { key, value: b"v" };
+    keys.txn(1, Txn { then: vec![put(b"/a"), put(b"/b")], ..Txn::default() });
+    let mut restored = self::keys();
+    restored.restore(&mut &keys.bytes()[..]).expect("a snapshot");
+    let reached =
+        |keys: &Keys, cursor, max| match keys.shared.state().history.after(cursor, b"", max) {
+            Changes::Lost => None,
+            Changes::Kept(_, reached) => Some(reached),
+        };
+    let (first, end) = (Cursor { index: 1, position: 0 }, Cursor::after(1));
+    assert_eq!(reached(&keys, Cursor::default(), 1), Some(first));
+    for cursor in [Cursor::default(), first, Cursor { index: 1, position: 1 }, end] {
+        assert_eq!(reached(&keys, cursor, 9), Some(end));
+    }
+    assert_eq!(reached(&restored, first, 9), None);
+    assert_eq!(reached(&restored, end, 9), Some(end));
+    assert_eq!(reached(&keys, Cursor::after(7), 9), Some(Cursor::after(7)), "it waits");
+}
+
 #[test]
 fn what_a_snapshot_or_the_bound_removes_is_lost_to_watchers() {
     let mut keys = keys();
