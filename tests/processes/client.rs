@@ -297,7 +297,8 @@ fn keys_are_listed_deleted_compared_and_watched() {
     assert_done(&run(&["delete", "/app/a"]), "OK\n");
     assert_eq!(next(), "delete /app/a");
     assert_failed(&run(&["delete", "/app/a"]), 1, &["/app/a does not exist"]);
-    let _ = watch.kill();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
     let file = cluster.site.dir().join("txn.json");
     fs::write(&file, r#"{"then": [{"put": "/app/c", "value": "aGk="}]}"#).unwrap();
     let ran = run(&["txn", file.to_str().unwrap()]);
