@@ -270,7 +270,8 @@ impl KvStore {
         self.node.propose_until(data, deadline).await?
     }
 
-    /// Carries a transaction out, at most once if there is a `token`. The future holds nothing of `txn`.
+    /// Carries a transaction out, at most once if there is a `token`. The future holds nothing of `txn`. A
+    /// repetition returns no values, so with a token `txn` should not read.
     ///
     /// # Errors
     /// As [`Handle::propose`]. With a token also [`RequestError::Conflict`] if the token is too old,

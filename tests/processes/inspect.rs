@@ -281,7 +281,8 @@ fn what_is_not_a_members_is_refused_in_one_line() {
 
 #[test]
 fn a_reader_that_stops_early_is_no_error() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v3");
+    let version = raftexample::storage::wal::VERSION;
+    let data = format!("{}/tests/data/v{version}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(BINARY);
     command.arg("inspect").arg(data).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

@@ -132,6 +132,9 @@ async fn refuse_cross_site(
     let is_page = request.uri().path() == "/";
     let refused = refusal(request.version(), request.headers(), &shared.admin.names, is_page);
     if let Some(refused) = refused {
+        if request.uri().path().starts_with("/v1/") {
+            return application::refuse(&shared.admin.application, request.method(), refused);
+        }
         shared.admin.metrics.rejected(refused.reason);
         return ErrorResponse::from(refused).into_response();
     }

@@ -34,10 +34,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderName, Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
@@ -50,7 +50,7 @@ pub use self::watch::{WATCHERS_MAX, Wakeups};
 use crate::error::RequestError;
 use crate::httpapi::{Answer, ErrorResponse, HttpKvApi};
 use crate::kvstore::Token;
-use crate::ports::guard::refusal;
+use crate::ports::guard::{Refused, refusal};
 use crate::ports::listener::{APPLICATION_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::Status;
 
@@ -84,16 +84,19 @@ async fn serve_application(
     State(application): State<Arc<Application>>,
     request: Request,
 ) -> Response {
-    let keys = &application.keys;
-    match refusal(request.version(), request.headers(), &keys.names, false) {
-        Some(refused) => {
-            keys.metrics.rejected(refused.reason);
-            let response = problem(ErrorResponse::from(refused));
-            keys.answered(request.method(), response.status(), None);
-            response
-        }
+    match refusal(request.version(), request.headers(), &application.keys.names, false) {
+        Some(refused) => refuse(&application, request.method(), refused),
         None => respond(application, request).await,
     }
+}
+
+/// Responds to a request that the guard refuses.
+pub(crate) fn refuse(application: &Application, method: &Method, refused: Refused) -> Response {
+    let keys = &application.keys;
+    keys.metrics.rejected(refused.reason);
+    let response = problem(ErrorResponse::from(refused));
+    keys.answered(method, response.status(), None);
+    response
 }
 
 /// Responds to a request that the guard let pass.
@@ -132,13 +135,12 @@ pub(crate) async fn respond(application: Arc<Application>, request: Request) -> 
     };
     let mut response = answer.unwrap_or_else(problem);
     // A browser must not run a stored value as a script.
-    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HEADER_NOSNIFF);
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, nosniff);
     let elapsed = (timed && response.status().is_success()).then(|| began.elapsed());
     keys.answered(&head.method, response.status(), elapsed);
     response
 }
-
-const HEADER_NOSNIFF: axum::http::HeaderValue = axum::http::HeaderValue::from_static("nosniff");
 
 impl Application {
     async fn key(&self, head: &Parts, key: &str, body: Body, deadline: Instant) -> Answer {
@@ -186,7 +188,7 @@ impl Application {
 fn method_not_allowed(allowed: &'static str) -> Response {
     let why = format!("this path takes {allowed}");
     let refused = problem(ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, why));
-    ([(axum::http::header::ALLOW, allowed)], refused).into_response()
+    ([(ALLOW, allowed)], refused).into_response()
 }
 
 /// The description of the port.
