@@ -68,6 +68,31 @@ async fn an_invalid_request_is_explained_and_changes_nothing() {
     assert_eq!(member.txn(&most).await.json()["results"].as_array().unwrap().len(), 128);
 }
 
+/// A response to an invalid request is counted by no budget, so it must not hold what the request held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_quotes_little_of_a_large_request() {
+    let member = Member::start().await;
+    let long = "\u{7f}".repeat(MAX_VALUE_BYTES / 2);
+    let target = "\\".repeat(30_000);
+    let txn = |body: String| ("POST", "/v1/txn".to_owned(), vec![], body);
+    for (method, target, headers, body) in [
+        txn(format!(r#"{{"{long}":1}}"#)),
+        txn(format!(r#"{{"if":"{long}"}}"#)),
+        txn(format!(r#"{{"if":[{{"key":"{long}","absent":true}}]}}"#)),
+        txn(format!(r#"{{"if":[{{"key":"/a","etag":"{long}"}}]}}"#)),
+        txn(format!(r#"{{"if":[{{"key":"{long}"}}]}}"#)),
+        txn(format!(r#"{{"then":[{{"get":"{long}"}}]}}"#)),
+        txn(format!(r#"{{"then":[{{"put":"{long}","value":"a"}}]}}"#)),
+        txn(format!(r#"{{"then":[{{"get":"/{0}"}},{{"get":"/{0}"}}]}}"#, "a".repeat(40_000))),
+        ("GET", format!("/v1/keys?{}", "a".repeat(30_000)), vec![], String::new()),
+        ("GET", "/v1/watch".to_owned(), vec![("last-event-id", &target[..])], String::new()),
+    ] {
+        let refused = member.send(method, &target, &headers, body).await;
+        refused.problem(400);
+        assert!(refused.body.len() < 4096, "{target:.80}: {} bytes", refused.body.len());
+    }
+}
+
 /// A list that is too long must not take memory before it is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_above_the_limit_is_refused() {

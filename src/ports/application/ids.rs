@@ -17,8 +17,27 @@ pub(super) struct ClusterId(pub u64);
 /// `Idempotency-Key`: a retry token.
 pub(super) static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// The most bytes of a request that an error quotes, before they are escaped. The response to a large
+/// invalid body is counted by no budget, and escaping makes it longer.
+const QUOTED_BYTES_MAX: usize = 128;
+/// The most bytes of an error's reason. What parsers say of a request quotes it, too.
+const REASON_BYTES_MAX: usize = 2048;
+
 pub(super) fn bad_request(why: impl Into<String>) -> ErrorResponse {
+    let mut why = why.into();
+    if why.len() > REASON_BYTES_MAX {
+        why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+        why.push('…');
+        why.shrink_to_fit();
+    }
     ErrorResponse::new(StatusCode::BAD_REQUEST, why)
+}
+
+/// Text of a request in double quotes, or its beginning.
+pub(super) fn quoted(text: &str) -> String {
+    let shown = &text[..text.floor_char_boundary(QUOTED_BYTES_MAX)];
+    let dots = if shown.len() < text.len() { "…" } else { "" };
+    format!("{shown:?}{dots}")
 }
 
 impl ClusterId {

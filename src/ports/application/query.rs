@@ -1,7 +1,7 @@
 //! The query string of a request.
 
 use super::Answer;
-use super::ids::bad_request;
+use super::ids::{bad_request, quoted};
 
 /// The parameters of a query string, decoded. Each occurs once, and has one of the expected names.
 pub(super) struct Query(Vec<(String, String)>);
@@ -13,9 +13,9 @@ impl Query {
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             if !names.contains(&name) || found.iter().any(|(other, _)| other == name) {
-                let names = names.join(", ");
+                let (name, names) = (quoted(name), names.join(", "));
                 return Err(bad_request(format!(
-                    "the parameter {name:?} is unknown or given twice: the parameters are {names}"
+                    "the parameter {name} is unknown or given twice: the parameters are {names}"
                 )));
             }
             found.push((name.to_owned(), decode(name, value)?));

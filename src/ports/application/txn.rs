@@ -15,7 +15,7 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::ids::{ClusterId, bad_request, parse_tag, retry_token};
+use super::ids::{ClusterId, bad_request, parse_tag, quoted, retry_token};
 use super::kv::replayed;
 use super::{Answer, Application, JSON, json};
 use crate::channels::Index;
@@ -182,7 +182,9 @@ fn condition(json: ConditionJson<'_>, id: ClusterId) -> Answer<(String, Requirem
             let unquoted = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'));
             let Some((cluster, index)) = parse_tag(unquoted.unwrap_or(&etag)) else {
                 return Err(bad_request(format!(
-                    "the etag {etag:?} of {key:?} is none: copy it from ETag, or from a page of /v1/keys"
+                    "the etag {} of {} is none: copy it from ETag, or from a page of /v1/keys",
+                    quoted(&etag),
+                    quoted(&key)
                 )));
             };
             // Another cluster's matches no value.
@@ -190,7 +192,8 @@ fn condition(json: ConditionJson<'_>, id: ClusterId) -> Answer<(String, Requirem
         }
         _ => {
             return Err(bad_request(format!(
-                "the condition on {key:?} needs either \"etag\" or \"absent\""
+                "the condition on {} needs either \"etag\" or \"absent\"",
+                quoted(&key)
             )));
         }
     };
@@ -204,7 +207,8 @@ fn branch(name: &str, operations: AtMost<Object<OperationJson<'_>>>) -> Answer<V
         decoded.push(match (put, value, delete, get) {
             (Some(key), Some(value), None, None) => {
                 let value = BASE64_STANDARD.decode(value.as_bytes()).map_err(|error| {
-                    bad_request(format!("the value of {key:?} is no base64 (RFC 4648): {error}"))
+                    let key = quoted(&key);
+                    bad_request(format!("the value of {key} is no base64 (RFC 4648): {error}"))
                 })?;
                 Decoded::Put { key: checked_key(key)?, value }
             }
@@ -229,7 +233,8 @@ fn checked_key(key: String) -> Answer<String> {
         return Ok(key);
     }
     Err(bad_request(format!(
-        "the key {key:?} is no request target: begin it with a slash, and percent-encode other characters than those of a URL"
+        "the key {} is no request target: begin it with a slash, and percent-encode other characters than those of a URL",
+        quoted(&key)
     )))
 }
 
@@ -237,7 +242,8 @@ fn only_once<'a>(name: &str, keys: impl Iterator<Item = &'a str>) -> Answer<()> 
     let mut seen = std::collections::HashSet::new();
     for key in keys {
         if !seen.insert(key) {
-            return Err(bad_request(format!("\"{name}\" names the key {key:?} twice")));
+            let key = quoted(key);
+            return Err(bad_request(format!("\"{name}\" names the key {key} twice")));
         }
     }
     Ok(())

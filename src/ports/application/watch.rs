@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, watch as channel};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::ids::{ClusterId, bad_request, parse_cursor};
+use super::ids::{ClusterId, bad_request, parse_cursor, quoted};
 use super::list::Shown;
 use super::query::Query;
 use super::{Answer, Application, json};
@@ -98,7 +98,8 @@ pub(super) async fn get(
     let from = from.map(|text| {
         parse_cursor(text).ok_or_else(|| {
             bad_request(format!(
-                "{text:?} is no place in a watch: give the id of an event, or \"from\" or \"index\" of a page of /v1/keys"
+                "{} is no place in a watch: give the id of an event, or \"from\" or \"index\" of a page of /v1/keys",
+                quoted(text)
             ))
         })
     });
