@@ -306,6 +306,45 @@ fn keys_are_listed_deleted_compared_and_watched() {
     assert_done(&run(&["get", "/app/c"]), "hi");
 }
 
+/// The first line that `raftexample` prints with `arguments`, which runs until it is stopped.
+fn first_line_of(arguments: &[&str]) -> String {
+    let mut running = Command::new(BINARY)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (line_tx, line_rx) = std::sync::mpsc::channel();
+    let mut out = std::io::BufReader::new(running.stdout.take().unwrap());
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = std::io::BufRead::read_line(&mut out, &mut line);
+        let _ = line_tx.send(line);
+    });
+    let line = line_rx.recv_timeout(PATIENCE);
+    let _ = running.kill();
+    let _ = running.wait();
+    line.unwrap_or_default()
+}
+
+#[test]
+fn a_size_that_is_no_number_controls_no_terminal() {
+    let site = Site::new();
+    let (member, _) = answering(
+        &site,
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
+         {\"keys\":[{\"key\":\"/k\",\"etag\":\"e\",\"bytes\":\"\u{9b}2J\u{7f}\"}],\"next\":null}",
+    );
+    assert_done(&at(&member, &["list"]), "/k \\u{9b}2J\\u{7f} bytes e\n");
+    let (member, _) = answering(
+        &site,
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nid: 1\nevent: put\n\
+         data: {\"key\":\"/k\",\"etag\":\"e\",\"bytes\":\"\u{9b}2J\u{7f}\"}\n\n",
+    );
+    let line = first_line_of(&["watch", "--endpoint", &member]);
+    assert_eq!(line, "put /k \\u{9b}2J\\u{7f} bytes e\n");
+}
+
 #[test]
 fn put_and_get_take_keys_and_values_byte_for_byte() {
     let cluster = start(1, &[]);

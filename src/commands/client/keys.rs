@@ -202,7 +202,8 @@ impl List {
                 let line = if self.json {
                     json_text(&key.to_string())
                 } else {
-                    format!("{} {} bytes {}", text(&key["key"]), key["bytes"], text(&key["etag"]))
+                    let (name, bytes) = (text(&key["key"]), text(&key["bytes"]));
+                    format!("{name} {bytes} bytes {}", text(&key["etag"]))
                 };
                 write(out, format!("{line}\n").as_bytes())?;
             }

@@ -118,8 +118,8 @@ impl Watch {
         } else {
             match kind {
                 "put" => {
-                    let (key, etag) = (text(&data["key"]), text(&data["etag"]));
-                    format!("put {key} {} bytes {etag}", data["bytes"])
+                    let (key, bytes) = (text(&data["key"]), text(&data["bytes"]));
+                    format!("put {key} {bytes} bytes {}", text(&data["etag"]))
                 }
                 "delete" => format!("delete {}", text(&data["key"])),
                 _ => {
