@@ -327,6 +327,31 @@ fn first_line_of(arguments: &[&str]) -> String {
     line.unwrap_or_default()
 }
 
+/// A member without a leader accepts a watch, shows nothing, and ends it.
+#[test]
+fn a_watch_that_ended_goes_on_at_the_next_endpoint() {
+    let site = Site::new();
+    let (first, _) =
+        answering(&site, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nid: 00000000000000ab-7\n\n");
+    // Its member elects a leader meanwhile.
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let (second, heard) = answering_by(&site, move |_| {
+        match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => "HTTP/1.1 503 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            _ => {
+                "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nid: 00000000000000ab-8.0\nevent: put\n\
+                 data: {\"key\":\"/k\",\"etag\":\"e\",\"bytes\":1}\n\n"
+            }
+        }
+    });
+    let line = first_line_of(&["watch", "--endpoint", &format!("{first},{second}")]);
+    assert_eq!(line, "put /k 1 bytes e\n");
+    assert!(heard.lock().unwrap()[0].contains("\r\nlast-event-id: 00000000000000ab-7\r\n"));
+    // Alone, it is asked again.
+    let line = first_line_of(&["watch", "--from", "7", "--endpoint", &second]);
+    assert_eq!(line, "put /k 1 bytes e\n");
+}
+
 #[test]
 fn a_size_that_is_no_number_controls_no_terminal() {
     let site = Site::new();

@@ -41,6 +41,7 @@ const ROUND_PAUSE: Duration = Duration::from_millis(200);
 const PROBLEM: &str = "application/problem+json";
 
 /// Sends requests to the endpoints in order.
+#[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
     endpoints: Vec<String>,
@@ -188,6 +189,32 @@ impl Client {
     ) -> Result<T> {
         let done = self.try_each(request, attempt).await?;
         done.map_err(|failures| Error::Refused(failures.said.join("; ")))
+    }
+
+    /// As [`each`](Self::each), but goes on for a while as long as another try may succeed.
+    pub(super) async fn each_again<T>(
+        &self,
+        request: &Request,
+        mut attempt: impl AsyncFnMut(&str) -> Attempt<T>,
+    ) -> Result<T> {
+        let patience = self.timeout * PATIENCE_TIMEOUTS;
+        let begun = Instant::now();
+        loop {
+            match self.try_each(request, &mut attempt).await? {
+                Ok(done) => return Ok(done),
+                Err(failures) if begun.elapsed() >= patience => {
+                    return Err(Error::Refused(failures.said.join("; ")));
+                }
+                Err(_) => sleep(ROUND_PAUSE).await,
+            }
+        }
+    }
+
+    /// From now on begins with the endpoint after `endpoint`.
+    pub(super) fn begin_after(&mut self, endpoint: &str) {
+        if let Some(at) = self.endpoints.iter().position(|other| other == endpoint) {
+            self.endpoints.rotate_left(at + 1);
+        }
     }
 
     /// As [`each`](Self::each). If another try may succeed, returns what each endpoint said.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use reqwest::Method;
 use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::{Method, Response};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::http::{Client, Request};
+use super::http::{AttemptError, Client, Request};
 use super::keys::{consistency, percent_encoded};
 use super::{ApplicationEndpoints, json_text, text, write};
 use crate::error::{Error, Result, output_failed};
@@ -48,6 +48,17 @@ pub struct Watch {
     at: ApplicationEndpoints,
 }
 
+/// Begins the watch at `endpoint`, which is returned, too.
+async fn open(
+    client: &Client,
+    endpoint: &str,
+    request: &Request,
+) -> std::result::Result<(String, Response), AttemptError> {
+    let sent = timeout(client.timeout, client.send(endpoint, request)).await;
+    let response = sent.unwrap_or_else(|_| Err(client.timed_out(endpoint)))?;
+    Ok((endpoint.to_owned(), response))
+}
+
 impl Watch {
     /// Writes a line for each change to `out`, until it is interrupted. A broken connection is resumed at the
     /// next endpoint, without a gap or a repetition.
@@ -60,11 +71,19 @@ impl Watch {
         let mut request = Request::new(Method::GET, &target, Bytes::new());
         request.headers = consistency(self.local);
         client.run(async |client| {
-            let mut out = out;
+            let (mut client, mut out) = (client.clone(), out);
+            let (mut endpoint, mut response) = client
+                .each(&request, async |endpoint| open(&client, endpoint, &request).await)
+                .await?;
             loop {
-                // The connection ended. It is resumed after the last event.
-                self.follow(client, &mut request, &mut out).await?;
+                self.follow(response, &mut request, &mut out).await?;
                 sleep(RESUME_PAUSE).await;
+                // The connection ended. A member that has no leader ends it, and would accept it again, so it
+                // is resumed at another one, after the last event.
+                client.begin_after(&endpoint);
+                let opened = client
+                    .each_again(&request, async |endpoint| open(&client, endpoint, &request).await);
+                (endpoint, response) = opened.await?;
             }
         })
     }
@@ -72,16 +91,10 @@ impl Watch {
     /// Prints the events of one connection, and notes in `request` where to resume.
     async fn follow(
         &self,
-        client: &Client,
+        mut response: Response,
         request: &mut Request,
         out: &mut dyn Write,
     ) -> Result<()> {
-        let mut response = client
-            .each(request, async |endpoint| {
-                let sent = timeout(client.timeout, client.send(endpoint, request)).await;
-                sent.unwrap_or_else(|_| Err(client.timed_out(endpoint)))
-            })
-            .await?;
         let mut text = Vec::new();
         loop {
             let chunk = match timeout(SILENCE_MAX, response.chunk()).await {
