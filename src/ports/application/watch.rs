@@ -5,11 +5,12 @@
 //! history, and is told so with a `reset` when it comes back.
 //!
 //! One task wakes the watchers, at most every few milliseconds, so that the rate of writes does not multiply
-//! with their number. Together they write at most [`BYTES_PER_SECOND`], each its share.
+//! with their number. Together they write at most [`BYTES_PER_SECOND`], in turns.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -46,6 +47,9 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// The most bytes that all watchers of a member write in a second. Without a bound, many watchers of a busy
 /// prefix would take the time that the writes need.
 const BYTES_PER_SECOND: f64 = (64 << 20) as f64;
+/// The longest wait for a turn: as long as one batch of each watcher takes. Clients that come for one batch and
+/// go make nobody wait longer.
+const TURN_MAX: Duration = Duration::from_secs(3);
 /// The shortest time between two wake-ups, and what it grows by for each watcher.
 const WAKE_INTERVAL: Duration = Duration::from_millis(2);
 const WAKE_INTERVAL_PER_WATCHER: Duration = Duration::from_micros(50);
@@ -54,9 +58,27 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Wakes the watchers of all ports of a member.
+/// Wakes the watchers of all ports of a member, and shares out what they may write.
 #[derive(Clone)]
-pub struct Wakeups(channel::Receiver<()>);
+pub struct Wakeups {
+    woken: channel::Receiver<()>,
+    turns: Arc<Turns>,
+}
+
+/// When the watchers may write. Those that have nothing to write take nothing from the others.
+#[derive(Debug)]
+struct Turns(Mutex<Instant>);
+
+impl Turns {
+    /// The end of the turn in which `bytes` are written, after those of the others.
+    fn take(&self, bytes: usize) -> Instant {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND);
+        let now = Instant::now();
+        *taken = (now.max(*taken) + turn).min(now + TURN_MAX);
+        *taken
+    }
+}
 
 impl Wakeups {
     /// Starts the task that wakes the watchers of `store`. It ends with `stopping`.
@@ -77,7 +99,7 @@ impl Wakeups {
                 _ = stopping.changed() => {}
             }
         });
-        Self(wake_rx)
+        Self { woken: wake_rx, turns: Arc::new(Turns(Mutex::new(Instant::now()))) }
     }
 }
 
@@ -121,7 +143,8 @@ pub(super) async fn get(
         may_write_at: Instant::now(),
         needs_leader: consistency == Consistency::Linearizable,
         status: application.status.clone(),
-        wakeups: application.wakeups.0.clone(),
+        wakeups: application.wakeups.woken.clone(),
+        turns: application.wakeups.turns.clone(),
         stopping: application.stopping.clone(),
         _counted: Counted::new(keys.metrics.clone()),
         _permit: permit,
@@ -198,6 +221,7 @@ struct Watcher {
     needs_leader: bool,
     status: channel::Receiver<Status>,
     wakeups: channel::Receiver<()>,
+    turns: Arc<Turns>,
     stopping: channel::Receiver<()>,
     _counted: Counted,
     _permit: OwnedSemaphorePermit,
@@ -241,7 +265,7 @@ impl Watcher {
                         }
                     }
                     if !events.is_empty() {
-                        self.limit_rate(events.len());
+                        self.may_write_at = self.turns.take(events.len());
                         return Some(events);
                     }
                     if has_moved {
@@ -296,13 +320,6 @@ impl Watcher {
         let reason = format!("{why}: list the keys again, then watch from there");
         format!("id: {place}\nevent: reset\ndata: {}\n", json(&Reset { reason }))
     }
-
-    /// Delays the next events, so that all watchers together stay within [`BYTES_PER_SECOND`].
-    fn limit_rate(&mut self, bytes: usize) {
-        let watchers = self._counted.count();
-        let share = bytes as f64 * watchers as f64 / BYTES_PER_SECOND;
-        self.may_write_at = Instant::now() + Duration::from_secs_f64(share);
-    }
 }
 
 /// Counts a watcher until it is dropped.
@@ -313,14 +330,31 @@ impl Counted {
         metrics.watchers.inc();
         Self(metrics)
     }
-
-    fn count(&self) -> i64 {
-        self.0.watchers.get()
-    }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.watchers.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watcher_waits_for_those_who_write_alone() {
+        let turns = Turns(Mutex::new(Instant::now()));
+        let begun = Instant::now();
+        let alone = turns.take(BATCH_BYTES);
+        assert!(alone < begun + Duration::from_millis(500), "it has the whole rate");
+        for _ in 1..1024 {
+            turns.take(BATCH_BYTES);
+        }
+        let last = turns.take(BATCH_BYTES);
+        assert!(last >= begun + Duration::from_secs(1), "all together have it, too");
+        for _ in 0..10_000 {
+            assert!(turns.take(BATCH_BYTES) <= Instant::now() + TURN_MAX, "it ends");
+        }
     }
 }
