@@ -14,7 +14,7 @@ use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
 use raftexample::logging;
 use raftexample::ports::admin::{self, Admin};
-use raftexample::ports::application::{self, Application, WATCHERS_MAX, Wakeups};
+use raftexample::ports::application::{self, Application, Wakeups};
 use raftexample::ports::listener::{
     BodyBudget, Limits, Port, ResponseBudget, raise_descriptor_limit, serve,
 };
@@ -163,8 +163,10 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
         stopping: stop_rx.clone(),
     };
     let application_server = application_port.map(|port| {
-        let service = application::service(application("application", WATCHERS_MAX));
-        let (stopped, limits) = (stopped(stop_rx.clone()), application::limits(shutdown_grace));
+        let limits = application::limits(shutdown_grace);
+        let watchers = application::watchers(&limits);
+        let service = application::service(application("application", watchers));
+        let stopped = stopped(stop_rx.clone());
         tokio::spawn(serve(port, service, limits, stopped, logger.clone()))
     });
     let admin_server = admin_port.map(|port| {

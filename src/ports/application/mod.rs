@@ -74,6 +74,12 @@ pub fn limits(shutdown_grace: Duration) -> Limits {
         .affordable()
 }
 
+/// The watchers that a port with these limits may have. A watcher keeps its connection, so with few descriptors
+/// the watchers would leave none for requests.
+pub fn watchers(limits: &Limits) -> usize {
+    WATCHERS_MAX.min(limits.connections / 2)
+}
+
 /// The service for [`serve`](crate::ports::listener::serve). One handler takes every path and method, so
 /// that no router interprets a key.
 pub fn service(application: Arc<Application>) -> impl HttpService + HttpService<Body> {
@@ -212,4 +218,18 @@ fn json(value: &impl Serialize) -> String {
     let mut text = serde_json::to_string(value).expect("the keys of its maps are strings");
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_leave_connections_for_requests() {
+        for connections in [1, 2, 384, APPLICATION_CONNECTIONS_MAX] {
+            let limits = Limits { connections, ..Limits::default() };
+            assert!(watchers(&limits) < connections, "{connections}");
+        }
+        assert_eq!(watchers(&Limits { connections: 2048, ..Limits::default() }), WATCHERS_MAX);
+    }
 }
