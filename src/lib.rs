@@ -47,7 +47,8 @@
 //! | reports: [`PeerReport`](channels::PeerReport) | transport → raft_node | one for each message or request in the queues above | – |
 //! | clients' bodies in memory | client, application and admin port, each | 64 MiB | 503 |
 //! | connections | client, application, peer, admin port | 1,024, 2,048, 256, 64; fewer with few descriptors | the one that has shown least is closed |
-//! | watchers of keys | application, admin port | 1,024, 16 | 503 |
+//! | watchers of keys | application, admin port | 1,024, 16; fewer with few descriptors | 503 |
+//! | events on their way to a watcher | application, admin port | 64 KiB and one event | the watcher waits, and gets a `reset` if its place is lost |
 //! | changes kept for watchers | in kvstore | 65,536, and 16 MiB | the oldest is dropped: its watchers get a `reset` |
 //! | retry tokens remembered | in kvstore | 16,384 | the oldest is forgotten, and refused from then on |
 //! | connections to peers | transport | 260: four to each of 63, and one for each change on its way to the leader | – |

@@ -157,7 +157,7 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
         status: node.status.clone(),
         cluster: node.cluster.clone(),
         metrics: metrics.clone(),
-        application: application("admin", admin::WATCHERS_MAX),
+        application: application("admin", admin::watchers(&admin::limits(shutdown_grace))),
         alive_within: 2 * election_timeout.max(Duration::from_secs(1)),
         names: config.names(),
         stopping: stop_rx.clone(),
@@ -190,8 +190,13 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
     };
     // The listeners accept no new connections. Open requests are answered within their deadlines.
     drop(stop_tx);
+    let servers = async {
+        for server in [Some(server), application_server, admin_server].into_iter().flatten() {
+            let _ = server.await;
+        }
+    };
     if let Some(result) = ended {
-        let _ = tokio::time::timeout(LAST_RESPONSES, server).await;
+        let _ = tokio::time::timeout(LAST_RESPONSES, servers).await;
         return result;
     }
     // Otherwise the other members would wait for an election timeout. Waiting requests are answered
@@ -199,10 +204,7 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
     if status.borrow().role == Role::Leader {
         let _ = store.node().transfer_leadership(Instant::now() + election_timeout).await;
     }
-    let _ = server.await;
-    for server in [application_server, admin_server].into_iter().flatten() {
-        let _ = server.await;
-    }
+    servers.await;
     // The connections have dropped their handles. Dropping the last one stops the node.
     drop(store);
     node.await

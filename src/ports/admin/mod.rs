@@ -50,8 +50,6 @@ use crate::ports::listener::{ADMIN_CONNECTIONS_MAX, HttpService, Limits};
 use crate::raft_node::Status;
 use crate::transport::ClusterWatch;
 
-/// Watchers of keys at a time: one for each page.
-pub const WATCHERS_MAX: usize = EVENT_STREAMS_MAX;
 /// Streams of `/events` at a time. The other connections stay free for probes.
 const EVENT_STREAMS_MAX: usize = 16;
 
@@ -85,6 +83,11 @@ struct Shared {
 /// The limits of the port's connections.
 pub fn limits(shutdown_grace: Duration) -> Limits {
     Limits { connections: ADMIN_CONNECTIONS_MAX, shutdown_grace, ..Limits::default() }.affordable()
+}
+
+/// The watchers of keys that a port with these limits may have: one for each page.
+pub fn watchers(limits: &Limits) -> usize {
+    EVENT_STREAMS_MAX.min(limits.connections / 4)
 }
 
 /// The service to give to [`serve`](crate::ports::listener::serve).

@@ -37,6 +37,9 @@ pub const WATCHERS_MAX: usize = 1024;
 
 /// A connection without events carries a comment this often, so that both sides notice when it is gone.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
+/// The first comment comes earlier: a client that has gone is noticed by writing to it, and until then it takes
+/// the place of another watcher.
+const FIRST_COMMENT: Duration = Duration::from_secs(1);
 /// If other keys change, a watcher is told its new place this often, because it could not resume from one that
 /// is no longer kept.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -141,6 +144,7 @@ pub(super) async fn get(
         told: None,
         state: if cursor.is_some() { State::Watching } else { State::Elsewhere },
         may_write_at: Instant::now(),
+        patience: FIRST_COMMENT,
         needs_leader: consistency == Consistency::Linearizable,
         status: application.status.clone(),
         wakeups: application.wakeups.woken.clone(),
@@ -165,23 +169,19 @@ async fn start(
     consistency: Consistency,
     deadline: Instant,
 ) -> Answer<Option<Cursor>> {
-    let Some((cluster, cursor)) = from else {
-        store.wait_for(consistency, deadline).await?;
-        return Ok(Some(Cursor::after(store.applied())));
-    };
+    // Without a leader the client should ask another member. And a place that another member gave may be ahead
+    // of this one.
+    store.wait_for(consistency, deadline).await?;
+    let applied = store.applied();
+    let Some((cluster, cursor)) = from else { return Ok(Some(Cursor::after(applied))) };
     if cluster.is_some_and(|cluster| cluster != id) {
         return Ok(None);
     }
-    // A place that another member gave may be ahead of this one.
-    if cursor.index > store.applied() && consistency == Consistency::Linearizable {
-        store.wait_for(consistency, deadline).await?;
-        let applied = store.applied();
-        if cursor.index > applied {
-            return Err(bad_request(format!(
-                "index {} does not exist yet, the last one is {applied}: watch from an index that a response named",
-                cursor.index
-            )));
-        }
+    if cursor.index > applied && consistency == Consistency::Linearizable {
+        return Err(bad_request(format!(
+            "index {} does not exist yet, the last one is {applied}: watch from an index that a response named",
+            cursor.index
+        )));
     }
     Ok(Some(cursor))
 }
@@ -217,6 +217,8 @@ struct Watcher {
     told: Option<Cursor>,
     state: State,
     may_write_at: Instant,
+    /// The time until the next comment.
+    patience: Duration,
     /// False if the client accepts what is stale.
     needs_leader: bool,
     status: channel::Receiver<Status>,
@@ -275,7 +277,7 @@ impl Watcher {
                 }
             }
             let is_told = self.told == Some(self.place);
-            let silence = if is_told { COMMENT_INTERVAL } else { PLACE_INTERVAL };
+            let silence = if is_told { self.patience } else { PLACE_INTERVAL };
             tokio::select! {
                 biased;
                 _ = self.stopping.changed() => return None,
@@ -289,7 +291,11 @@ impl Watcher {
                     if is_told && self.needs_leader && self.status.borrow().leader == 0 {
                         return None;
                     }
-                    return Some(if is_told { ":\n\n".to_owned() } else { self.tell_place() });
+                    if !is_told {
+                        return Some(self.tell_place());
+                    }
+                    self.patience = (2 * self.patience).min(COMMENT_INTERVAL);
+                    return Some(":\n\n".to_owned());
                 }
             }
         }
