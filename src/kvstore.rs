@@ -134,16 +134,14 @@ impl StateMachine for Keys {
 
     fn apply(&mut self, Entry { index, term, data }: Entry<'_>) -> Self::Output {
         // Only this method changes the state, so what is planned under one lock holds under the next.
-        let state = self.shared.state();
         let planned = match codec::decode(data) {
-            Ok(Command::Put { key, value }) => Ok(state.plan_put(key, value, index, term)),
+            Ok(Command::Put { key, value }) => return Ok(self.put(key, value, index, term)),
             Ok(Command::Txn { retry, txn }) if txn.fits() => {
-                state.plan_txn(&txn, retry, index, term)
+                self.shared.state().plan_txn(&txn, retry, index, term)
             }
             Ok(Command::Txn { .. }) => Err(self.skip(index, term, "a transaction is too long")),
             Err(error) => Err(self.skip(index, term, &error.to_string())),
         };
-        drop(state);
         // The guard is dropped at the end of this statement, before replaced records are freed.
         let done = self.shared.state.write().expect(NO_PANIC).carry_out(index, term, planned);
         let (answer, replaced, changed) = done;
@@ -179,6 +177,18 @@ impl Keys {
         let keys = Self { shared, tokens_max, metrics: config.metrics.clone(), logger };
         keys.count();
         keys
+    }
+
+    /// Writes one key: the usual command, in one step.
+    fn put(&mut self, key: &[u8], value: &[u8], index: Index, term: Term) -> Applied {
+        let record = KeyValue::new(key, value, index, term);
+        let bytes = record.bytes() as i64;
+        let old = self.shared.state.write().expect(NO_PANIC).put(record);
+        self.metrics.keys.inc_by(i64::from(old.is_none()));
+        self.metrics.store_bytes.inc_by(bytes - old.as_ref().map_or(0, |old| old.bytes() as i64));
+        self.shared.changed.notify_one();
+        let existed = u128::from(old.is_some());
+        Applied::new(Outcome { index, term, succeeded: true, existed })
     }
 
     /// Every member skips the same bytes. Stopping would stop all members, at every start.

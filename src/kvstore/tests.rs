@@ -14,7 +14,7 @@ impl Keys {
         self.apply(Entry { index, term: 2, data })
     }
 
-    fn put(&mut self, index: Index, key: &[u8], value: &[u8]) -> Applied {
+    fn write(&mut self, index: Index, key: &[u8], value: &[u8]) -> Applied {
         let put = codec::encode(&Command::Put { key, value });
         self.run(index, &put).expect("a PUT cannot fail")
     }
@@ -78,7 +78,7 @@ fn a_snapshot_is_in_the_order_of_whole_keys() {
     const ORDERED: [&[u8]; 6] = [b"", b"\0", b"a", b"a\0", b"sixteen bytes of a key", b"\xff"];
     let mut keys = keys();
     for (index, key) in (1..).zip(ORDERED.iter().rev()) {
-        keys.put(index, key, b"value");
+        keys.write(index, key, b"value");
     }
     let bytes = keys.bytes();
     let (head, records) = read_state(&bytes[..]).expect("a snapshot");
@@ -92,7 +92,7 @@ fn a_snapshot_is_in_the_order_of_whole_keys() {
 #[test]
 fn a_deleted_key_leaves_nothing_but_the_applied_index() {
     let mut keys = keys();
-    keys.put(1, b"/a", b"1");
+    keys.write(1, b"/a", b"1");
     assert!(keys.delete(2, b"/a").outcome.existed(0));
     assert!(!keys.delete(3, b"/a").outcome.existed(0));
     assert_eq!(keys.get(b"/a"), None);
@@ -103,7 +103,7 @@ fn a_deleted_key_leaves_nothing_but_the_applied_index() {
 #[test]
 fn conditions_hold_for_the_last_write_of_a_key() {
     let mut keys = keys();
-    keys.put(5, b"/a", b"1");
+    keys.write(5, b"/a", b"1");
     for (is, of_a, of_b) in [
         (Requirement::Absent, false, true),
         (Requirement::Exists, true, false),
@@ -123,7 +123,7 @@ fn conditions_hold_for_the_last_write_of_a_key() {
 #[test]
 fn a_transaction_carries_out_one_branch_in_one_step() {
     let mut keys = keys();
-    keys.put(1, b"/a", b"old");
+    keys.write(1, b"/a", b"old");
     let txn = |absent| Txn {
         conditions: vec![on(b"/a", Requirement::Exists), on(absent, Requirement::Absent)],
         then: vec![
@@ -160,7 +160,7 @@ fn a_write_with_a_token_is_carried_out_once() {
         put.encode(Some(Token { index, random }))
     };
     let first = keys.run(5, &write(b"1", 4, 1)).expect("it is new");
-    keys.put(6, b"/a", b"2");
+    keys.write(6, b"/a", b"2");
     let again = keys.run(7, &write(b"1", 4, 1)).expect("it is known");
     assert_eq!((again.outcome, again.is_replay, first.is_replay), (first.outcome, true, false));
     assert_eq!(keys.get(b"/a"), Some((b"2".to_vec(), 6)));
@@ -192,7 +192,7 @@ fn a_failed_condition_is_an_outcome_too() {
         let put = Txn { conditions, ..Txn::of(Operation::Put { key: b"/a", value: b"v" }) };
         put.encode(Some(Token { index: 1, random: 1 }))
     };
-    keys.put(2, b"/a", b"1");
+    keys.write(2, b"/a", b"1");
     assert!(!keys.run(3, &create()).expect("it is new").outcome.succeeded);
     keys.delete(4, b"/a");
     assert!(!keys.run(5, &create()).expect("it is known").outcome.succeeded);
@@ -203,7 +203,7 @@ fn a_failed_condition_is_an_outcome_too() {
 fn a_page_is_the_keys_after_a_key_below_a_prefix() {
     let mut keys = keys();
     for (index, key) in (1..).zip([&b"/a"[..], b"/a/1", b"/a/2", b"/a/3", b"/b"]) {
-        keys.put(index, key, b"vv");
+        keys.write(index, key, b"vv");
     }
     let (propose_tx, _) = tokio::sync::mpsc::channel(1);
     let (read_tx, conf_change_tx) =
@@ -233,7 +233,7 @@ fn a_watcher_resumes_after_any_change_within_an_entry() {
     let mut keys = keys();
     let put = |key| Operation::Put { key, value: b"v" };
     keys.txn(1, Txn { then: vec![put(b"/a"), put(b"/b"), put(b"/a/1")], ..Txn::default() });
-    keys.put(2, b"/a", b"v");
+    keys.write(2, b"/a", b"v");
     let all = keys.changes(Cursor::default(), b"").expect("all are kept");
     assert_eq!(all.len(), 4);
     for (n, (index, position, ..)) in all.iter().enumerate() {
@@ -272,24 +272,24 @@ fn a_watcher_that_has_seen_all_keeps_its_place() {
 #[test]
 fn what_a_snapshot_or_the_bound_removes_is_lost_to_watchers() {
     let mut keys = keys();
-    keys.put(1, b"/a", b"v");
-    keys.put(2, b"/a", b"v");
+    keys.write(1, b"/a", b"v");
+    keys.write(2, b"/a", b"v");
     let bytes = keys.bytes();
-    keys.put(3, b"/a", b"v");
+    keys.write(3, b"/a", b"v");
     let mut restored = self::keys();
     restored.restore(&mut &bytes[..]).expect("a snapshot");
-    restored.put(3, b"/a", b"v");
+    restored.write(3, b"/a", b"v");
     assert_eq!(restored.changes(Cursor::after(1), b""), None);
     assert_eq!(restored.changes(Cursor::after(2), b"").map(|changes| changes.len()), Some(1));
     // 17 values of 1 MiB exceed 16 MiB.
     let value = vec![0; 1 << 20];
     for index in 4..21 {
-        keys.put(index, b"/a", &value);
+        keys.write(index, b"/a", &value);
     }
     assert_eq!(keys.changes(Cursor::after(4), b""), None);
     assert_eq!(keys.changes(Cursor::after(5), b"").map(|changes| changes.len()), Some(15));
     // One that is larger than all is kept alone.
-    keys.put(21, b"/a", &vec![0; 17 << 20]);
+    keys.write(21, b"/a", &vec![0; 17 << 20]);
     assert_eq!(keys.changes(Cursor::after(19), b""), None);
     assert_eq!(keys.changes(Cursor::after(20), b"").map(|changes| changes.len()), Some(1));
 }
