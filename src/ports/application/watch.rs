@@ -49,7 +49,7 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 64 * 1024;
 /// The most bytes that all watchers of a member write in a second. Without a bound, many watchers of a busy
 /// prefix would take the time that the writes need.
-const BYTES_PER_SECOND: f64 = (64 << 20) as f64;
+const BYTES_PER_SECOND: f64 = (32 << 20) as f64;
 /// The longest wait for a turn: as long as one batch of each watcher takes. Clients that come for one batch and
 /// go make nobody wait longer.
 const TURN_MAX: Duration = Duration::from_secs(3);
