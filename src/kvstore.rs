@@ -258,7 +258,7 @@ impl KvStore {
         let data = codec::encode(&Command::Put { key, value: &value });
         // The request's wait must not hold a second copy of the value.
         drop(value);
-        // Not by way of `put`: each future inside another one is moved with it, which a busy port notices.
+        // Not by way of `put`: a future inside another one makes that larger, and each request moves it.
         if ack == Ack::Committed {
             let Applied { outcome, .. } = self.node.propose_until(data, deadline).await??;
             let Outcome { index, term, .. } = outcome;
