@@ -98,9 +98,9 @@ pub enum Operation<'a> {
     },
 }
 
-impl Operation<'_> {
+impl<'a> Operation<'a> {
     /// The key's bytes.
-    pub fn key(&self) -> &[u8] {
+    pub fn key(&self) -> &'a [u8] {
         match self {
             Self::Put { key, .. } | Self::Delete { key } | Self::Get { key } => key,
         }

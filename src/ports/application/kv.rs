@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::ids::{ClusterId, Precondition, retry_token};
 use super::problem::problem;
 use super::{Answer, Application};
-use crate::channels::{Index, Term};
+use crate::channels::Index;
 use crate::httpapi::{ErrorResponse, WrittenBy, consistency, entry};
 use crate::kvstore::{Applied, Condition, Operation, Requirement, Txn};
 
@@ -67,9 +67,8 @@ pub(super) async fn put(
         drop(value);
         written.await?
     };
-    let named = names(&applied);
-    let replayed = replayed(&applied);
-    let outcome = applied.outcome;
+    let (outcome, replayed) = (applied.outcome, replayed(&applied));
+    let named = entry(outcome.index, outcome.term);
     Ok(if !outcome.succeeded {
         keys.metrics.conditions_failed.inc();
         (named, replayed, condition_failed()).into_response()
@@ -92,11 +91,12 @@ pub(super) async fn delete(
     let delete = Operation::Delete { key: key.as_bytes() };
     let txn = single(precondition.requirement(id), delete);
     let applied = keys.store.transact(txn, token, deadline).await?;
-    let (named, replayed) = (names(&applied), replayed(&applied));
-    Ok(if !applied.outcome.succeeded {
+    let (outcome, replayed) = (applied.outcome, replayed(&applied));
+    let named = entry(outcome.index, outcome.term);
+    Ok(if !outcome.succeeded {
         keys.metrics.conditions_failed.inc();
         (named, replayed, condition_failed()).into_response()
-    } else if applied.outcome.existed(0) {
+    } else if outcome.existed(0) {
         (StatusCode::NO_CONTENT, named, replayed, ()).into_response()
     } else {
         (named, replayed, absent()).into_response()
@@ -105,9 +105,7 @@ pub(super) async fn delete(
 
 /// A transaction of one operation, with a condition on its key or without.
 fn single(requirement: Option<Requirement>, operation: Operation<'_>) -> Txn<'_> {
-    let key = match operation {
-        Operation::Put { key, .. } | Operation::Delete { key } | Operation::Get { key } => key,
-    };
+    let key = operation.key();
     let conditions = requirement.map(|is| Condition { key, is }).into_iter().collect();
     Txn { conditions, ..Txn::of(operation) }
 }
@@ -117,12 +115,6 @@ const CACHED: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "no-cache")];
 
 fn etag(id: ClusterId, index: Index) -> [(HeaderName, String); 1] {
     [(ETAG, format!("\"{}\"", id.tag(index)))]
-}
-
-/// The entry that carried the write out.
-fn names(applied: &Applied) -> [(HeaderName, u64); 2] {
-    let (index, term): (Index, Term) = (applied.outcome.index, applied.outcome.term);
-    entry(index, term)
 }
 
 pub(super) fn replayed(applied: &Applied) -> Option<[(HeaderName, HeaderValue); 1]> {
