@@ -399,6 +399,7 @@ impl<S: HttpService> Connection<S> {
     where
         I: AsyncRead + AsyncWrite + Send + 'static,
     {
+        self.slot.begin();
         // Below TLS, so that the timeout also covers handshakes and TLS's write buffer.
         let mut stream = Box::pin(TimeoutWriter::new(stream));
         stream.as_mut().set_timeout_pinned(Some(self.limits.stall_timeout));

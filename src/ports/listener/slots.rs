@@ -24,8 +24,9 @@ use tokio::time::{Instant, sleep};
 /// A response's body up to this length fits into a connection's buffer.
 const SMALL_BYTES: u64 = super::HEADER_BYTES as u64;
 
-/// How long a new connection cannot be evicted. A client sends its first request a round trip after it has
-/// connected, and on a busy machine some milliseconds pass before either side is scheduled. A longer time
+/// How long a new connection cannot be evicted, counted from the first run of its task: the runtime may
+/// accept hundreds before it runs any of their tasks. A client sends its first request a round trip after it
+/// has connected, and on a busy machine some milliseconds pass before either side is scheduled. A longer time
 /// would let the backlog overflow sooner: the client port still accepts 50,000 connections per second when it
 /// is full, the admin port 3,000.
 const GRACE: Duration = Duration::from_millis(20);
@@ -46,8 +47,10 @@ pub(super) struct Slot {
 /// What a connection has shown. The order is that of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Shown {
-    /// No request since it was accepted, then.
+    /// No request since its task first ran, then.
     Nothing(Instant),
+    /// It was accepted, and its task has not run yet.
+    Accepted,
     /// A request, which was answered then.
     Request(Instant),
     /// A request that is being answered.
@@ -86,6 +89,7 @@ impl Slots {
                 Shown::Nothing(since) if since.elapsed() < GRACE => {
                     return Err(GRACE.saturating_sub(since.elapsed()));
                 }
+                Shown::Accepted => return Err(GRACE),
                 Shown::Nothing(_) | Shown::Request(_) => {}
                 Shown::InRequest => return Ok(None),
             }
@@ -94,7 +98,7 @@ impl Slots {
             taken.swap_remove(least);
         }
         let slot = Arc::new(Slot {
-            shown: Mutex::new(Shown::Nothing(Instant::now())),
+            shown: Mutex::new(Shown::Accepted),
             is_evicted: AtomicBool::new(false),
             evicted: Notify::new(),
         });
@@ -112,6 +116,11 @@ impl Slot {
         *self.shown.lock().expect("nothing panics under it") = shown;
     }
 
+    /// The connection's task runs: from now on it can show something.
+    pub fn begin(&self) {
+        self.show(Shown::Nothing(Instant::now()));
+    }
+
     /// Resolves when another connection gets this place.
     pub async fn evicted(&self) {
         while !self.is_evicted.load(Ordering::Acquire) {
@@ -122,7 +131,7 @@ impl Slot {
     /// Resolves if there was no request within `patience`.
     pub async fn is_silent_for(&self, patience: Duration) {
         sleep(patience).await;
-        if !matches!(self.shown(), Shown::Nothing(_)) {
+        if !matches!(self.shown(), Shown::Nothing(_) | Shown::Accepted) {
             std::future::pending().await
         }
     }
@@ -194,25 +203,33 @@ mod tests {
         slot.is_evicted.load(Ordering::Acquire)
     }
 
+    /// A connection whose task runs.
+    async fn begun(slots: &Slots) -> Arc<Slot> {
+        let slot = slots.take().await.expect("not all are in requests");
+        slot.begin();
+        slot
+    }
+
     #[tokio::test]
     async fn the_connection_that_has_shown_least_gives_its_place() {
         let slots = Slots::new(3);
         let mut taken = Vec::new();
         for _ in 0..3 {
-            taken.push(slots.take().await.expect("there is room"));
+            taken.push(begun(&slots).await);
             sleep(GRACE).await;
         }
         drop(InRequest::new(taken[0].clone()));
         let asking = InRequest::new(taken[2].clone());
-        let new = slots.take().await.expect("the silent one goes");
+        let new = begun(&slots).await;
         assert_eq!(
             taken.iter().map(|slot| is_evicted(slot)).collect::<Vec<_>>(),
-            [false, true, false]
+            [false, true, false],
+            "the silent one goes"
         );
         taken[1].evicted().await;
         let in_new = InRequest::new(new.clone());
-        let newer = slots.take().await.expect("then the idle one");
-        assert!(is_evicted(&taken[0]) && !is_evicted(&new));
+        let newer = begun(&slots).await;
+        assert!(is_evicted(&taken[0]) && !is_evicted(&new), "then the idle one");
         let in_newer = InRequest::new(newer.clone());
         assert!(slots.take().await.is_none(), "all are in requests");
         drop(asking);
@@ -220,19 +237,34 @@ mod tests {
         slots.take().await.expect("one has gone by itself");
         drop((in_new, in_newer));
     }
+
     #[tokio::test]
     async fn a_new_connection_has_a_moment_for_its_first_request() {
         let slots = Slots::new(2);
-        let begun = Instant::now();
-        let first = slots.take().await.expect("there is room");
-        let second = slots.take().await.expect("there is room");
-        let third = slots.take().await.expect("the first goes");
-        assert!(begun.elapsed() >= GRACE);
+        let start = Instant::now();
+        let (first, second) = (begun(&slots).await, begun(&slots).await);
+        let third = begun(&slots).await;
+        assert!(start.elapsed() >= GRACE);
         assert!(is_evicted(&first) && !is_evicted(&second));
         // Who has sent a request is not silent, however young.
         drop(InRequest::new(second.clone()));
         drop(InRequest::new(third.clone()));
         slots.try_take().expect("without a wait").expect("the second goes");
         assert!(is_evicted(&second) && !is_evicted(&third));
+    }
+
+    #[tokio::test]
+    async fn the_grace_begins_with_the_connections_first_run() {
+        let slots = Slots::new(2);
+        let (starved, begun) = (slots.take().await.unwrap(), begun(&slots).await);
+        sleep(GRACE).await;
+        let _new = slots.try_take().expect("without a wait").expect("the one that has begun goes");
+        assert!(is_evicted(&begun) && !is_evicted(&starved));
+        assert_eq!(slots.try_take().err(), Some(GRACE), "none has begun");
+        starved.begin();
+        assert!(slots.try_take().is_err(), "it begins to count");
+        sleep(GRACE).await;
+        slots.try_take().expect("without a wait").expect("it goes");
+        assert!(is_evicted(&starved));
     }
 }
