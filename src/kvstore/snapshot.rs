@@ -15,7 +15,7 @@ use crc32c::Crc32cWriter;
 use serde::{Deserialize, Serialize};
 
 use super::KeyValue;
-use super::state::State;
+use super::state::{InOrder, State};
 use super::tokens::Remembered;
 use crate::channels::{Index, Term};
 use crate::codec;
@@ -46,7 +46,6 @@ struct Record<'a> {
 /// The state at one moment. The store changes independently of it.
 pub struct View {
     head: Head,
-    /// In the order of the keys.
     records: Vec<KeyValue>,
 }
 
@@ -73,7 +72,9 @@ impl View {
     }
 
     /// Writes the state as the module's documentation describes.
-    pub fn write(self, file: &mut dyn Write) -> io::Result<()> {
+    pub fn write(mut self, file: &mut dyn Write) -> io::Result<()> {
+        // Not under the lock of the state.
+        self.records.sort_by_cached_key(InOrder::new);
         let mut block = Vec::new();
         write_block(file, &self.head, &mut block)?;
         for record in self.records {

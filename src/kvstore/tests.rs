@@ -9,6 +9,17 @@ fn keys_remembering(tokens_max: usize) -> Keys {
     Keys::new(&NodeConfig::default(), tokens_max, logger)
 }
 
+/// A handle on `keys`.
+fn store(keys: &Keys) -> KvStore {
+    let (propose_tx, _) = tokio::sync::mpsc::channel(1);
+    let (read_tx, conf_change_tx) =
+        (tokio::sync::mpsc::channel(1).0, tokio::sync::mpsc::channel(1).0);
+    let requests = Requests { propose_tx, read_tx, conf_change_tx };
+    let logger = Logger::root(slog::Discard, slog::o!());
+    let (store, _reader) = KvStore::new(&NodeConfig::default(), requests, logger);
+    KvStore { shared: keys.shared.clone(), ..store }
+}
+
 impl Keys {
     fn run(&mut self, index: Index, data: &[u8]) -> Result<Applied, RequestError> {
         self.apply(Entry { index, term: 2, data })
@@ -73,9 +84,24 @@ fn an_entry_that_is_no_command_is_not_acknowledged() {
     assert_eq!(keys.shared.state().applied, (8, 2), "skipped entries count as applied");
 }
 
+/// In their order, which the first 15 bytes alone do not give.
+const ORDERED: [&[u8]; 12] = [
+    b"",
+    b"\0",
+    b"a",
+    b"a\0",
+    b"a\0\0",
+    b"fifteen bytes o",
+    b"fifteen bytes o\0",
+    b"fifteen bytes of",
+    b"fifteen bytes of\0",
+    b"fifteen bytes of a key",
+    b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+];
+
 #[test]
 fn a_snapshot_is_in_the_order_of_whole_keys() {
-    const ORDERED: [&[u8]; 6] = [b"", b"\0", b"a", b"a\0", b"sixteen bytes of a key", b"\xff"];
     let mut keys = keys();
     for (index, key) in (1..).zip(ORDERED.iter().rev()) {
         keys.write(index, key, b"value");
@@ -83,7 +109,7 @@ fn a_snapshot_is_in_the_order_of_whole_keys() {
     let bytes = keys.bytes();
     let (head, records) = read_state(&bytes[..]).expect("a snapshot");
     let found: Vec<_> = records.map(|record| record.expect("a record").key().to_vec()).collect();
-    assert_eq!((head.index, found), (6, ORDERED.map(<[u8]>::to_vec).to_vec()));
+    assert_eq!((head.index, found), (12, ORDERED.map(<[u8]>::to_vec).to_vec()));
     let mut restored = self::keys();
     restored.restore(&mut &bytes[..]).expect("a snapshot");
     assert_eq!(restored.bytes(), bytes);
@@ -205,13 +231,7 @@ fn a_page_is_the_keys_after_a_key_below_a_prefix() {
     for (index, key) in (1..).zip([&b"/a"[..], b"/a/1", b"/a/2", b"/a/3", b"/b"]) {
         keys.write(index, key, b"vv");
     }
-    let (propose_tx, _) = tokio::sync::mpsc::channel(1);
-    let (read_tx, conf_change_tx) =
-        (tokio::sync::mpsc::channel(1).0, tokio::sync::mpsc::channel(1).0);
-    let requests = Requests { propose_tx, read_tx, conf_change_tx };
-    let logger = Logger::root(slog::Discard, slog::o!());
-    let (store, _reader) = KvStore::new(&NodeConfig::default(), requests, logger);
-    let store = KvStore { shared: keys.shared.clone(), ..store };
+    let store = store(&keys);
     let page = |prefix: &[u8], after: Option<&[u8]>, limit, bytes| {
         let size = |record: &KeyValue| record.bytes();
         let Page { index, records, has_more } = store.page(prefix, after, limit, bytes, size);
@@ -226,6 +246,23 @@ fn a_page_is_the_keys_after_a_key_below_a_prefix() {
     assert_eq!(page(b"/a/", Some(b"/b"), 9, 999), (String::new(), false));
     assert_eq!(page(b"", None, 9, 5), ("/a /a/1".into(), true), "a page ends after its bytes");
     assert_eq!(page(b"/c", None, 9, 999), (String::new(), false));
+}
+
+#[test]
+fn a_page_shows_the_last_write_of_short_and_long_keys() {
+    assert!(ORDERED.is_sorted());
+    let mut keys = keys();
+    for (index, key) in (1..).zip(ORDERED.iter().rev().chain(&ORDERED)) {
+        keys.write(index, key, b"value");
+    }
+    let (removed, kept): (Vec<_>, Vec<_>) =
+        (13..).zip(ORDERED).partition(|(index, _)| index % 3 == 0);
+    for (index, (_, key)) in (30..).zip(removed) {
+        keys.delete(index, key);
+    }
+    let page = store(&keys).page(b"", None, 99, usize::MAX, KeyValue::bytes);
+    let found: Vec<_> = page.records.iter().map(|it| (it.index(), it.key())).collect();
+    assert_eq!(found, kept);
 }
 
 #[test]
