@@ -12,8 +12,8 @@ use crate::channels::{Index, Term};
 
 /// A key, its value, and the entry that wrote it. Compared, ordered and hashed by the key.
 ///
-/// Clones share one allocation, and each is as large as one pointer: the hash map, the ordered index, a
-/// snapshot and the history of a watch hold the same record. Separate allocations for key and value would
+/// Clones share one allocation, and each is as large as one pointer: the hash map, the ordered index and a
+/// snapshot hold the same record. Separate allocations for key and value would
 /// nearly double the memory of small records.
 #[derive(Clone)]
 pub struct KeyValue(ThinArc<Head, u8>);
@@ -64,10 +64,16 @@ impl KeyValue {
 
     /// The value's bytes, without copying them.
     pub fn into_value(self) -> Bytes {
+        let key_length = self.key().len();
+        self.into_bytes().split_off(key_length)
+    }
+
+    /// The key's bytes, then the value's, without copying them.
+    pub(super) fn into_bytes(self) -> Bytes {
         struct Owner(KeyValue);
         impl AsRef<[u8]> for Owner {
             fn as_ref(&self) -> &[u8] {
-                self.0.value()
+                &self.0.0.slice
             }
         }
         Bytes::from_owner(Owner(self))

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Bound;
 
 use super::command::{Condition, Operation, Txn};
-use super::history::{Change, History, removal};
+use super::history::{History, removal};
 use super::snapshot::{Head, invalid};
 use super::tokens::{Outcome, Recalled, Remembered, Retry, Tokens};
 use super::{Applied, KeyValue};
@@ -164,7 +164,7 @@ impl State {
     pub fn put(&mut self, record: KeyValue) -> Option<KeyValue> {
         self.applied = (record.index(), record.term());
         let old = self.records.put(&record);
-        self.history.push(Change { record, position: 0, is_removal: false });
+        self.history.push(&record, 0, false);
         old
     }
 
@@ -235,7 +235,7 @@ impl State {
             } else {
                 self.records.put(&record)
             });
-            self.history.push(Change { record, position, is_removal });
+            self.history.push(&record, position, is_removal);
         }
         if let Some(remembered) = remembered {
             self.tokens.remember(remembered);

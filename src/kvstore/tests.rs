@@ -59,8 +59,8 @@ impl Keys {
 }
 
 fn shown(change: &Change) -> (Index, u32, String, bool) {
-    let key = String::from_utf8_lossy(change.record.key()).into_owned();
-    (change.record.index(), change.position, key, change.is_removal)
+    let key = String::from_utf8_lossy(change.key()).into_owned();
+    (change.index(), change.cursor().position, key, change.is_removal)
 }
 
 fn on<'a>(key: &'a [u8], is: Requirement) -> Condition<'a> {
@@ -281,6 +281,25 @@ fn a_watcher_resumes_after_any_change_within_an_entry() {
     let (first, second) = ((1, 2, "/a/1".to_owned(), false), (2, 0, "/a".to_owned(), false));
     assert_eq!(below, [first, second], "positions count before the filter");
     assert_eq!(keys.changes(Cursor::after(7), b""), Some(vec![]), "it waits");
+}
+
+/// Short ones are copied one after another, long ones are shared with the record.
+#[test]
+fn a_change_has_its_key_and_value_however_long() {
+    let mut keys = keys();
+    let lengths: Vec<usize> = (0..2000).collect();
+    for (index, length) in (1..).zip(&lengths) {
+        keys.write(index, b"/key", &vec![*length as u8; *length]);
+    }
+    let state = keys.shared.state();
+    let Changes::Kept(changes, _) = state.history.after(Cursor::after(1000), b"", 1000) else {
+        panic!("all are kept");
+    };
+    assert_eq!(changes.len(), 1000);
+    for (change, length) in changes.iter().zip(&lengths[1000..]) {
+        assert_eq!((change.key(), change.term()), (&b"/key"[..], 2));
+        assert_eq!(change.value(), vec![*length as u8; *length]);
+    }
 }
 
 /// An idle cluster whose members restart from snapshots must not reset its watchers.

@@ -224,7 +224,7 @@ pub const PATCHES: [Patch; 29] = [
         file: "src/kvstore/history.rs",
         text: "self.changes.partition_point(|change| change.cursor() <= cursor);",
         becomes: "self.changes.partition_point(|change| {\n\
-                  change.cursor() <= cursor || change.record.index() == cursor.index + 1\n\
+                  change.cursor() <= cursor || change.index() == cursor.index + 1\n\
                   });",
         seeds: 100,
     },
@@ -232,7 +232,7 @@ pub const PATCHES: [Patch; 29] = [
         name: "a watch does not resume within an entry",
         file: "src/kvstore/history.rs",
         text: "self.changes.partition_point(|change| change.cursor() <= cursor);",
-        becomes: "self.changes.partition_point(|change| change.record.index() <= cursor.index);",
+        becomes: "self.changes.partition_point(|change| change.index() <= cursor.index);",
         seeds: 100,
     },
     Patch {

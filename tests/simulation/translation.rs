@@ -12,17 +12,17 @@ pub fn key_name(key: u64) -> String {
     format!("key{}/{key}", key % 2)
 }
 
-fn value(record: &KeyValue) -> u64 {
-    let text = std::str::from_utf8(record.value()).expect("values are numbers");
+fn value(bytes: &[u8]) -> u64 {
+    let text = std::str::from_utf8(bytes).expect("values are numbers");
     text.parse().expect("values are numbers")
 }
 
-fn key(record: &KeyValue) -> String {
-    String::from_utf8(record.key().to_vec()).expect("keys are text")
+fn key(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("keys are text")
 }
 
 pub fn record(found: &KeyValue) -> Record {
-    Record { value: value(found), index: found.index(), term: found.term() }
+    Record { value: value(found.value()), index: found.index(), term: found.term() }
 }
 
 pub fn done(outcome: &Outcome) -> Done {
@@ -52,15 +52,15 @@ pub fn place(cursor: Cursor) -> store::Place {
 pub fn change(found: &Change) -> store::Change {
     store::Change {
         place: place(found.cursor()),
-        term: found.record.term(),
-        key: key(&found.record),
-        value: (!found.is_removal).then(|| value(&found.record)),
+        term: found.term(),
+        key: key(found.key()),
+        value: (!found.is_removal).then(|| value(found.value())),
     }
 }
 
 pub fn page(prefix: &str, after: Option<&str>, limit: usize, page: kvstore::Page) -> store::Page {
     let kvstore::Page { index, records, has_more } = page;
-    let records = records.iter().map(|found| (key(found), record(found))).collect();
+    let records = records.iter().map(|found| (key(found.key()), record(found))).collect();
     let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
     store::Page { prefix, after, limit, index, records, has_more }
 }

@@ -48,7 +48,7 @@ pub(super) async fn get(
         keys.store.wait_for(consistency, deadline).await?;
         let id = application.cluster_id(deadline).await?;
         let size = |record: &KeyValue| {
-            let shown = if is_shown(record, values) { record.value().len() } else { 0 };
+            let shown = if is_shown(record.value(), values) { record.value().len() } else { 0 };
             record.key().len() + shown
         };
         let after = after.map(str::as_bytes);
@@ -71,7 +71,11 @@ fn text(id: ClusterId, page: &Page, values: bool) -> String {
     json(&Listed {
         index: page.index,
         from: id.tag(page.index),
-        keys: page.records.iter().map(|record| Shown::new(id, record, values)).collect(),
+        keys: page
+            .records
+            .iter()
+            .map(|it| Shown::new(id, it.key(), it.value(), it.index(), values))
+            .collect(),
         next: last.map(|last| String::from_utf8_lossy(last.key())),
     })
 }
@@ -88,9 +92,9 @@ struct Listed<'a> {
     next: Option<Cow<'a, str>>,
 }
 
-/// True if a page or an event contains the value of `record`.
-fn is_shown(record: &KeyValue, values: bool) -> bool {
-    values && record.value().len() <= VALUE_BYTES_MAX
+/// True if a page or an event contains `value`.
+fn is_shown(value: &[u8], values: bool) -> bool {
+    values && value.len() <= VALUE_BYTES_MAX
 }
 
 /// A key as pages and events show it.
@@ -104,12 +108,13 @@ pub(super) struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    pub fn new(id: ClusterId, record: &'a KeyValue, values: bool) -> Self {
+    /// Shows a key whose value the entry at `index` wrote.
+    pub fn new(id: ClusterId, key: &'a [u8], value: &[u8], index: Index, values: bool) -> Self {
         Self {
-            key: String::from_utf8_lossy(record.key()),
-            etag: id.tag(record.index()),
-            bytes: record.value().len(),
-            value: is_shown(record, values).then(|| BASE64_STANDARD.encode(record.value())),
+            key: String::from_utf8_lossy(key),
+            etag: id.tag(index),
+            bytes: value.len(),
+            value: is_shown(value, values).then(|| BASE64_STANDARD.encode(value)),
         }
     }
 }

@@ -303,11 +303,11 @@ impl Watcher {
 
     fn write_event(&self, events: &mut String, change: &Change) {
         let place = self.id.cursor(change.cursor());
+        let (key, value, index) = (change.key(), change.value(), change.index());
         let (kind, data) = if change.is_removal {
-            let key = String::from_utf8_lossy(change.record.key());
-            ("delete", json(&Removed { key }))
+            ("delete", json(&Removed { key: String::from_utf8_lossy(key) }))
         } else {
-            ("put", json(&Shown::new(self.id, &change.record, self.values)))
+            ("put", json(&Shown::new(self.id, key, value, index, self.values)))
         };
         let written = write!(events, "id: {place}\nevent: {kind}\ndata: {data}\n");
         written.expect("writing to a string cannot fail");
