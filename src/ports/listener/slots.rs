@@ -256,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn the_grace_begins_with_the_connections_first_run() {
         let slots = Slots::new(2);
-        let (starved, begun) = (slots.take().await.unwrap(), begun(&slots).await);
+        let (starved, begun) = (slots.take().await.expect("there is room"), begun(&slots).await);
         sleep(GRACE).await;
         let _new = slots.try_take().expect("without a wait").expect("the one that has begun goes");
         assert!(is_evicted(&begun) && !is_evicted(&starved));
