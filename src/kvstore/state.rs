@@ -15,7 +15,7 @@ use crate::error::RequestError;
 /// Every key's last write by hash, and the keys in their order.
 ///
 /// The hash map serves reads and writes, the ordered index serves pages. Sorting the keys for each page
-/// instead would cost a write nothing, but a page of a million keys 0.2 s in place of 50 µs.
+/// instead would cost a write nothing, but a page among a million keys 0.2 s in place of 0.5 ms.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     by_key: HashSet<KeyValue>,
