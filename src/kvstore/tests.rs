@@ -302,6 +302,19 @@ fn a_change_has_its_key_and_value_however_long() {
     }
 }
 
+#[test]
+fn who_keeps_no_changes_tells_every_watcher_so() {
+    let mut keys = keys();
+    store(&keys).keep_no_changes();
+    keys.write(1, b"/a", b"v");
+    let bytes = keys.bytes();
+    keys.restore(&mut &bytes[..]).expect("a snapshot");
+    keys.write(2, b"/a", b"v");
+    for cursor in [Cursor::default(), Cursor::after(1), Cursor::after(2), Cursor::after(3)] {
+        assert_eq!(keys.changes(cursor, b""), None);
+    }
+}
+
 /// An idle cluster whose members restart from snapshots must not reset its watchers.
 #[test]
 fn a_watcher_that_has_seen_all_keeps_its_place() {
