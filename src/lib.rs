@@ -22,7 +22,8 @@
 //!                                                        │          leader, which names its commit index
 //! 200 ◀─ the map ◀─ responder ◀───commitC, after that index
 //! ```
-//! Every member serves reads, and none serves them without a majority.
+//! Every member serves reads, and none serves them without a majority. While writes are under way, the commit
+//! of one that was proposed after a read confirms it instead: [`raft_node::reads`] has the proof.
 //!
 //! # Every queue, its bound, and what happens when it is full
 //! Go's `proposeC` is the pair `propose_tx` and `propose_rx` here, and so on.

@@ -41,7 +41,7 @@ impl RaftNode {
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.writes.push(proposal),
-            Input::Read(request) => self.reads.push(request.responder),
+            Input::Read(request) => self.reads.push(request.responder, &self.raw_node.raft),
             Input::ConfChange(request) => self.changes.push(request),
             Input::Inbound(inbound) => self.receive(inbound)?,
             Input::Report(report) => self.take_report(report)?,
@@ -250,7 +250,7 @@ impl RaftNode {
 
     /// Steps one message if it is valid. raft-rs trusts its peers, so what would make it panic has to
     /// be kept from it.
-    fn step(&mut self, header: &PeerHeader, message: Message, has_file: bool) {
+    fn step(&mut self, header: &PeerHeader, mut message: Message, has_file: bool) {
         let (message_type, from) = (message.get_msg_type(), header.from);
         let view = View {
             raft: &self.raw_node.raft,
@@ -302,6 +302,9 @@ impl RaftNode {
             matches!(message_type, MessageType::MsgAppend | MessageType::MsgPropose);
         if self.commits.is_full() && brings_entries && !message.entries.is_empty() {
             debug!(self.logger, "dropping entries: too much waits to be applied");
+            return;
+        }
+        if self.reads.hold(&mut message, &self.raw_node.raft) {
             return;
         }
         self.reads.note_confirmation(&message, &self.raw_node.raft);

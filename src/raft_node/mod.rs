@@ -74,7 +74,7 @@ pub mod writes;
 
 use applied::Applied;
 use changes::{Changes, Context};
-use clock::{Clock, Leadership};
+use clock::Clock;
 use commits::Commits;
 use config::start_raft;
 pub use config::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
@@ -261,9 +261,9 @@ impl RaftNode {
         self.journal.flush()
     }
 
-    /// True while a ReadIndex round is on its way: reads that arrive now wait for the next one.
+    /// True while a ReadIndex round or a leader's write is on its way: reads that arrive now wait for its end.
     pub fn is_reading(&self) -> bool {
-        self.reads.is_reading(Leadership::of(&self.raw_node))
+        self.reads.is_reading(&self.raw_node)
     }
 
     /// True if the next Ready has to be synced.
@@ -320,6 +320,8 @@ impl RaftNode {
         if !is_running {
             return;
         }
+        let confirmed = self.reads.take_riders(&self.raw_node);
+        self.send(confirmed);
         let raft = &self.raw_node.raft;
         let takes_writes = raft.leader_id != raft::INVALID_ID
             // raft would drop them during a transfer of leadership.

@@ -7,6 +7,22 @@
 //!
 //! Each round has a fresh context. A context that is used twice can return another read's index.
 //!
+//! # Reads that ride along
+//! While writes are under way, a leader needs no round. It notes the end of its log when a read arrives, and
+//! answers the read once it has committed an entry behind that, in the same term.
+//!
+//! *Why that is linearizable.* Let the read arrive at a leader of term *t* whose log ends at *i*, and let it
+//! commit its entry *e* at *i* + 1 or later. Suppose that a leader of a later term had been elected before the
+//! read arrived. It would have *e* in its log from its election on (leader completeness: Raft, figure 3), but
+//! *e* was proposed after its election. So there was none, and every write that was acknowledged before the
+//! read arrived is an entry of a term up to *t*. Those of earlier terms are in the log of this leader since its
+//! election, those of *t* since it proposed them: all are at *i* or before. The read is answered once these are
+//! applied.
+//!
+//! An entry that was proposed *before* the read arrived proves nothing: its acknowledgements may be older than
+//! another leader's election. The same holds for reads that other members forward, counted from when the
+//! leader takes them in.
+//!
 //! # Confirmers
 //! raft asks every member to confirm a round. A majority is enough, so in each tick the leader asks
 //! all members at first, and then only those that answered first. Measured with 64 connections on two
@@ -16,7 +32,7 @@
 use std::collections::VecDeque;
 
 use raft::eraftpb::{Message, MessageType};
-use raft::{RawNode, ReadState};
+use raft::{RawNode, ReadState, StateRole};
 
 use super::clock::Leadership;
 use super::{Index, NodeConfig, NodeId, Responder};
@@ -29,11 +45,23 @@ const WAITING_READS_MAX: usize = 16384;
 /// A round that is not answered within this many heartbeats is followed by another.
 const RETRY_HEARTBEATS: u64 = 2;
 
+/// A read that is not confirmed yet.
+struct Waiting {
+    /// The first round that may serve it.
+    round: u64,
+    /// The end of this member's log when it arrived, or later.
+    arrived_at: Index,
+    responder: Responder<()>,
+}
+
 /// The reads that are not answered yet.
 #[derive(Default)]
 pub(super) struct Reads {
-    /// Each with the first round that may serve it.
-    waiting: VecDeque<(u64, Responder<()>)>,
+    waiting: VecDeque<Waiting>,
+    /// Reads of other members that wait for an entry behind this end of the log.
+    forwarded: Vec<(Index, Message)>,
+    /// Under whom the ends of the log were noted.
+    noted_under: Leadership,
     /// The last round that was started.
     round: u64,
     /// The round under way: the leader it was sent to, and the tick.
@@ -45,16 +73,73 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub fn push(&mut self, responder: Responder<()>) {
+    /// Takes in a read of a client.
+    pub fn push(&mut self, responder: Responder<()>, raft: &raft::Raft<Log>) {
         if self.waiting.len() >= WAITING_READS_MAX {
             let error = RequestError::unavailable("too many reads wait for the leader");
             return responder.answer(Err(error));
         }
-        self.waiting.push_back((self.round + 1, responder));
+        let (round, arrived_at) = (self.round + 1, raft.raft_log.last_index());
+        self.waiting.push_back(Waiting { round, arrived_at, responder });
     }
 
-    /// Starts a round for all waiting reads, unless one is under way at tick `now`.
+    /// Takes in another member's read if it can ride along; else it is for raft. The last one of each member
+    /// serves its earlier ones.
+    pub fn hold(&mut self, message: &mut Message, raft: &raft::Raft<Log>) -> bool {
+        let is_held = message.get_msg_type() == MessageType::MsgReadIndex && has_ride(raft);
+        if is_held {
+            self.forwarded.retain(|(_, earlier)| earlier.from != message.from);
+            self.forwarded.push((raft.raft_log.last_index(), std::mem::take(message)));
+        }
+        is_held
+    }
+
+    /// Confirms the reads behind whose arrival this leader has committed an entry. Returns the answers to
+    /// other members.
+    pub fn take_riders(&mut self, raw_node: &RawNode<Log>) -> Vec<Message> {
+        let (raft, leadership) = (&raw_node.raft, Leadership::of(raw_node));
+        let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
+        if self.noted_under != leadership {
+            // In another term the log may end with other entries. Other members ask the new leader.
+            self.noted_under = leadership;
+            self.waiting.iter_mut().for_each(|it| it.arrived_at = last);
+            self.forwarded.clear();
+        }
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let riders = self.waiting.partition_point(|it| it.arrived_at < committed);
+        self.confirm(committed, riders);
+        let confirmed = self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at < committed);
+        let answer = |(_, mut read): (_, Message)| Message {
+            msg_type: MessageType::MsgReadIndexResp,
+            from: raft.id,
+            to: read.from,
+            term: raft.term,
+            index: committed,
+            entries: read.take_entries(),
+            ..Message::default()
+        };
+        confirmed.map(answer).collect()
+    }
+
+    /// The first `count` waiting reads may be answered once `index` is applied.
+    fn confirm(&mut self, index: Index, count: usize) {
+        if count > 0 {
+            let responders = self.waiting.drain(..count).map(|it| it.responder).collect();
+            self.confirmed.push((index, responders));
+        }
+    }
+
+    /// Starts a round for all waiting reads, unless they can ride along, or one is under way at tick `now`.
     pub fn start_round(&mut self, raw_node: &mut RawNode<Log>, config: &NodeConfig, now: u64) {
+        if has_ride(&raw_node.raft) {
+            return;
+        }
+        for (_, read) in self.forwarded.drain(..) {
+            // raft drops what it cannot confirm. The other member asks again.
+            let _ = raw_node.step(read);
+        }
         let leadership = Leadership::of(raw_node);
         let raft = &raw_node.raft;
         let is_leader = leadership.leader == config.id;
@@ -77,8 +162,10 @@ impl Reads {
         raw_node.read_index(context.to_bytes().to_vec());
     }
 
-    pub fn is_reading(&self, leadership: Leadership) -> bool {
-        !self.waiting.is_empty() && self.in_flight.is_some_and(|(under, _)| under == leadership)
+    /// True if reads that arrive now have to wait for what is under way.
+    pub fn is_reading(&self, raw_node: &RawNode<Log>) -> bool {
+        let in_round = self.in_flight.is_some_and(|(under, _)| under == Leadership::of(raw_node));
+        !self.waiting.is_empty() && in_round || has_ride(&raw_node.raft)
     }
 
     /// Notes the index that each answered round has to wait for.
@@ -91,11 +178,8 @@ impl Reads {
             if id.counter == self.round {
                 self.in_flight = None;
             }
-            let served = self.waiting.partition_point(|(round, _)| *round <= id.counter);
-            let responders: Vec<_> = self.waiting.drain(..served).map(|(_, it)| it).collect();
-            if !responders.is_empty() {
-                self.confirmed.push((index, responders));
-            }
+            let served = self.waiting.partition_point(|it| it.round <= id.counter);
+            self.confirm(index, served);
         }
     }
 
@@ -105,7 +189,7 @@ impl Reads {
     }
 
     pub fn forget_closed(&mut self) {
-        self.waiting.retain(|(_, responder)| !responder.is_closed());
+        self.waiting.retain(|it| !it.responder.is_closed());
         for (_, responders) in &mut self.confirmed {
             responders.retain(|responder| !responder.is_closed());
         }
@@ -142,4 +226,13 @@ impl Reads {
         let confirmers = self.confirmers.iter().filter(|id| voters.contains(**id));
         confirmers.count() >= voters.ids().len() / 2
     }
+}
+
+/// True at a leader that has entries to commit, with the help of others: the next reads can ride along with
+/// those that follow, and a round would not be answered sooner.
+fn has_ride(raft: &raft::Raft<Log>) -> bool {
+    let log = &raft.raft_log;
+    raft.state == StateRole::Leader
+        && log.committed < log.last_index()
+        && !raft.prs().is_singleton()
 }

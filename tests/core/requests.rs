@@ -153,6 +153,55 @@ fn a_lost_read_round_is_repeated_with_a_new_context() {
     check("read_round_lost", &network.transcript.lines());
 }
 
+/// Whether a leader asked others to confirm it.
+fn was_confirmed(network: &Network) -> bool {
+    network.transcript.lines().iter().any(|line| line.contains("send MsgHeartbeat"))
+}
+
+#[test]
+fn a_read_rides_along_with_a_write_that_follows_it() {
+    for reader in [1, 2] {
+        let mut network = Network::new(3, |_| {});
+        network.transcript.start_scenario();
+        let mut first = network.member(1).put("key", "1").unwrap();
+        let mut read = network.member(reader).read().unwrap();
+        if reader != 1 {
+            let asked = network.member(reader).take_messages();
+            let inbound = network.member(reader).batch(1, asked);
+            network.turn(1, [Input::Inbound(inbound)]);
+        }
+        let mut second = network.member(1).put("key", "2").unwrap();
+        assert!(read.get().is_none());
+        network.deliver();
+        assert!(first.is_ok() && second.is_ok() && read.is_ok(), "at member {reader}");
+        assert!(!was_confirmed(&network), "at member {reader}");
+        check(&format!("read_rides_along_at_{reader}"), &network.transcript.lines());
+    }
+}
+
+/// What was acknowledged of an earlier write may be older than another leader's election.
+#[test]
+fn a_read_does_not_ride_along_with_a_write_before_it() {
+    for reader in [1, 2] {
+        let mut network = Network::new(3, |_| {});
+        network.transcript.start_scenario();
+        let mut write = network.member(1).put("key", "1").unwrap();
+        let mut read = network.member(reader).read().unwrap();
+        if reader != 1 {
+            let asked = network.member(reader).take_messages();
+            let inbound = network.member(reader).batch(1, asked);
+            network.turn(1, [Input::Inbound(inbound)]);
+        }
+        while !write.is_ok() {
+            assert!(network.deliver_round());
+            assert!(read.get().is_none() || was_confirmed(&network), "at member {reader}");
+        }
+        assert!(read.get().is_none(), "at member {reader}");
+        network.deliver();
+        assert!(read.is_ok() && was_confirmed(&network), "at member {reader}");
+    }
+}
+
 /// The answer may have been on its way since before the read.
 #[test]
 fn an_answer_that_an_earlier_run_asked_for_serves_no_read() {

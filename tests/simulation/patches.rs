@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 29] = [
+pub const PATCHES: [Patch; 30] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -65,6 +65,13 @@ pub const PATCHES: [Patch; 29] = [
         text: "(id.member, id.boot) != (config.id, config.boot)",
         becomes: "id.member != config.id",
         seeds: 0,
+    },
+    Patch {
+        name: "a read rides along with an entry that was proposed before it",
+        file: "src/raft_node/reads.rs",
+        text: "let (round, arrived_at) = (self.round + 1, raft.raft_log.last_index());",
+        becomes: "let (round, arrived_at) = (self.round + 1, raft.raft_log.committed);",
+        seeds: 20_000,
     },
     Patch {
         name: "a change of members is committed in memory only",

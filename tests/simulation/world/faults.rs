@@ -305,6 +305,8 @@ impl World {
         let last = process.node.raft().raft_log.last_index();
         let (disk, had, urls) = match &slot.earlier {
             Some((disk, had, urls)) if *had < last => (disk.image(), *had, urls.clone()),
+            // A damaged snapshot may be replaced by then, and would come back.
+            _ if slot.damaged.is_some() => return Ok(false),
             _ => {
                 let urls = process.status().members.urls.clone();
                 slot.earlier = Some((slot.disk.image(), last, urls));

@@ -1,5 +1,7 @@
 //! The processes of the members: how they start, take turns and end.
 
+use std::collections::VecDeque;
+
 use raftexample::raft_node::Role;
 
 use super::*;
@@ -423,9 +425,24 @@ impl World {
     }
 }
 
-/// Inputs before ticks, as in the binary's thread.
+/// In the order of the binary's thread: it takes turns among its queues, so that a read may come before
+/// messages that arrived earlier, and ticks come last.
 fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
-    let (ticks, others): (Vec<_>, Vec<_>) =
-        inputs.into_iter().partition(|input| matches!(input, Input::Tick));
-    others.into_iter().chain(ticks)
+    const QUEUES: usize = 6;
+    let mut queues: [VecDeque<Input>; QUEUES] = Default::default();
+    for input in inputs {
+        let queue = match &input {
+            Input::Read(_) => 0,
+            Input::Propose(_) => 1,
+            Input::Report(_) => 2,
+            Input::Inbound(_) => 3,
+            Input::ConfChange(_) => 4,
+            Input::Tick => 5,
+        };
+        queues[queue].push_back(input);
+    }
+    let ticks = std::mem::take(&mut queues[QUEUES - 1]);
+    let rounds = queues.iter().map(VecDeque::len).max().unwrap_or_default();
+    let others = (0..rounds * QUEUES).filter_map(move |turn| queues[turn % QUEUES].pop_front());
+    others.chain(ticks)
 }
