@@ -133,12 +133,14 @@ impl Reads {
 
     /// Starts a round for all waiting reads, unless they can ride along, or one is under way at tick `now`.
     pub fn start_round(&mut self, raw_node: &mut RawNode<Log>, config: &NodeConfig, now: u64) {
-        if has_ride(&raw_node.raft) {
-            return;
-        }
-        for (_, read) in self.forwarded.drain(..) {
+        let last = raw_node.raft.raft_log.last_index();
+        // Those that no write has followed yet do not wait for one: it may never come.
+        for (_, read) in self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at == last) {
             // raft drops what it cannot confirm. The other member asks again.
             let _ = raw_node.step(read);
+        }
+        if self.waiting.back().is_some_and(|it| it.arrived_at < last) && has_ride(&raw_node.raft) {
+            return;
         }
         let leadership = Leadership::of(raw_node);
         let raft = &raw_node.raft;
@@ -165,7 +167,7 @@ impl Reads {
     /// True if reads that arrive now have to wait for what is under way.
     pub fn is_reading(&self, raw_node: &RawNode<Log>) -> bool {
         let in_round = self.in_flight.is_some_and(|(under, _)| under == Leadership::of(raw_node));
-        !self.waiting.is_empty() && in_round || has_ride(&raw_node.raft)
+        !self.waiting.is_empty() && (in_round || has_ride(&raw_node.raft))
     }
 
     /// Notes the index that each answered round has to wait for.
@@ -228,8 +230,7 @@ impl Reads {
     }
 }
 
-/// True at a leader that has entries to commit, with the help of others: the next reads can ride along with
-/// those that follow, and a round would not be answered sooner.
+/// True at a leader that has entries to commit, with the help of others.
 fn has_ride(raft: &raft::Raft<Log>) -> bool {
     let log = &raft.raft_log;
     raft.state == StateRole::Leader
