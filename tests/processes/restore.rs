@@ -21,21 +21,22 @@ fn backup(site: &Site) -> (PathBuf, Vec<String>) {
     for key in &keys {
         put(address, key, key.as_bytes());
     }
-    // The second snapshot made from now on started after the last of these writes.
-    let made = || member.stderr().matches("compacted log at index").count();
-    let before = made();
+    let last = request(address, "GET", keys.last().unwrap(), b"").unwrap();
+    let last: u64 = last.headers["raft-index"].parse().unwrap();
+    let newest = || {
+        let files = fs::read_dir(site.dir().join("raftexample-1-snap")).unwrap();
+        let paths = files.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|it| it == "snap")).max()
+    };
     eventually(PATIENCE, "a snapshot holds all of them", || {
         put(address, "/more", b"/more");
-        made() >= before + 2
+        newest().is_some_and(|file| {
+            let (_, index) = file.file_stem().unwrap().to_str().unwrap().split_once('-').unwrap();
+            u64::from_str_radix(index, 16).unwrap() >= last
+        })
     });
     member.kill();
-    let mut files: Vec<PathBuf> = fs::read_dir(site.dir().join("raftexample-1-snap"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "snap"))
-        .collect();
-    files.sort();
-    (files.pop().unwrap(), keys)
+    (newest().unwrap(), keys)
 }
 
 fn restore(dir: &Path, file: &Path, url: &str, more: &[&str]) -> Ran {
