@@ -320,8 +320,7 @@ impl RaftNode {
         if !is_running {
             return;
         }
-        let confirmed = self.reads.take_riders(&self.raw_node);
-        self.send(confirmed);
+        self.reads.take_riders(&mut self.raw_node);
         let raft = &self.raw_node.raft;
         let takes_writes = raft.leader_id != raft::INVALID_ID
             // raft would drop them during a transfer of leadership.

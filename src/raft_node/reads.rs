@@ -94,10 +94,13 @@ impl Reads {
         is_held
     }
 
-    /// Confirms the reads behind whose arrival this leader has committed an entry. Returns the answers to
-    /// other members.
-    pub fn take_riders(&mut self, raw_node: &RawNode<Log>) -> Vec<Message> {
-        let (raft, leadership) = (&raw_node.raft, Leadership::of(raw_node));
+    /// Confirms the reads behind whose arrival this leader has committed an entry.
+    ///
+    /// The answers to other members are handed to raft, because they tell its commit index: the journal holds
+    /// them back where a change of members may be committed.
+    pub fn take_riders(&mut self, raw_node: &mut RawNode<Log>) {
+        let leadership = Leadership::of(raw_node);
+        let raft = &mut raw_node.raft;
         let (last, committed) = (raft.raft_log.last_index(), raft.raft_log.committed);
         if self.noted_under != leadership {
             // In another term the log may end with other entries. Other members ask the new leader.
@@ -106,21 +109,21 @@ impl Reads {
             self.forwarded.clear();
         }
         if raft.state != StateRole::Leader {
-            return Vec::new();
+            return;
         }
         let riders = self.waiting.partition_point(|it| it.arrived_at < committed);
         self.confirm(committed, riders);
         let confirmed = self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at < committed);
-        let answer = |(_, mut read): (_, Message)| Message {
+        let (from, term) = (raft.id, raft.term);
+        raft.msgs.extend(confirmed.map(|(_, mut read)| Message {
             msg_type: MessageType::MsgReadIndexResp,
-            from: raft.id,
+            from,
             to: read.from,
-            term: raft.term,
+            term,
             index: committed,
             entries: read.take_entries(),
             ..Message::default()
-        };
-        confirmed.map(answer).collect()
+        }));
     }
 
     /// The first `count` waiting reads may be answered once `index` is applied.
