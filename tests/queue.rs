@@ -237,7 +237,7 @@ fn losing_answers(member: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        let unlucky = Mutex::new(vec![r#""then":[{"put""#, r#""then":[{"delete""#]);
+        let unlucky = Mutex::new(vec!["PUT /v1/kv/queue/jobs/", r#""then":[{"delete""#]);
         std::thread::scope(|scope| {
             for client in listener.incoming() {
                 let unlucky = &unlucky;
