@@ -38,6 +38,7 @@ impl RaftNode {
         let entries = self.applied.entries_to_apply(entries);
         let mut committed = Vec::with_capacity(entries.len());
         let (mut bytes, mut own, has_changes) = (0, 0, holds_change(&entries));
+        let mut last_own = None;
         for entry in entries {
             if entry.get_entry_type() == EntryType::EntryConfChange {
                 self.apply_change(&entry);
@@ -55,10 +56,16 @@ impl RaftNode {
                 continue;
             }
             bytes += entry_bytes(&entry);
+            let is_own =
+                |id: &RequestId| (id.member, id.boot) == (self.config.id, self.config.boot);
+            last_own = request_id.filter(is_own).or(last_own);
             let responder = request_id.and_then(|id| self.writes.take(id));
             own += u64::from(responder.is_some());
             let (index, term) = (entry.index, entry.term);
             committed.push(CommittedEntry { index, term, responder, data: entry.data });
+        }
+        if let Some(own) = last_own {
+            self.reads.take_applied_write(own, self.applied.index());
         }
         self.commits.send_entries(committed, bytes);
         self.config.metrics.proposals_committed.inc_by(own);

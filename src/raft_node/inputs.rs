@@ -41,7 +41,10 @@ impl RaftNode {
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.writes.push(proposal),
-            Input::Read(request) => self.reads.push(request.responder, &self.raw_node.raft),
+            Input::Read(ReadRequest { responder }) => {
+                let now = self.clock.now();
+                self.reads.push(responder, &self.raw_node.raft, self.last_id, now);
+            }
             Input::ConfChange(request) => self.changes.push(request),
             Input::Inbound(inbound) => self.receive(inbound)?,
             Input::Report(report) => self.take_report(report)?,

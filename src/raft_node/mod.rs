@@ -74,7 +74,7 @@ pub mod writes;
 
 use applied::Applied;
 use changes::{Changes, Context};
-use clock::Clock;
+use clock::{Clock, Leadership};
 use commits::Commits;
 use config::start_raft;
 pub use config::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
@@ -261,9 +261,10 @@ impl RaftNode {
         self.journal.flush()
     }
 
-    /// True while a ReadIndex round or a leader's write is on its way: reads that arrive now wait for its end.
+    /// True while a ReadIndex round, or a write that reads ride along with, is on its way: reads that arrive now
+    /// wait for its end.
     pub fn is_reading(&self) -> bool {
-        self.reads.is_reading(&self.raw_node)
+        self.reads.is_reading(&self.raw_node, self.own_write())
     }
 
     /// True if the next Ready has to be synced.
@@ -284,6 +285,12 @@ impl RaftNode {
 
     fn is_leader(&self) -> bool {
         self.raw_node.raft.state == StateRole::Leader
+    }
+
+    /// The last request that was proposed here, if it is a write that may still be committed.
+    fn own_write(&self) -> Option<RequestId> {
+        let under = Leadership::of(&self.raw_node);
+        self.writes.may_commit(self.last_id, under).then_some(self.last_id)
     }
 
     /// True if the next Ready writes. It may also be true if the Ready only might commit a change.
@@ -330,7 +337,8 @@ impl RaftNode {
         if takes_writes {
             self.writes.propose(&mut self.raw_node, &mut self.last_id);
         }
-        self.reads.start_round(&mut self.raw_node, &self.config, self.clock.now());
+        let (own_write, now) = (self.own_write(), self.clock.now());
+        self.reads.start_round(&mut self.raw_node, own_write, &self.config, now);
     }
 
     /// Sends raft's messages, unless this member no longer takes part. The outcome of a snapshot is

@@ -23,6 +23,13 @@
 //! another leader's election. The same holds for reads that other members forward, counted from when the
 //! leader takes them in.
 //!
+//! Another member cannot know when an entry was proposed, unless it proposed it itself. A read there is
+//! answered once this member has applied a write of its own that it proposed after the read arrived: no
+//! message is needed. The proof is the same, for the leader cannot have taken in the write before.
+//!
+//! A read that no write has followed in the same turn starts a round, and so does one whose write is not
+//! committed within [`RETRY_HEARTBEATS`]: it may be lost.
+//!
 //! # Confirmers
 //! raft asks every member to confirm a round. A majority is enough, so in each tick the leader asks
 //! all members at first, and then only those that answered first. Measured with 64 connections on two
@@ -51,6 +58,10 @@ struct Waiting {
     round: u64,
     /// The end of this member's log when it arrived, or later.
     arrived_at: Index,
+    /// The last request that this member had proposed when it arrived.
+    after: u64,
+    /// The tick when it arrived.
+    since: u64,
     responder: Responder<()>,
 }
 
@@ -74,13 +85,20 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Takes in a read of a client.
-    pub fn push(&mut self, responder: Responder<()>, raft: &raft::Raft<Log>) {
+    pub fn push(
+        &mut self,
+        responder: Responder<()>,
+        raft: &raft::Raft<Log>,
+        last_id: RequestId,
+        now: u64,
+    ) {
         if self.waiting.len() >= WAITING_READS_MAX {
             let error = RequestError::unavailable("too many reads wait for the leader");
             return responder.answer(Err(error));
         }
         let (round, arrived_at) = (self.round + 1, raft.raft_log.last_index());
-        self.waiting.push_back(Waiting { round, arrived_at, responder });
+        let (after, since) = (last_id.counter, now);
+        self.waiting.push_back(Waiting { round, arrived_at, after, since, responder });
     }
 
     /// Takes in another member's read if it can ride along; else it is for raft. The last one of each member
@@ -126,6 +144,12 @@ impl Reads {
         }));
     }
 
+    /// Confirms the reads that arrived before this member proposed `own`, which is applied at `index`.
+    pub fn take_applied_write(&mut self, own: RequestId, index: Index) {
+        let riders = self.waiting.partition_point(|it| it.after < own.counter);
+        self.confirm(index, riders);
+    }
+
     /// The first `count` waiting reads may be answered once `index` is applied.
     fn confirm(&mut self, index: Index, count: usize) {
         if count > 0 {
@@ -135,14 +159,23 @@ impl Reads {
     }
 
     /// Starts a round for all waiting reads, unless they can ride along, or one is under way at tick `now`.
-    pub fn start_round(&mut self, raw_node: &mut RawNode<Log>, config: &NodeConfig, now: u64) {
+    /// `own_write` is the last request that this member proposed, if it may still be committed.
+    pub fn start_round(
+        &mut self,
+        raw_node: &mut RawNode<Log>,
+        own_write: Option<RequestId>,
+        config: &NodeConfig,
+        now: u64,
+    ) {
         let last = raw_node.raft.raft_log.last_index();
         // Those that no write has followed yet do not wait for one: it may never come.
         for (_, read) in self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at == last) {
             // raft drops what it cannot confirm. The other member asks again.
             let _ = raw_node.step(read);
         }
-        if self.waiting.back().is_some_and(|it| it.arrived_at < last) && has_ride(&raw_node.raft) {
+        let patience = RETRY_HEARTBEATS * config.heartbeat_ticks as u64;
+        let is_patient = self.waiting.front().is_some_and(|it| now - it.since < patience);
+        if is_patient && self.rides_along(&raw_node.raft, own_write) {
             return;
         }
         let leadership = Leadership::of(raw_node);
@@ -155,11 +188,11 @@ impl Reads {
         {
             return;
         }
-        if let Some((under, since)) = self.in_flight {
-            let patience = RETRY_HEARTBEATS * config.heartbeat_ticks as u64;
-            if under == leadership && now - since < patience {
-                return;
-            }
+        if let Some((under, since)) = self.in_flight
+            && under == leadership
+            && now - since < patience
+        {
+            return;
         }
         self.round += 1;
         self.in_flight = Some((leadership, now));
@@ -167,10 +200,19 @@ impl Reads {
         raw_node.read_index(context.to_bytes().to_vec());
     }
 
+    /// True if a write that may still be committed has followed every waiting read.
+    fn rides_along(&self, raft: &raft::Raft<Log>, own_write: Option<RequestId>) -> bool {
+        self.waiting.back().is_some_and(|last| match raft.state {
+            StateRole::Leader => has_ride(raft) && last.arrived_at < raft.raft_log.last_index(),
+            _ => own_write.is_some_and(|own| last.after < own.counter),
+        })
+    }
+
     /// True if reads that arrive now have to wait for what is under way.
-    pub fn is_reading(&self, raw_node: &RawNode<Log>) -> bool {
+    pub fn is_reading(&self, raw_node: &RawNode<Log>, own_write: Option<RequestId>) -> bool {
         let in_round = self.in_flight.is_some_and(|(under, _)| under == Leadership::of(raw_node));
-        !self.waiting.is_empty() && (in_round || has_ride(&raw_node.raft))
+        let has_ride = has_ride(&raw_node.raft) || self.rides_along(&raw_node.raft, own_write);
+        !self.waiting.is_empty() && (in_round || has_ride)
     }
 
     /// Notes the index that each answered round has to wait for.

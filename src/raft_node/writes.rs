@@ -133,6 +133,11 @@ impl Writes {
         failed
     }
 
+    /// True if the request is a write that may still be committed under this leadership.
+    pub fn may_commit(&self, id: RequestId, under: Leadership) -> bool {
+        self.pending.get(&id).is_some_and(|pending| pending.0 == under)
+    }
+
     /// Takes the responder of an entry that was committed.
     pub fn take(&mut self, id: RequestId) -> Option<Responder<Acknowledged>> {
         Some(self.pending.remove(&id)?.1)

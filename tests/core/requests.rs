@@ -204,6 +204,58 @@ fn a_read_does_not_ride_along_with_a_write_before_it() {
     }
 }
 
+/// Whether a member asked the leader for a round.
+fn was_asked(network: &Network) -> bool {
+    network.transcript.lines().iter().any(|line| line.contains("send MsgReadIndex"))
+}
+
+#[test]
+fn a_followers_read_rides_along_with_its_own_later_write() {
+    let mut network = Network::new(3, |_| {});
+    network.transcript.start_scenario();
+    let (write, mut written) = network.member(2).propose(put("key", "1"), Ack::Committed);
+    let (responder, pending) = responder();
+    let mut read = Answer::new(pending);
+    network.turn(2, [write, Input::Read(ReadRequest { responder })]);
+    network.deliver();
+    assert!(written.is_ok() && read.is_ok());
+    assert!(!was_asked(&network) && !was_confirmed(&network));
+    check("read_rides_along_with_own_write", &network.transcript.lines());
+}
+
+/// It may have been committed before the read arrived, and others' writes behind it.
+#[test]
+fn a_followers_read_does_not_ride_along_with_an_earlier_write() {
+    let mut network = Network::new(3, |_| {});
+    network.transcript.start_scenario();
+    let mut write = network.member(2).put("key", "1").unwrap();
+    let mut read = network.member(2).read().unwrap();
+    assert!(was_asked(&network));
+    let proposal = network.member(2).take_messages().remove(0);
+    assert_eq!(proposal.get_msg_type(), MessageType::MsgPropose);
+    let inbound = network.member(2).batch(1, vec![proposal]);
+    network.turn(1, [Input::Inbound(inbound)]);
+    network.deliver();
+    assert!(write.is_ok());
+    assert!(read.get().is_none(), "its round was lost");
+}
+
+#[test]
+fn a_read_whose_write_is_lost_starts_a_round() {
+    let mut network = Network::new(3, |_| {});
+    let (write, mut written) = network.member(2).propose(put("key", "1"), Ack::Committed);
+    let (responder, pending) = responder();
+    let mut read = Answer::new(pending);
+    network.turn(2, [write, Input::Read(ReadRequest { responder })]);
+    network.member(2).take_messages();
+    for _ in 0..2 {
+        network.turn(2, [Input::Tick]);
+        network.deliver();
+    }
+    assert!(read.is_ok());
+    assert!(written.get().is_none());
+}
+
 /// The answer may have been on its way since before the read.
 #[test]
 fn an_answer_that_an_earlier_run_asked_for_serves_no_read() {

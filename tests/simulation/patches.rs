@@ -74,6 +74,13 @@ pub const PATCHES: [Patch; 30] = [
         seeds: 0,
     },
     Patch {
+        name: "a read rides along with a write that its member proposed before it",
+        file: "src/raft_node/reads.rs",
+        text: "partition_point(|it| it.after < own.counter)",
+        becomes: "partition_point(|it| it.after <= own.counter)",
+        seeds: 10_000,
+    },
+    Patch {
         name: "a change of members is committed in memory only",
         file: "src/raft_node/mod.rs",
         text: "entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)",
