@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 30] = [
+pub const PATCHES: [Patch; 31] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -78,7 +78,7 @@ pub const PATCHES: [Patch; 30] = [
         file: "src/raft_node/reads.rs",
         text: "partition_point(|it| it.after < own.counter)",
         becomes: "partition_point(|it| it.after <= own.counter)",
-        seeds: 10_000,
+        seeds: 1_000,
     },
     Patch {
         name: "a change of members is committed in memory only",
