@@ -15,10 +15,12 @@
 //! # The order of a Ready (raft-rs `src/lib.rs`, thesis 10.2.1)
 //! 1. Send a leader's messages: the followers write while this member does. [`journal`] has the table
 //!    of those that have to wait.
-//! 2. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
-//! 3. Send the messages that waited: a follower acknowledges what was just made durable.
-//! 4. Publish the snapshot, then the committed entries, on commitC.
-//! 5. Advance. What this member's own write committed comes out here, and so does the commit index,
+//! 2. Publish the committed entries on commitC, and answer the reads that waited for them: raft hands out
+//!    only what is on disk, so neither waits for the next step. A change of members and a snapshot do.
+//! 3. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
+//! 4. Send the messages that waited: a follower acknowledges what was just made durable.
+//! 5. Publish the snapshot and the entries that had to wait for step 3.
+//! 6. Advance. What this member's own write committed comes out here, and so does the commit index,
 //!    which goes into the next frame at the latest.
 //!
 //! # Who owns what
@@ -210,18 +212,24 @@ impl RaftNode {
             let messages = self.journal.release_early(&mut ready, commits_change);
             self.send(messages);
 
-            // 2. The disk.
+            // 2. What was committed before, unless it has to wait.
+            if !commits_change && ready.snapshot().is_empty() {
+                self.publish_entries(ready.take_committed_entries());
+                self.answer_reads();
+            }
+
+            // 3. The disk.
             let messages = self.persist(&mut ready, commits_change)?;
 
-            // 3. What waited for it.
+            // 4. What waited for it.
             self.send(messages);
 
-            // 4. The state machine.
+            // 5. The state machine.
             self.publish_snapshot(ready.snapshot())?;
             self.publish_entries(ready.take_committed_entries());
             let read_states = ready.take_read_states();
 
-            // 5. What this member's own write committed.
+            // 6. What this member's own write committed.
             let mut light_ready = self.raw_node.advance_append(ready);
             if let Some(commit) = light_ready.commit_index() {
                 self.journal.note_commit(commit);
@@ -239,9 +247,7 @@ impl RaftNode {
         if !matches!(self.lifecycle, Lifecycle::Bootstrapping(_)) {
             self.commits.note_applied(self.applied.index());
         }
-        for responders in self.reads.take_applied(self.applied.index()) {
-            self.commits.send(Commit::Reads(responders));
-        }
+        self.answer_reads();
         self.note_leadership();
         self.request_snapshot();
         self.publish_status();
@@ -253,6 +259,13 @@ impl RaftNode {
             }
             true => Ok(Turn::NeedsDisk),
             false => Ok(Turn::Done),
+        }
+    }
+
+    /// Answers the confirmed reads whose entries are published.
+    fn answer_reads(&mut self) {
+        for responders in self.reads.take_applied(self.applied.index()) {
+            self.commits.send(Commit::Reads(responders));
         }
     }
 

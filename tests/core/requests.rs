@@ -155,6 +155,25 @@ fn a_lost_read_round_is_repeated_with_a_new_context() {
     check("read_round_lost", &network.transcript.lines());
 }
 
+#[test]
+fn what_is_committed_does_not_wait_for_the_next_frame() {
+    let mut network = Network::new(3, |_| {});
+    let mut first = network.member(1).put("key", "1").unwrap();
+    let appends = network.member(1).take_messages();
+    let append = appends.into_iter().find(|message| message.to == 2).unwrap();
+    let inbound = network.member(1).batch(2, vec![append]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    let acknowledgement = network.member(2).take_messages();
+    let inbound = network.member(2).batch(1, acknowledgement);
+
+    let (second, mut unknown) = network.member(1).propose(put("key", "2"), Ack::Committed);
+    network.member(1).disk.inject(1, Fault::Crash);
+    network.turn(1, [second, Input::Inbound(inbound)]);
+    assert!(network.ended.contains_key(&1), "it writes in this turn");
+    assert!(first.is_ok(), "{:?}", first.get());
+    assert!(unknown.is_unknown(), "{:?}", unknown.get());
+}
+
 /// Whether a leader asked others to confirm it.
 fn was_confirmed(network: &Network) -> bool {
     network.transcript.lines().iter().any(|line| line.contains("send MsgHeartbeat"))

@@ -200,9 +200,11 @@ impl Member {
     /// Runs the node, then the state machine, then the node with the resulting reports.
     pub fn act(&mut self) -> Result<()> {
         loop {
-            self.node.handle_ready()?;
-            self.follow_commits()?;
+            let turned = self.node.handle_ready();
+            // What was published before an error is applied and answered, too.
+            let followed = self.follow_commits();
             self.transcript.note_answers();
+            turned.and(followed)?;
             let reports: Vec<_> = self.reports.lock().unwrap().drain(..).collect();
             if reports.is_empty() {
                 return Ok(());
