@@ -25,7 +25,10 @@
 //!
 //! Another member cannot know when an entry was proposed, unless it proposed it itself. A read there is
 //! answered once this member has applied a write of its own that it proposed after the read arrived: no
-//! message is needed. The proof is the same, for the leader cannot have taken in the write before.
+//! message is needed. The proof is the same, for the leader cannot have taken in the write before. It holds
+//! even if another leader commits that write *e*. Suppose that a write of a later term than *e*'s was
+//! acknowledged before the read arrived. Its leader did not have *e* then, so by log matching *e* is in no log
+//! before that write. It is in none behind it either, because terms do not decrease: no leader commits *e*.
 //!
 //! A read that no write has followed in the same turn starts a round, and so does one whose write is not
 //! committed within [`RETRY_HEARTBEATS`]: it may be lost.

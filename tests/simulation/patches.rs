@@ -21,8 +21,10 @@ pub const PATCHES: [Patch; 31] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
-        text: "self.publish_entries(ready.take_committed_entries());",
-        becomes: "let mut early = ready.take_committed_entries();\n\
+        text: "self.publish_snapshot(ready.snapshot())?;\n            \
+               self.publish_entries(ready.take_committed_entries());",
+        becomes: "self.publish_snapshot(ready.snapshot())?;\n\
+                  let mut early = ready.take_committed_entries();\n\
                   early.extend(ready.entries().iter().cloned());\n\
                   self.publish_entries(early);",
         seeds: 10,
