@@ -15,8 +15,8 @@
 //! # The order of a Ready (raft-rs `src/lib.rs`, thesis 10.2.1)
 //! 1. Send a leader's messages: the followers write while this member does. [`journal`] has the table
 //!    of those that have to wait.
-//! 2. Publish the committed entries on commitC, and answer the reads that waited for them: raft hands out
-//!    only what is on disk, so neither waits for the next step. A change of members and a snapshot do.
+//! 2. Publish the committed entries on commitC, and answer the reads that wait for them. raft hands out only
+//!    entries that are on disk, so they need not wait for step 3. Changes of members and snapshots wait.
 //! 3. Persist, as one frame: the snapshot's mark (its file is durable already), entries, hard state.
 //! 4. Send the messages that waited: a follower acknowledges what was just made durable.
 //! 5. Publish the snapshot and the entries that had to wait for step 3.
@@ -212,7 +212,7 @@ impl RaftNode {
             let messages = self.journal.release_early(&mut ready, commits_change);
             self.send(messages);
 
-            // 2. What was committed before, unless it has to wait.
+            // 2. The state machine, with entries that earlier frames hold.
             if !commits_change && ready.snapshot().is_empty() {
                 self.publish_entries(ready.take_committed_entries());
                 self.answer_reads();
@@ -224,7 +224,7 @@ impl RaftNode {
             // 4. What waited for it.
             self.send(messages);
 
-            // 5. The state machine.
+            // 5. The state machine, with what had to wait for this frame.
             self.publish_snapshot(ready.snapshot())?;
             self.publish_entries(ready.take_committed_entries());
             let read_states = ready.take_read_states();

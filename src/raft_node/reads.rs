@@ -23,15 +23,15 @@
 //! another leader's election. The same holds for reads that other members forward, counted from when the
 //! leader takes them in.
 //!
-//! Another member cannot know when an entry was proposed, unless it proposed it itself. A read there is
-//! answered once this member has applied a write of its own that it proposed after the read arrived: no
-//! message is needed. The proof is the same, for the leader cannot have taken in the write before. It holds
-//! even if another leader commits that write *e*. Suppose that a write of a later term than *e*'s was
-//! acknowledged before the read arrived. Its leader did not have *e* then, so by log matching *e* is in no log
-//! before that write. It is in none behind it either, because terms do not decrease: no leader commits *e*.
+//! A follower knows only of its own writes when they were proposed. It answers a read once it has applied a
+//! write *e* of its own that it proposed after the read arrived. It sends the leader no message for that. The
+//! proof is the same, because the leader cannot have appended *e* earlier. It holds even if a later leader
+//! commits *e*. Suppose that a write *w* with a later term than *e* was acknowledged before the read arrived.
+//! The leader of *w* did not have *e* then. By log matching, no log holds *e* before *w*. No log holds *e*
+//! after *w* either, because terms do not decrease. So no leader commits *e*.
 //!
-//! A read that no write has followed in the same turn starts a round, and so does one whose write is not
-//! committed within [`RETRY_HEARTBEATS`]: it may be lost.
+//! A read starts a round if no write follows it in the same turn. It also starts one if that write is not
+//! committed within [`RETRY_HEARTBEATS`], because the write may be lost.
 //!
 //! # Confirmers
 //! raft asks every member to confirm a round. A majority is enough, so in each tick the leader asks
@@ -61,7 +61,7 @@ struct Waiting {
     round: u64,
     /// The end of this member's log when it arrived, or later.
     arrived_at: Index,
-    /// The last request that this member had proposed when it arrived.
+    /// The counter of the last request that this member had proposed when it arrived.
     after: u64,
     /// The tick when it arrived.
     since: u64,
