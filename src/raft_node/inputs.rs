@@ -33,6 +33,8 @@ pub enum Input {
     Report(PeerReport),
     /// Time.
     Tick,
+    /// The frame that a [`Background`](super::journal::Background) wrote is on disk, or the write failed.
+    Written,
 }
 
 impl RaftNode {
@@ -49,6 +51,7 @@ impl RaftNode {
             Input::Inbound(inbound) => self.receive(inbound)?,
             Input::Report(report) => self.take_report(report)?,
             Input::Tick => self.tick()?,
+            Input::Written => self.journal.collect()?,
         }
         Ok(())
     }
@@ -70,7 +73,7 @@ impl RaftNode {
         self.refresh_status();
         // A commit index that no frame took along since the last tick is written alone. So a restart
         // of an idle member replays everything that it knew to be committed.
-        self.journal.flush()
+        self.journal.flush_soon()
     }
 
     /// Elects a member that is alone in its cluster: there is no other election to wait for. While it

@@ -1,8 +1,7 @@
 //! The journal: the only caller of the write-ahead log.
 //!
 //! It owns what has to be durable, and what has to wait until it is: raft's hard state, the messages
-//! of a `Ready`, and the answer to "is anything unsaved?". The log in memory, which raft reads, changes
-//! only after the write-ahead log did.
+//! of a `Ready`, and the answer to "is anything unsaved?".
 //!
 //! # What waits for the disk
 //! | message | leaves |
@@ -11,6 +10,17 @@
 //! | the same, in a Ready with a new term or vote | after it: a leader that forgot its vote would use the term again |
 //! | the same, in a Ready that may commit a change of members | after it: see [`Journal::release_early`] |
 //! | a follower's acknowledgement, a vote | after it |
+//! | a follower's heartbeat response, forwarded read or write | after it, but see below |
+//!
+//! # The frame under way
+//! Where a sync is slow, a [`Background`] writes the frame while the node goes on, with raft-rs's
+//! asynchronous `Ready`. The files travel with the frame, so there is one at a time. What later Readies add
+//! is gathered for the next frame. The log in memory has these entries already; raft neither commits nor
+//! acknowledges them until [`Journal::take_written`] tells it that they are on disk. A member whose term and
+//! vote are on disk answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
+//!
+//! Everything but entries and hard states waits for the frame under way, and is written by the caller:
+//! snapshots, identities, and Readies around a change of members ([`RaftNode`](super::RaftNode) decides).
 //!
 //! # When a write or a sync fails
 //! Nothing is known about the file any more, so nothing that depends on the frame is sent, answered or
@@ -24,10 +34,12 @@
 //! 4. `main` gives the client port a second to send the answers, prints the error and exits with status 1.
 //!    The next start reads the file again.
 
-use std::time::Instant;
+use std::any::Any;
+use std::mem;
+use std::time::{Duration, Instant};
 
 use raft::Ready;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
 
 use super::snapshots::snapshot_id;
 use super::{Index, NodeId, Term};
@@ -36,20 +48,106 @@ use crate::metrics::Metrics;
 use crate::storage::log::Log;
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 
+/// Writes frames while the node goes on.
+pub trait Background: Send {
+    /// True if a frame is to be written here, although it could be written by the node itself.
+    /// `last` is the time that the last frame took.
+    fn wants(&mut self, last: Duration) -> bool;
+    /// Begins a write and returns. The one before has ended. The node has to be fed
+    /// [`Input::Written`](super::Input::Written) at its end.
+    fn begin(&mut self, write: Write);
+    /// Waits for the end of the write; blocks.
+    fn finish(&mut self) -> Written;
+    /// The write, if it has ended.
+    fn try_finish(&mut self) -> Option<Written>;
+}
+
+/// The open files.
+struct Files {
+    wal: Wal,
+    /// Held as long as the files are open.
+    _lock: Box<dyn Any + Send>,
+}
+
+/// A frame that is to be written, with the files.
+pub struct Write {
+    files: Files,
+    entries: Vec<Entry>,
+    hard_state: Option<HardState>,
+}
+
+/// A frame that was written, if the result says so.
+pub struct Written {
+    files: Files,
+    result: Result<()>,
+    took: Duration,
+}
+
+impl Write {
+    /// Writes and syncs; blocks.
+    pub fn run(self) -> Written {
+        let Self { mut files, entries, hard_state } = self;
+        let began = Instant::now();
+        let hard_state = hard_state.as_ref();
+        let frame = Frame { entries: &entries, hard_state, ..Frame::default() };
+        let result = files.wal.save(&frame);
+        Written { files, result, took: began.elapsed() }
+    }
+}
+
+/// What waits for a frame.
+#[derive(Default)]
+struct Waiting {
+    /// The last of raft's Readies in the frame.
+    ready: u64,
+    messages: Vec<Message>,
+    term_and_vote: (Term, NodeId),
+}
+
+/// What the next frame will hold.
+#[derive(Default)]
+struct Gathered {
+    entries: Vec<Entry>,
+    waiting: Waiting,
+}
+
+impl Gathered {
+    /// Entries replace those from the first of their indexes on.
+    fn append(&mut self, entries: Vec<Entry>) {
+        let (Some(first), Some(gathered)) = (entries.first(), self.entries.first()) else {
+            self.entries.extend(entries);
+            return;
+        };
+        let kept = first.index.saturating_sub(gathered.index);
+        self.entries.truncate(kept as usize);
+        self.entries.extend(entries);
+    }
+}
+
 /// The write-ahead log of a running node.
 ///
-/// Every method that returns `Ok` leaves its argument durable, except a commit index: see
-/// [`write_ready`](Self::write_ready).
+/// Every method that returns `Ok` leaves its argument durable, except a commit index (see
+/// [`write_ready`](Self::write_ready)) and what is gathered (see [`gather`](Self::gather)).
 pub(super) struct Journal {
-    wal: Wal,
+    /// `None` while a frame is under way.
+    files: Option<Files>,
     identity: Identity,
     /// Raft's own state, as the next frame will hold it.
     hard_state: HardState,
     /// True if the frames so far hold an older hard state.
     is_unsaved: bool,
+    /// Term and vote on disk.
+    saved: (Term, NodeId),
+    background: Option<Box<dyn Background>>,
+    under_way: Option<Waiting>,
+    gathered: Option<Gathered>,
+    /// Frames that were written, and that raft was not told of.
+    written: Vec<Waiting>,
+    /// True if the next frame is for the background.
+    is_slow: bool,
+    /// The length of the log without the frame under way.
+    bytes: u64,
     metrics: Metrics,
-    /// Held as long as the files are open.
-    _lock: Box<dyn std::any::Any + Send>,
 }
 
 impl Journal {
@@ -58,9 +156,27 @@ impl Journal {
         identity: Identity,
         hard_state: HardState,
         metrics: Metrics,
-        lock: Box<dyn std::any::Any + Send>,
+        lock: Box<dyn Any + Send>,
     ) -> Self {
-        Self { wal, identity, hard_state, is_unsaved: false, metrics, _lock: lock }
+        Self {
+            bytes: wal.bytes(),
+            files: Some(Files { wal, _lock: lock }),
+            identity,
+            saved: (hard_state.term, hard_state.vote),
+            hard_state,
+            is_unsaved: false,
+            background: None,
+            under_way: None,
+            gathered: None,
+            written: Vec::new(),
+            is_slow: false,
+            metrics,
+        }
+    }
+
+    /// Has frames written by `background` from now on, where that is allowed and wanted.
+    pub fn set_background(&mut self, background: Box<dyn Background>) {
+        self.background = Some(background);
     }
 
     pub fn identity(&self) -> &Identity {
@@ -72,8 +188,12 @@ impl Journal {
         (self.hard_state.term, self.hard_state.vote)
     }
 
+    pub fn saved_term_and_vote(&self) -> (Term, NodeId) {
+        self.saved
+    }
+
     pub fn bytes(&self) -> u64 {
-        self.wal.bytes()
+        self.bytes
     }
 
     /// True if the next Ready holds something that has to be synced.
@@ -84,6 +204,16 @@ impl Journal {
             || (raft.term, raft.vote) != self.term_and_vote()
     }
 
+    /// True while a frame is under way.
+    pub fn is_writing(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// True if the disk is so slow that the background writes the next frame.
+    pub fn is_slow(&self) -> bool {
+        self.is_slow
+    }
+
     /// Takes the messages that may leave before `ready` is written. raft-rs puts only a leader's messages
     /// there; those of other members are among the persisted messages.
     ///
@@ -91,9 +221,8 @@ impl Journal {
     /// its removal leaves the cluster. A leader of two that crashed without having saved that commit
     /// would need the departed member to commit it again.
     pub fn release_early(&self, ready: &mut Ready, commits_change: bool) -> Vec<Message> {
-        let is_new_term_or_vote =
-            ready.hs().is_some_and(|hs| (hs.term, hs.vote) != self.term_and_vote());
-        if is_new_term_or_vote || commits_change { Vec::new() } else { ready.take_messages() }
+        let now = ready.hs().map_or(self.term_and_vote(), |hs| (hs.term, hs.vote));
+        if now != self.saved || commits_change { Vec::new() } else { ready.take_messages() }
     }
 
     /// Makes `ready` durable as one frame with one sync, then mirrors it in `log`. Returns the
@@ -107,10 +236,7 @@ impl Journal {
         commits_change: bool,
         log: &mut Log,
     ) -> Result<Vec<Message>> {
-        if let Some(hard_state) = ready.hs() {
-            self.hard_state = hard_state.clone();
-            self.is_unsaved = true;
-        }
+        self.note_hard_state(ready);
         if ready.must_sync() {
             self.write_frame(ready, log)?;
         } else if commits_change {
@@ -119,6 +245,13 @@ impl Journal {
         let mut released = ready.take_messages();
         released.append(&mut ready.take_persisted_messages());
         Ok(released)
+    }
+
+    fn note_hard_state(&mut self, ready: &Ready) {
+        if let Some(hard_state) = ready.hs() {
+            self.hard_state = hard_state.clone();
+            self.is_unsaved = true;
+        }
     }
 
     fn write_frame(&mut self, ready: &Ready, log: &mut Log) -> Result<()> {
@@ -130,12 +263,94 @@ impl Journal {
         });
         let began = Instant::now();
         self.save(Frame { installed, entries: ready.entries(), ..Frame::default() })?;
-        self.metrics.wal_fsync.observe(began.elapsed().as_secs_f64());
+        self.note_write(began.elapsed());
         if installed.is_some() {
             log.apply_snapshot(ready.snapshot().clone());
         }
         log.append(ready.entries());
         Ok(())
+    }
+
+    fn note_write(&mut self, took: Duration) {
+        self.metrics.wal_fsync.observe(took.as_secs_f64());
+        self.is_slow = self.background.as_mut().is_some_and(|it| it.wants(took));
+    }
+
+    /// Hands `ready`, which holds no snapshot, to the background, or gathers it if a frame is under way.
+    /// Mirrors it in `log`. Returns the messages that do not have to wait.
+    pub fn gather(&mut self, ready: &mut Ready, log: &mut Log) -> Vec<Message> {
+        self.note_hard_state(ready);
+        let is_saved = self.term_and_vote() == self.saved;
+        let messages = ready.take_messages().into_iter().chain(ready.take_persisted_messages());
+        let (free, waiting) = messages.partition(|message| is_saved && is_free(message));
+        if ready.must_sync() {
+            log.append(ready.entries());
+            self.gathered.get_or_insert_default().append(ready.take_entries());
+        }
+        let gathered = self.gathered.as_mut().map(|it| &mut it.waiting);
+        let last = gathered.or(self.under_way.as_mut());
+        let last = last.expect("a Ready that needs no frame is gathered only behind one");
+        last.ready = ready.number();
+        last.messages.extend::<Vec<_>>(waiting);
+        self.begin_next();
+        free
+    }
+
+    /// Begins to write what was gathered, unless a frame is under way.
+    fn begin_next(&mut self) {
+        let Some(gathered) = self.gathered.take_if(|_| self.under_way.is_none()) else { return };
+        let Gathered { entries, mut waiting } = gathered;
+        waiting.term_and_vote = self.term_and_vote();
+        self.under_way = Some(waiting);
+        let files = self.files.take().expect("no frame is under way");
+        let hard_state = mem::take(&mut self.is_unsaved).then(|| self.hard_state.clone());
+        let background = self.background.as_mut().expect("it wants this frame");
+        background.begin(Write { files, entries, hard_state });
+    }
+
+    /// Takes the files back.
+    fn end(&mut self, written: Written) -> Result<()> {
+        let Written { files, result, took } = written;
+        self.files = Some(files);
+        let waiting = self.under_way.take().expect("one frame is under way");
+        result?;
+        self.note_write(took);
+        self.note_files();
+        self.saved = waiting.term_and_vote;
+        self.written.push(waiting);
+        Ok(())
+    }
+
+    fn note_files(&mut self) {
+        self.bytes = self.files.as_ref().map_or(self.bytes, |files| files.wal.bytes());
+    }
+
+    /// Takes in that the frame under way may have ended, and begins the next one.
+    pub fn collect(&mut self) -> Result<()> {
+        let written = self.background.as_mut().filter(|_| self.under_way.is_some());
+        if let Some(written) = written.and_then(|it| it.try_finish()) {
+            self.end(written)?;
+            self.begin_next();
+        }
+        Ok(())
+    }
+
+    /// Waits for the frame under way and for one of all that was gathered; blocks.
+    pub fn finish(&mut self) -> Result<()> {
+        while self.under_way.is_some() {
+            let background = self.background.as_mut().expect("it has a frame");
+            let written = background.finish();
+            self.end(written)?;
+            self.begin_next();
+        }
+        Ok(())
+    }
+
+    /// The Readies that became durable since the last call, up to a number, and what waited for them.
+    pub fn take_written(&mut self) -> Option<(u64, Vec<Message>)> {
+        let last = self.written.last()?.ready;
+        let messages = self.written.drain(..).flat_map(|it| it.messages).collect();
+        Some((last, messages))
     }
 
     /// Notes a commit index for the next frame.
@@ -147,6 +362,20 @@ impl Journal {
     /// Writes the hard state if no frame holds it yet.
     pub fn flush(&mut self) -> Result<()> {
         if self.is_unsaved { self.save(Frame::default()) } else { Ok(()) }
+    }
+
+    /// As [`flush`](Self::flush), but need not be done when it returns. Does nothing while a frame is
+    /// under way: the caller repeats it.
+    pub fn flush_soon(&mut self) -> Result<()> {
+        if !self.is_unsaved || self.is_writing() {
+            return Ok(());
+        }
+        if !self.is_slow {
+            return self.flush();
+        }
+        self.gathered = Some(Gathered::default());
+        self.begin_next();
+        Ok(())
     }
 
     /// Names a snapshot that was made here. Its file is durable.
@@ -179,14 +408,31 @@ impl Journal {
 
     /// Removes the segments that hold nothing above the entry at `index`.
     pub fn purge(&mut self, index: Index) -> Result<()> {
-        self.wal.purge(index)
+        self.wal()?.purge(index)?;
+        self.note_files();
+        Ok(())
+    }
+
+    /// The log, once no frame is under way.
+    fn wal(&mut self) -> Result<&mut Wal> {
+        self.finish()?;
+        Ok(&mut self.files.as_mut().expect("no frame is under way").wal)
     }
 
     /// Writes one frame, with the hard state if it is unsaved.
     fn save(&mut self, frame: Frame<'_>) -> Result<()> {
-        let hard_state = self.is_unsaved.then_some(&self.hard_state);
-        self.wal.save(&Frame { hard_state, ..frame })?;
+        self.finish()?;
+        let hard_state = self.is_unsaved.then(|| self.hard_state.clone());
+        self.wal()?.save(&Frame { hard_state: hard_state.as_ref(), ..frame })?;
         self.is_unsaved = false;
+        self.saved = self.term_and_vote();
+        self.note_files();
         Ok(())
     }
+}
+
+/// True for messages that depend on nothing but term and vote.
+fn is_free(message: &Message) -> bool {
+    use MessageType::*;
+    matches!(message.get_msg_type(), MsgHeartbeatResponse | MsgReadIndex | MsgPropose)
 }

@@ -23,6 +23,9 @@
 //! 6. Advance. What this member's own write committed comes out here, and so does the commit index,
 //!    which goes into the next frame at the latest.
 //!
+//! On a slow disk steps 3 and 4 are given away ([`journal`], "The frame under way"), and what follows from
+//! them is part of a later turn.
+//!
 //! # Who owns what
 //! | state | owner |
 //! |---|---|
@@ -71,6 +74,7 @@ pub mod serve;
 pub mod snapshots;
 pub mod state_machine;
 pub mod status;
+mod threads;
 pub mod validate;
 pub mod writes;
 
@@ -81,7 +85,7 @@ use commits::Commits;
 use config::start_raft;
 pub use config::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
 pub use inputs::Input;
-use journal::Journal;
+use journal::{Background, Journal};
 use lifecycle::Lifecycle;
 use peers::Peers;
 use reads::Reads;
@@ -198,6 +202,7 @@ impl RaftNode {
 
     fn turn(&mut self, may_write: bool) -> Result<Turn> {
         loop {
+            self.take_written();
             self.start_requests();
             if !self.raw_node.has_ready() {
                 break;
@@ -205,6 +210,12 @@ impl RaftNode {
             if !may_write && self.needs_disk() {
                 return Ok(Turn::NeedsDisk);
             }
+            if may_write && self.is_for_background() {
+                self.gather_ready();
+                continue;
+            }
+            self.journal.finish()?;
+            self.take_written();
             let mut ready = self.raw_node.ready();
 
             // 1. A leader's messages, unless they depend on what is not on disk yet.
@@ -262,6 +273,64 @@ impl RaftNode {
         }
     }
 
+    /// Tells raft what the background has written, and sends what waited for that.
+    fn take_written(&mut self) {
+        if let Some((ready, messages)) = self.journal.take_written() {
+            self.raw_node.on_persist_ready(ready);
+            self.send(messages);
+        }
+    }
+
+    /// True if the next Ready goes to the background, or behind what it writes.
+    ///
+    /// While a change of members is not applied, the order stays that of `turn`, where `commits_change` holds
+    /// back what may commit it. Entries of a single voter stay, too: nothing else commits them, and raft
+    /// asserts that they are on disk when that voter campaigns.
+    fn is_for_background(&self) -> bool {
+        let raft = &self.raw_node.raft;
+        let unstable = &raft.raft_log.unstable;
+        let is_wanted = self.journal.is_writing()
+            || (self.journal.has_work(raft) && self.journal.is_slow());
+        is_wanted
+            && matches!(self.lifecycle, Lifecycle::Running)
+            && !raft.prs().is_singleton()
+            && unstable.snapshot.is_none()
+            && !holds_change(&unstable.entries)
+            && raft.store().conf_changes_after(self.applied.index()).is_empty()
+    }
+
+    /// Takes a Ready whose frame is written in the background, in the order of `turn`. What comes after the
+    /// disk there is done by [`take_written`](Self::take_written), or is in a later Ready.
+    fn gather_ready(&mut self) {
+        let mut ready = self.raw_node.ready();
+        let messages = self.journal.release_early(&mut ready, false);
+        self.send(messages);
+        self.publish_entries(ready.take_committed_entries());
+        self.answer_reads();
+        self.snapshots.note_log(ready.entries().iter().map(entry_bytes).sum());
+        let messages = self.journal.gather(&mut ready, self.raw_node.mut_store());
+        self.send(messages);
+        let read_states = ready.take_read_states();
+        self.raw_node.advance_append_async(ready);
+        self.raw_node.advance_apply_to(self.applied.index());
+        self.reads.take_states(read_states, &self.config);
+    }
+
+    /// Has frames written by `background` where the disk is slow. Without one, the node writes them.
+    pub fn set_background(&mut self, background: Box<dyn Background>) {
+        self.journal.set_background(background);
+    }
+
+    /// Term and vote on disk.
+    pub fn saved_term_and_vote(&self) -> (Term, NodeId) {
+        self.journal.saved_term_and_vote()
+    }
+
+    /// True while a frame is under way.
+    pub fn is_writing(&self) -> bool {
+        self.journal.is_writing()
+    }
+
     /// Answers the confirmed reads whose entries are published.
     fn answer_reads(&mut self) {
         for responders in self.reads.take_applied(self.applied.index()) {
@@ -271,6 +340,7 @@ impl RaftNode {
 
     /// Writes what only the next frame would have held. Dropping the node then closes commitC.
     pub fn stop(&mut self) -> Result<()> {
+        self.journal.finish()?;
         self.journal.flush()
     }
 
@@ -278,17 +348,6 @@ impl RaftNode {
     /// wait for its end.
     pub fn is_reading(&self) -> bool {
         self.reads.is_reading(&self.raw_node, self.own_write())
-    }
-
-    /// True if the next Ready has to be synced.
-    pub fn needs_sync(&self) -> bool {
-        self.journal.has_work(&self.raw_node.raft)
-    }
-
-    /// True if this member leads, and not all of its log is committed.
-    pub fn awaits_acknowledgements(&self) -> bool {
-        let log = &self.raw_node.raft.raft_log;
-        self.is_leader() && log.committed < log.last_index()
     }
 
     /// raft's own state, to be looked at.
@@ -312,7 +371,9 @@ impl RaftNode {
         let may_commit_change = committed > self.applied.index()
             && (self.is_leader()
                 || !self.raw_node.store().conf_changes_after(self.applied.index()).is_empty());
-        self.journal.has_work(&self.raw_node.raft) || may_commit_change
+        self.journal.is_writing()
+            || self.journal.has_work(&self.raw_node.raft)
+            || may_commit_change
     }
 
     /// True if these committed entries hold a change of members, or if the leader has committed more
@@ -340,6 +401,7 @@ impl RaftNode {
         if !is_running {
             return;
         }
+        self.reads.allow_rides(!self.journal.is_slow());
         self.reads.take_riders(&mut self.raw_node);
         let raft = &self.raw_node.raft;
         let takes_writes = raft.leader_id != raft::INVALID_ID

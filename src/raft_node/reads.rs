@@ -33,6 +33,8 @@
 //! A read starts a round if no write follows it in the same turn. It also starts one if that write is not
 //! committed within [`RETRY_HEARTBEATS`], because the write may be lost.
 //!
+//! Where a member's own disk is slow, no read of this member rides along: a round needs no disk.
+//!
 //! # Confirmers
 //! raft asks every member to confirm a round. A majority is enough, so in each tick the leader asks
 //! all members at first, and then only those that answered first. Measured with 64 connections on two
@@ -76,6 +78,8 @@ pub(super) struct Reads {
     forwarded: Vec<(Index, Message)>,
     /// Under whom the ends of the log were noted.
     noted_under: Leadership,
+    /// False where a round ends long before the next commit.
+    allows_rides: bool,
     /// The last round that was started.
     round: u64,
     /// The round under way: the leader it was sent to, and the tick.
@@ -104,10 +108,15 @@ impl Reads {
         self.waiting.push_back(Waiting { round, arrived_at, after, since, responder });
     }
 
+    /// Says whether reads that arrive from now on may ride along.
+    pub fn allow_rides(&mut self, allows_rides: bool) {
+        self.allows_rides = allows_rides;
+    }
+
     /// Takes in another member's read if it can ride along; else it is for raft. The last one of each member
     /// serves its earlier ones.
     pub fn hold(&mut self, message: &mut Message, raft: &raft::Raft<Log>) -> bool {
-        let is_held = message.get_msg_type() == MessageType::MsgReadIndex && has_ride(raft);
+        let is_held = message.get_msg_type() == MessageType::MsgReadIndex && self.has_ride(raft);
         if is_held {
             self.forwarded.retain(|(_, earlier)| earlier.from != message.from);
             self.forwarded.push((raft.raft_log.last_index(), std::mem::take(message)));
@@ -206,15 +215,15 @@ impl Reads {
     /// True if a write that may still be committed has followed every waiting read.
     fn rides_along(&self, raft: &raft::Raft<Log>, own_write: Option<RequestId>) -> bool {
         self.waiting.back().is_some_and(|last| match raft.state {
-            StateRole::Leader => has_ride(raft) && last.arrived_at < raft.raft_log.last_index(),
-            _ => own_write.is_some_and(|own| last.after < own.counter),
+            StateRole::Leader => self.has_ride(raft) && last.arrived_at < raft.raft_log.last_index(),
+            _ => self.allows_rides && own_write.is_some_and(|own| last.after < own.counter),
         })
     }
 
     /// True if reads that arrive now have to wait for what is under way.
     pub fn is_reading(&self, raw_node: &RawNode<Log>, own_write: Option<RequestId>) -> bool {
         let in_round = self.in_flight.is_some_and(|(under, _)| under == Leadership::of(raw_node));
-        let has_ride = has_ride(&raw_node.raft) || self.rides_along(&raw_node.raft, own_write);
+        let has_ride = self.has_ride(&raw_node.raft) || self.rides_along(&raw_node.raft, own_write);
         !self.waiting.is_empty() && (in_round || has_ride)
     }
 
@@ -276,12 +285,13 @@ impl Reads {
         let confirmers = self.confirmers.iter().filter(|id| voters.contains(**id));
         confirmers.count() >= voters.ids().len() / 2
     }
-}
 
-/// True at a leader that has entries to commit, with the help of others.
-fn has_ride(raft: &raft::Raft<Log>) -> bool {
-    let log = &raft.raft_log;
-    raft.state == StateRole::Leader
-        && log.committed < log.last_index()
-        && !raft.prs().is_singleton()
+    /// True at a leader that has entries to commit, with the help of others.
+    fn has_ride(&self, raft: &raft::Raft<Log>) -> bool {
+        let log = &raft.raft_log;
+        self.allows_rides
+            && raft.state == StateRole::Leader
+            && log.committed < log.last_index()
+            && !raft.prs().is_singleton()
+    }
 }

@@ -5,9 +5,11 @@
 //! the heartbeats that confirm them, and everything else moves the node to a thread that may block. A
 //! turn of reads says whether it [needs the disk](Turn::NeedsDisk). The node stays on the thread until
 //! the next read. A series of reads, or of writes, therefore wakes no other thread.
+//!
+//! If the last frame took a millisecond or longer, another thread writes the next one, and the node stays on
+//! its thread until that is done: it takes in acknowledgements and answers heartbeats and reads meanwhile.
 
 use std::iter;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::replay::replay_wal;
+use super::threads::{DiskThread, WriteThread};
 use super::{Input, NodeConfig, RaftNode, Status, Turn};
 use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
@@ -37,8 +40,6 @@ const _: () = assert!(OUTGOING_CONNECTIONS_MAX <= OUTGOING_CONNECTIONS);
 const TURN_INPUTS_MAX: usize = 1024;
 /// A turn stops taking inputs after this many bytes, for the same reason: they are one write.
 const TURN_BYTES_MAX: usize = 4 << 20;
-/// A leader waits for acknowledgements up to this part of the time that its write took.
-const PATIENCE_PER_WRITE: u32 = 4;
 /// Requests of peers that wait for the node. One more is refused, and raft repeats what it needs.
 const INBOUND_MAX: usize = 1024;
 /// The shortest time that a peer has for its first request's head; else it is an election timeout.
@@ -145,7 +146,17 @@ pub fn new_raft_node(
         let mut node = RaftNode::new(config, replayed, outbox, commits, report, status_tx, logger)?;
         // What beginning or replaying made necessary.
         node.handle_ready()?;
-        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+        let (wake_tx, written_rx) = mpsc::unbounded_channel();
+        node.set_background(Box::new(WriteThread::new(wake_tx)));
+        let inputs = Inputs {
+            propose_rx,
+            read_rx,
+            conf_change_rx,
+            inbound_rx,
+            report_rx,
+            written_rx,
+            last: 0,
+        };
         let next_tick = Instant::now() + tick;
         Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), router, ended))
     };
@@ -197,51 +208,22 @@ async fn run<E: Future<Output = ()> + Send + 'static>(
     result
 }
 
-/// The node's own thread for the disk. The runtime has such threads too, but others use them: name
-/// resolution against a dead server can take all of them.
-struct DiskThread(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
-
-impl DiskThread {
-    /// Starts the thread. It ends with this value.
-    fn new() -> Self {
-        let (work_tx, work_rx) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        let runtime = Handle::current();
-        std::thread::spawn(move || {
-            let _runtime = runtime.enter();
-            work_rx.into_iter().for_each(|work| work());
-        });
-        Self(work_tx)
-    }
-
-    /// Runs `work` on the thread. A panic in it goes on here.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let (done_tx, done_rx) = oneshot::channel();
-        let work = move || {
-            // The receiver is gone if the runtime is shut down.
-            let _ = done_tx.send(catch_unwind(AssertUnwindSafe(work)));
-        };
-        self.0.send(Box::new(work)).expect("the thread lives as long as this value");
-        match done_rx.await.expect("the thread answers") {
-            Ok(done) => done,
-            Err(panic) => resume_unwind(panic),
-        }
-    }
-}
-
 struct Inputs {
     propose_rx: mpsc::Receiver<Proposal>,
     read_rx: mpsc::Receiver<ReadRequest>,
     conf_change_rx: mpsc::Receiver<ConfChangeRequest>,
     inbound_rx: mpsc::Receiver<Inbound>,
     report_rx: mpsc::UnboundedReceiver<PeerReport>,
+    /// A frame was written in the background.
+    written_rx: mpsc::UnboundedReceiver<()>,
     /// Which of them the last input came from.
     last: usize,
 }
 
 impl Inputs {
     /// The next input that has arrived, taking turns among the queues.
-    fn try_next(&mut self) -> Option<Input> {
-        const QUEUES: usize = 5;
+    fn try_next(&mut self, takes_writes: bool) -> Option<Input> {
+        const QUEUES: usize = 6;
         (0..QUEUES).find_map(|_| {
             self.last = (self.last + 1) % QUEUES;
             match self.last {
@@ -249,14 +231,17 @@ impl Inputs {
                 1 => self.inbound_rx.try_recv().ok().map(Input::Inbound),
                 2 => self.conf_change_rx.try_recv().ok().map(Input::ConfChange),
                 3 => self.read_rx.try_recv().ok().map(Input::Read),
-                _ => self.propose_rx.try_recv().ok().map(Input::Propose),
+                4 => self.written_rx.try_recv().ok().map(|()| Input::Written),
+                _ if takes_writes => self.propose_rx.try_recv().ok().map(Input::Propose),
+                _ => None,
             }
         })
     }
 
     /// A turn's share: `first`, then what has arrived.
-    fn share(&mut self, first: Option<Input>) -> impl Iterator<Item = Input> {
-        first.into_iter().chain(iter::from_fn(|| self.try_next())).take(TURN_INPUTS_MAX)
+    fn share(&mut self, first: Option<Input>, takes_writes: bool) -> impl Iterator<Item = Input> {
+        let next = iter::from_fn(move || self.try_next(takes_writes));
+        first.into_iter().chain(next).take(TURN_INPUTS_MAX)
     }
 }
 
@@ -324,9 +309,11 @@ impl Serving {
         if self.is_over() {
             return None;
         }
+        let takes_writes = self.takes_writes();
         let Self { node, inputs, commit_tx, next_tick, .. } = self;
         tokio::select! {
             biased;
+            Some(()) = inputs.written_rx.recv() => Some(Input::Written),
             Some(report) = inputs.report_rx.recv() => Some(Input::Report(report)),
             Some(inbound) = inputs.inbound_rx.recv() => Some(Input::Inbound(inbound)),
             Some(request) = inputs.conf_change_rx.recv() => Some(Input::ConfChange(request)),
@@ -335,10 +322,16 @@ impl Serving {
             Some(request) = inputs.read_rx.recv(), if !node.is_reading() => {
                 Some(Input::Read(request))
             }
-            proposal = inputs.propose_rx.recv() => proposal.map(Input::Propose),
+            proposal = inputs.propose_rx.recv(), if takes_writes => proposal.map(Input::Propose),
             () = tokio::time::sleep_until(*next_tick) => Some(Input::Tick),
             () = commit_tx.closed() => None,
         }
+    }
+
+    /// False while a leader's frame is under way. The writes that arrive meanwhile go to the followers as one
+    /// message, and the followers are busy with the same frame.
+    fn takes_writes(&self) -> bool {
+        !(self.node.is_writing() && self.node.is_leader())
     }
 
     /// True once the node has to stop. Checked in each turn, because peers may send without a pause.
@@ -350,7 +343,7 @@ impl Serving {
     /// A turn of reads, on an async worker. What is left for a thread that may block is the first input
     /// that is not a read, or what the reads led to.
     fn handle_reads(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
-        for input in self.inputs.share(Some(first)) {
+        for input in self.inputs.share(Some(first), true) {
             if !is_read(&input) {
                 return Ok((Turn::NeedsDisk, Some(input)));
             }
@@ -369,47 +362,19 @@ impl Serving {
         loop {
             // As in `serve_channels`.
             std::thread::yield_now();
-            let began = Instant::now();
             self.turn(input)?;
-            let patience = began.elapsed() / PATIENCE_PER_WRITE;
-            let turn = runtime.block_on(self.wait_for_acknowledgements(patience))?;
-            input = if turn == Turn::NeedsDisk && !self.is_over() {
-                None
-            } else {
-                match runtime.block_on(self.next_input()) {
-                    Some(input) if !is_read(&input) => Some(input),
-                    next => return Ok(next),
-                }
+            input = match runtime.block_on(self.next_input()) {
+                Some(input) if self.node.is_writing() || !is_read(&input) => Some(input),
+                next => return Ok(next),
             };
         }
-    }
-
-    /// Waits until what a leader has written is acknowledged, if that takes much less time than the
-    /// write did. An acknowledgement that arrives right after the next write began is taken in only at
-    /// the end of that write.
-    async fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<Turn> {
-        // The timer's resolution.
-        if patience < Duration::from_millis(1) {
-            return Ok(Turn::Done);
-        }
-        let deadline = Instant::now() + patience;
-        while self.node.awaits_acknowledgements() && Instant::now() < deadline {
-            let next = tokio::time::timeout_at(deadline, self.inputs.inbound_rx.recv()).await;
-            let Ok(Some(inbound)) = next else { break };
-            self.node.handle(Input::Inbound(inbound))?;
-            // The next turn takes all inputs that have arrived into the same frame.
-            if self.node.needs_sync() {
-                return Ok(Turn::NeedsDisk);
-            }
-            self.node.handle_ready()?;
-        }
-        Ok(Turn::Done)
     }
 
     /// Takes a turn's share of what is queued, after `first`.
     fn turn(&mut self, first: Option<Input>) -> Result<()> {
         let mut bytes = 0;
-        for input in self.inputs.share(first) {
+        let takes_writes = self.takes_writes();
+        for input in self.inputs.share(first, takes_writes) {
             bytes += match &input {
                 Input::Propose(proposal) => proposal.data.len(),
                 Input::Inbound(inbound) => inbound.bytes(),
@@ -502,7 +467,7 @@ mod tests {
         let tick = config.tick;
         let status_tx = watch::channel(Status::default()).0;
         let outbox = Box::new(Nowhere);
-        let node =
+        let mut node =
             RaftNode::new(config, replayed, outbox, commit_tx.clone(), report, status_tx, logger)
                 .expect("a node");
         let next_tick = Instant::now() + tick;
@@ -510,7 +475,17 @@ mod tests {
         let (read_tx, read_rx) = mpsc::channel(room);
         let (conf_change_tx, conf_change_rx) = mpsc::channel(1);
         let (inbound_tx, inbound_rx) = mpsc::channel(room);
-        let inputs = Inputs { propose_rx, read_rx, conf_change_rx, inbound_rx, report_rx, last: 0 };
+        let (wake_tx, written_rx) = mpsc::unbounded_channel();
+        node.set_background(Box::new(WriteThread::new(wake_tx)));
+        let inputs = Inputs {
+            propose_rx,
+            read_rx,
+            conf_change_rx,
+            inbound_rx,
+            report_rx,
+            written_rx,
+            last: 0,
+        };
         let ends = Ends {
             propose_tx,
             read_tx,
@@ -599,16 +574,15 @@ mod tests {
             assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
             reads.push(pending);
         }
-        let first = serving.inputs.try_next().expect("a read");
+        let first = serving.inputs.try_next(true).expect("a read");
         let _ = serving.handle_reads(first).expect("handled");
         assert_eq!(serving.inputs.read_rx.len(), BEHIND);
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
-        let first = serving.inputs.try_next().expect("a read");
+        let first = serving.inputs.try_next(true).expect("a read");
         serving.turn(Some(first)).expect("handled");
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
     }
 
-    /// fdatasync would hold up all requests that the worker serves.
     /// raft-rs may add entries to an append that follows on another one.
     #[tokio::test]
     async fn an_append_names_the_entry_before_its_first() {
@@ -631,6 +605,7 @@ mod tests {
         assert!(late.entries.is_empty(), "it leads no more in that term");
     }
 
+    /// fdatasync would hold up all requests that the worker serves.
     #[tokio::test]
     async fn a_turn_of_reads_leaves_writes_to_a_thread() {
         let (mut serving, ends) = serving(1);
@@ -644,11 +619,11 @@ mod tests {
         serving.node.handle(Input::Propose(proposal)).expect("taken");
         let (responder, _pending) = crate::channels::responder();
         assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
-        let first = serving.inputs.try_next().expect("a read");
+        let first = serving.inputs.try_next(true).expect("a read");
         let last = serving.node.raft().raft_log.persisted;
         let left = serving.handle_reads(first).expect("handled");
         assert!(matches!(left, (Turn::NeedsDisk, None)), "the write waits for a turn on a thread");
-        assert!(serving.node.needs_sync());
+        assert!(serving.node.needs_disk());
         assert_eq!(serving.node.raft().raft_log.persisted, last, "nothing was written");
         serving.turn(None).expect("handled");
         assert!(serving.node.raft().raft_log.persisted > last);

@@ -1,7 +1,7 @@
 //! The replicated log in memory, which raft-rs reads through its `Storage` trait.
 //!
-//! It mirrors the write-ahead log from the last compaction on. The node changes it only after the
-//! write-ahead log is durable, so raft reads only durable entries here.
+//! It mirrors the write-ahead log from the last compaction on. A frame under way is the only thing that it
+//! has and the disk may lack; raft's own mark `persisted` is before these entries.
 //!
 //! ```text
 //!        compacted                      snapshot                         last

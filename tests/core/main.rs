@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod background;
 mod bootstrap;
 mod crash;
 mod crash_states;

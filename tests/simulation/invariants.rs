@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use raft::eraftpb::{Entry, EntryType};
 use raft::{GetEntriesContext, Raft, StateRole};
 use raftexample::channels::NodeId;
-use raftexample::raft_node::Status;
+use raftexample::raft_node::{RaftNode, Status};
 use raftexample::storage::log::Log;
 
 use super::process::{Followed, Process};
@@ -65,8 +65,13 @@ pub enum End {
 struct View {
     begun: bool,
     term: u64,
-    vote: NodeId,
     commit: u64,
+    /// Term and vote on disk.
+    saved: (u64, NodeId),
+    /// The end of the log on disk.
+    persisted: u64,
+    /// True while a frame was under way: a restart may find it.
+    is_writing: bool,
     /// In any run.
     highest_commit: u64,
     applied: u64,
@@ -110,9 +115,8 @@ impl Invariants {
         if !status.begun {
             return Ok(());
         }
-        let raft = process.node.raft();
         let mut view = self.views.remove(&id).unwrap_or_default();
-        let checked = self.check_member(id, raft, &status, &mut view, followed);
+        let checked = self.check_member(id, &process.node, &status, &mut view, followed);
         self.views.insert(id, view);
         checked.map_err(|why| format!("member {id}: {why}"))
     }
@@ -120,11 +124,12 @@ impl Invariants {
     fn check_member(
         &mut self,
         id: NodeId,
-        raft: &Raft<Log>,
+        node: &RaftNode,
         status: &Status,
         view: &mut View,
         followed: &Followed,
     ) -> Check {
+        let raft = node.raft();
         let log = &raft.raft_log;
         let (last, compacted) = (log.last_index(), log.first_index() - 1);
         // A snapshot that was set aside is made again, and the older one is the newest meanwhile.
@@ -138,7 +143,9 @@ impl Invariants {
             order.is_sorted(),
             "compacted <= snapshot <= applied <= committed <= last does not hold: {order:?}"
         );
-        ensure!(log.persisted == last, "the turn left entries behind {} unsaved", log.persisted);
+        let is_saved = log.persisted == last || node.is_writing();
+        ensure!(is_saved, "the turn left entries behind {} unsaved", log.persisted);
+        ensure!(status.applied <= log.persisted, "applied entries behind {}", log.persisted);
         for (what, was, is) in [
             ("term", view.term, raft.term),
             ("commit", view.commit, log.committed),
@@ -148,9 +155,10 @@ impl Invariants {
             let is_set_aside = what == "snapshot" && self.damaged.contains(&id);
             ensure!(was <= is || is_set_aside, "{what} went down from {was} to {is}");
         }
-        if raft.vote != 0 {
-            let vote = *self.votes.entry((id, raft.term)).or_insert(raft.vote);
-            ensure!(vote == raft.vote, "voted for {vote} and {} in term {}", raft.vote, raft.term);
+        let (term, vote) = node.saved_term_and_vote();
+        if vote != 0 {
+            let first = *self.votes.entry((id, term)).or_insert(vote);
+            ensure!(first == vote, "voted for {first} and {vote} in term {term}");
         }
         if followed.restored {
             view.log = vec![0; compacted as usize];
@@ -175,7 +183,8 @@ impl Invariants {
         }
         self.check_answers(followed)?;
         view.begun = true;
-        (view.term, view.vote) = (raft.term, raft.vote);
+        (view.term, view.saved) = (raft.term, (term, vote));
+        (view.persisted, view.is_writing) = (log.persisted, node.is_writing());
         (view.commit, view.applied) = (log.committed, status.applied);
         view.highest_commit = view.highest_commit.max(view.commit);
         view.snapshot = status.snapshot;
@@ -292,17 +301,20 @@ impl Invariants {
         let log = &raft.raft_log;
         let checked = || {
             let last = log.last_index();
-            ensure!(raft.term >= view.term, "term {} became {}", view.term, raft.term);
-            let has_voted = raft.term == view.term && view.vote != 0;
-            ensure!(!has_voted || raft.vote == view.vote, "forgot its vote for {}", view.vote);
-            let kept =
-                if end == End::Interrupted { view.highest_commit } else { view.log.len() as u64 };
+            let (term, vote) = view.saved;
+            ensure!(raft.term >= term, "term {term} became {}", raft.term);
+            let has_voted = raft.term == term && vote != 0;
+            ensure!(!has_voted || raft.vote == vote, "forgot its vote for {vote}");
+            let kept = match end {
+                End::Interrupted => view.persisted.min(view.highest_commit),
+                _ => view.persisted,
+            };
             ensure!(last >= kept, "its log ended at {kept}, and ends at {last} now");
             for index in log.first_index()..=kept {
                 let (was, is) = (view.term_at(index), log.term(index).ok());
                 ensure!(was.is_none() || was == is, "entry {index} of term {was:?} became {is:?}");
             }
-            if end != End::Interrupted {
+            if end != End::Interrupted && !view.is_writing {
                 let state = (raft.term, last);
                 let was = (view.term, view.log.len() as u64);
                 ensure!(state == was, "(term, last) {was:?} became {state:?}");
@@ -314,7 +326,8 @@ impl Invariants {
         checked().map_err(|why| format!("member {id} after it started again: {why}"))?;
         // A commit index may be forgotten, and everything is applied again.
         (view.commit, view.applied, view.snapshot) = (0, 0, 0);
-        (view.term, view.vote) = (raft.term, raft.vote);
+        (view.term, view.saved) = (raft.term, (raft.term, raft.vote));
+        view.persisted = log.last_index();
         view.log.resize(log.last_index() as usize, 0);
         for index in log.first_index()..=log.last_index() {
             view.log[index as usize - 1] = log.term(index).unwrap_or(0);

@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 31] = [
+pub const PATCHES: [Patch; 34] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -28,6 +28,30 @@ pub const PATCHES: [Patch; 31] = [
                   early.extend(ready.entries().iter().cloned());\n\
                   self.publish_entries(early);",
         seeds: 10,
+    },
+    Patch {
+        name: "a follower acknowledges the frame under way",
+        file: "src/raft_node/journal.rs",
+        text: "messages.partition(|message| is_saved && is_free(message))",
+        becomes: "messages.partition(|_| is_saved || true)",
+        seeds: 100,
+    },
+    Patch {
+        name: "raft counts on the frame under way",
+        file: "src/raft_node/mod.rs",
+        text: "self.raw_node.advance_append_async(ready);",
+        becomes: "let number = ready.number();\n\
+                  self.raw_node.advance_append_async(ready);\n\
+                  self.raw_node.on_persist_ready(number);",
+        seeds: 100,
+    },
+    Patch {
+        name: "a change of members is written in the background",
+        file: "src/raft_node/mod.rs",
+        text: "&& !holds_change(&unstable.entries)\n            \
+               && raft.store().conf_changes_after(self.applied.index()).is_empty()",
+        becomes: "",
+        seeds: 0,
     },
     Patch {
         name: "a snapshot is made without its ConfState",

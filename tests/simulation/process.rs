@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use crate::clients::{Output, far_future, poll_once};
 use crate::support::config::closed;
+use crate::support::memory::LateWrites;
 use crate::support::store::Answer;
 use crate::translation::answer;
 use bytes::Bytes;
@@ -152,6 +153,7 @@ pub struct Process {
     pub store: KvStore,
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
+    pub late: LateWrites,
     pub boot: u64,
     pub outputs: Outputs,
     /// The last entry in the snapshot that the state machine began with, or installed last.
@@ -170,6 +172,7 @@ impl Process {
     pub fn start(
         config: &NodeConfig,
         tokens_max: usize,
+        late: LateWrites,
         vfs: Arc<dyn Vfs>,
         logger: &Logger,
     ) -> Result<Self> {
@@ -184,7 +187,7 @@ impl Process {
         };
         let sent = Arc::new(Mutex::new(Sent::default()));
         let outbox = Box::new(ListOutbox(sent.clone()));
-        let node = RaftNode::new(
+        let mut node = RaftNode::new(
             config.clone(),
             replayed,
             outbox,
@@ -193,6 +196,7 @@ impl Process {
             status_tx,
             logger.clone(),
         )?;
+        node.set_background(Box::new(late.clone()));
         let (read_tx, read_rx) = mpsc::channel(64);
         let (propose_tx, propose_rx) = mpsc::channel(1);
         let requests = Requests { propose_tx, read_tx, ..closed() };
@@ -204,6 +208,7 @@ impl Process {
             store,
             sent,
             unwritten: Vec::new(),
+            late,
             boot: config.boot,
             outputs: Outputs::default(),
             restored: 0,

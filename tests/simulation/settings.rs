@@ -25,6 +25,8 @@ pub struct Settings {
     /// The number of retry tokens that a member remembers.
     pub tokens_max: usize,
     pub watchers: u64,
+    /// Per thousand frames: the next one is written while the node goes on.
+    pub late_frames: u64,
     pub snapshot_count: u64,
     pub snapshot_catch_up_entries: u64,
     pub segment_bytes: u64,
@@ -120,7 +122,7 @@ const KINDS: [(FaultKind, u64); 22] = [
     (FaultKind::Move, 3),
     (FaultKind::Wipe, 2),
     (FaultKind::CutLink, 3),
-    (FaultKind::Damage, 2),
+    (FaultKind::Damage, 3),
     (FaultKind::LostTail, 24),
     (FaultKind::NewLife, 3),
     (FaultKind::Stray, 8),
@@ -145,6 +147,7 @@ impl Settings {
             patience_ticks: pick(&[5, 20, 50]),
             tokens_max: later.within(3..9) as usize,
             watchers: later.within(1..4),
+            late_frames: *later.choose(&[0, 300, 900, 1000]),
             snapshot_count: pick(&[2, 4, 8, 16, 64]),
             snapshot_catch_up_entries: pick(&[0, 1, 3, 8]),
             segment_bytes: pick(&[512, 2048, 16384]),

@@ -29,7 +29,7 @@ use super::settings::{FaultKind, Settings, TICK};
 use super::watchers::Watcher;
 use crate::support::config::{config, url};
 use crate::support::logs;
-use crate::support::memory::{Fault, MemVfs, Survives};
+use crate::support::memory::{Fault, LateWrites, MemVfs, Survives};
 use crate::support::random::Random;
 use crate::support::store::Write;
 
@@ -101,6 +101,8 @@ enum Event {
     Arrival(NodeId, Packet),
     /// The thread that writes a snapshot runs.
     WriteSnapshot(Run),
+    /// The thread that writes frames runs.
+    WriteFrame(Run),
     /// The second half of a snapshot arrives.
     SnapshotRest(Run, u64),
     Client(usize),
@@ -441,6 +443,7 @@ impl World {
             Event::Turn(run) => self.turn(run)?,
             Event::Arrival(to, packet) => self.arrive(to, packet),
             Event::WriteSnapshot(run) => self.write_snapshot(run),
+            Event::WriteFrame(run) => self.write_frame(run),
             Event::SnapshotRest(run, number) => self.receive_rest(run, number),
             Event::Client(client) => self.client(client),
             Event::Deadline(number) => {

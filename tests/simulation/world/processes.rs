@@ -62,7 +62,10 @@ impl World {
         };
         let logger = logger.new(slog::o!("member" => id));
         let tokens_max = self.settings.tokens_max;
-        let started = Process::start(&slot.config, tokens_max, vfs, &logger);
+        let late_frames = if slot.forgetful.is_some() { 0 } else { self.settings.late_frames };
+        let mut wants = Random::new(boot);
+        let late = LateWrites::new(move || wants.below(1000) < late_frames);
+        let started = Process::start(&slot.config, tokens_max, late, vfs, &logger);
         let (end, life) = (slot.end, slot.life);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
         match started {
@@ -245,10 +248,15 @@ impl World {
         let process = slot.process.as_mut().expect("it runs");
         let reports = process.take_reports();
         let has_unwritten = !process.unwritten.is_empty();
+        let has_late = process.late.has_begun();
         let (run, life) = (slot.run, slot.life);
         if has_unwritten {
             let after = self.random.below(3 * TICK);
             self.schedule(after, Event::WriteSnapshot((id, run)));
+        }
+        if has_late {
+            let after = self.random.below(TICK);
+            self.schedule(after, Event::WriteFrame((id, run)));
         }
         for report in reports {
             self.give(id, Input::Report(report));
@@ -269,6 +277,18 @@ impl World {
         let reports = process.take_reports();
         for report in reports {
             self.give(id, Input::Report(report));
+        }
+    }
+
+    /// Writes the frame under way. If an earlier event did, this one writes the next frame early, or nothing.
+    pub(super) fn write_frame(&mut self, (id, run): Run) {
+        if !self.runs((id, run)) {
+            return;
+        }
+        let process = self.slot(id).process.as_mut().expect("it runs");
+        if process.late.has_begun() {
+            process.late.write();
+            self.give(id, Input::Written);
         }
     }
 
@@ -428,7 +448,7 @@ impl World {
 /// In the order of the binary's thread: it takes turns among its queues, so that a read may come before
 /// messages that arrived earlier, and ticks come last.
 fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
-    const QUEUES: usize = 6;
+    const QUEUES: usize = 7;
     let mut queues: [VecDeque<Input>; QUEUES] = Default::default();
     for input in inputs {
         let queue = match &input {
@@ -437,7 +457,8 @@ fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
             Input::Report(_) => 2,
             Input::Inbound(_) => 3,
             Input::ConfChange(_) => 4,
-            Input::Tick => 5,
+            Input::Written => 5,
+            Input::Tick => 6,
         };
         queues[queue].push_back(input);
     }

@@ -26,6 +26,7 @@ use raftexample::transport::{Inbound, InboundBody};
 use tokio::sync::{mpsc, watch};
 
 use super::disk::{MemVfs, Survives};
+use super::late::LateWrites;
 use super::outbox::{ListOutbox, Sent};
 use super::state::{State, decode_state, put};
 use super::transcript::{CommitTap, Transcript, logger};
@@ -122,6 +123,8 @@ pub struct Member {
     /// True while the state machine holds back committed entries.
     pub holds_entries: bool,
     held_entries: Vec<Commit>,
+    /// Its frames under way, once [`slow_down`](Self::slow_down) was called.
+    pub late: Option<LateWrites>,
     tap: Arc<Mutex<CommitTap>>,
     reader: CommitReader<Keys>,
     _store: KvStore,
@@ -176,6 +179,7 @@ impl Member {
             held: Vec::new(),
             holds_entries: false,
             held_entries: Vec::new(),
+            late: None,
             tap,
             reader,
             _store: store,
@@ -273,6 +277,21 @@ impl Member {
             self.reader.handle(commit)?;
         }
         Ok(())
+    }
+
+    /// Has frames written when [`write_frame`](Self::write_frame) is called, from the one after the next on.
+    pub fn slow_down(&mut self) {
+        let late = LateWrites::new(|| true);
+        self.node.set_background(Box::new(late.clone()));
+        self.late = Some(late);
+    }
+
+    /// Writes the frame under way, and takes one turn.
+    pub fn write_frame(&mut self) -> Result<()> {
+        let late = self.late.as_ref().expect("the member was slowed down");
+        assert!(late.has_begun(), "a frame is under way");
+        late.write();
+        self.turn([Input::Written])
     }
 
     /// The status without the fields that change with time alone.

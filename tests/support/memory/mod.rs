@@ -5,6 +5,7 @@
 
 mod disk;
 pub mod forging;
+mod late;
 mod member;
 mod network;
 mod outbox;
@@ -12,6 +13,7 @@ mod state;
 mod transcript;
 
 pub use disk::*;
+pub use late::*;
 pub use member::*;
 pub use network::*;
 pub use state::*;

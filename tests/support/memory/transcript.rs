@@ -155,6 +155,7 @@ fn describe_input(input: &Input) -> Option<String> {
     let line = match input {
         Input::Propose(_) | Input::Read(_) | Input::ConfChange(_) => return None,
         Input::Tick => "tick".to_owned(),
+        Input::Written => "written".to_owned(),
         Input::Inbound(inbound) => match &inbound.body {
             InboundBody::Messages { messages, .. } if messages.iter().all(is_routine) => {
                 return None;

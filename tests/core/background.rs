@@ -1,0 +1,220 @@
+//! Frames that are written while the node goes on, as on a slow disk.
+
+use raft::eraftpb::{Message, MessageType};
+use raftexample::channels::{Ack, Acknowledged, MemberRequest, ReadRequest, responder};
+use raftexample::error::Error;
+use raftexample::raft_node::Input;
+
+use crate::support::memory::*;
+
+use MessageType::{MsgAppend, MsgAppendResponse, MsgHeartbeat, MsgHeartbeatResponse, MsgReadIndex};
+
+/// Three members of which `slow` writes its next frame in the background; member 1 leads.
+fn network_with_slow(slow: u64) -> Network {
+    let mut network = Network::new(3, |_| {});
+    network.member(slow).slow_down();
+    // The next frame after one that was slow.
+    assert!(network.put(1, "key", "0").is_ok());
+    network.settle();
+    // The commit index.
+    while network.member(slow).node.is_writing() {
+        network.member(slow).write_frame().unwrap();
+    }
+    network
+}
+
+/// Begins a write at the leader without waiting for it.
+fn begin(network: &mut Network, value: &str) -> Answer<Acknowledged> {
+    let (write, answer) = network.member(1).propose(put("key", value), Ack::Committed);
+    network.turn(1, [write]);
+    answer
+}
+
+fn types(messages: &[Message]) -> Vec<MessageType> {
+    messages.iter().map(|message| message.get_msg_type()).collect()
+}
+
+/// Hands what member `from` sent to member `to`.
+fn hand_over(network: &mut Network, from: u64, to: u64) {
+    let messages = network.member(from).take_messages();
+    let messages = messages.into_iter().filter(|message| message.to == to).collect();
+    let inbound = network.member(from).batch(to, messages);
+    network.turn(to, [Input::Inbound(inbound)]);
+}
+
+#[test]
+fn a_follower_acknowledges_only_what_is_written() {
+    let mut network = network_with_slow(2);
+    let _answer = begin(&mut network, "1");
+    hand_over(&mut network, 1, 2);
+    assert!(network.member(2).node.is_writing());
+    assert_eq!(types(&network.member(2).take_messages()), []);
+    network.member(2).write_frame().unwrap();
+    assert_eq!(types(&network.member(2).take_messages()), [MsgAppendResponse]);
+    assert!(!network.member(2).node.is_writing());
+}
+
+#[test]
+fn a_follower_answers_heartbeats_and_asks_while_it_writes() {
+    let mut network = network_with_slow(2);
+    let _answer = begin(&mut network, "1");
+    hand_over(&mut network, 1, 2);
+    assert!(network.member(2).node.is_writing());
+    network.turn(1, [Input::Tick]);
+    assert!(types(&network.member(1).take_messages()).contains(&MsgHeartbeat));
+    network.turn(1, [Input::Tick]);
+    hand_over(&mut network, 1, 2);
+    let _read = network.member(2).read().unwrap();
+    assert_eq!(types(&network.member(2).take_messages()), [MsgHeartbeatResponse, MsgReadIndex]);
+    assert!(network.member(2).node.is_writing());
+}
+
+/// In a new term: without it on disk, the member could vote for another leader of that term.
+#[test]
+fn a_heartbeat_of_an_unsaved_term_is_answered_after_the_write() {
+    let mut network = network_with_slow(2);
+    let term = network.member(1).status().term + 1;
+    let mut heartbeat = Message { from: 3, to: 2, term, ..Message::default() };
+    heartbeat.set_msg_type(MsgHeartbeat);
+    let inbound = network.member(3).batch(2, vec![heartbeat]);
+    network.turn(2, [Input::Inbound(inbound)]);
+    assert!(network.member(2).node.is_writing());
+    assert_eq!(types(&network.member(2).take_messages()), []);
+    assert_eq!(network.member(2).node.saved_term_and_vote().0, term - 1);
+    network.member(2).write_frame().unwrap();
+    assert_eq!(types(&network.member(2).take_messages()), [MsgHeartbeatResponse]);
+    assert_eq!(network.member(2).node.saved_term_and_vote().0, term);
+}
+
+/// Both followers have the entry, so it is committed. The leader's own state machine waits.
+#[test]
+fn a_leader_applies_nothing_that_its_own_disk_lacks() {
+    let mut network = network_with_slow(1);
+    let mut answer = begin(&mut network, "1");
+    network.deliver();
+    assert!(answer.get().is_none());
+    let member = network.member(1);
+    assert!(member.node.is_writing());
+    let status = member.status();
+    assert_eq!(status.commit, status.applied + 1);
+    member.write_frame().unwrap();
+    assert!(answer.is_ok());
+}
+
+#[test]
+fn what_arrives_during_a_frame_is_the_next_one() {
+    let mut network = network_with_slow(2);
+    let _first = begin(&mut network, "1");
+    hand_over(&mut network, 1, 2);
+    let _second = begin(&mut network, "2");
+    hand_over(&mut network, 1, 2);
+    let _third = begin(&mut network, "3");
+    hand_over(&mut network, 1, 2);
+    let last = network.member(1).node.raft().raft_log.last_index();
+    let member = network.member(2);
+    assert_eq!(member.wal().last_index(), last - 3, "nothing is written");
+    member.write_frame().unwrap();
+    assert_eq!(member.wal().last_index(), last - 2);
+    assert!(member.node.is_writing());
+    member.write_frame().unwrap();
+    assert_eq!(member.wal().last_index(), last, "one frame holds both");
+    assert!(!member.node.is_writing());
+}
+
+/// Entries of a later leader replace those that are gathered, and those of the frame under way.
+#[test]
+fn gathered_entries_are_replaced_by_a_later_leaders() {
+    let mut network = network_with_slow(2);
+    network.cut.insert(3);
+    let last = network.member(2).node.raft().raft_log.last_index();
+    for value in ["1", "2", "3"] {
+        let _answer = begin(&mut network, value);
+        hand_over(&mut network, 1, 2);
+    }
+    // Another leader, whose log ends at `last`.
+    let (term, log_term) = (network.member(1).status().term + 1, network.member(1).status().term);
+    for index in [last + 2, last + 1] {
+        let mut append = Message { from: 3, to: 2, term, index: index - 1, ..Message::default() };
+        append.set_msg_type(MsgAppend);
+        append.log_term = log_term;
+        append.entries = vec![entry(index, term, put("key", "later"))].into();
+        let inbound = network.member(3).batch(2, vec![append]);
+        network.turn(2, [Input::Inbound(inbound)]);
+    }
+    let member = network.member(2);
+    while member.node.is_writing() {
+        member.write_frame().unwrap();
+    }
+    let terms: Vec<_> = member.wal().entries.iter().map(|entry| (entry.index, entry.term)).collect();
+    assert_eq!(terms.last(), Some(&(last + 1, term)), "{terms:?}");
+    assert_eq!(member.node.raft().raft_log.persisted, last + 1);
+}
+
+/// Whoever applies a change may rely on it being on disk.
+#[test]
+fn a_change_of_members_is_not_written_in_the_background() {
+    let mut network = network_with_slow(1);
+    let mut write = begin(&mut network, "1");
+    assert!(network.member(1).node.is_writing());
+    let url = "http://127.0.0.1:4".to_owned();
+    let mut change = network.member(1).change(MemberRequest::Add { id: 4, url }).unwrap();
+    assert!(!network.member(1).node.is_writing(), "the frame under way was waited for");
+    assert!(write.get().is_none());
+    network.deliver();
+    assert!(write.is_ok() && change.is_ok());
+}
+
+#[test]
+fn a_read_does_not_wait_for_the_frame_under_way() {
+    for reader in [1, 2] {
+        let mut network = network_with_slow(reader);
+        let mut write = begin(&mut network, "1");
+        if reader == 2 {
+            hand_over(&mut network, 1, 2);
+        }
+        assert!(network.member(reader).node.is_writing());
+        let mut read = network.member(reader).read().unwrap();
+        network.deliver();
+        assert!(read.is_ok(), "it began before the write was committed");
+        assert_eq!(write.is_ok(), reader == 2);
+        network.member(reader).write_frame().unwrap();
+        network.deliver();
+        assert!(write.is_ok());
+    }
+}
+
+/// Its commit would come a whole sync later.
+#[test]
+fn a_read_at_a_slow_disk_rides_along_with_no_write() {
+    let mut network = network_with_slow(1);
+    let (write, mut written) = network.member(1).propose(put("key", "1"), Ack::Committed);
+    let (responder, pending) = responder();
+    let mut read = Answer::new(pending);
+    network.turn(1, [Input::Read(ReadRequest { responder }), write]);
+    network.deliver();
+    assert!(network.member(1).node.is_writing());
+    assert!(read.is_ok() && written.get().is_none());
+}
+
+#[test]
+fn a_write_that_fails_in_the_background_ends_the_node() {
+    let mut network = network_with_slow(1);
+    let mut answer = begin(&mut network, "1");
+    network.member(1).disk.inject(1, Fault::Fails(std::io::ErrorKind::StorageFull));
+    let ended = network.member(1).write_frame();
+    assert!(matches!(ended, Err(Error::Io { .. })), "{ended:?}");
+    assert!(answer.get().is_none());
+    network.members.remove(&1);
+    assert!(answer.is_unknown());
+}
+
+#[test]
+fn a_stop_waits_for_the_frame_under_way() {
+    let mut network = network_with_slow(1);
+    let _first = begin(&mut network, "1");
+    let last = network.member(1).node.raft().raft_log.last_index();
+    let member = network.member(1);
+    assert_eq!(member.wal().last_index(), last - 1);
+    member.node.stop().unwrap();
+    assert_eq!(member.wal().last_index(), last);
+}
