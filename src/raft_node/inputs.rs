@@ -37,6 +37,17 @@ pub enum Input {
     Written,
 }
 
+impl Input {
+    /// The bytes that it may add to a frame.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Propose(proposal) => proposal.data.len(),
+            Self::Inbound(inbound) => inbound.bytes(),
+            _ => 0,
+        }
+    }
+}
+
 impl RaftNode {
     /// Takes one input in. Nothing is written or answered with success until
     /// [`handle_ready`](Self::handle_ready), except what a report or a tick makes durable.

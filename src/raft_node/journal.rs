@@ -13,8 +13,8 @@
 //! | a follower's heartbeat response, forwarded read or write | after it, but see below |
 //!
 //! # The frame under way
-//! Where a sync is slow, a [`Background`] writes the frame while the node goes on, with raft-rs's
-//! asynchronous `Ready`. The files travel with the frame, so there is one at a time. What later Readies add
+//! Where a sync is slow, or there is little to write, a [`Background`] writes the frame while the node goes
+//! on, with raft-rs's asynchronous `Ready`. The files travel with the frame, so there is one at a time. What later Readies add
 //! is gathered for the next frame. The log in memory has these entries already; raft neither commits nor
 //! acknowledges them until [`Journal::take_written`] tells it that they are on disk. A member whose term and
 //! vote are on disk answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
@@ -145,6 +145,8 @@ pub(super) struct Journal {
     written: Vec<Waiting>,
     /// True if the next frame is for the background.
     is_slow: bool,
+    /// The number of entries in the last frame that held some.
+    last_entries: usize,
     /// The length of the log without the frame under way.
     bytes: u64,
     metrics: Metrics,
@@ -170,6 +172,7 @@ impl Journal {
             gathered: None,
             written: Vec::new(),
             is_slow: false,
+            last_entries: 0,
             metrics,
         }
     }
@@ -207,6 +210,14 @@ impl Journal {
     /// True while a frame is under way.
     pub fn is_writing(&self) -> bool {
         self.under_way.is_some()
+    }
+
+    pub fn has_background(&self) -> bool {
+        self.background.is_some()
+    }
+
+    pub fn last_entries(&self) -> usize {
+        self.last_entries
     }
 
     /// True if the disk is so slow that the background writes the next frame.
@@ -268,7 +279,14 @@ impl Journal {
             log.apply_snapshot(ready.snapshot().clone());
         }
         log.append(ready.entries());
+        self.note_entries(ready.entries());
         Ok(())
+    }
+
+    fn note_entries(&mut self, entries: &[Entry]) {
+        if !entries.is_empty() {
+            self.last_entries = entries.len();
+        }
     }
 
     fn note_write(&mut self, took: Duration) {
@@ -300,6 +318,7 @@ impl Journal {
     fn begin_next(&mut self) {
         let Some(gathered) = self.gathered.take_if(|_| self.under_way.is_none()) else { return };
         let Gathered { entries, mut waiting } = gathered;
+        self.note_entries(&entries);
         waiting.term_and_vote = self.term_and_vote();
         self.under_way = Some(waiting);
         let files = self.files.take().expect("no frame is under way");

@@ -95,6 +95,9 @@ use snapshots::Snapshots;
 pub use status::{PeerStatus, Progress, Role, SendState, Sent, Status, TickStatus};
 use writes::Writes;
 
+/// The most entries of a frame that is given away to spare the node the way to a thread that may block.
+const SMALL_FRAME: usize = 1;
+
 /// Where a snapshot maker reports to; in a running member, the node's own queue of reports.
 pub type ReportFn = Arc<dyn Fn(PeerReport) + Send + Sync>;
 
@@ -195,7 +198,8 @@ impl RaftNode {
         Ok(())
     }
 
-    /// As [`handle_ready`](Self::handle_ready), but stops before the first write.
+    /// As [`handle_ready`](Self::handle_ready), but does not block. It begins to write in the background what
+    /// is small, and stops before any other write.
     pub fn handle_ready_without_disk(&mut self) -> Result<Turn> {
         self.turn(false)
     }
@@ -207,12 +211,12 @@ impl RaftNode {
             if !self.raw_node.has_ready() {
                 break;
             }
-            if !may_write && self.needs_disk() {
-                return Ok(Turn::NeedsDisk);
-            }
-            if may_write && self.is_for_background() {
+            if self.is_for_background(may_write) {
                 self.gather_ready();
                 continue;
+            }
+            if !may_write && self.needs_disk() {
+                return Ok(Turn::NeedsDisk);
             }
             self.journal.finish()?;
             self.take_written();
@@ -281,22 +285,40 @@ impl RaftNode {
         }
     }
 
-    /// True if the next Ready goes to the background, or behind what it writes.
+    /// True if the next Ready goes to the background, or behind what it writes. A turn that may write itself
+    /// does so where the disk is fast.
     ///
     /// While a change of members is not applied, the order stays that of `turn`, where `commits_change` holds
     /// back what may commit it. Entries of a single voter stay, too: nothing else commits them, and raft
     /// asserts that they are on disk when that voter campaigns.
-    fn is_for_background(&self) -> bool {
+    fn is_for_background(&self, may_write: bool) -> bool {
         let raft = &self.raw_node.raft;
         let unstable = &raft.raft_log.unstable;
-        let is_wanted = self.journal.is_writing()
-            || (self.journal.has_work(raft) && self.journal.is_slow());
-        is_wanted
-            && matches!(self.lifecycle, Lifecycle::Running)
-            && !raft.prs().is_singleton()
+        let is_worth_it = self.journal.is_slow()
+            || (!may_write
+                && unstable.entries.len() <= SMALL_FRAME
+                && self.journal.has_background());
+        (self.journal.is_writing() || (is_worth_it && self.journal.has_work(raft)))
             && unstable.snapshot.is_none()
             && !holds_change(&unstable.entries)
-            && raft.store().conf_changes_after(self.applied.index()).is_empty()
+            && self.allows_background()
+    }
+
+    fn allows_background(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Running)
+            && !self.raw_node.raft.prs().is_singleton()
+            && !self.has_unapplied_change()
+    }
+
+    /// True if the frames are so small that this node needs no thread for them.
+    pub fn writes_little(&self) -> bool {
+        self.journal.has_background()
+            && self.journal.last_entries() <= SMALL_FRAME
+            && self.allows_background()
+    }
+
+    fn has_unapplied_change(&self) -> bool {
+        self.raw_node.store().has_conf_change_after(self.applied.index())
     }
 
     /// Takes a Ready whose frame is written in the background, in the order of `turn`. What comes after the
@@ -368,20 +390,18 @@ impl RaftNode {
     /// True if the next Ready writes. It may also be true if the Ready only might commit a change.
     fn needs_disk(&self) -> bool {
         let committed = self.raw_node.raft.raft_log.committed;
-        let may_commit_change = committed > self.applied.index()
-            && (self.is_leader()
-                || !self.raw_node.store().conf_changes_after(self.applied.index()).is_empty());
+        let may_commit_change = committed > self.applied.index() && self.has_unapplied_change();
         self.journal.is_writing()
             || self.journal.has_work(&self.raw_node.raft)
             || may_commit_change
     }
 
-    /// True if these committed entries hold a change of members, or if the leader has committed more
-    /// entries than raft handed out, which may.
+    /// True if these committed entries hold a change of members, or if the leader may have committed one that
+    /// raft has not handed out yet.
     fn may_commit_change(&self, entries: &[Entry]) -> bool {
         let committed = self.raw_node.raft.raft_log.committed;
         let is_part = entries.last().is_some_and(|last| last.index < committed);
-        holds_change(entries) || (is_part && self.is_leader())
+        holds_change(entries) || (is_part && self.is_leader() && self.has_unapplied_change())
     }
 
     /// Hands the waiting requests to raft, as far as its state allows.

@@ -1,13 +1,19 @@
 //! The task that owns the node and feeds it: the twin of the original's serveChannels and serveRaft.
 //!
 //! It waits on all channels at once, takes its share of what has arrived, then lets the node act on it.
-//! This module decides only where the node runs: fdatasync blocks, so async workers handle reads and
-//! the heartbeats that confirm them, and everything else moves the node to a thread that may block. A
-//! turn of reads says whether it [needs the disk](Turn::NeedsDisk). The node stays on the thread until
-//! the next read. A series of reads, or of writes, therefore wakes no other thread.
+//! This module decides only where the node runs, because fdatasync blocks:
 //!
-//! If the last frame took a millisecond or longer, another thread writes the next one, and the node stays on
-//! its thread until that is done: it takes in acknowledgements and answers heartbeats and reads meanwhile.
+//! | | the node runs on | the frame is written by |
+//! |---|---|---|
+//! | reads, and the heartbeats that confirm them | an async worker | |
+//! | one entry at a time | an async worker | the [`WriteThread`] |
+//! | more | the [`DiskThread`] | the node |
+//! | a sync takes a millisecond or longer | the [`DiskThread`] | the [`WriteThread`] |
+//!
+//! Each change of the thread costs two wake-ups, and so does each frame of the write thread. That is why the
+//! node stays where it is as long as it can. On a worker, a turn says whether it [needs the
+//! disk](Turn::NeedsDisk). On its thread, the node stays until the next read or the next small frame. While a
+//! frame is under way, the node takes in acknowledgements, and answers heartbeats and reads.
 
 use std::iter;
 use std::sync::Arc;
@@ -245,8 +251,18 @@ impl Inputs {
     }
 }
 
-/// True for a read, and for the messages of a known member that carry reads and confirm them. Handling
-/// such an input writes nothing.
+/// True for an input whose handling writes nothing. What follows from it may have to.
+fn needs_no_disk(input: &Input) -> bool {
+    match input {
+        Input::Read(_) | Input::Propose(_) | Input::Written => true,
+        Input::Inbound(inbound) => {
+            matches!(inbound.body, InboundBody::Messages { answer: None, .. })
+        }
+        _ => false,
+    }
+}
+
+/// True for a read, and for the messages of a known member that carry reads and confirm them.
 fn is_read(input: &Input) -> bool {
     use MessageType::*;
     let is_of_read = |message: &Message| {
@@ -287,11 +303,11 @@ async fn serve_channels(
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
         }
-        result = match serving.handle_reads(first) {
+        result = match serving.turn_on_worker(first) {
             Ok((Turn::Done, _)) => Ok(serving.next_input().await),
             Ok((Turn::NeedsDisk, input)) => {
                 let turns = thread.run(move || {
-                    let result = serving.handle_all(input);
+                    let result = serving.turns_on_thread(input);
                     (serving, result)
                 });
                 (serving, result) = turns.await;
@@ -340,14 +356,20 @@ impl Serving {
         proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
     }
 
-    /// A turn of reads, on an async worker. What is left for a thread that may block is the first input
-    /// that is not a read, or what the reads led to.
-    fn handle_reads(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
-        for input in self.inputs.share(Some(first), true) {
-            if !is_read(&input) {
+    /// A turn on an async worker. What is left for a thread that may block is the first input that needs it,
+    /// or what the inputs led to.
+    fn turn_on_worker(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
+        let takes_writes = self.takes_writes();
+        let mut bytes = 0;
+        for input in self.inputs.share(Some(first), takes_writes) {
+            if !needs_no_disk(&input) {
                 return Ok((Turn::NeedsDisk, Some(input)));
             }
+            bytes += input.bytes();
             self.node.handle(input)?;
+            if bytes >= TURN_BYTES_MAX {
+                break;
+            }
         }
         let is_tick_due = Instant::now() >= self.next_tick;
         let turn =
@@ -355,16 +377,16 @@ impl Serving {
         Ok((turn, None))
     }
 
-    /// Turns of all inputs, on a thread that may block, until the next input is a read: that one is
-    /// returned.
-    fn handle_all(&mut self, mut input: Option<Input>) -> Result<Option<Input>> {
+    /// Turns on a thread that may block, until the next input is for a worker: that one is returned.
+    fn turns_on_thread(&mut self, mut input: Option<Input>) -> Result<Option<Input>> {
         let runtime = Handle::current();
         loop {
             // As in `serve_channels`.
             std::thread::yield_now();
             self.turn(input)?;
             input = match runtime.block_on(self.next_input()) {
-                Some(input) if self.node.is_writing() || !is_read(&input) => Some(input),
+                Some(input) if self.node.is_writing() => Some(input),
+                Some(input) if !is_read(&input) && !self.node.writes_little() => Some(input),
                 next => return Ok(next),
             };
         }
@@ -375,11 +397,7 @@ impl Serving {
         let mut bytes = 0;
         let takes_writes = self.takes_writes();
         for input in self.inputs.share(first, takes_writes) {
-            bytes += match &input {
-                Input::Propose(proposal) => proposal.data.len(),
-                Input::Inbound(inbound) => inbound.bytes(),
-                _ => 0,
-            };
+            bytes += input.bytes();
             // A tick that is due is handled below.
             if !matches!(input, Input::Tick) {
                 self.node.handle(input)?;
@@ -575,7 +593,7 @@ mod tests {
             reads.push(pending);
         }
         let first = serving.inputs.try_next(true).expect("a read");
-        let _ = serving.handle_reads(first).expect("handled");
+        let _ = serving.turn_on_worker(first).expect("handled");
         assert_eq!(serving.inputs.read_rx.len(), BEHIND);
         assert!(reads.iter_mut().all(|pending| pending.try_take().is_none()));
         let first = serving.inputs.try_next(true).expect("a read");
@@ -621,7 +639,7 @@ mod tests {
         assert!(ends.read_tx.try_send(ReadRequest { responder }).is_ok(), "there is room");
         let first = serving.inputs.try_next(true).expect("a read");
         let last = serving.node.raft().raft_log.persisted;
-        let left = serving.handle_reads(first).expect("handled");
+        let left = serving.turn_on_worker(first).expect("handled");
         assert!(matches!(left, (Turn::NeedsDisk, None)), "the write waits for a turn on a thread");
         assert!(serving.node.needs_disk());
         assert_eq!(serving.node.raft().raft_log.persisted, last, "nothing was written");

@@ -115,6 +115,13 @@ impl Log {
         self.entries.iter().rev().take(count).map(Kept::entry_bytes).sum()
     }
 
+    /// True if there is a membership entry after `index`.
+    pub fn has_conf_change_after(&self, index: Index) -> bool {
+        let first = index.max(self.compacted_index) + 1;
+        let mut after = self.entries.iter().skip(self.position(first));
+        after.any(|kept| kept.entry_type != EntryType::EntryNormal)
+    }
+
     /// The membership entries after `index`.
     pub fn conf_changes_after(&self, index: Index) -> Vec<Entry> {
         let first = index.max(self.compacted_index) + 1;

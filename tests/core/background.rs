@@ -3,7 +3,7 @@
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::{Ack, Acknowledged, MemberRequest, ReadRequest, responder};
 use raftexample::error::Error;
-use raftexample::raft_node::Input;
+use raftexample::raft_node::{Input, Turn};
 
 use crate::support::memory::*;
 
@@ -194,6 +194,27 @@ fn a_read_at_a_slow_disk_rides_along_with_no_write() {
     network.deliver();
     assert!(network.member(1).node.is_writing());
     assert!(read.is_ok() && written.get().is_none());
+}
+
+/// As at the end of a turn on an async worker, where a larger frame needs a thread.
+#[test]
+fn a_small_frame_is_given_away_and_a_large_one_is_not() {
+    for (count, turn) in [(1, Turn::Done), (20, Turn::NeedsDisk)] {
+        let mut network = Network::new(3, |_| {});
+        let member = network.member(1);
+        let late = LateWrites::new(|| false);
+        member.node.set_background(Box::new(late.clone()));
+        let mut answers = Vec::new();
+        for _ in 0..count {
+            let (write, answer) = member.propose(put("key", "1"), Ack::Committed);
+            member.node.handle(write).unwrap();
+            answers.push(answer);
+        }
+        let before = member.disk.operations();
+        assert_eq!(member.node.handle_ready_without_disk().unwrap(), turn);
+        assert_eq!(late.has_begun(), turn == Turn::Done);
+        assert_eq!(member.disk.operations(), before, "nothing was written");
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub const PATCHES: [Patch; 34] = [
         name: "a change of members is written in the background",
         file: "src/raft_node/mod.rs",
         text: "&& !holds_change(&unstable.entries)\n            \
-               && raft.store().conf_changes_after(self.applied.index()).is_empty()",
+               && self.allows_background()",
         becomes: "",
         seeds: 0,
     },

@@ -23,7 +23,7 @@ use raftexample::kvstore::{Keys, KvStore};
 use raftexample::membership::Admission;
 use raftexample::raft_node::replay::replay_wal;
 use raftexample::raft_node::state_machine::CommitReader;
-use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status};
+use raftexample::raft_node::{Input, NodeConfig, RaftNode, Status, Turn};
 use raftexample::storage::Vfs;
 use raftexample::storage::snapshotter::Snapshotter;
 use raftexample::transport::Outbox;
@@ -229,6 +229,10 @@ impl Process {
         }
         while let Ok(request) = self.read_rx.try_recv() {
             self.node.handle(Input::Read(request))?;
+        }
+        // As on an async worker, then on a thread that may block.
+        if self.late.is_on_worker() && self.node.handle_ready_without_disk()? == Turn::Done {
+            return self.follow_commits();
         }
         self.node.handle_ready()?;
         self.follow_commits()

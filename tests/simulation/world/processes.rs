@@ -207,6 +207,7 @@ impl World {
             self.lives[slot.life].invariants.damaged.remove(&id);
         }
         let mut told_by = None;
+        let has_lost = self.losing.is_some_and(|(loser, _)| loser == id);
         match self.losing {
             Some((loser, leader)) if loser == id && role == Role::Quarantined => {
                 (self.losing, slot.is_wiped) = (None, true);
@@ -227,8 +228,8 @@ impl World {
             slot.is_wiped = false;
         }
         let checked = self.lives[slot.life].invariants.check_turn(id, process, &followed);
-        if checked.is_err() && self.losing.is_some_and(|(loser, _)| loser == id) {
-            // It forgot a vote, and the leader has not told it yet.
+        if checked.is_err() && has_lost {
+            // It forgot a vote, and the leader has told it too late or not yet.
             self.is_void = true;
             return Ok(());
         }

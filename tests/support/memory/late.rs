@@ -22,6 +22,11 @@ impl LateWrites {
         Self(Arc::new(Mutex::new(Late { wants, begun: None, written: None })))
     }
 
+    /// True if a turn that may not block is to be tried first, as on an async worker.
+    pub fn is_on_worker(&self) -> bool {
+        (self.0.lock().unwrap().wants)()
+    }
+
     /// True if a frame is not written yet.
     pub fn has_begun(&self) -> bool {
         self.0.lock().unwrap().begun.is_some()
