@@ -74,7 +74,6 @@ pub mod serve;
 pub mod snapshots;
 pub mod state_machine;
 pub mod status;
-mod threads;
 pub mod validate;
 pub mod writes;
 
@@ -391,9 +390,7 @@ impl RaftNode {
     fn needs_disk(&self) -> bool {
         let committed = self.raw_node.raft.raft_log.committed;
         let may_commit_change = committed > self.applied.index() && self.has_unapplied_change();
-        self.journal.is_writing()
-            || self.journal.has_work(&self.raw_node.raft)
-            || may_commit_change
+        self.journal.is_writing() || self.journal.has_work(&self.raw_node.raft) || may_commit_change
     }
 
     /// True if these committed entries hold a change of members, or if the leader may have committed one that

@@ -215,7 +215,9 @@ impl Reads {
     /// True if a write that may still be committed has followed every waiting read.
     fn rides_along(&self, raft: &raft::Raft<Log>, own_write: Option<RequestId>) -> bool {
         self.waiting.back().is_some_and(|last| match raft.state {
-            StateRole::Leader => self.has_ride(raft) && last.arrived_at < raft.raft_log.last_index(),
+            StateRole::Leader => {
+                self.has_ride(raft) && last.arrived_at < raft.raft_log.last_index()
+            }
             _ => self.allows_rides && own_write.is_some_and(|own| last.after < own.counter),
         })
     }

@@ -15,6 +15,8 @@
 //! disk](Turn::NeedsDisk). On its thread, the node stays until the next read or the next small frame. While a
 //! frame is under way, the node takes in acknowledgements, and answers heartbeats and reads.
 
+mod threads;
+
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +29,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::threads::{DiskThread, WriteThread};
 use super::replay::replay_wal;
-use super::threads::{DiskThread, WriteThread};
 use super::{Input, NodeConfig, RaftNode, Status, Turn};
 use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};

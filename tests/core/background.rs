@@ -145,7 +145,8 @@ fn gathered_entries_are_replaced_by_a_later_leaders() {
     while member.node.is_writing() {
         member.write_frame().unwrap();
     }
-    let terms: Vec<_> = member.wal().entries.iter().map(|entry| (entry.index, entry.term)).collect();
+    let terms: Vec<_> =
+        member.wal().entries.iter().map(|entry| (entry.index, entry.term)).collect();
     assert_eq!(terms.last(), Some(&(last + 1, term)), "{terms:?}");
     assert_eq!(member.node.raft().raft_log.persisted, last + 1);
 }

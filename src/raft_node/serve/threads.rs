@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::journal::{Background, Write, Written};
+use crate::raft_node::journal::{Background, Write, Written};
 
 /// From this time for a frame on, handing the next one over costs less than waiting for it.
 const SLOW_WRITE: Duration = Duration::from_millis(1);
