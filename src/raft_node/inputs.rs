@@ -321,7 +321,8 @@ impl RaftNode {
             debug!(self.logger, "dropping entries: too much waits to be applied");
             return;
         }
-        if self.reads.hold(&mut message, &self.raw_node.raft) {
+        let vouches = !self.peers.admission().is_moved_away(header);
+        if self.reads.take_forwarded(&mut message, vouches, &mut self.raw_node.raft) {
             return;
         }
         self.reads.note_confirmation(&message, &self.raw_node.raft);

@@ -35,6 +35,18 @@
 //!
 //! Where a member's own disk is slow, no read of this member rides along: a round needs no disk.
 //!
+//! # Reads that are their own confirmation
+//! A voter that asks its leader for a read index has not voted for a later leader. So in a cluster of two or
+//! three voters the leader answers such a question without asking anybody.
+//!
+//! *Why that is linearizable.* Let the read arrive at member *f* at time *r*, and let *f* then ask the leader of
+//! its term *s*, which takes the question in as leader of term *t*. That member has led *s*, so *s* ≤ *t*. Suppose
+//! that a leader of a term above *t* had been elected before *r*. A majority voted for it before *r*. It
+//! contains the leader or *f*, because these two are a majority. But a vote raises the term of the voter, the
+//! leader is in term *t* after *r*, and *f* is in term *s* after *r*. So there was none, and every write that
+//! was acknowledged before *r* is an entry of a term up to *t*. This leader has committed all of these, because
+//! it has committed an entry of its own term.
+//!
 //! # Confirmers
 //! raft asks every member to confirm a round. A majority is enough, so in each tick the leader asks
 //! all members at first, and then only those that answered first. Measured with 64 connections on two
@@ -113,21 +125,30 @@ impl Reads {
         self.allows_rides = allows_rides;
     }
 
-    /// Takes in another member's read if it can ride along; else it is for raft. The last one of each member
-    /// serves its earlier ones.
-    pub fn hold(&mut self, message: &mut Message, raft: &raft::Raft<Log>) -> bool {
-        let is_held = message.get_msg_type() == MessageType::MsgReadIndex && self.has_ride(raft);
-        if is_held {
+    /// Takes in another member's read, if this leader can answer it without raft: at once, or with a commit.
+    /// The last one of each member that waits for a commit serves its earlier ones. `vouches` is false for a
+    /// sender that may be an earlier copy of the member's directory.
+    pub fn take_forwarded(
+        &mut self,
+        message: &mut Message,
+        vouches: bool,
+        raft: &mut raft::Raft<Log>,
+    ) -> bool {
+        if message.get_msg_type() != MessageType::MsgReadIndex {
+            return false;
+        }
+        if vouches && answer_voter(message, raft) {
+            return true;
+        }
+        let has_ride = self.has_ride(raft);
+        if has_ride {
             self.forwarded.retain(|(_, earlier)| earlier.from != message.from);
             self.forwarded.push((raft.raft_log.last_index(), std::mem::take(message)));
         }
-        is_held
+        has_ride
     }
 
     /// Confirms the reads behind whose arrival this leader has committed an entry.
-    ///
-    /// The answers to other members are handed to raft, because they tell its commit index: the journal holds
-    /// them back where a change of members may be committed.
     pub fn take_riders(&mut self, raw_node: &mut RawNode<Log>) {
         let leadership = Leadership::of(raw_node);
         let raft = &mut raw_node.raft;
@@ -143,17 +164,9 @@ impl Reads {
         }
         let riders = self.waiting.partition_point(|it| it.arrived_at < committed);
         self.confirm(committed, riders);
-        let confirmed = self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at < committed);
-        let (from, term) = (raft.id, raft.term);
-        raft.msgs.extend(confirmed.map(|(_, mut read)| Message {
-            msg_type: MessageType::MsgReadIndexResp,
-            from,
-            to: read.from,
-            term,
-            index: committed,
-            entries: read.take_entries(),
-            ..Message::default()
-        }));
+        for (_, read) in self.forwarded.extract_if(.., |(arrived_at, _)| *arrived_at < committed) {
+            answer(read, raft);
+        }
     }
 
     /// Confirms the reads that arrived before this member proposed `own`, which is applied at `index`.
@@ -296,4 +309,31 @@ impl Reads {
             && log.committed < log.last_index()
             && !raft.prs().is_singleton()
     }
+}
+
+/// Answers another voter's read if that voter and this leader are a majority.
+fn answer_voter(message: &mut Message, raft: &mut raft::Raft<Log>) -> bool {
+    let voters = raft.prs().conf().voters();
+    let count = [raft.id, message.from].into_iter().filter(|id| voters.contains(*id)).count();
+    let is_confirmed = raft.state == StateRole::Leader
+        && raft.commit_to_current_term()
+        && count > voters.ids().len() / 2;
+    if is_confirmed {
+        answer(std::mem::take(message), raft);
+    }
+    is_confirmed
+}
+
+/// Hands raft the answer to another member's read. It tells the commit index, so the journal holds it back where
+/// a change of members may be committed.
+fn answer(mut read: Message, raft: &mut raft::Raft<Log>) {
+    raft.msgs.push(Message {
+        msg_type: MessageType::MsgReadIndexResp,
+        from: raft.id,
+        to: read.from,
+        term: raft.term,
+        index: raft.raft_log.committed,
+        entries: read.take_entries(),
+        ..Message::default()
+    });
 }

@@ -181,8 +181,9 @@ fn was_confirmed(network: &Network) -> bool {
 
 #[test]
 fn a_read_rides_along_with_a_write_that_follows_it() {
-    for reader in [1, 2] {
-        let mut network = Network::new(3, |_| {});
+    // A question of one of three members needs no ride.
+    for (reader, members) in [(1, 3), (2, 5)] {
+        let mut network = Network::new(members, |_| {});
         network.transcript.start_scenario();
         let mut first = network.member(1).put("key", "1").unwrap();
         let (write, mut second) = network.member(1).propose(put("key", "2"), Ack::Committed);
@@ -207,8 +208,8 @@ fn a_read_rides_along_with_a_write_that_follows_it() {
 /// What was acknowledged of an earlier write may be older than another leader's election.
 #[test]
 fn a_read_does_not_ride_along_with_a_write_before_it() {
-    for reader in [1, 2] {
-        let mut network = Network::new(3, |_| {});
+    for (reader, members) in [(1, 3), (2, 5)] {
+        let mut network = Network::new(members, |_| {});
         network.transcript.start_scenario();
         let mut write = network.member(1).put("key", "1").unwrap();
         let mut read = network.member(reader).read().unwrap();
@@ -220,6 +221,19 @@ fn a_read_does_not_ride_along_with_a_write_before_it() {
         network.deliver();
         assert!(write.is_ok());
         assert!(read.is_ok() && was_confirmed(&network), "at member {reader}");
+    }
+}
+
+/// The two are a majority, and neither has voted for a later leader.
+#[test]
+fn a_question_of_one_of_three_confirms_the_leader() {
+    for (members, is_asked) in [(2, false), (3, false), (4, true), (5, true)] {
+        let mut network = Network::new(members, |_| {});
+        network.transcript.start_scenario();
+        let mut read = network.member(2).read().unwrap();
+        network.deliver();
+        assert!(read.is_ok());
+        assert_eq!(was_confirmed(&network), is_asked, "{members} members");
     }
 }
 

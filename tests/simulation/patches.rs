@@ -17,7 +17,7 @@ pub struct Patch {
     seeds: u64,
 }
 
-pub const PATCHES: [Patch; 34] = [
+pub const PATCHES: [Patch; 36] = [
     Patch {
         name: "entries are applied before they are committed",
         file: "src/raft_node/mod.rs",
@@ -52,6 +52,20 @@ pub const PATCHES: [Patch; 34] = [
                && self.allows_background()",
         becomes: "",
         seeds: 0,
+    },
+    Patch {
+        name: "a new leader answers before it has committed an entry",
+        file: "src/raft_node/reads.rs",
+        text: "        && raft.commit_to_current_term()\n",
+        becomes: "",
+        seeds: 3_000,
+    },
+    Patch {
+        name: "a question of any voter confirms the leader",
+        file: "src/raft_node/reads.rs",
+        text: "&& count > voters.ids().len() / 2;",
+        becomes: "&& count > 0 * voters.ids().len();",
+        seeds: 1_000,
     },
     Patch {
         name: "a snapshot is made without its ConfState",
