@@ -65,7 +65,7 @@ pub const PATCHES: [Patch; 36] = [
         file: "src/raft_node/reads.rs",
         text: "&& count > voters.ids().len() / 2;",
         becomes: "&& count > 0 * voters.ids().len();",
-        seeds: 1_000,
+        seeds: 0,
     },
     Patch {
         name: "a snapshot is made without its ConfState",
