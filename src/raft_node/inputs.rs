@@ -317,8 +317,9 @@ impl RaftNode {
         }
         let brings_entries =
             matches!(message_type, MessageType::MsgAppend | MessageType::MsgPropose);
-        if self.commits.is_full() && brings_entries && !message.entries.is_empty() {
-            debug!(self.logger, "dropping entries: too much waits to be applied");
+        let is_full = self.commits.is_full() || self.journal.is_full();
+        if is_full && brings_entries && !message.entries.is_empty() {
+            debug!(self.logger, "dropping entries: too much waits to be written or applied");
             return;
         }
         let vouches = !self.peers.admission().is_moved_away(header);

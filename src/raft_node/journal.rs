@@ -45,8 +45,11 @@ use super::snapshots::snapshot_id;
 use super::{Index, NodeId, Term};
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::storage::log::Log;
+use crate::storage::log::{Log, entry_bytes};
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
+
+/// Above this many bytes for the next frame, appends of a leader are dropped. It repeats them.
+const GATHERED_BYTES_MAX: u64 = 64 << 20;
 
 /// Writes frames while the node goes on.
 pub trait Background: Send {
@@ -108,12 +111,15 @@ struct Waiting {
 #[derive(Default)]
 struct Gathered {
     entries: Vec<Entry>,
+    /// Of all entries that were added.
+    bytes: u64,
     waiting: Waiting,
 }
 
 impl Gathered {
     /// Entries replace those from the first of their indexes on.
     fn append(&mut self, entries: Vec<Entry>) {
+        self.bytes += entries.iter().map(entry_bytes).sum::<u64>();
         let (Some(first), Some(gathered)) = (entries.first(), self.entries.first()) else {
             self.entries.extend(entries);
             return;
@@ -210,6 +216,11 @@ impl Journal {
     /// True while a frame is under way.
     pub fn is_writing(&self) -> bool {
         self.under_way.is_some()
+    }
+
+    /// True if a hanging disk has let so much gather that no more entries are taken in.
+    pub fn is_full(&self) -> bool {
+        self.gathered.as_ref().is_some_and(|it| it.bytes > GATHERED_BYTES_MAX)
     }
 
     pub fn has_background(&self) -> bool {
@@ -317,7 +328,7 @@ impl Journal {
     /// Begins to write what was gathered, unless a frame is under way.
     fn begin_next(&mut self) {
         let Some(gathered) = self.gathered.take_if(|_| self.under_way.is_none()) else { return };
-        let Gathered { entries, mut waiting } = gathered;
+        let Gathered { entries, mut waiting, .. } = gathered;
         self.note_entries(&entries);
         waiting.term_and_vote = self.term_and_vote();
         self.under_way = Some(waiting);

@@ -121,6 +121,28 @@ fn what_arrives_during_a_frame_is_the_next_one() {
     assert!(!member.node.is_writing());
 }
 
+/// A disk may hang for long, while a leader goes on.
+#[test]
+fn what_gathers_during_a_frame_is_bounded() {
+    let mut network = network_with_slow(2);
+    // Naming one would wait for the frame under way.
+    network.member(2).holds_snapshots = true;
+    let _first = begin(&mut network, "1");
+    hand_over(&mut network, 1, 2);
+    let term = network.member(1).status().term;
+    let last = network.member(2).node.raft().raft_log.last_index();
+    for (index, bytes) in [(last + 1, 65 << 20), (last + 2, 1)] {
+        let mut append = Message { from: 1, to: 2, term, index: index - 1, ..Message::default() };
+        append.set_msg_type(MsgAppend);
+        append.log_term = term;
+        append.entries = vec![entry(index, term, put("key", &"x".repeat(bytes)))].into();
+        let inbound = network.member(1).batch(2, vec![append]);
+        network.turn(2, [Input::Inbound(inbound)]);
+        let is_taken = network.member(2).node.raft().raft_log.last_index() == index;
+        assert_eq!(is_taken, index == last + 1, "entry {index} behind {last}");
+    }
+}
+
 /// Entries of a later leader replace those that are gathered, and those of the frame under way.
 #[test]
 fn gathered_entries_are_replaced_by_a_later_leaders() {

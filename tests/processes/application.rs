@@ -136,7 +136,7 @@ fn one_put_outlives_five_kills_of_the_leader_and_happens_once() {
         let leading = leader(&cluster);
         let followers: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leading).collect();
         for id in &followers {
-            cluster.process(*id).signal(Signal::SIGSTOP);
+            cluster.process(*id).pause();
         }
         let last = json(admin(&cluster, leading), "/status")["last"].as_u64().unwrap();
         let connection = send(

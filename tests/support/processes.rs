@@ -222,13 +222,18 @@ impl Process {
         if self.is_group { killpg(pid, signal) } else { kill(pid, signal) }.unwrap();
     }
 
-    /// Pauses the process and waits until it is stopped.
+    /// Pauses the process and waits until it is stopped. One of its threads takes the signal; the others go on
+    /// until that one has run.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
         eventually(PATIENCE, "the process is paused", || {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-            // The state follows the name, which is in parentheses and may contain anything.
-            stat.rsplit(") ").next().unwrap().starts_with('T')
+            let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            threads.flatten().all(|thread| {
+                // One that just ended is not running either.
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                // The state follows the name, which is in parentheses and may contain anything.
+                stat.rsplit(") ").next().is_none_or(|it| it.is_empty() || it.starts_with('T'))
+            })
         });
     }
 
