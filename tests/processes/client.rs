@@ -76,8 +76,10 @@ fn answering_by(
             let mut head = vec![0; 4096];
             let length = stream.read(&mut head).unwrap();
             let request = String::from_utf8_lossy(&head[..length]).into_owned();
-            let _ = stream.write_all(answer(&request).as_bytes());
+            let answer = answer(&request);
+            // Before the answer: who has read that may look at once.
             hears.lock().unwrap().push(request);
+            let _ = stream.write_all(answer.as_bytes());
         }
     });
     (endpoint, heard)
