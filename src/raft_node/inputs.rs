@@ -35,6 +35,8 @@ pub enum Input {
     Tick,
     /// The frame that a [`Background`](super::journal::Background) wrote is on disk, or the write failed.
     Written,
+    /// Time to send the commit notices that were held back.
+    NoticesDue,
 }
 
 impl Input {
@@ -63,6 +65,7 @@ impl RaftNode {
             Input::Report(report) => self.take_report(report)?,
             Input::Tick => self.tick()?,
             Input::Written => self.journal.collect()?,
+            Input::NoticesDue => self.send_notices(),
         }
         Ok(())
     }
@@ -330,6 +333,9 @@ impl RaftNode {
         if let Err(error) = self.raw_node.step(message) {
             debug!(self.logger, "raft did not take a message"; "from" => from,
                 "type" => ?message_type, "error" => %error);
+        } else if message_type == MessageType::MsgPropose {
+            let raft = &self.raw_node.raft;
+            self.notices.note_forwarded(from, raft.raft_log.last_index(), raft.term);
         }
     }
 

@@ -35,6 +35,7 @@
 //! | snapshot files: kept, in the making, being sent, received | [`snapshots`] |
 //! | requests in flight | [`writes`], [`reads`], [`changes`] |
 //! | connected peers, who was heard, admission | [`peers`] |
+//! | commit indexes that followers are told later | [`notices`] |
 //! | commitC and its backlog | [`commits`] |
 //! | ticks, the leader | [`clock`] |
 //!
@@ -67,6 +68,7 @@ mod config;
 pub mod inputs;
 pub mod journal;
 pub mod lifecycle;
+pub mod notices;
 pub mod peers;
 pub mod reads;
 pub mod replay;
@@ -86,6 +88,7 @@ pub use config::{ELECTION_TICKS, NodeConfig, SNAPSHOT_COUNT};
 pub use inputs::Input;
 use journal::{Background, Journal};
 use lifecycle::Lifecycle;
+use notices::Notices;
 use peers::Peers;
 use reads::Reads;
 pub use replay::Replayed;
@@ -115,6 +118,7 @@ pub struct RaftNode {
     lifecycle: Lifecycle,
     snapshots: Snapshots,
     peers: Peers,
+    notices: Notices,
     writes: Writes,
     reads: Reads,
     changes: Changes,
@@ -164,6 +168,7 @@ impl RaftNode {
             lifecycle: replayed.lifecycle,
             snapshots,
             peers: Peers::new(replayed.admission),
+            notices: Notices::default(),
             writes: Writes::default(),
             reads: Reads::default(),
             changes: Changes::default(),
@@ -317,7 +322,7 @@ impl RaftNode {
     }
 
     fn has_unapplied_change(&self) -> bool {
-        self.raw_node.store().has_conf_change_after(self.applied.index())
+        has_unapplied_change(&self.raw_node, &self.applied)
     }
 
     /// Takes a Ready whose frame is written in the background, in the order of `turn`. What comes after the
@@ -340,6 +345,17 @@ impl RaftNode {
     /// Has frames written by `background` where the disk is slow. Without one, the node writes them.
     pub fn set_background(&mut self, background: Box<dyn Background>) {
         self.journal.set_background(background);
+    }
+
+    /// Holds back commit notices. The caller feeds [`Input::NoticesDue`] about two milliseconds after
+    /// [`held_notices`](Self::held_notices) has changed. Without this call all are sent at once.
+    pub fn hold_notices(&mut self) {
+        self.notices.hold();
+    }
+
+    /// Differs from the last call's if there are notices, and none of those that were held back then.
+    pub fn held_notices(&self) -> Option<Index> {
+        self.notices.held_since()
     }
 
     /// Term and vote on disk.
@@ -440,10 +456,26 @@ impl RaftNode {
             // What this turn answered before it found the loss would still count elsewhere.
             return;
         }
-        for mut message in messages {
+        for message in messages {
             if self.reads.spares(&message, &self.raw_node.raft) {
                 continue;
             }
+            let has_unapplied_change = || has_unapplied_change(&self.raw_node, &self.applied);
+            let message = self.notices.pass(message, &self.raw_node.raft, has_unapplied_change);
+            self.dispatch(message);
+        }
+    }
+
+    /// Sends the notices that were held back.
+    fn send_notices(&mut self) {
+        let messages = self.notices.take(&self.raw_node.raft);
+        if self.lifecycle.takes_part() {
+            self.dispatch(messages);
+        }
+    }
+
+    fn dispatch(&mut self, messages: impl IntoIterator<Item = Message>) {
+        for mut message in messages {
             self.peers.note_sent(&message);
             match message.get_msg_type() {
                 MessageType::MsgSnapshot => {
@@ -493,6 +525,10 @@ fn mend_append(message: &mut Message, raft: &Raft<Log>) {
             _ => message.entries.clear(),
         }
     }
+}
+
+fn has_unapplied_change(raw_node: &RawNode<Log>, applied: &Applied) -> bool {
+    raw_node.store().has_conf_change_after(applied.index())
 }
 
 fn holds_change(entries: &[Entry]) -> bool {

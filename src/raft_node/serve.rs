@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use self::threads::{DiskThread, WriteThread};
 use super::replay::replay_wal;
 use super::{Input, NodeConfig, RaftNode, Status, Turn};
-use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
+use crate::channels::{Commit, ConfChangeRequest, Index, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
 use crate::membership::is_https;
 use crate::ports::listener::{self, Limits, OUTGOING_CONNECTIONS, PEER_CONNECTIONS_MAX, Port};
@@ -52,6 +52,8 @@ const TURN_BYTES_MAX: usize = 4 << 20;
 const INBOUND_MAX: usize = 1024;
 /// The shortest time that a peer has for its first request's head; else it is an election timeout.
 const FIRST_HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// How long a commit notice waits for an append that replaces it.
+const NOTICE_DELAY: Duration = Duration::from_millis(2);
 /// How long messages to peers may take to leave when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the state machine may apply what the node left in commitC when it stopped.
@@ -156,6 +158,7 @@ pub fn new_raft_node(
         node.handle_ready()?;
         let (wake_tx, written_rx) = mpsc::unbounded_channel();
         node.set_background(Box::new(WriteThread::new(wake_tx)));
+        node.hold_notices();
         let inputs = Inputs {
             propose_rx,
             read_rx,
@@ -166,7 +169,9 @@ pub fn new_raft_node(
             last: 0,
         };
         let next_tick = Instant::now() + tick;
-        Ok((Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), router, ended))
+        let notices = None;
+        let serving = Serving { node, inputs, commit_tx, tick, next_tick, notices };
+        Ok((Box::new(serving), router, ended))
     };
     tokio::spawn(async move {
         let result = run(start, port, election_timeout, logger.clone()).await;
@@ -256,7 +261,7 @@ impl Inputs {
 /// True for an input whose handling writes nothing. What follows from it may have to.
 fn needs_no_disk(input: &Input) -> bool {
     match input {
-        Input::Read(_) | Input::Propose(_) | Input::Written => true,
+        Input::Read(_) | Input::Propose(_) | Input::Written | Input::NoticesDue => true,
         Input::Inbound(inbound) => {
             matches!(inbound.body, InboundBody::Messages { answer: None, .. })
         }
@@ -290,6 +295,8 @@ struct Serving {
     commit_tx: mpsc::UnboundedSender<Commit>,
     tick: Duration,
     next_tick: Instant,
+    /// The commit notices that are held back, and when to send them.
+    notices: Option<(Index, Instant)>,
 }
 
 /// Feeds the node until proposeC is closed or the state machine is gone.
@@ -328,7 +335,11 @@ impl Serving {
             return None;
         }
         let takes_writes = self.takes_writes();
-        let Self { node, inputs, commit_tx, next_tick, .. } = self;
+        let Self { node, inputs, commit_tx, next_tick, notices, .. } = self;
+        let (until, then) = match notices {
+            Some((_, due)) if due < next_tick => (*due, Input::NoticesDue),
+            _ => (*next_tick, Input::Tick),
+        };
         tokio::select! {
             biased;
             Some(()) = inputs.written_rx.recv() => Some(Input::Written),
@@ -341,7 +352,7 @@ impl Serving {
                 Some(Input::Read(request))
             }
             proposal = inputs.propose_rx.recv(), if takes_writes => proposal.map(Input::Propose),
-            () = tokio::time::sleep_until(*next_tick) => Some(Input::Tick),
+            () = tokio::time::sleep_until(until) => Some(then),
             () = commit_tx.closed() => None,
         }
     }
@@ -376,6 +387,7 @@ impl Serving {
         let is_tick_due = Instant::now() >= self.next_tick;
         let turn =
             if is_tick_due { Turn::NeedsDisk } else { self.node.handle_ready_without_disk()? };
+        self.time_notices()?;
         Ok((turn, None))
     }
 
@@ -418,7 +430,22 @@ impl Serving {
                 self.next_tick = now + self.tick;
             }
         }
-        self.node.handle_ready()
+        self.node.handle_ready()?;
+        self.time_notices()
+    }
+
+    /// Sends the commit notices that were held back long enough. Checked in each turn, because the next input
+    /// may be there before the timer.
+    fn time_notices(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.notices.is_some_and(|(_, due)| now >= due) {
+            self.node.handle(Input::NoticesDue)?;
+        }
+        let held = self.node.held_notices();
+        if held != self.notices.map(|(held, _)| held) {
+            self.notices = held.map(|held| (held, now + NOTICE_DELAY));
+        }
+        Ok(())
     }
 
     /// Waits for the snapshot that is being made: its maker is the last user of the directory, and the
@@ -514,7 +541,7 @@ mod tests {
             commit_rx,
             header,
         };
-        (Box::new(Serving { node, inputs, commit_tx, tick, next_tick }), ends)
+        (Box::new(Serving { node, inputs, commit_tx, tick, next_tick, notices: None }), ends)
     }
 
     struct Ends {

@@ -34,19 +34,11 @@ fn types(messages: &[Message]) -> Vec<MessageType> {
     messages.iter().map(|message| message.get_msg_type()).collect()
 }
 
-/// Hands what member `from` sent to member `to`.
-fn hand_over(network: &mut Network, from: u64, to: u64) {
-    let messages = network.member(from).take_messages();
-    let messages = messages.into_iter().filter(|message| message.to == to).collect();
-    let inbound = network.member(from).batch(to, messages);
-    network.turn(to, [Input::Inbound(inbound)]);
-}
-
 #[test]
 fn a_follower_acknowledges_only_what_is_written() {
     let mut network = network_with_slow(2);
     let _answer = begin(&mut network, "1");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     assert!(network.member(2).node.is_writing());
     assert_eq!(types(&network.member(2).take_messages()), []);
     network.member(2).write_frame().unwrap();
@@ -58,12 +50,12 @@ fn a_follower_acknowledges_only_what_is_written() {
 fn a_follower_answers_heartbeats_and_asks_while_it_writes() {
     let mut network = network_with_slow(2);
     let _answer = begin(&mut network, "1");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     assert!(network.member(2).node.is_writing());
     network.turn(1, [Input::Tick]);
     assert!(types(&network.member(1).take_messages()).contains(&MsgHeartbeat));
     network.turn(1, [Input::Tick]);
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     let _read = network.member(2).read().unwrap();
     assert_eq!(types(&network.member(2).take_messages()), [MsgHeartbeatResponse, MsgReadIndex]);
     assert!(network.member(2).node.is_writing());
@@ -105,11 +97,11 @@ fn a_leader_applies_nothing_that_its_own_disk_lacks() {
 fn what_arrives_during_a_frame_is_the_next_one() {
     let mut network = network_with_slow(2);
     let _first = begin(&mut network, "1");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     let _second = begin(&mut network, "2");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     let _third = begin(&mut network, "3");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     let last = network.member(1).node.raft().raft_log.last_index();
     let member = network.member(2);
     assert_eq!(member.wal().last_index(), last - 3, "nothing is written");
@@ -128,7 +120,7 @@ fn what_gathers_during_a_frame_is_bounded() {
     // Naming one would wait for the frame under way.
     network.member(2).holds_snapshots = true;
     let _first = begin(&mut network, "1");
-    hand_over(&mut network, 1, 2);
+    network.hand_over(1, 2);
     let term = network.member(1).status().term;
     let last = network.member(2).node.raft().raft_log.last_index();
     for (index, bytes) in [(last + 1, 65 << 20), (last + 2, 1)] {
@@ -151,7 +143,7 @@ fn gathered_entries_are_replaced_by_a_later_leaders() {
     let last = network.member(2).node.raft().raft_log.last_index();
     for value in ["1", "2", "3"] {
         let _answer = begin(&mut network, value);
-        hand_over(&mut network, 1, 2);
+        network.hand_over(1, 2);
     }
     // Another leader, whose log ends at `last`.
     let (term, log_term) = (network.member(1).status().term + 1, network.member(1).status().term);
@@ -193,7 +185,7 @@ fn a_read_does_not_wait_for_the_frame_under_way() {
         let mut network = network_with_slow(reader);
         let mut write = begin(&mut network, "1");
         if reader == 2 {
-            hand_over(&mut network, 1, 2);
+            network.hand_over(1, 2);
         }
         assert!(network.member(reader).node.is_writing());
         let mut read = network.member(reader).read().unwrap();

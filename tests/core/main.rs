@@ -17,6 +17,7 @@ mod hostile;
 mod limits;
 mod lives;
 mod members;
+mod notices;
 mod poison;
 mod recovery;
 mod requests;

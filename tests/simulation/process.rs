@@ -154,6 +154,8 @@ pub struct Process {
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
     pub late: LateWrites,
+    /// The commit notices that an event was scheduled for.
+    pub notices: Option<Index>,
     pub boot: u64,
     pub outputs: Outputs,
     /// The last entry in the snapshot that the state machine began with, or installed last.
@@ -209,6 +211,7 @@ impl Process {
             sent,
             unwritten: Vec::new(),
             late,
+            notices: None,
             boot: config.boot,
             outputs: Outputs::default(),
             restored: 0,

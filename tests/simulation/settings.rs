@@ -27,6 +27,8 @@ pub struct Settings {
     pub watchers: u64,
     /// Per thousand frames: the next one is written while the node goes on.
     pub late_frames: u64,
+    /// True if leaders hold commit notices back.
+    pub holds_notices: bool,
     pub snapshot_count: u64,
     pub snapshot_catch_up_entries: u64,
     pub segment_bytes: u64,
@@ -148,6 +150,7 @@ impl Settings {
             tokens_max: later.within(3..9) as usize,
             watchers: later.within(1..4),
             late_frames: *later.choose(&[0, 300, 900, 1000]),
+            holds_notices: *later.choose(&[false, true, true]),
             snapshot_count: pick(&[2, 4, 8, 16, 64]),
             snapshot_catch_up_entries: pick(&[0, 1, 3, 8]),
             segment_bytes: pick(&[512, 2048, 16384]),

@@ -103,6 +103,8 @@ enum Event {
     WriteSnapshot(Run),
     /// The thread that writes frames runs.
     WriteFrame(Run),
+    /// Commit notices were held back long enough.
+    NoticesDue(Run),
     /// The second half of a snapshot arrives.
     SnapshotRest(Run, u64),
     Client(usize),
@@ -444,6 +446,7 @@ impl World {
             Event::Arrival(to, packet) => self.arrive(to, packet),
             Event::WriteSnapshot(run) => self.write_snapshot(run),
             Event::WriteFrame(run) => self.write_frame(run),
+            Event::NoticesDue(run) => self.send_notices(run),
             Event::SnapshotRest(run, number) => self.receive_rest(run, number),
             Event::Client(client) => self.client(client),
             Event::Deadline(number) => {

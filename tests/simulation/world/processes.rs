@@ -69,7 +69,10 @@ impl World {
         let (end, life) = (slot.end, slot.life);
         self.note(|| format!("start {id}, run {run}: {:?}", started.as_ref().err()));
         match started {
-            Ok(process) => {
+            Ok(mut process) => {
+                if self.settings.holds_notices {
+                    process.node.hold_notices();
+                }
                 let slot = self.slots.get_mut(&id).expect("it was just there");
                 if slot.standing != Standing::Copy {
                     self.lives[life].invariants.check_start(id_of(id), &process, end)?;
@@ -250,6 +253,9 @@ impl World {
         let reports = process.take_reports();
         let has_unwritten = !process.unwritten.is_empty();
         let has_late = process.late.has_begun();
+        let held = process.node.held_notices();
+        let has_notices = held.is_some() && held != process.notices;
+        process.notices = held;
         let (run, life) = (slot.run, slot.life);
         if has_unwritten {
             let after = self.random.below(3 * TICK);
@@ -258,6 +264,10 @@ impl World {
         if has_late {
             let after = self.random.below(TICK);
             self.schedule(after, Event::WriteFrame((id, run)));
+        }
+        if has_notices {
+            let after = self.random.below(TICK);
+            self.schedule(after, Event::NoticesDue((id, run)));
         }
         for report in reports {
             self.give(id, Input::Report(report));
@@ -290,6 +300,12 @@ impl World {
         if process.late.has_begun() {
             process.late.write();
             self.give(id, Input::Written);
+        }
+    }
+
+    pub(super) fn send_notices(&mut self, (id, run): Run) {
+        if self.runs((id, run)) {
+            self.give(id, Input::NoticesDue);
         }
     }
 
@@ -449,7 +465,7 @@ impl World {
 /// In the order of the binary's thread: it takes turns among its queues, so that a read may come before
 /// messages that arrived earlier, and ticks come last.
 fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
-    const QUEUES: usize = 7;
+    const QUEUES: usize = 8;
     let mut queues: [VecDeque<Input>; QUEUES] = Default::default();
     for input in inputs {
         let queue = match &input {
@@ -459,7 +475,8 @@ fn order_inputs(inputs: Vec<Input>) -> impl Iterator<Item = Input> {
             Input::Inbound(_) => 3,
             Input::ConfChange(_) => 4,
             Input::Written => 5,
-            Input::Tick => 6,
+            Input::NoticesDue => 6,
+            Input::Tick => 7,
         };
         queues[queue].push_back(input);
     }

@@ -134,6 +134,14 @@ impl Network {
         answer
     }
 
+    /// Hands what member `from` sent to member `to`; what it sent to others is lost.
+    pub fn hand_over(&mut self, from: NodeId, to: NodeId) {
+        let messages = self.member(from).take_messages();
+        let messages = messages.into_iter().filter(|message| message.to == to).collect();
+        let inbound = self.member(from).batch(to, messages);
+        self.turn(to, [Input::Inbound(inbound)]);
+    }
+
     /// One turn of member `id`, which may end it.
     pub fn turn(&mut self, id: NodeId, inputs: impl IntoIterator<Item = Input>) {
         let Some(member) = self.members.get_mut(&id) else { return };

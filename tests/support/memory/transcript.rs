@@ -156,6 +156,7 @@ fn describe_input(input: &Input) -> Option<String> {
         Input::Propose(_) | Input::Read(_) | Input::ConfChange(_) => return None,
         Input::Tick => "tick".to_owned(),
         Input::Written => "written".to_owned(),
+        Input::NoticesDue => "notices due".to_owned(),
         Input::Inbound(inbound) => match &inbound.body {
             InboundBody::Messages { messages, .. } if messages.iter().all(is_routine) => {
                 return None;

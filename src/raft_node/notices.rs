@@ -1,0 +1,109 @@
+//! Commit notices that wait for company.
+//!
+//! As soon as an entry is committed, raft tells every follower in an append without entries. While writes are
+//! under way, the next append tells the same, so that a notice of its own is one message and one answer too
+//! many for each member and commit. A leader therefore holds such a notice back until an append to the same
+//! member replaces it, or the node is fed [`Input::NoticesDue`](super::Input::NoticesDue) about two
+//! milliseconds later.
+//!
+//! A notice is not held back
+//! * if its receiver waits for it, because it forwarded a write (the answer to a forwarded read tells the
+//!   commit index itself);
+//! * while a change of members is not applied, because its receiver may be no member afterwards.
+//!
+//! Late or lost notices lose nothing. Heartbeats tell the commit index, too.
+
+use std::collections::BTreeMap;
+use std::mem;
+
+use raft::eraftpb::{Message, MessageType};
+use raft::{Raft, StateRole};
+
+use super::{Index, NodeId, Term};
+use crate::storage::log::Log;
+
+/// What a leader knows of a member's knowledge of the commit index.
+#[derive(Default)]
+struct Receiver {
+    /// A notice, and the commit index of the first one that it replaces.
+    held: Option<(Index, Message)>,
+    /// The commit index that was sent last.
+    told: Index,
+    /// The index of the last write that the member forwarded.
+    awaited: Index,
+}
+
+/// The notices that a leader holds back.
+#[derive(Default)]
+pub(super) struct Notices {
+    is_holding: bool,
+    receivers: BTreeMap<NodeId, Receiver>,
+    /// The term in which they were held back.
+    term: Term,
+}
+
+impl Notices {
+    /// Holds notices back from now on. Without that all are sent at once.
+    pub fn hold(&mut self) {
+        self.is_holding = true;
+    }
+
+    /// Notes that this leader appended a write of member `from` at `index`.
+    pub fn note_forwarded(&mut self, from: NodeId, index: Index, term: Term) {
+        self.begin_term(term);
+        self.receivers.entry(from).or_default().awaited = index;
+    }
+
+    /// Takes a message that is about to be sent, and returns it unless it is held back.
+    pub fn pass(
+        &mut self,
+        message: Message,
+        raft: &Raft<Log>,
+        has_unapplied_change: impl FnOnce() -> bool,
+    ) -> Option<Message> {
+        let is_append = message.get_msg_type() == MessageType::MsgAppend;
+        if !self.is_holding || !is_append || message.term != raft.term {
+            return Some(message);
+        }
+        self.begin_term(raft.term);
+        let receiver = self.receivers.entry(message.to).or_default();
+        let earlier = receiver.held.take();
+        let can_wait = message.entries.is_empty()
+            && receiver.awaited <= receiver.told
+            && !has_unapplied_change();
+        if can_wait {
+            let since = earlier.map_or(message.commit, |(since, _)| since);
+            receiver.held = Some((since, message));
+            return None;
+        }
+        receiver.told = message.commit;
+        Some(message)
+    }
+
+    /// The lowest commit index that a notice was held back for. It differs from that of the last call if all
+    /// notices of that time have left.
+    pub fn held_since(&self) -> Option<Index> {
+        self.receivers.values().filter_map(|it| Some(it.held.as_ref()?.0)).min()
+    }
+
+    /// Takes the notices.
+    pub fn take(&mut self, raft: &Raft<Log>) -> Vec<Message> {
+        let leads = raft.state == StateRole::Leader && raft.term == self.term;
+        let mut messages = Vec::new();
+        for receiver in self.receivers.values_mut() {
+            let Some((_, message)) = receiver.held.take() else { continue };
+            if leads {
+                receiver.told = message.commit;
+                messages.push(message);
+            }
+        }
+        messages
+    }
+
+    /// Forgets what was noted in another term.
+    fn begin_term(&mut self, term: Term) {
+        if mem::replace(&mut self.term, term) != term {
+            self.receivers.clear();
+        }
+    }
+}
