@@ -353,9 +353,10 @@ impl RaftNode {
         self.notices.hold();
     }
 
-    /// Differs from the last call's if there are notices, and none of those that were held back then.
-    pub fn held_notices(&self) -> Option<Index> {
-        self.notices.held_since()
+    /// The number of the oldest notice that is held back. Another number means that all notices of the last
+    /// call have left.
+    pub fn held_notices(&self) -> Option<u64> {
+        self.notices.oldest()
     }
 
     /// Term and vote on disk.

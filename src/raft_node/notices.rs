@@ -25,8 +25,8 @@ use crate::storage::log::Log;
 /// What a leader knows of a member's knowledge of the commit index.
 #[derive(Default)]
 struct Receiver {
-    /// A notice, and the commit index of the first one that it replaces.
-    held: Option<(Index, Message)>,
+    /// A notice, and the number of the first one that it replaces.
+    held: Option<(u64, Message)>,
     /// The commit index that was sent last.
     told: Index,
     /// The index of the last write that the member forwarded.
@@ -40,6 +40,8 @@ pub(super) struct Notices {
     receivers: BTreeMap<NodeId, Receiver>,
     /// The term in which they were held back.
     term: Term,
+    /// How many were held back that replaced no other one.
+    count: u64,
 }
 
 impl Notices {
@@ -72,17 +74,17 @@ impl Notices {
             && receiver.awaited <= receiver.told
             && !has_unapplied_change();
         if can_wait {
-            let since = earlier.map_or(message.commit, |(since, _)| since);
-            receiver.held = Some((since, message));
+            self.count += u64::from(earlier.is_none());
+            let number = earlier.map_or(self.count, |(number, _)| number);
+            receiver.held = Some((number, message));
             return None;
         }
         receiver.told = message.commit;
         Some(message)
     }
 
-    /// The lowest commit index that a notice was held back for. It differs from that of the last call if all
-    /// notices of that time have left.
-    pub fn held_since(&self) -> Option<Index> {
+    /// The number of the oldest notice. Another number means that all notices of the last call have left.
+    pub fn oldest(&self) -> Option<u64> {
         self.receivers.values().filter_map(|it| Some(it.held.as_ref()?.0)).min()
     }
 

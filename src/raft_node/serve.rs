@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use self::threads::{DiskThread, WriteThread};
 use super::replay::replay_wal;
 use super::{Input, NodeConfig, RaftNode, Status, Turn};
-use crate::channels::{Commit, ConfChangeRequest, Index, PeerReport, Proposal, ReadRequest};
+use crate::channels::{Commit, ConfChangeRequest, PeerReport, Proposal, ReadRequest};
 use crate::error::{Error, Result};
 use crate::membership::is_https;
 use crate::ports::listener::{self, Limits, OUTGOING_CONNECTIONS, PEER_CONNECTIONS_MAX, Port};
@@ -295,8 +295,8 @@ struct Serving {
     commit_tx: mpsc::UnboundedSender<Commit>,
     tick: Duration,
     next_tick: Instant,
-    /// The commit notices that are held back, and when to send them.
-    notices: Option<(Index, Instant)>,
+    /// The number of the oldest commit notice that is held back, and when to send all of them.
+    notices: Option<(u64, Instant)>,
 }
 
 /// Feeds the node until proposeC is closed or the state machine is gone.

@@ -154,8 +154,8 @@ pub struct Process {
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
     pub late: LateWrites,
-    /// The commit notices that an event was scheduled for.
-    pub notices: Option<Index>,
+    /// The oldest commit notice when an event was scheduled.
+    pub notices: Option<u64>,
     pub boot: u64,
     pub outputs: Outputs,
     /// The last entry in the snapshot that the state machine began with, or installed last.
