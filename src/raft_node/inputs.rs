@@ -52,7 +52,8 @@ impl Input {
 
 impl RaftNode {
     /// Takes one input in. Nothing is written or answered with success until
-    /// [`handle_ready`](Self::handle_ready), except what a report or a tick makes durable.
+    /// [`handle_ready`](Self::handle_ready), except what a report or a tick makes durable, and what waited for
+    /// the end of a frame under way.
     pub fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Propose(proposal) => self.writes.push(proposal),
@@ -71,6 +72,7 @@ impl RaftNode {
     }
 
     fn tick(&mut self) -> Result<()> {
+        self.journal.tick(self.config.election_ticks / 2)?;
         self.clock.tick();
         self.config.metrics.ticked();
         self.reads.forget_confirmers();

@@ -15,9 +15,14 @@
 //! # The frame under way
 //! Where a sync is slow, or there is little to write, a [`Background`] writes the frame while the node goes
 //! on, with raft-rs's asynchronous `Ready`. The files travel with the frame, so there is one at a time. What later Readies add
-//! is gathered for the next frame. The log in memory has these entries already; raft neither commits nor
-//! acknowledges them until [`Journal::take_written`] tells it that they are on disk. A member whose term and
-//! vote are on disk answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
+//! is gathered for the next frame. The log in memory has these entries already. Until
+//! [`Journal::take_written`] says that they are on disk, raft hands out none of them to be applied, and a leader
+//! does not count its own copy: only the others can commit them. A member whose term and vote are on disk
+//! answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
+//!
+//! A frame that takes half an election timeout is waited for as if there were no background
+//! ([`Journal::tick`]). So a member whose disk hangs stops its heartbeats and is replaced as the leader, and
+//! `/livez` shows it.
 //!
 //! Everything but entries and hard states waits for the frame under way, and is written by the caller:
 //! snapshots, identities, and Readies around a change of members ([`RaftNode`](super::RaftNode) decides).
@@ -48,7 +53,8 @@ use crate::metrics::Metrics;
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 
-/// Above this many bytes for the next frame, appends of a leader are dropped. It repeats them.
+/// Above this many bytes for the next frame, no more entries are taken in. A leader repeats its appends; the
+/// clients of forwarded writes are answered that the outcome is unknown.
 const GATHERED_BYTES_MAX: u64 = 64 << 20;
 
 /// Writes frames while the node goes on.
@@ -61,7 +67,7 @@ pub trait Background: Send {
     fn begin(&mut self, write: Write);
     /// Waits for the end of the write; blocks.
     fn finish(&mut self) -> Written;
-    /// The write, if it has ended.
+    /// The write, if it has ended. It is asked only if one has begun.
     fn try_finish(&mut self) -> Option<Written>;
 }
 
@@ -147,6 +153,8 @@ pub(super) struct Journal {
     background: Option<Box<dyn Background>>,
     under_way: Option<Waiting>,
     gathered: Option<Gathered>,
+    /// The ticks since the frame under way began.
+    ticks: usize,
     /// Frames that were written, and that raft was not told of.
     written: Vec<Waiting>,
     /// True if the next frame is for the background.
@@ -176,6 +184,7 @@ impl Journal {
             background: None,
             under_way: None,
             gathered: None,
+            ticks: 0,
             written: Vec::new(),
             is_slow: false,
             last_entries: 0,
@@ -216,6 +225,11 @@ impl Journal {
     /// True while a frame is under way.
     pub fn is_writing(&self) -> bool {
         self.under_way.is_some()
+    }
+
+    /// True if another frame follows the one under way.
+    pub fn has_gathered(&self) -> bool {
+        self.gathered.is_some()
     }
 
     /// True if a hanging disk has let so much gather that no more entries are taken in.
@@ -332,6 +346,7 @@ impl Journal {
         self.note_entries(&entries);
         waiting.term_and_vote = self.term_and_vote();
         self.under_way = Some(waiting);
+        self.ticks = 0;
         let files = self.files.take().expect("no frame is under way");
         let hard_state = mem::take(&mut self.is_unsaved).then(|| self.hard_state.clone());
         let background = self.background.as_mut().expect("it wants this frame");
@@ -376,9 +391,16 @@ impl Journal {
         Ok(())
     }
 
+    /// Takes in a tick. Waits for a frame that has been under way for `ticks_max` of them; blocks.
+    pub fn tick(&mut self, ticks_max: usize) -> Result<()> {
+        self.ticks += 1;
+        if self.is_writing() && self.ticks >= ticks_max { self.finish() } else { Ok(()) }
+    }
+
     /// The Readies that became durable since the last call, up to a number, and what waited for them.
     pub fn take_written(&mut self) -> Option<(u64, Vec<Message>)> {
-        let last = self.written.last()?.ready;
+        // A frame of a commit index alone stands for no Ready.
+        let last = self.written.iter().map(|it| it.ready).max()?;
         let messages = self.written.drain(..).flat_map(|it| it.messages).collect();
         Some((last, messages))
     }

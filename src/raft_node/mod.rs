@@ -369,6 +369,14 @@ impl RaftNode {
         self.journal.is_writing()
     }
 
+    /// False if proposals are better left in proposeC. Those that arrive during a leader's frame go to the
+    /// followers as one message, because the followers are busy with the same frame. Where the next frame has
+    /// begun to gather, because others forwarded writes, they join it: such frames may follow each other
+    /// without end.
+    pub fn takes_writes(&self) -> bool {
+        !(self.journal.is_writing() && self.is_leader()) || self.journal.has_gathered()
+    }
+
     /// Answers the confirmed reads whose entries are published.
     fn answer_reads(&mut self) {
         for responders in self.reads.take_applied(self.applied.index()) {

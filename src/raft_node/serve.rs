@@ -334,7 +334,7 @@ impl Serving {
         if self.is_over() {
             return None;
         }
-        let takes_writes = self.takes_writes();
+        let takes_writes = self.node.takes_writes();
         let Self { node, inputs, commit_tx, next_tick, notices, .. } = self;
         let (until, then) = match notices {
             Some((_, due)) if due < next_tick => (*due, Input::NoticesDue),
@@ -357,12 +357,6 @@ impl Serving {
         }
     }
 
-    /// False while a leader's frame is under way. The writes that arrive meanwhile go to the followers as one
-    /// message, and the followers are busy with the same frame.
-    fn takes_writes(&self) -> bool {
-        !(self.node.is_writing() && self.node.is_leader())
-    }
-
     /// True once the node has to stop. Checked in each turn, because peers may send without a pause.
     fn is_over(&self) -> bool {
         let proposals = &self.inputs.propose_rx;
@@ -372,7 +366,7 @@ impl Serving {
     /// A turn on an async worker. What is left for a thread that may block is the first input that needs it,
     /// or what the inputs led to.
     fn turn_on_worker(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
-        let takes_writes = self.takes_writes();
+        let takes_writes = self.node.takes_writes();
         let mut bytes = 0;
         for input in self.inputs.share(Some(first), takes_writes) {
             if !needs_no_disk(&input) {
@@ -409,7 +403,7 @@ impl Serving {
     /// Takes a turn's share of what is queued, after `first`.
     fn turn(&mut self, first: Option<Input>) -> Result<()> {
         let mut bytes = 0;
-        let takes_writes = self.takes_writes();
+        let takes_writes = self.node.takes_writes();
         for input in self.inputs.share(first, takes_writes) {
             bytes += input.bytes();
             // A tick that is due is handled below.

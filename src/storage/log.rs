@@ -27,6 +27,8 @@ use crate::channels::{Index, Term};
 #[derive(Default)]
 pub struct Log {
     entries: VecDeque<Kept>,
+    /// The indexes of the membership entries among them, ascending.
+    conf_changes: VecDeque<Index>,
     compacted_index: Index,
     compacted_term: Term,
     /// The state that raft starts with. It is not updated later.
@@ -89,14 +91,15 @@ impl Log {
         if let Some(first) = entries.first() {
             assert_eq!(first.index, compacted_index + 1, "the log has a gap after its snapshot");
         }
-        Self {
-            entries: entries.iter().map(Kept::new).collect(),
+        let mut log = Self {
             compacted_index,
             compacted_term,
             initial_state: RaftState { hard_state, conf_state },
             snapshot,
-            snapshot_wanted: Cell::new(false),
-        }
+            ..Self::default()
+        };
+        log.append(&entries);
+        log
     }
 
     /// The index of the last entry, or the compacted index if there is none.
@@ -117,19 +120,13 @@ impl Log {
 
     /// True if there is a membership entry after `index`.
     pub fn has_conf_change_after(&self, index: Index) -> bool {
-        let first = index.max(self.compacted_index) + 1;
-        let mut after = self.entries.iter().skip(self.position(first));
-        after.any(|kept| kept.entry_type != EntryType::EntryNormal)
+        self.conf_changes.back().is_some_and(|last| *last > index)
     }
 
     /// The membership entries after `index`.
     pub fn conf_changes_after(&self, index: Index) -> Vec<Entry> {
-        let first = index.max(self.compacted_index) + 1;
-        (first..)
-            .zip(self.entries.iter().skip(self.position(first)))
-            .filter(|(_, kept)| kept.entry_type != EntryType::EntryNormal)
-            .map(|(index, kept)| kept.entry(index))
-            .collect()
+        let after = self.conf_changes.iter().filter(|change| **change > index);
+        after.map(|change| self.entries[self.position(*change)].entry(*change)).collect()
     }
 
     /// Appends `entries` and drops all old entries from the first new index on.
@@ -144,11 +141,15 @@ impl Log {
         );
         self.entries.truncate(self.position(first.index));
         self.entries.extend(entries.iter().map(Kept::new));
+        self.conf_changes.retain(|change| *change < first.index);
+        let changes = entries.iter().filter(|it| it.get_entry_type() != EntryType::EntryNormal);
+        self.conf_changes.extend(changes.map(|change| change.index));
     }
 
     /// Replaces the whole log with a received snapshot.
     pub fn apply_snapshot(&mut self, snapshot: Snapshot) {
         self.entries.clear();
+        self.conf_changes.clear();
         self.compacted_index = snapshot.get_metadata().index;
         self.compacted_term = snapshot.get_metadata().term;
         self.snapshot = Some(snapshot);
@@ -194,6 +195,7 @@ impl Log {
         let position = self.position(compact_index);
         self.compacted_term = self.entries[position].term;
         self.entries.drain(..=position);
+        self.conf_changes.retain(|change| *change > compact_index);
         self.compacted_index = compact_index;
         Some(compact_index)
     }
@@ -300,6 +302,32 @@ mod tests {
         assert_eq!(log.last(), 6);
         assert_eq!(log.term(6).expect("term"), 3);
         assert_eq!(read(&log, 4, 7, u64::MAX), [4, 5, 6]);
+    }
+
+    #[test]
+    fn the_membership_entries_are_those_that_are_kept() {
+        let change = |index, term| {
+            let entry_type = EntryType::EntryConfChange;
+            Entry { entry_type, ..entry(index, term) }
+        };
+        let indexes = |log: &Log, after| {
+            let changes = log.conf_changes_after(after);
+            assert_eq!(log.has_conf_change_after(after), !changes.is_empty());
+            assert!(changes.iter().all(|it| it.get_entry_type() == EntryType::EntryConfChange));
+            changes.iter().map(|it| it.index).collect::<Vec<_>>()
+        };
+        let mut log = log((0, 0), 1..=3);
+        log.append(&[change(4, 2), entry(5, 2), change(6, 2)]);
+        assert_eq!(
+            [indexes(&log, 0), indexes(&log, 4), indexes(&log, 6)],
+            [vec![4, 6], vec![6], vec![]]
+        );
+        log.append(&[entry(6, 3), change(7, 3)]);
+        assert_eq!(indexes(&log, 0), [4, 7]);
+        assert_eq!(log.compact(4, 0, 0), Some(4));
+        assert_eq!(indexes(&log, 0), [7]);
+        log.apply_snapshot(Snapshot::default());
+        assert_eq!(indexes(&log, 0), [0; 0]);
     }
 
     #[test]

@@ -253,3 +253,52 @@ fn a_stop_waits_for_the_frame_under_way() {
     member.node.stop().unwrap();
     assert_eq!(member.wal().last_index(), last);
 }
+
+/// Two clients at followers could keep the clients of the leader waiting without end.
+#[test]
+fn writes_join_a_frame_that_forwarded_ones_began_to_gather() {
+    let mut network = network_with_slow(1);
+    assert!(network.member(1).node.takes_writes());
+    let _write = begin(&mut network, "1");
+    assert!(network.member(1).node.is_writing() && !network.member(1).node.takes_writes());
+    let _forwarded = network.member(2).put("key", "2").unwrap();
+    network.hand_over(2, 1);
+    assert!(network.member(1).node.is_writing() && network.member(1).node.takes_writes());
+}
+
+/// A leader that went on would keep the others from electing another one.
+#[test]
+fn a_frame_that_hangs_is_waited_for_and_the_node_stands_still() {
+    for id in [1, 2] {
+        let mut network = network_with_slow(id);
+        let _write = begin(&mut network, "1");
+        if id == 2 {
+            network.hand_over(1, 2);
+        }
+        let ticks = network.member(id).config.election_ticks / 2;
+        for _ in 1..ticks {
+            network.turn(id, [Input::Tick]);
+        }
+        assert!(network.member(id).node.is_writing());
+        network.turn(id, [Input::Tick]);
+        assert!(!network.member(id).node.is_writing());
+    }
+}
+
+/// The second frame holds a commit index alone, and raft gave it no number.
+#[test]
+fn two_frames_that_end_in_one_turn_count_as_the_later_ready() {
+    let mut network = network_with_slow(2);
+    let mut answer = begin(&mut network, "1");
+    network.deliver();
+    assert!(answer.is_ok());
+    let member = network.member(2);
+    assert!(member.node.is_writing());
+    let ticks = 1 + member.config.election_ticks / 2;
+    member.late.as_ref().unwrap().write();
+    let inputs = std::iter::once(Input::Written).chain((0..ticks).map(|_| Input::Tick));
+    member.turn(inputs).unwrap();
+    assert!(!member.node.is_writing());
+    let log = &member.node.raft().raft_log;
+    assert_eq!(log.persisted, log.last_index());
+}

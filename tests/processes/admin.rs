@@ -225,33 +225,64 @@ fn a_member_before_its_first_start_is_not_ready() {
     );
 }
 
-#[test]
-fn a_member_whose_disk_hangs_is_not_live_until_it_goes_on() {
+/// A process whose fdatasync takes six seconds from now on, or why there is none.
+fn hang_disk(site: &Site, pid: u32) -> Result<Process, &'static str> {
     if Command::new("strace").arg("-V").output().is_err() {
-        return skip("no disk hangs: there is no strace");
+        return Err("no disk hangs: there is no strace");
     }
-    let site = Site::new();
-    let (member, address, at) = single(&site, &[]);
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-o", "/dev/null", "-p", &member.pid().to_string()]);
+    strace.args(["-f", "-o", "/dev/null", "-p", &pid.to_string()]);
     strace.args(["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=6000000"]);
     let mut strace = site.spawn_command("strace", strace, false);
     eventually(PATIENCE, "strace takes hold or is not allowed to", || {
         strace.stderr().contains("attached") || strace.exited().is_some()
     });
-    if strace.exited().is_some() {
-        return skip("no disk hangs: strace may not attach");
-    }
-    let mut client = Client::new(address);
-    client.send("PUT", "/k", b"v").unwrap();
+    if strace.exited().is_some() { Err("no disk hangs: strace may not attach") } else { Ok(strace) }
+}
+
+/// Waits until a member's `/livez` fails.
+fn is_not_live(at: SocketAddr) {
     let dead = || {
         let (status, why) = ask(at, "GET", "/livez", "");
         (status == 503).then_some(why)
     };
     let why = eventually_some(PATIENCE, "it is not live", dead);
     assert!(why.starts_with("the raft node has not ticked for "), "{why}");
+}
+
+#[test]
+fn a_member_whose_disk_hangs_is_not_live_until_it_goes_on() {
+    let site = Site::new();
+    let (member, address, at) = single(&site, &[]);
+    let strace = match hang_disk(&site, member.pid()) {
+        Ok(strace) => strace,
+        Err(why) => return skip(why),
+    };
+    let mut client = Client::new(address);
+    client.send("PUT", "/k", b"v").unwrap();
+    is_not_live(at);
     strace.signal(Signal::SIGTERM);
     eventually(PATIENCE, "it is live again", || ask(at, "GET", "/livez", "").0 == 200);
+}
+
+/// It writes in the background, and would go on with its heartbeats.
+#[test]
+fn a_leader_whose_disk_hangs_is_replaced_and_not_live() {
+    let mut cluster = start(3, &[]);
+    let (site, former) = (Site::new(), leader(&cluster));
+    let _strace = match hang_disk(&site, cluster.process(former).pid()) {
+        Ok(strace) => strace,
+        Err(why) => return skip(why),
+    };
+    let mut client = Client::new(cluster.address(former));
+    client.send("PUT", "/k", b"v").unwrap();
+    let other = former % 3 + 1;
+    eventually(PATIENCE, "another member leads", || {
+        let leader = json(admin(&cluster, other), "/status")["leader"].as_u64();
+        leader.is_some_and(|leader| leader != 0 && leader != former)
+    });
+    is_not_live(admin(&cluster, former));
+    cluster.put(other, "/k", "served");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The node's threads for the disk: one where the node may block, and one that writes while the node goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -43,7 +43,7 @@ impl DiskThread {
     }
 }
 
-/// The thread that writes frames on a slow disk. It ends with this value, after the frame under way.
+/// The thread that writes frames in the background. It ends with this value, after the frame under way.
 pub(super) struct WriteThread {
     write_tx: Sender<Write>,
     written_rx: Receiver<Written>,
@@ -79,6 +79,10 @@ impl Background for WriteThread {
     }
 
     fn try_finish(&mut self) -> Option<Written> {
-        self.written_rx.try_recv().ok()
+        match self.written_rx.try_recv() {
+            Ok(written) => Some(written),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => panic!("the thread panicked"),
+        }
     }
 }
