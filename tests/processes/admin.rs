@@ -270,6 +270,11 @@ fn a_member_whose_disk_hangs_is_not_live_until_it_goes_on() {
 fn a_leader_whose_disk_hangs_is_replaced_and_not_live() {
     let mut cluster = start(3, &[]);
     let (site, former) = (Site::new(), leader(&cluster));
+    let at = admin(&cluster, former);
+    let uptime = || json(at, "/status")["uptime_seconds"].as_f64().unwrap();
+    // The commit index is on disk after a tick. Only the frame of the next write hangs then.
+    let before = uptime();
+    eventually(PATIENCE, "a few ticks", || uptime() > before + 0.5);
     let _strace = match hang_disk(&site, cluster.process(former).pid()) {
         Ok(strace) => strace,
         Err(why) => return skip(why),
@@ -281,7 +286,7 @@ fn a_leader_whose_disk_hangs_is_replaced_and_not_live() {
         let leader = json(admin(&cluster, other), "/status")["leader"].as_u64();
         leader.is_some_and(|leader| leader != 0 && leader != former)
     });
-    is_not_live(admin(&cluster, former));
+    is_not_live(at);
     cluster.put(other, "/k", "served");
 }
 
