@@ -39,6 +39,8 @@
 //! | proposed, not committed | in raft | 64 MiB | the writes wait, as above |
 //! | appends in flight to one member | in raft | 256 of 1 MiB | raft pauses until an answer |
 //! | commitC: [`Commit`](channels::Commit) | raft_node → state machine | 64 MiB of entries not yet applied | the node takes neither proposals nor appends |
+//! | entries gathered behind the frame under way | in raft_node | 64 MiB | the node takes neither forwarded writes nor appends |
+//! | commit notices held back | in raft_node | one for each member, 2 ms | replaced |
 //! | peer N: raft messages | raft_node → transport | 4,096, and 64 MiB | dropped; raft is told that the peer is unreachable, and repeats |
 //! | frames of a stream to a peer | in transport | 2 | the peer's queue waits |
 //! | chunks of a snapshot or backup | disk ↔ network | 4 of 128 KiB | the faster side waits |
@@ -91,6 +93,7 @@
 //! | On which event is a PUT answered 204? | [`raft_node/writes.rs`](raft_node::writes) |
 //! | Which answer is 503, which 504, and which may be retried? | [`error.rs`](error::RequestError); [`channels.rs`](channels::Pending) decides |
 //! | What may be sent before the fdatasync, and what happens if it fails? | [`raft_node/journal.rs`](raft_node::journal) |
+//! | When does a follower learn that an entry is committed? | [`raft_node/notices.rs`](raft_node::notices) |
 //! | How does a follower serve a linearizable read? | [`raft_node/reads.rs`](raft_node::reads) |
 //! | Which election timeouts are drawn? | [`raft_node/config.rs`](raft_node::NodeConfig) |
 //! | When is a snapshot made, and what is deleted? | [`raft_node/snapshots.rs`](raft_node::snapshots) |

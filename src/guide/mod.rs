@@ -34,6 +34,7 @@ pages! {
     security: "security.md";
     testing: "testing.md";
     performance: "performance.md";
+    profile: "profile.md";
     differences: "differences.md";
     contributing: "contributing.md";
     changelog: "changelog.md";
@@ -64,7 +65,7 @@ mod tests {
         let files = std::fs::read_dir(top.join("src/guide")).expect("the guide");
         pages.extend(files.map(|file| file.expect("a page").path()));
         pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-        assert_eq!(pages.len(), 9, "{pages:?}");
+        assert_eq!(pages.len(), 10, "{pages:?}");
         pages
     }
 
