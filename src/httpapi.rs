@@ -129,6 +129,9 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
     answer.unwrap_or_else(ErrorResponse::into_response)
 }
 
+/// What follows the original's words if `DELETE` names a key. A client may expect that it removes the key.
+const NO_KEY_IS_DELETED: &str = ": DELETE /ID removes a member; keys are deleted on the application port (--api), as in `raftexample delete KEY`";
+
 impl HttpKvApi {
     /// Counts a response, and the time of a successful PUT or GET of a key.
     pub(crate) fn answered(&self, method: &Method, status: StatusCode, elapsed: Option<Duration>) {
@@ -203,7 +206,10 @@ impl HttpKvApi {
     }
 
     async fn delete(&self, key: &str, deadline: Instant) -> Answer {
-        let id = self.id("DELETE", key)?;
+        let id = self.id("DELETE", key).map_err(|mut refused| {
+            refused.message += NO_KEY_IS_DELETED;
+            refused
+        })?;
         self.change_members(MemberRequest::Remove { id }, deadline).await
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use raftexample::commands::Cli;
+use raftexample::commands::{Cli, help_for};
 use raftexample::config::{Config, one_line};
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
@@ -54,7 +54,8 @@ fn complain(error: &Error) {
 
 /// Runs a command, or a member.
 fn start() -> Result<()> {
-    let Cli { config, command } = match Cli::read(std::env::args_os()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let Cli { config, command } = match Cli::read(arguments.iter().cloned()) {
         Ok(cli) => cli,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
@@ -63,7 +64,10 @@ fn start() -> Result<()> {
             let _ = error.print();
             return Ok(());
         }
-        Err(error) => return Err(Error::Config(one_line(&error))),
+        Err(error) => {
+            let (why, help) = (one_line(&error), help_for(&arguments));
+            return Err(Error::Config(format!("{why}; see {help}")));
+        }
     };
     if let Some(command) = command {
         return command.run();

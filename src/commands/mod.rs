@@ -113,6 +113,19 @@ impl Cli {
     }
 }
 
+/// The command line that shows the help for `arguments`, whose first one is the program.
+pub fn help_for(arguments: &[OsString]) -> String {
+    let program = Cli::command();
+    let (mut command, mut line) = (&program, program.get_name().to_owned());
+    for argument in arguments.iter().skip(1) {
+        if let Some(found) = argument.to_str().and_then(|name| command.find_subcommand(name)) {
+            line = format!("{line} {}", found.get_name());
+            command = found;
+        }
+    }
+    line + " --help"
+}
+
 impl Command {
     /// Runs the command, which writes its result to standard output. A closed pipe is no error.
     pub fn run(&self) -> Result<()> {
@@ -193,6 +206,19 @@ mod tests {
         let cli = read("-id 2 --port=7 -cluster http://a:1,http://b:2").expect("flags");
         assert!(cli.command.is_none());
         assert_eq!((cli.config.id, cli.config.port, cli.config.cluster.len()), (2, 7, 2));
+    }
+
+    #[test]
+    fn the_help_for_a_command_line_is_that_of_its_command() {
+        for (line, help) in [
+            ("raftexample --bogus", "raftexample --help"),
+            ("raftexample --tick 1s put -x", "raftexample put --help"),
+            ("raftexample member add", "raftexample member add --help"),
+            ("raftexample put get", "raftexample put --help"),
+        ] {
+            let arguments: Vec<_> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(help_for(&arguments), help, "{line}");
+        }
     }
 
     #[test]

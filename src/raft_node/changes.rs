@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType};
 use raft::{ProgressState, RawNode, StateRole};
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 
 use super::applied::Applied;
 use super::clock::{Clock, Leadership};
@@ -176,6 +176,14 @@ impl Changes {
                 return self.start_transfer(request, None, node);
             }
             Ok(Verdict::Change(change)) => {
+                if let MemberChange::Move { id, url } = &change
+                    && node.lives(*id)
+                {
+                    warn!(
+                        node.logger,
+                        "member {id} moves to {url}, but still answers at its old URL: stop it, and start it again with --peer-url {url}"
+                    );
+                }
                 if request.responder.mark_proposed() {
                     match append(&change, node) {
                         Ok((id, under)) => {

@@ -252,8 +252,14 @@ impl RaftNode {
         let ours = first_urls(&self.config);
         let theirs = &greeting.first_urls;
         if !ours.is_empty() && !theirs.is_empty() && *theirs != ours {
+            // The cluster has grown since.
+            let remedy = if self.applied.is_member(header.from) {
+                format!(": member {} was added later, so start it with --join", header.from)
+            } else {
+                String::new()
+            };
             return Err(Refusal::Mismatch(format!(
-                "the sender's --cluster is {}, this member's is {}",
+                "the sender's --cluster is {}, this member's is {}{remedy}",
                 theirs.join(","),
                 ours.join(",")
             )));

@@ -87,7 +87,7 @@ pub fn replay_wal(config: &NodeConfig, vfs: Arc<dyn Vfs>, logger: &Logger) -> Re
     let listed = || config.cluster.get(id as usize - 1).filter(|listed| **listed != config.url);
     if let Some(listed) = (beginning && !config.join).then(listed).flatten() {
         return Err(Error::Config(format!(
-            "--peer-url {} is not the {id}-th of --cluster ({listed}): only a member that joins, or that was moved, may differ",
+            "--peer-url {} is not the URL of member {id} in --cluster ({listed}): only a member that joins, or that was moved, may differ",
             config.url
         )));
     }

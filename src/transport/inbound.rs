@@ -127,7 +127,7 @@ pub(super) fn not_ready(why: &str) -> Rejection {
 
 /// 503: this member takes nothing more.
 fn stopping() -> Rejection {
-    not_ready("this member is stopping")
+    not_ready("the peer is stopping")
 }
 
 /// Admits the sender by its headers and the certificate of its connection.

@@ -9,7 +9,7 @@
 //!                      │ number u64 LE │ length u32 LE │ batch │ …
 //!                      └───────────────┴───────────────┴───────┴───
 //! the answer's body:   17\n42\n…                  the number of the last frame that was taken,
-//!                      this member is stopping\n  or why the stream ends
+//!                      the peer is stopping\n  or why the stream ends
 //! ```
 //! A frame is handled like a request to `/raft`: its sender is admitted again, its batch is delivered
 //! whole or not at all, and it is never sent again. Frames and requests share one numbering, so that a
@@ -261,8 +261,8 @@ fn closing(shared: &Shared, parts: &Parts) -> impl Future<Output = &'static str>
     async move {
         tokio::select! {
             biased;
-            () = closed => "this member is stopping",
-            () = replaced => "this member's certificates were replaced",
+            () = closed => "the peer is stopping",
+            () = replaced => "the peer's certificates were replaced",
         }
     }
 }

@@ -461,8 +461,9 @@ fn a_member_is_added_started_as_it_says_moved_and_removed() {
     assert_eq!(list.as_array().unwrap().len(), 4);
 
     let ran = by(&cluster, 1, &["member", "move", "4", &moved]);
-    let said =
-        format!("moved member 4 from {new} to {moved}: start it there, with --peer-url {moved}\n");
+    let said = format!(
+        "moved member 4 from {new} to {moved}: stop it if it still runs, and start it there with --peer-url {moved}\n"
+    );
     assert_done(&ran, &said);
     becomes(4, Some(format!("{moved} voter")));
     member.kill();

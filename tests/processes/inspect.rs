@@ -270,12 +270,14 @@ fn what_is_not_a_members_is_refused_in_one_line() {
     for (path, named) in [
         (".", "contains no files of a member"),
         ("nothing", "No such file"),
-        ("file", "a snapshot has at least"),
+        ("file", "neither a log segment"),
+        ("/etc/passwd", "neither a log segment"),
     ] {
         let shown = inspect(site.dir(), &[path]);
         assert_eq!(shown.status, 1, "{path}");
         assert_eq!(shown.stderr.lines().count(), 1, "{path}: {}", shown.stderr);
         assert!(shown.stderr.contains(named), "{path}: {}", shown.stderr);
+        assert!(!(shown.stdout + &shown.stderr).contains("DELETE"), "{path}: no data is lost");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Members join and leave: the original's walk, and what the original loses after a restart.
 
 use crate::support::processes::{
-    Cluster, FAST, PATIENCE, Signal, assert_holds, put, request, serves,
+    Cluster, FAST, PATIENCE, Signal, assert_holds, eventually, put, request, serves,
 };
 
 const REMOVED: &str = "I've been removed from the cluster! Shutting down.";
@@ -27,6 +27,19 @@ fn a_new_member_serves_and_a_removed_one_ends_by_itself() {
     cluster.start_again(3);
     assert_eq!(cluster.process(3).wait(PATIENCE), 0, "{}", cluster.process(3).stderr());
     assert!(cluster.process(3).stderr().contains(REMOVED));
+}
+
+#[test]
+fn an_added_member_that_lacks_the_flag_to_join_is_told_so() {
+    let mut cluster = Cluster::start(3, &FAST);
+    let url = cluster.new_url(4);
+    cluster.change(1, "POST", 4, &url);
+    cluster.start_added(4, &[]);
+    let told = "member 4 was added later, so start it with --join";
+    eventually(PATIENCE, "it is told", || cluster.process(4).stderr().contains(told));
+    cluster.process(4).kill();
+    cluster.start_joiner(4);
+    serves(cluster.address(4));
 }
 
 /// Fault C.13 of the original: it campaigns for ever, and its terms disturb the others.

@@ -441,7 +441,7 @@ fn the_authority_is_replaced_while_the_cluster_goes_on() {
         }
     }
     // Streams authenticated with the old files ended with them.
-    let ended = "this member's certificates were replaced";
+    let ended = "the peer's certificates were replaced";
     eventually(PATIENCE, "streams are begun anew", || {
         (1..=3).any(|id| logs(&mut cluster, id, ended) > 0)
     });

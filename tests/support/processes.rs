@@ -577,8 +577,13 @@ impl Cluster {
 
     /// Starts a member that was added before.
     pub fn start_joiner(&mut self, id: u64) {
+        self.start_added(id, &["--join"]);
+    }
+
+    /// Starts a member that was added before, with these flags.
+    pub fn start_added(&mut self, id: u64, flags: &[&str]) {
         let place = self.site.place(self.urls[id as usize - 1].clone());
-        self.start_new(id, place, &["--join"]);
+        self.start_new(id, place, flags);
     }
 
     /// Changes the members through member `at` and waits until the change is applied.

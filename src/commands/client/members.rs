@@ -144,7 +144,7 @@ impl MemberCommand {
                     Ok(old)
                 })?;
                 format!(
-                    "moved member {id} from {old} to {url}: start it there, with --peer-url {}\n",
+                    "moved member {id} from {old} to {url}: stop it if it still runs, and start it there with --peer-url {}\n",
                     for_a_shell(url)
                 )
             }

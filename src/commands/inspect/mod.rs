@@ -10,7 +10,8 @@
 mod lines;
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,6 +63,18 @@ fn member_of(dir: &Path) -> Option<(NodeId, bool)> {
     let name = dir.file_name()?.to_str()?.strip_prefix("raftexample-")?;
     let of_snapshots = name.strip_suffix("-snap");
     Some((of_snapshots.unwrap_or(name).parse().ok()?, of_snapshots.is_some()))
+}
+
+/// True if a file begins as snapshots do.
+fn begins_as_snapshot(path: &Path) -> Result<bool> {
+    let read = File::open(path).and_then(|mut file| {
+        let mut head = [0; snapshotter::MAGIC.len()];
+        file.read_exact(&mut head).map(|()| head == snapshotter::MAGIC)
+    });
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        read => read.map_err(Error::io("read", path)),
+    }
 }
 
 /// What was found so far in the files of one member.
@@ -223,7 +236,15 @@ impl Inspector<'_> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         Ok(match wal::parse_name(name) {
             Some(number) => self.log(path.parent().unwrap_or(Path::new("")), Some(number))?.err(),
-            None => self.snapshot(path)?.and_then(Result::err),
+            None if name.ends_with(".snap") || begins_as_snapshot(path)? => {
+                self.snapshot(path)?.and_then(Result::err)
+            }
+            None => {
+                return Err(Error::Refused(format!(
+                    "{} is neither a log segment (its name would be 16 digits and .wal) nor a snapshot: give a file or a directory of a member, or a backup",
+                    path.display()
+                )));
+            }
         })
     }
 

@@ -45,8 +45,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-pub use self::format::VERSION;
 use self::format::{BUFFER_BYTES, Checked};
+pub use self::format::{MAGIC, VERSION};
 pub use self::writer::{Received, SnapshotReceiver, write_snapshot};
 use self::writer::{Summed, TemporaryFile};
 use super::files::{self, FileReader};

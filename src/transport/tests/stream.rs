@@ -258,7 +258,7 @@ async fn streams_of_removed_peers_drain_and_a_closing_member_ends_its() {
     let stream = RawStream::open(&two).await;
     two.close().await;
     let answer = stream.end().await;
-    assert!(answer.contains("this member is stopping"), "{answer}");
+    assert!(answer.contains("the peer is stopping"), "{answer}");
     one.close().await;
 }
 
