@@ -34,9 +34,16 @@ mod report;
 
 use load::{Load, Outcome};
 
+const EXAMPLES: &str = "\
+Examples:
+  bench here=127.0.0.1:12380
+  bench here=127.0.0.1:12380,127.0.0.1:22380 --reads 90
+  bench before=127.0.0.1:12380 after=127.0.0.1:42380 --rounds 9";
+
 /// The command line.
 #[derive(Parser)]
 #[command(about = "Puts load on servers with this HTTP API, in turns, and compares them")]
+#[command(after_help = EXAMPLES)]
 struct Flags {
     /// NAME=ADDRESS[,ADDRESS…]: the servers to measure, in turns.
     #[arg(value_parser = parse_target, required_unless_present = "bare")]
@@ -139,6 +146,10 @@ fn main() -> anyhow::Result<()> {
         .zip(outcomes.iter().map(|o| &o[..]))
         .collect();
     report::print(&named);
+    let is_empty = |outcomes: &[Outcome]| outcomes.iter().all(|it| it.throughput() == 0.0);
+    if let Some((name, _)) = named.iter().find(|(_, outcomes)| is_empty(outcomes)) {
+        bail!("{name}: no request was answered with success, so nothing was measured");
+    }
     if let Some(path) = &flags.plot {
         report::plot(&named, path).with_context(|| format!("cannot draw {}", path.display()))?;
     }

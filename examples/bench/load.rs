@@ -117,7 +117,7 @@ impl Outcome {
                 return;
             }
             Some(Ok(answer)) => answer.status.to_string(),
-            Some(Err(error)) => error.root_cause().to_string(),
+            Some(Err(error)) => format!("{error:#}"),
             None => "no response".to_owned(),
         };
         if is_measured {
@@ -311,7 +311,8 @@ struct Wire {
 
 impl Wire {
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        let connected = TcpStream::connect(address).await;
+        let stream = connected.with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: vec![0; 4096], filled: 0 })
     }

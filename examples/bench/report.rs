@@ -32,8 +32,8 @@ pub fn print(targets: &[(&str, &[Outcome])]) {
         let throughput = of(outcomes, &Outcome::throughput);
         let errors: u64 = outcomes.iter().flat_map(|outcome| outcome.errors.values()).sum();
         println!(
-            "{name:<16}{throughput:>12.0}{:>9.2}{:>10.2}{:>10.2}{:>10.2}{:>10.1}{:>8.0}{errors:>9}",
-            throughput / first,
+            "{name:<16}{throughput:>12.0}{:>9}{:>10.2}{:>10.2}{:>10.2}{:>10.1}{:>8.0}{errors:>9}",
+            if first > 0.0 { format!("{:.2}", throughput / first) } else { "-".to_owned() },
             of(outcomes, &|outcome| outcome.percentile(50.0)),
             of(outcomes, &|outcome| outcome.percentile(99.0)),
             of(outcomes, &|outcome| outcome.percentile(99.9)),

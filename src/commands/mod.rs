@@ -23,6 +23,13 @@ pub use crate::commands::restore::Restore;
 use crate::config::{Config, with_two_dashes};
 use crate::error::{Error, Result, output_failed};
 
+const AFTER_SHORT_HELP: &str = "\
+Examples:
+  raftexample --cluster http://127.0.0.1:12379 --port 12380 --api 127.0.0.1:12382
+  raftexample put my-key hello
+
+--help shows all flags, their variables and the exit statuses.";
+
 const AFTER_HELP: &str = "\
 Examples:
   raftexample --cluster http://127.0.0.1:12379 --port 12380 --api 127.0.0.1:12382 --admin 127.0.0.1:12381
@@ -44,7 +51,7 @@ Exit status:
 /// Without a command it runs one member of a cluster, a server in the foreground.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "raftexample", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_SHORT_HELP, after_long_help = AFTER_HELP)]
 pub struct Cli {
     /// The server's flags.
     #[command(flatten)]

@@ -207,8 +207,25 @@ fn peer_url(text: &str) -> std::result::Result<String, Infallible> {
     })
 }
 
-/// Gives a boolean flag Go's syntax: `--join=false`.
+/// The flags that `-h` shows: those that a first cluster needs.
+const SHORT_HELP: [&str; 11] = [
+    "id",
+    "cluster",
+    "join",
+    "peer_url",
+    "port",
+    "host",
+    "admin",
+    "api",
+    "data_dir",
+    "log_level",
+    "config",
+];
+
+/// Gives a boolean flag Go's syntax: `--join=false`. Hides what few need from `-h`.
 fn complete(flag: Arg) -> Arg {
+    let is_short = SHORT_HELP.contains(&flag.get_id().as_str());
+    let flag = flag.hide_short_help(!is_short);
     if !matches!(flag.get_action(), ArgAction::SetTrue) {
         return flag;
     }
