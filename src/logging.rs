@@ -12,14 +12,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use slog::{
-    BorrowedKV, Drain, KV, Key, Level, LevelFilter, Logger, OwnedKVList, Record, RecordStatic,
-    Serializer, o,
+    BorrowedKV, Drain, KV, Key, Level, Logger, OwnedKVList, Record, RecordStatic, Serializer, o,
 };
 
 use crate::config::LogFormat;
@@ -35,8 +34,59 @@ const LINES_PER_SECOND: u32 = 10;
 /// How long the end of the process waits until the queue is written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The least severe level that is logged. It may be changed while the member runs.
+#[derive(Clone)]
+pub struct LogLevel(Arc<AtomicUsize>);
+
+impl LogLevel {
+    /// The levels that flags and requests name.
+    pub const NAMES: [&str; 4] = ["error", "warn", "info", "debug"];
+
+    /// Starts at `level`.
+    pub fn new(level: Level) -> Self {
+        Self(Arc::new(AtomicUsize::new(level.as_usize())))
+    }
+
+    /// The level, as it was set last.
+    pub fn get(&self) -> Level {
+        Level::from_usize(self.0.load(Ordering::Relaxed)).expect("only levels are stored")
+    }
+
+    /// Changes the level of all lines from now on.
+    pub fn set(&self, level: Level) {
+        self.0.store(level.as_usize(), Ordering::Relaxed);
+    }
+
+    /// The level that `name` names, one of [`NAMES`](Self::NAMES).
+    pub fn parse(name: &str) -> Option<Level> {
+        name.parse().ok().filter(|_| Self::NAMES.contains(&name))
+    }
+
+    /// The name of a level.
+    pub fn name(level: Level) -> &'static str {
+        let is_named = |name: &&&str| Self::parse(name) == Some(level);
+        Self::NAMES.iter().find(is_named).expect("every level that can be set has a name")
+    }
+}
+
+/// Passes on what is severe enough.
+struct Filter<D>(D, LogLevel);
+
+impl<D: Drain<Ok = ()>> Drain for Filter<D> {
+    type Ok = ();
+    type Err = D::Err;
+
+    fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), D::Err> {
+        if record.level().is_at_least(self.1.get()) { self.0.log(record, values) } else { Ok(()) }
+    }
+
+    fn is_enabled(&self, level: Level) -> bool {
+        level.is_at_least(self.1.get())
+    }
+}
+
 /// Makes the logger. Dropping the guard writes the queued lines.
-pub fn logger(level: Level, format: LogFormat) -> (Logger, Guard) {
+pub fn logger(level: LogLevel, format: LogFormat) -> (Logger, Guard) {
     let (queue, lines) = mpsc::sync_channel::<String>(WAITING_LINES_MAX);
     let progress = Arc::<Progress>::default();
     let writer = progress.clone();
@@ -57,7 +107,7 @@ pub fn logger(level: Level, format: LogFormat) -> (Logger, Guard) {
         progress: progress.clone(),
         budgets: Mutex::default(),
     };
-    let drain = LevelFilter::new(OriginalWords(lines), level).ignore_res();
+    let drain = Filter(OriginalWords(lines), level).ignore_res();
     (Logger::root(drain, o!()), Guard(progress))
 }
 

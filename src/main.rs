@@ -12,7 +12,7 @@ use raftexample::config::{Config, one_line};
 use raftexample::error::{Error, Result};
 use raftexample::httpapi::{self, HttpKvApi};
 use raftexample::kvstore::KvStore;
-use raftexample::logging;
+use raftexample::logging::{self, LogLevel};
 use raftexample::ports::admin::{self, Admin};
 use raftexample::ports::application::{self, Application, Wakeups};
 use raftexample::ports::listener::{
@@ -75,7 +75,8 @@ fn start() -> Result<()> {
     config.check()?;
     let stop = signals()?;
     // Dropping the guard writes the queued log lines, so they come before an error message.
-    let (logger, _guard) = logging::logger(config.log_level, config.log_format);
+    let log_level = LogLevel::new(config.log_level);
+    let (logger, _guard) = logging::logger(log_level.clone(), config.log_format);
     for warning in &config.warnings {
         warn!(logger, "{}", warning);
     }
@@ -84,14 +85,19 @@ fn start() -> Result<()> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads((cores - 1).max(1)).enable_all().build();
     let runtime = runtime.map_err(|error| Error::Config(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(run(config, stop, logger));
+    let result = runtime.block_on(run(config, stop, logger, log_level));
     // Threads that still wait for a client or a disk do not delay the end.
     runtime.shutdown_background();
     result
 }
 
 /// Runs a member until a signal or an error stops it.
-async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logger) -> Result<()> {
+async fn run(
+    config: Config,
+    stop: oneshot::Receiver<&'static str>,
+    logger: Logger,
+    log_level: LogLevel,
+) -> Result<()> {
     raise_descriptor_limit()?;
     let node_config = config.node_config();
     let metrics = node_config.metrics.clone();
@@ -167,6 +173,7 @@ async fn run(config: Config, stop: oneshot::Receiver<&'static str>, logger: Logg
         application: application("admin", admin::watchers(&admin::limits(shutdown_grace))),
         alive_within: 2 * election_timeout.max(Duration::from_secs(1)),
         names: config.names(),
+        log_level,
         stopping: stop_rx.clone(),
     };
     let application_server = application_port.map(|port| {

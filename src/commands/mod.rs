@@ -13,6 +13,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use crate::commands::client::keys::{Delete, Get, List, Put, Transact};
+use crate::commands::client::log_level::LogLevelCommand;
 #[doc(hidden)]
 pub use crate::commands::client::members::printed;
 use crate::commands::client::members::{MemberCommand, StatusCommand};
@@ -82,6 +83,8 @@ pub enum Command {
     Watch(Watch),
     /// Evaluate conditions and carry operations out, in one step; prints the results as JSON
     Txn(Transact),
+    /// Print or set the least severe level that a member logs
+    LogLevel(LogLevelCommand),
     /// Show and check the files of a member, running or not, without changing them
     Inspect(Inspect),
     /// Save backups, and make new clusters from them
@@ -146,6 +149,7 @@ impl Command {
             Self::List(list) => list.run(&mut out),
             Self::Watch(watch) => watch.run(&mut out),
             Self::Txn(txn) => txn.run(&mut out),
+            Self::LogLevel(log_level) => log_level.run(&mut out),
             Self::Inspect(inspect) => inspect.run(&mut out),
             Self::Snapshot(SnapshotCommand::Save(save)) => save.run(&mut out),
             Self::Snapshot(SnapshotCommand::Restore(restore)) => restore.run(&mut out),

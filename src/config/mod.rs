@@ -22,6 +22,7 @@ use self::settings::Settings;
 use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
+use crate::logging::LogLevel;
 use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
 use crate::ports::tls::{Purpose, Tls, TlsFiles};
@@ -191,9 +192,9 @@ pub enum LogFormat {
     Json,
 }
 
-fn level_parser() -> impl TypedValueParser<Value = Level> {
-    let names = PossibleValuesParser::new(["error", "warn", "info", "debug"]);
-    names.try_map(|name| name.parse::<Level>().map_err(|()| "unknown level"))
+pub(crate) fn level_parser() -> impl TypedValueParser<Value = Level> {
+    let names = PossibleValuesParser::new(LogLevel::NAMES);
+    names.try_map(|name| LogLevel::parse(&name).ok_or("unknown level"))
 }
 
 /// A peer URL as people write it: with spaces around it, a slash at its end, or its scheme in capitals.

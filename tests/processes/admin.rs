@@ -66,15 +66,21 @@ pub fn leader(cluster: &Cluster) -> u64 {
     })
 }
 
+/// The line that describes the counter of a sample in the text format.
+fn type_line(sample: &str) -> String {
+    format!("# TYPE {} counter\n", sample.split(['{', ' ']).next().unwrap())
+}
+
 /// Metrics by name and labels; for a histogram, its count.
 fn counts(address: SocketAddr) -> BTreeMap<String, f64> {
     let answer = request(address, "GET", "/metrics", b"").unwrap();
     let kind = &answer.headers["content-type"];
-    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
     let text = String::from_utf8(answer.body).unwrap();
-    assert!(text.ends_with("# EOF\n"), "{text}");
-    for line in text.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+    for line in text.lines() {
         assert_ne!(LineInfo::parse(line), LineInfo::Ignored, "{line}");
+        let is_counter = line.split('{').next().is_some_and(|name| name.ends_with("_total"));
+        assert!(!is_counter || line.starts_with('#') || text.contains(&type_line(line)), "{line}");
     }
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
     let count = |sample: prometheus_parse::Sample| {
@@ -760,4 +766,38 @@ fn without_the_flag_there_is_no_admin_listener() {
 
     let (with, _, at) = single(&site, &["--data-dir", "other"]);
     assert!(listening(&with).contains(&at.port()), "the test sees one");
+}
+
+#[test]
+fn metrics_are_openmetrics_where_the_client_asks_for_them() {
+    let site = Site::new();
+    let (_member, _, at) = single(&site, &[]);
+    let accept = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2\r\n";
+    let answer = raw(at, "GET /metrics", &format!("Host: {at}\r\n{accept}"));
+    assert!(answer.contains("application/openmetrics-text; version=1.0.0"), "{answer}");
+    assert!(answer.contains("# TYPE raftexample_proposals_committed counter\n"), "{answer}");
+    assert!(answer.contains("# EOF\n"), "{answer}");
+}
+
+#[test]
+fn the_log_level_is_changed_while_a_member_runs() {
+    let site = Site::new();
+    let (member, address, at) = single(&site, &[]);
+    let endpoint = format!("http://{at}");
+    let level = |words: &[&str]| {
+        let ran = run(site.dir(), &[&["log-level", "--endpoint", &endpoint], words].concat());
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        ran.stdout
+    };
+    let delete = |key: &str| request(address, "DELETE", key, b"").unwrap();
+    assert_eq!(level(&[]), "info\n");
+    assert_eq!(level(&["error"]), format!("{endpoint} logs error and above\n"));
+    assert_eq!(level(&[]), "error\n");
+    delete("/unseen");
+    level(&["info"]);
+    delete("/seen");
+    eventually(PATIENCE, "it logs again", || member.stderr().contains("id: seen"));
+    assert!(!member.stderr().contains("unseen"), "{}", member.stderr());
+    let (status, why) = ask(at, "PUT", "/log-level", "loud");
+    assert_eq!((status, &*why), (400, "the body must be one of error, warn, info, debug\n"));
 }

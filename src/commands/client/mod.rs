@@ -6,6 +6,7 @@
 
 mod http;
 pub mod keys;
+pub mod log_level;
 pub mod members;
 pub mod save;
 pub mod watch;

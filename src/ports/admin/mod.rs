@@ -10,11 +10,12 @@
 //! | `GET /members` | the members that this member knows, as JSON |
 //! | `GET /cluster` | the status of every member, as JSON |
 //! | `GET /events` | the same as server-sent events, five a second |
-//! | `GET /metrics` | metrics as OpenMetrics text, for Prometheus |
+//! | `GET /metrics` | metrics for Prometheus: OpenMetrics if `Accept` names it, else the text format 0.0.4 |
 //! | `GET /state-hash` | a checksum of the state, and the index it belongs to |
 //! | `GET /snapshot` | a backup of the current state, for `snapshot restore`; `?local` skips asking a majority |
 //! | `POST /transfer-leadership?to=ID` | 204 once member ID leads; without `to`, once any other member leads |
 //! | `POST`, `PUT`, `DELETE /members/ID` | add the member whose peer URL is the body, change its URL, remove it |
+//! | `GET`, `PUT /log-level` | the least severe level that this member logs; PUT sets it until the member stops |
 //! | `/v1/…` | what the [application port](crate::ports::application) answers |
 //!
 //! Every client that reaches the port may use all of it, so it is off unless `--admin` is given. Web
@@ -40,9 +41,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
+use slog::warn;
 use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::httpapi::ErrorResponse;
+use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::ports::application::{self, Application};
 use crate::ports::guard::refusal;
@@ -52,6 +56,8 @@ use crate::transport::ClusterWatch;
 
 /// Streams of `/events` at a time. The other connections stay free for probes.
 const EVENT_STREAMS_MAX: usize = 16;
+/// The longest body of `PUT /log-level`.
+const LEVEL_BYTES_MAX: usize = 64;
 
 /// What the handlers of the admin port use.
 pub struct Admin {
@@ -67,6 +73,8 @@ pub struct Admin {
     pub alive_within: Duration,
     /// Host names of this port, besides loopback names and addresses.
     pub names: Vec<String>,
+    /// What `/log-level` changes.
+    pub log_level: LogLevel,
     /// Closed when this member stops, which ends the streams of `/events`.
     pub stopping: watch::Receiver<()>,
 }
@@ -114,6 +122,7 @@ pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
         .route("/state-hash", get(backup::state_hash))
         .route("/snapshot", get(backup::snapshot))
         .route("/transfer-leadership", post(members::transfer_leadership))
+        .route("/log-level", get(log_level).put(set_log_level))
         .route("/v1/{*rest}", any(keys))
         .fallback(not_found)
         .layer(from_fn_with_state(shared.clone(), refuse_cross_site))
@@ -122,7 +131,7 @@ pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
 }
 
 async fn not_found() -> ErrorResponse {
-    let paths = "/, /livez, /readyz, /status, /members, /cluster, /events, /metrics, /state-hash, /snapshot, /transfer-leadership";
+    let paths = "/, /livez, /readyz, /status, /members, /cluster, /events, /metrics, /state-hash, /snapshot, /transfer-leadership, /log-level";
     ErrorResponse::new(StatusCode::NOT_FOUND, format!("the paths are {paths}; keys are below /v1"))
 }
 
@@ -167,6 +176,28 @@ fn text(status: StatusCode, text: impl Into<String>) -> Response {
 fn json_response(value: &Value) -> Response {
     let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
     (headers, format!("{value}\n")).into_response()
+}
+
+async fn log_level(State(shared): State<Arc<Shared>>) -> Response {
+    text(StatusCode::OK, format!("{}\n", LogLevel::name(shared.admin.log_level.get())))
+}
+
+/// Changes this member's log level until it stops.
+async fn set_log_level(
+    State(shared): State<Arc<Shared>>,
+    body: Body,
+) -> Result<StatusCode, ErrorResponse> {
+    let keys = &shared.admin.application.keys;
+    let deadline = Instant::now() + keys.request_timeout;
+    let (name, _permit) = keys.read("PUT", body, LEVEL_BYTES_MAX, deadline).await?;
+    let name = String::from_utf8_lossy(&name);
+    let level = LogLevel::parse(name.trim()).ok_or_else(|| {
+        let why = format!("the body must be one of {}", LogLevel::NAMES.join(", "));
+        ErrorResponse::new(StatusCode::BAD_REQUEST, why)
+    })?;
+    shared.admin.log_level.set(level);
+    warn!(keys.logger, "the log level is {} from now on", LogLevel::name(level));
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Responds as the application port does.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
@@ -144,15 +144,42 @@ pub(super) async fn events(
     Ok(([(CACHE_CONTROL, "no-store")], Sse::new(events)))
 }
 
-pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+/// OpenMetrics if the client asks for it, as Prometheus does; else Prometheus' older text format, which more
+/// tools read.
+pub(super) async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let mut registry = Registry::with_prefix("raftexample");
     register_status(&mut registry, &shared.admin.status.borrow());
     let mut lines = String::new();
     encode_registry(&mut lines, &shared.admin.metrics.registry)
         .and_then(|()| encode(&mut lines, &registry))
         .expect("writing to a string cannot fail");
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    let kind = if accepted.any(|kinds| kinds.contains("application/openmetrics-text")) {
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    } else {
+        lines = as_plain_text(&lines);
+        "text/plain; version=0.0.4; charset=utf-8"
+    };
     ([(CONTENT_TYPE, kind)], lines).into_response()
+}
+
+/// Rewrites OpenMetrics in the text format 0.0.4. There a counter is described by its name with `_total`, and
+/// there are neither units nor an end mark.
+fn as_plain_text(lines: &str) -> String {
+    let (mut text, mut help) = (String::new(), None);
+    for line in lines.lines() {
+        let described = |prefix| line.strip_prefix(prefix).and_then(|it: &str| it.split_once(' '));
+        if let Some((_, described)) = described("# HELP ") {
+            help = Some(described);
+        } else if let Some((name, kind)) = described("# TYPE ") {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let help = help.take().unwrap_or_default();
+            text += &format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
+        } else if line != "# EOF" && !line.starts_with("# UNIT ") {
+            text += &format!("{line}\n");
+        }
+    }
+    text
 }
 
 fn register_status(registry: &mut Registry, status: &Status) {

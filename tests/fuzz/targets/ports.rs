@@ -20,6 +20,7 @@ use raftexample::commands;
 use raftexample::error::Error;
 use raftexample::httpapi::{HttpKvApi, service};
 use raftexample::kvstore::{Consistency, Keys, KvStore};
+use raftexample::logging::LogLevel;
 use raftexample::membership::{Members, Verdict};
 use raftexample::ports::admin::{self, Admin};
 use raftexample::ports::application::{self, Application, Wakeups};
@@ -735,6 +736,7 @@ pub fn admin_requests(data: &[u8]) {
         application: application(api, &stopping),
         alive_within: Duration::from_secs(60),
         names,
+        log_level: LogLevel::new(slog::Level::Info),
         stopping,
     });
     let mut model: HashMap<String, Vec<u8>> = HashMap::new();
@@ -883,6 +885,7 @@ pub fn status_answers(data: &[u8]) {
         application: application(Node::start().1, &stopping),
         alive_within: Duration::from_secs(60),
         names: Vec::new(),
+        log_level: LogLevel::new(slog::Level::Info),
         stopping,
     });
     let mut request = Request::new(Body::empty());
