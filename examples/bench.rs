@@ -148,7 +148,7 @@ fn main() -> anyhow::Result<()> {
     report::print(&named);
     let is_empty = |outcomes: &[Outcome]| outcomes.iter().all(|it| it.throughput() == 0.0);
     if let Some((name, _)) = named.iter().find(|(_, outcomes)| is_empty(outcomes)) {
-        bail!("{name}: no request was answered with success, so nothing was measured");
+        bail!("{name}: no request succeeded, so nothing was measured");
     }
     if let Some(path) = &flags.plot {
         report::plot(&named, path).with_context(|| format!("cannot draw {}", path.display()))?;

@@ -130,7 +130,7 @@ async fn answer(api: &HttpKvApi, head: Parts, body: Body, deadline: Instant) -> 
 }
 
 /// What follows the original's words if `DELETE` names a key. A client may expect that it removes the key.
-const NO_KEY_IS_DELETED: &str = ": DELETE /ID removes a member; keys are deleted on the application port (--api), as in `raftexample delete KEY`";
+const NO_KEY_IS_DELETED: &str = ": DELETE /ID removes a member; DELETE /v1/kv/KEY on the application or admin port (--api, --admin) removes a key, as does `raftexample delete KEY`";
 
 impl HttpKvApi {
     /// Counts a response, and the time of a successful PUT or GET of a key.

@@ -17,11 +17,11 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use slog::{
     BorrowedKV, Drain, KV, Key, Level, Logger, OwnedKVList, Record, RecordStatic, Serializer, o,
 };
-
-use crate::config::LogFormat;
 
 /// Lines in the queue.
 const WAITING_LINES_MAX: usize = 4096;
@@ -34,7 +34,22 @@ const LINES_PER_SECOND: u32 = 10;
 /// How long the end of the process waits until the queue is written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The least severe level that is logged. It may be changed while the member runs.
+/// The values of `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text
+    Term,
+    /// One JSON object a line
+    Json,
+}
+
+/// Parses the name of a level on a command line.
+pub(crate) fn level_parser() -> impl TypedValueParser<Value = Level> {
+    let names = PossibleValuesParser::new(LogLevel::NAMES);
+    names.try_map(|name| LogLevel::parse(&name).ok_or("unknown level"))
+}
+
+/// The minimum level that is logged. It may be changed while the member runs.
 #[derive(Clone)]
 pub struct LogLevel(Arc<AtomicUsize>);
 

@@ -29,7 +29,7 @@ Examples:
   raftexample --cluster http://127.0.0.1:12379 --port 12380 --api 127.0.0.1:12382
   raftexample put my-key hello
 
---help shows all flags, their variables and the exit statuses.";
+--help shows all flags, environment variables and exit statuses.";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -83,7 +83,7 @@ pub enum Command {
     Watch(Watch),
     /// Evaluate conditions and carry operations out, in one step; prints the results as JSON
     Txn(Transact),
-    /// Print or set the least severe level that a member logs
+    /// Print or set the log level of a running member
     LogLevel(LogLevelCommand),
     /// Show and check the files of a member, running or not, without changing them
     Inspect(Inspect),
@@ -123,7 +123,8 @@ impl Cli {
     }
 }
 
-/// The command line that shows the help for `arguments`, whose first one is the program.
+/// The command line that shows the help for `arguments`, whose first one is the program. The value of a flag
+/// that equals the name of a command is taken for it.
 pub fn help_for(arguments: &[OsString]) -> String {
     let program = Cli::command();
     let (mut command, mut line) = (&program, program.get_name().to_owned());

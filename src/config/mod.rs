@@ -12,9 +12,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::BoolishValueParser;
 use clap::error::ContextValue;
-use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser};
 use hyper::http::uri::Authority;
 use slog::{Level, Logger};
 
@@ -22,7 +22,7 @@ use self::settings::Settings;
 use crate::channels::Ack;
 use crate::error::{Error, Result};
 use crate::kvstore::Consistency;
-use crate::logging::LogLevel;
+use crate::logging::{LogFormat, level_parser};
 use crate::membership::{authority, check_url, is_https};
 use crate::metrics::Metrics;
 use crate::ports::tls::{Purpose, Tls, TlsFiles};
@@ -181,20 +181,6 @@ pub struct Config {
     /// What is odd in the environment, for the log.
     #[arg(skip)]
     pub warnings: Vec<String>,
-}
-
-/// The values of `--log-format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Text
-    Term,
-    /// One JSON object a line
-    Json,
-}
-
-pub(crate) fn level_parser() -> impl TypedValueParser<Value = Level> {
-    let names = PossibleValuesParser::new(LogLevel::NAMES);
-    names.try_map(|name| LogLevel::parse(&name).ok_or("unknown level"))
 }
 
 /// A peer URL as people write it: with spaces around it, a slash at its end, or its scheme in capitals.

@@ -208,7 +208,7 @@ impl Known {
         let own = &self.own;
         if header.cluster_id != self.cluster_id {
             return Err(Refusal::Mismatch(format!(
-                "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}: a member joins with an empty directory and --join",
+                "this is member {} of cluster {:016x}{}, the sender belongs to cluster {:016x}: check --cluster and --peer-url; only a new member joins, with an empty directory and --join",
                 own.id,
                 self.cluster_id,
                 match &own.first_urls[..] {

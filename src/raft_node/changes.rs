@@ -176,15 +176,15 @@ impl Changes {
                 return self.start_transfer(request, None, node);
             }
             Ok(Verdict::Change(change)) => {
-                if let MemberChange::Move { id, url } = &change
-                    && node.lives(*id)
-                {
-                    warn!(
-                        node.logger,
-                        "member {id} moves to {url}, but still answers at its old URL: stop it, and start it again with --peer-url {url}"
-                    );
-                }
                 if request.responder.mark_proposed() {
+                    if let MemberChange::Move { id, url } = &change
+                        && node.lives(*id)
+                    {
+                        warn!(
+                            node.logger,
+                            "member {id} moves to {url}, but was heard at its old URL less than an election timeout ago: if it still runs, stop it, and start it again with --peer-url {url}"
+                        );
+                    }
                     match append(&change, node) {
                         Ok((id, under)) => {
                             self.pending = Some((id, under, Some(request.responder)))

@@ -20,8 +20,7 @@
 //! does not count its own copy: only the others can commit them. A member whose term and vote are on disk
 //! answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
 //!
-//! A frame that takes half an election timeout is waited for as if there were no background
-//! ([`Journal::tick`]). So a member whose disk hangs stops its heartbeats and is replaced as the leader, and
+//! The node waits for a frame that takes half an election timeout ([`Journal::tick`]). So a member whose disk hangs stops its heartbeats and is replaced as the leader, and
 //! `/livez` shows it.
 //!
 //! Everything but entries and hard states waits for the frame under way, and is written by the caller:
@@ -53,7 +52,7 @@ use crate::metrics::Metrics;
 use crate::storage::log::{Log, entry_bytes};
 use crate::storage::wal::{Frame, Identity, SnapshotId, Wal};
 
-/// Above this many bytes for the next frame, no more entries are taken in. A leader repeats its appends; the
+/// Above this many bytes for the next frame, no more entries are accepted. A leader repeats its appends; the
 /// clients of forwarded writes are answered that the outcome is unknown.
 const GATHERED_BYTES_MAX: u64 = 64 << 20;
 
@@ -383,18 +382,24 @@ impl Journal {
     /// Waits for the frame under way and for one of all that was gathered; blocks.
     pub fn finish(&mut self) -> Result<()> {
         while self.under_way.is_some() {
-            let background = self.background.as_mut().expect("it has a frame");
-            let written = background.finish();
-            self.end(written)?;
-            self.begin_next();
+            self.finish_one()?;
         }
+        Ok(())
+    }
+
+    /// Waits for the frame under way, and begins the next one; blocks.
+    fn finish_one(&mut self) -> Result<()> {
+        let background = self.background.as_mut().expect("it has a frame");
+        let written = background.finish();
+        self.end(written)?;
+        self.begin_next();
         Ok(())
     }
 
     /// Takes in a tick. Waits for a frame that has been under way for `ticks_max` of them; blocks.
     pub fn tick(&mut self, ticks_max: usize) -> Result<()> {
         self.ticks += 1;
-        if self.is_writing() && self.ticks >= ticks_max { self.finish() } else { Ok(()) }
+        if self.is_writing() && self.ticks >= ticks_max { self.finish_one() } else { Ok(()) }
     }
 
     /// The Readies that became durable since the last call, up to a number, and what waited for them.

@@ -353,10 +353,9 @@ impl RaftNode {
         self.notices.hold();
     }
 
-    /// The number of the oldest notice that is held back. Another number means that all notices of the last
-    /// call have left.
+    /// The number of the notices that are held back together. It changes once none of them is left.
     pub fn held_notices(&self) -> Option<u64> {
-        self.notices.oldest()
+        self.notices.batch()
     }
 
     /// Term and vote on disk.

@@ -1,17 +1,18 @@
-//! Commit notices that wait for company.
+//! Deferred commit notices.
 //!
 //! As soon as an entry is committed, raft tells every follower in an append without entries. While writes are
-//! under way, the next append tells the same, so that a notice of its own is one message and one answer too
-//! many for each member and commit. A leader therefore holds such a notice back until an append to the same
+//! under way, the next append carries the same commit index, so that a notice of its own is one message and one
+//! answer too many for each member and commit. A leader therefore holds such a notice back until an append to the same
 //! member replaces it, or the node is fed [`Input::NoticesDue`](super::Input::NoticesDue) about two
 //! milliseconds later.
 //!
 //! A notice is not held back
-//! * if its receiver waits for it, because it forwarded a write (the answer to a forwarded read tells the
-//!   commit index itself);
+//! * if its receiver waits for it, because it forwarded a write. The answer to a forwarded read carries the commit
+//!   index itself, which a receiver that has the entry takes from there;
 //! * while a change of members is not applied, because its receiver may be no member afterwards.
 //!
-//! Late or lost notices lose nothing. Heartbeats tell the commit index, too.
+//! Late or lost notices lose nothing. Heartbeats carry the commit index, too. raft uses the same messages to find out
+//! what a member lacks; these wait as long.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -22,11 +23,10 @@ use raft::{Raft, StateRole};
 use super::{Index, NodeId, Term};
 use crate::storage::log::Log;
 
-/// What a leader knows of a member's knowledge of the commit index.
+/// What a leader has told a member about the commit index.
 #[derive(Default)]
 struct Receiver {
-    /// A notice, and the number of the first one that it replaces.
-    held: Option<(u64, Message)>,
+    held: Option<Message>,
     /// The commit index that was sent last.
     told: Index,
     /// The index of the last write that the member forwarded.
@@ -40,8 +40,8 @@ pub(super) struct Notices {
     receivers: BTreeMap<NodeId, Receiver>,
     /// The term in which they were held back.
     term: Term,
-    /// How many were held back that replaced no other one.
-    count: u64,
+    /// How many times one was held back while no other was.
+    batch: u64,
 }
 
 impl Notices {
@@ -68,24 +68,24 @@ impl Notices {
             return Some(message);
         }
         self.begin_term(raft.term);
+        let was_holding = self.batch().is_some();
         let receiver = self.receivers.entry(message.to).or_default();
-        let earlier = receiver.held.take();
+        receiver.held = None;
         let can_wait = message.entries.is_empty()
             && receiver.awaited <= receiver.told
             && !has_unapplied_change();
         if can_wait {
-            self.count += u64::from(earlier.is_none());
-            let number = earlier.map_or(self.count, |(number, _)| number);
-            receiver.held = Some((number, message));
+            receiver.held = Some(message);
+            self.batch += u64::from(!was_holding);
             return None;
         }
         receiver.told = message.commit;
         Some(message)
     }
 
-    /// The number of the oldest notice. Another number means that all notices of the last call have left.
-    pub fn oldest(&self) -> Option<u64> {
-        self.receivers.values().filter_map(|it| Some(it.held.as_ref()?.0)).min()
+    /// The number of the notices that are held back together. It changes once none of them is left.
+    pub fn batch(&self) -> Option<u64> {
+        self.receivers.values().any(|it| it.held.is_some()).then_some(self.batch)
     }
 
     /// Takes the notices.
@@ -93,7 +93,7 @@ impl Notices {
         let leads = raft.state == StateRole::Leader && raft.term == self.term;
         let mut messages = Vec::new();
         for receiver in self.receivers.values_mut() {
-            let Some((_, message)) = receiver.held.take() else { continue };
+            let Some(message) = receiver.held.take() else { continue };
             if leads {
                 receiver.told = message.commit;
                 messages.push(message);

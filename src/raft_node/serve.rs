@@ -17,7 +17,6 @@
 
 mod threads;
 
-use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -250,12 +249,6 @@ impl Inputs {
             }
         })
     }
-
-    /// A turn's share: `first`, then what has arrived.
-    fn share(&mut self, first: Option<Input>, takes_writes: bool) -> impl Iterator<Item = Input> {
-        let next = iter::from_fn(move || self.try_next(takes_writes));
-        first.into_iter().chain(next).take(TURN_INPUTS_MAX)
-    }
 }
 
 /// True for an input whose handling writes nothing. What follows from it may have to.
@@ -295,7 +288,7 @@ struct Serving {
     commit_tx: mpsc::UnboundedSender<Commit>,
     tick: Duration,
     next_tick: Instant,
-    /// The number of the oldest commit notice that is held back, and when to send all of them.
+    /// The number of the commit notices that are held back, and when to send them.
     notices: Option<(u64, Instant)>,
 }
 
@@ -363,12 +356,17 @@ impl Serving {
         proposals.is_closed() && proposals.is_empty() || self.commit_tx.is_closed()
     }
 
+    /// The next input that has arrived. Whether writes are taken may change within a turn, at the end of a frame.
+    fn next_queued(&mut self) -> Option<Input> {
+        self.inputs.try_next(self.node.takes_writes())
+    }
+
     /// A turn on an async worker. What is left for a thread that may block is the first input that needs it,
     /// or what the inputs led to.
     fn turn_on_worker(&mut self, first: Input) -> Result<(Turn, Option<Input>)> {
-        let takes_writes = self.node.takes_writes();
-        let mut bytes = 0;
-        for input in self.inputs.share(Some(first), takes_writes) {
+        let (mut bytes, mut first) = (0, Some(first));
+        for _ in 0..TURN_INPUTS_MAX {
+            let Some(input) = first.take().or_else(|| self.next_queued()) else { break };
             if !needs_no_disk(&input) {
                 return Ok((Turn::NeedsDisk, Some(input)));
             }
@@ -401,10 +399,10 @@ impl Serving {
     }
 
     /// Takes a turn's share of what is queued, after `first`.
-    fn turn(&mut self, first: Option<Input>) -> Result<()> {
+    fn turn(&mut self, mut first: Option<Input>) -> Result<()> {
         let mut bytes = 0;
-        let takes_writes = self.node.takes_writes();
-        for input in self.inputs.share(first, takes_writes) {
+        for _ in 0..TURN_INPUTS_MAX {
+            let Some(input) = first.take().or_else(|| self.next_queued()) else { break };
             bytes += input.bytes();
             // A tick that is due is handled below.
             if !matches!(input, Input::Tick) {
@@ -432,14 +430,18 @@ impl Serving {
     /// may be there before the timer.
     fn time_notices(&mut self) -> Result<()> {
         let now = Instant::now();
-        if self.notices.is_some_and(|(_, due)| now >= due) {
-            self.node.handle(Input::NoticesDue)?;
-        }
         let held = self.node.held_notices();
-        if held != self.notices.map(|(held, _)| held) {
-            self.notices = held.map(|held| (held, now + NOTICE_DELAY));
+        match self.notices {
+            Some((noted, due)) if held == Some(noted) && now >= due => {
+                self.notices = None;
+                self.node.handle(Input::NoticesDue)
+            }
+            Some((noted, _)) if held == Some(noted) => Ok(()),
+            _ => {
+                self.notices = held.map(|held| (held, now + NOTICE_DELAY));
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Waits for the snapshot that is being made: its maker is the last user of the directory, and the

@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{Message, MessageType};
 use raftexample::channels::MemberRequest;
+use raftexample::error::Error;
 use raftexample::raft_node::Input;
 
 use crate::support::memory::*;
@@ -97,6 +98,7 @@ fn a_change_of_members_is_told_at_once() {
     assert!(answer.is_ok());
     let commit = network.member(1).status().commit;
     assert_eq!(network.member(2).status().commit, commit);
+    assert!(matches!(network.ended.get(&3), Some(Error::Removed)), "{:?}", network.ended);
     assert!(network.member(1).node.held_notices().is_none());
 }
 

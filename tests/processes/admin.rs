@@ -772,8 +772,17 @@ fn without_the_flag_there_is_no_admin_listener() {
 fn metrics_are_openmetrics_where_the_client_asks_for_them() {
     let site = Site::new();
     let (_member, _, at) = single(&site, &[]);
-    let accept = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2\r\n";
-    let answer = raw(at, "GET /metrics", &format!("Host: {at}\r\n{accept}"));
+    let ask = |accept: &str| {
+        raw(at, "GET /metrics", &format!("Host: {at}\r\nAccept: text/plain;q=0.2,{accept}\r\n"))
+    };
+    for other in ["application/openmetrics-text;q=0", "*/*", "application/openmetrics-texts"] {
+        let answer = ask(other);
+        assert!(
+            answer.contains("text/plain; version=0.0.4") && !answer.contains("# EOF"),
+            "{other}"
+        );
+    }
+    let answer = ask("Application/OpenMetrics-text; version=1.0.0; q=0.5");
     assert!(answer.contains("application/openmetrics-text; version=1.0.0"), "{answer}");
     assert!(answer.contains("# TYPE raftexample_proposals_committed counter\n"), "{answer}");
     assert!(answer.contains("# EOF\n"), "{answer}");
@@ -790,11 +799,17 @@ fn the_log_level_is_changed_while_a_member_runs() {
         ran.stdout
     };
     let delete = |key: &str| request(address, "DELETE", key, b"").unwrap();
-    assert_eq!(level(&[]), "info\n");
+    assert_eq!(level(&[]), format!("{endpoint} logs info and above\n"));
     assert_eq!(level(&["error"]), format!("{endpoint} logs error and above\n"));
-    assert_eq!(level(&[]), "error\n");
+    assert_eq!(level(&[]), format!("{endpoint} logs error and above\n"));
     delete("/unseen");
     level(&["info"]);
+    for told in ["log level changed from info to error", "log level changed from error to info"] {
+        eventually(PATIENCE, told, || member.stderr().contains(told));
+    }
+    let both = format!("{endpoint},{endpoint}");
+    let ran = run(site.dir(), &["log-level", "--endpoint", &both]);
+    assert!(ran.status == 2 && ran.stderr.contains("give one"), "{}", ran.stderr);
     delete("/seen");
     eventually(PATIENCE, "it logs again", || member.stderr().contains("id: seen"));
     assert!(!member.stderr().contains("unseen"), "{}", member.stderr());

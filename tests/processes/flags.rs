@@ -160,6 +160,22 @@ fn help_and_version_are_printed_and_exit_0() {
 }
 
 #[test]
+fn the_short_help_shows_what_a_first_cluster_needs() {
+    let shown = |flag| {
+        let output = Command::new(BINARY).arg(flag).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (short, long) = (shown("-h"), shown("--help"));
+    for flag in "id cluster join peer-url port host admin api data-dir log-level config".split(' ')
+    {
+        assert!(short.contains(&format!("--{flag}")), "{flag}: {short}");
+    }
+    for flag in ["--tick", "--peer-cert", "--snapshot-count"] {
+        assert!(!short.contains(flag) && long.contains(flag), "{flag}");
+    }
+}
+
+#[test]
 fn the_environment_sets_what_no_flag_sets() {
     let site = Site::new();
     let (from_environment, from_flag) = (site.port(), site.port());

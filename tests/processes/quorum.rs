@@ -71,3 +71,21 @@ fn without_a_majority_every_request_meets_its_deadline() {
     cluster.put(followers[0], "/k", "written");
     assert_eq!(request(address, "GET", "/k", b"").unwrap().body, b"written");
 }
+
+/// No append and no heartbeat tells it meanwhile. A heartbeat comes every 900 ms.
+#[test]
+fn a_follower_learns_of_a_commit_long_before_a_heartbeat() {
+    let seldom = ["--tick", "10ms", "--election-ticks", "100", "--heartbeat-ticks", "90"];
+    let mut cluster = Cluster::start(3, &seldom);
+    cluster.put(1, "/first", "write");
+    let (leader, _) = cluster.leader();
+    let follower = cluster.address(leader % 3 + 1);
+    for round in 0..10 {
+        let key = format!("/round-{round}");
+        cluster.put(leader, &key, "value");
+        let mut client = Client::new(follower).reading_locally();
+        eventually(Duration::from_millis(450), "the follower applies it", || {
+            client.get(&key).unwrap().status == 200
+        });
+    }
+}

@@ -154,7 +154,7 @@ pub struct Process {
     pub sent: Arc<Mutex<Sent>>,
     pub unwritten: Vec<UnwrittenSnapshot>,
     pub late: LateWrites,
-    /// The oldest commit notice when an event was scheduled.
+    /// The held commit notices for which an event was scheduled.
     pub notices: Option<u64>,
     pub boot: u64,
     pub outputs: Outputs,

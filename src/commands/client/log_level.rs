@@ -9,16 +9,15 @@ use slog::Level;
 
 use super::http::Request;
 use super::{AdminEndpoints, write};
-use crate::config::level_parser;
-use crate::error::Result;
-use crate::logging::LogLevel;
+use crate::error::{Error, Result};
+use crate::logging::{LogLevel, level_parser};
 
 const TARGET: &str = "/log-level";
 
 /// `log-level`: shows or changes what one member logs.
 #[derive(Clone, Debug, Args)]
 pub struct LogLevelCommand {
-    /// Least severe level to log, until the member stops [default: print the level]
+    /// Minimum level to log, until the member stops [default: print the level]
     #[arg(value_parser = level_parser())]
     level: Option<Level>,
 
@@ -29,14 +28,23 @@ pub struct LogLevelCommand {
 impl LogLevelCommand {
     /// Writes the level to `out`, after it was changed if one was given.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let client = self.at.client()?;
-        let Some(level) = self.level else {
-            let answer = client.run(async |client| client.get(TARGET).await)?;
-            return write(out, answer.text().as_bytes());
+        if self.at.endpoint.len() != 1 {
+            let why = "--endpoint: give one, because each member has a level of its own";
+            return Err(Error::Config(why.to_owned()));
+        }
+        let request = match self.level {
+            None => Request::new(Method::GET, TARGET, Bytes::new()),
+            Some(level) => {
+                // Setting it again changes nothing.
+                let body = Bytes::from(LogLevel::name(level));
+                let mut request = Request::new(Method::PUT, TARGET, body);
+                request.is_repeatable = true;
+                request
+            }
         };
-        let name = LogLevel::name(level);
-        let request = Request::new(Method::PUT, TARGET, Bytes::from(name));
-        let answer = client.run(async |client| client.ask(&request).await)?;
+        let answer = self.at.client()?.run(async |client| client.ask(&request).await)?;
+        let text = answer.text();
+        let name = self.level.map_or(text.trim(), |level| LogLevel::name(level));
         write(out, format!("{} logs {name} and above\n", answer.endpoint).as_bytes())
     }
 }

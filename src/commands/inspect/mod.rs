@@ -241,7 +241,7 @@ impl Inspector<'_> {
             }
             None => {
                 return Err(Error::Refused(format!(
-                    "{} is neither a log segment (its name would be 16 digits and .wal) nor a snapshot: give a file or a directory of a member, or a backup",
+                    "{} is neither a log segment (its name would be 16 digits and .wal) nor a snapshot, or its first bytes are damaged: give a file or a directory of a member, or a backup",
                     path.display()
                 )));
             }

@@ -15,7 +15,7 @@
 //! | `GET /snapshot` | a backup of the current state, for `snapshot restore`; `?local` skips asking a majority |
 //! | `POST /transfer-leadership?to=ID` | 204 once member ID leads; without `to`, once any other member leads |
 //! | `POST`, `PUT`, `DELETE /members/ID` | add the member whose peer URL is the body, change its URL, remove it |
-//! | `GET`, `PUT /log-level` | the least severe level that this member logs; PUT sets it until the member stops |
+//! | `GET`, `PUT /log-level` | the minimum level that this member logs; PUT sets it until the member stops |
 //! | `/v1/…` | what the [application port](crate::ports::application) answers |
 //!
 //! Every client that reaches the port may use all of it, so it is off unless `--admin` is given. Web
@@ -195,8 +195,14 @@ async fn set_log_level(
         let why = format!("the body must be one of {}", LogLevel::NAMES.join(", "));
         ErrorResponse::new(StatusCode::BAD_REQUEST, why)
     })?;
+    let former = shared.admin.log_level.get();
+    // The line is written at the more verbose one of both levels.
+    if former.is_at_least(level) {
+        shared.admin.log_level.set(level);
+    }
+    let (from, to) = (LogLevel::name(former), LogLevel::name(level));
+    warn!(keys.logger, "log level changed from {from} to {to}");
     shared.admin.log_level.set(level);
-    warn!(keys.logger, "the log level is {} from now on", LogLevel::name(level));
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
@@ -153,14 +153,25 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMa
     encode_registry(&mut lines, &shared.admin.metrics.registry)
         .and_then(|()| encode(&mut lines, &registry))
         .expect("writing to a string cannot fail");
-    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|it| it.to_str().ok());
-    let kind = if accepted.any(|kinds| kinds.contains("application/openmetrics-text")) {
+    let kind = if accepts_openmetrics(&headers) {
         "application/openmetrics-text; version=1.0.0; charset=utf-8"
     } else {
         lines = as_plain_text(&lines);
         "text/plain; version=0.0.4; charset=utf-8"
     };
-    ([(CONTENT_TYPE, kind)], lines).into_response()
+    ([(CONTENT_TYPE, kind), (VARY, "Accept")], lines).into_response()
+}
+
+fn accepts_openmetrics(headers: &HeaderMap) -> bool {
+    let kinds = headers.get_all(ACCEPT).iter().filter_map(|kinds| kinds.to_str().ok());
+    kinds.flat_map(|kinds| kinds.split(',')).any(|kind| {
+        let mut parts = kind.split(';').map(str::trim);
+        let is_named = parts
+            .next()
+            .is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
+        let is_refused = |part: &str| part.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0));
+        is_named && !parts.any(is_refused)
+    })
 }
 
 /// Rewrites OpenMetrics in the text format 0.0.4. There a counter is described by its name with `_total`, and

@@ -10,7 +10,6 @@ use crate::storage::VfsFile;
 use crate::storage::wal::SnapshotId;
 
 /// The first bytes of a snapshot file.
-/// The first bytes of every snapshot.
 pub const MAGIC: [u8; 8] = *b"raftsnap";
 /// The version of snapshot files and backups. A program reads and writes this one only. The module
 /// [`wal`](crate::storage::wal) states what raises it.
