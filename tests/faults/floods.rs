@@ -25,8 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const HANG: Duration = Duration::from_millis(800);
 /// How long a probe waits, as Kubernetes does by default.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
-/// The growth of resident memory that a flood may cause.
-const GROWTH_BYTES: u64 = 256 << 20;
+/// The growth of resident memory that a flood may cause: responses that nobody takes (128 MiB), queues to two
+/// peers (64 MiB each), and entries that are not applied yet (64 MiB).
+const GROWTH_BYTES: u64 = 320 << 20;
 
 /// Has `flood` run until it is told to stop, on three members with these flags, and holds them to what this module says.
 /// `flood` gets the leader's client address, everybody's peer addresses and the call to stop.
