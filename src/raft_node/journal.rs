@@ -20,8 +20,8 @@
 //! does not count its own copy: only the others can commit them. A member whose term and vote are on disk
 //! answers heartbeats and forwards requests meanwhile: these messages depend on nothing else.
 //!
-//! The node waits for a frame that takes half an election timeout ([`Journal::tick`]). So a member whose disk hangs stops its heartbeats and is replaced as the leader, and
-//! `/livez` shows it.
+//! The node waits for a frame that takes half an election timeout ([`Journal::tick`]). A leader whose disk hangs
+//! therefore stops its heartbeats and is replaced, and `/livez` reports the hang.
 //!
 //! Everything but entries and hard states waits for the frame under way, and is written by the caller:
 //! snapshots, identities, and Readies around a change of members ([`RaftNode`](super::RaftNode) decides).

@@ -1,18 +1,17 @@
 //! Deferred commit notices.
 //!
 //! As soon as an entry is committed, raft tells every follower in an append without entries. While writes are
-//! under way, the next append carries the same commit index, so that a notice of its own is one message and one
-//! answer too many for each member and commit. A leader therefore holds such a notice back until an append to the same
-//! member replaces it, or the node is fed [`Input::NoticesDue`](super::Input::NoticesDue) about two
-//! milliseconds later.
+//! under way, the next append carries the commit index anyway, so the notice costs a message and an answer that
+//! nobody needs. A leader therefore holds the notice back until an append to the same member replaces it, or the
+//! node is fed [`Input::NoticesDue`](super::Input::NoticesDue) about two milliseconds later.
 //!
 //! A notice is not held back
-//! * if its receiver waits for it, because it forwarded a write. The answer to a forwarded read carries the commit
-//!   index itself, which a receiver that has the entry takes from there;
+//! * if its receiver forwarded a write and waits for the commit. A forwarded read does not need the notice: its
+//!   answer carries the commit index;
 //! * while a change of members is not applied, because its receiver may be no member afterwards.
 //!
-//! Late or lost notices lose nothing. Heartbeats carry the commit index, too. raft uses the same messages to find out
-//! what a member lacks; these wait as long.
+//! A late or lost notice is harmless, because heartbeats carry the commit index, too. raft uses the same empty
+//! appends to find out what a member lacks. These are held back as well.
 
 use std::collections::BTreeMap;
 use std::mem;
