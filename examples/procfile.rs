@@ -1,8 +1,8 @@
 //! Runs the processes of a Procfile, and stops, kills and starts them one by one.
 //!
 //! ```sh
-//! cargo build --release
-//! cargo run --release --example procfile
+//! cargo build --release --bins --example procfile
+//! target/release/examples/procfile
 //! ```
 //!
 //! A Procfile has one line `name: command line` per process, and comments that begin with `#`. The only

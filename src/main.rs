@@ -18,11 +18,12 @@ use raftexample::ports::application::{self, Application, Wakeups};
 use raftexample::ports::listener::{
     BodyBudget, Limits, Port, ResponseBudget, raise_descriptor_limit, serve,
 };
-use raftexample::raft_node::Role;
+use raftexample::raft_node::{Role, Status};
+use sd_notify::{NotifyState, notify};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
 
 /// The longest last line on standard error in bytes.
 const ERROR_BYTES_MAX: usize = 4096;
@@ -35,6 +36,9 @@ const SHUTDOWN_SLACK: Duration = Duration::from_millis(500);
 
 /// The time that the last responses may take to reach the clients after the node has ended.
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
+
+/// How often systemd is told what the member is, if that has changed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match start() {
@@ -99,7 +103,7 @@ async fn run(
     log_level: LogLevel,
 ) -> Result<()> {
     raise_descriptor_limit()?;
-    let node_config = config.node_config();
+    let mut node_config = config.node_config();
     let metrics = node_config.metrics.clone();
     let election_timeout = config.tick * config.election_ticks as u32;
     let peer_tls = config.peer_tls(metrics.clone(), logger.clone())?;
@@ -110,6 +114,9 @@ async fn run(
         Some(address) => Some(Port::bind(address, "--admin", client_tls.clone())?),
         None => None,
     };
+    if let Some(address) = admin_port.as_ref().and_then(|port| port.address().ok()) {
+        node_config.admin_url = config.admin_url(address);
+    }
     let application_port = match config.application_address()? {
         Some(address) => Some(Port::bind(address, "--api", client_tls)?),
         None => None,
@@ -126,6 +133,9 @@ async fn run(
     info!(logger, "serving keys on {clients}, peers on {peers}{others}");
 
     let (store, node) = KvStore::start(node_config, peer_port, logger.clone());
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        tokio::spawn(tell_systemd(node.status.clone()));
+    }
     if application_port.is_none() && admin_port.is_none() {
         store.keep_no_changes();
     }
@@ -199,6 +209,7 @@ async fn run(
         }
         Ok(name) = stop => {
             info!(logger, "received {}, stopping", name);
+            let _ = notify(&[NotifyState::Stopping]);
             None
         }
     };
@@ -222,6 +233,30 @@ async fn run(
     // The connections have dropped their handles. Dropping the last one stops the node.
     drop(store);
     node.await
+}
+
+/// Tells systemd, which started this process with `Type=notify`, that the log is replayed, and then what the
+/// member is. A service manager that does not listen is no reason to stop.
+async fn tell_systemd(mut status: watch::Receiver<Status>) {
+    // Before that, the node has no id.
+    if status.wait_for(|status| status.id != 0).await.is_err() {
+        return;
+    }
+    let _ = notify(&[NotifyState::Ready]);
+    let mut told = String::new();
+    // Looked at now and then, because the status changes with every commit.
+    let mut looks = interval(STATUS_INTERVAL);
+    loop {
+        looks.tick().await;
+        let line = {
+            let Status { role, term, members, .. } = &*status.borrow();
+            format!("{role} in term {term}, members: {}", members.urls.len())
+        };
+        if line != told {
+            let _ = notify(&[NotifyState::Status(&line)]);
+            told = line;
+        }
+    }
 }
 
 /// Handles signals on a thread of its own, so that nothing that the process waits for holds them up.

@@ -383,6 +383,90 @@ fn answer_page(mut stream: TcpStream) -> std::io::Result<()> {
     )
 }
 
+/// A server of the page alone, at which nothing ever changes: the cluster is `cluster`, and there is one key.
+/// Returns its address.
+fn serve_cluster(site: &Site, cluster: Value) -> SocketAddr {
+    let listener = TcpListener::bind((site.address, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let cluster = cluster.clone();
+            thread::spawn(move || answer_for_cluster(stream, &cluster));
+        }
+    });
+    address
+}
+
+fn answer_for_cluster(mut stream: TcpStream, cluster: &Value) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let path = first.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap();
+    let keys = json!({ "index": 1_234_567, "from": "1-1234567", "next": null, "keys": [
+        { "key": "/app/config/region", "bytes": 1_048_576, "etag": "1-1234567" },
+    ]});
+    let (kind, body) = match path {
+        "/" => ("text/html", include_str!("../src/ports/admin/page.html").to_owned()),
+        "/page.css" => ("text/css", include_str!("../src/ports/admin/page.css").to_owned()),
+        "/page.js" => ("text/javascript", include_str!("../src/ports/admin/page.js").to_owned()),
+        "/v1/keys" => ("application/json", keys.to_string()),
+        _ => {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+            write!(stream, "{head}")?;
+            let event =
+                if path == "/events" { format!("data: {cluster}\n\n") } else { ":\n\n".into() };
+            loop {
+                write!(stream, "{event}")?;
+                thread::sleep(Duration::from_millis(200));
+            }
+        }
+    };
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// Finds texts that overlap or are cut off by the window, in what is visible.
+const MISPLACED: &str = r"
+(() => {
+  const boxes = [];
+  const problems = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    const of = text.parentElement;
+    if (!text.data.trim() || of.closest('option, script, noscript, .hidden')) continue;
+    if (!of.checkVisibility({ visibilityProperty: true })) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    for (const { left, top, right, bottom } of range.getClientRects()) {
+      const box = { text: text.data, left, top, right, bottom };
+      for (let at = of; at; at = at.parentElement) {
+        if (at instanceof SVGElement || getComputedStyle(at).overflow === 'visible') continue;
+        const clip = at.getBoundingClientRect();
+        box.left = Math.max(box.left, clip.left);
+        box.top = Math.max(box.top, clip.top);
+        box.right = Math.min(box.right, clip.right);
+        box.bottom = Math.min(box.bottom, clip.bottom);
+      }
+      if (box.right - box.left < 1 || box.bottom - box.top < 1) continue;
+      if (box.left < 0 || box.right > innerWidth) problems.push(`${box.text} is cut off`);
+      boxes.push(box);
+    }
+  }
+  boxes.forEach((a, place) => {
+    for (const b of boxes.slice(place + 1)) {
+      const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const height = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (width > 2 && height > 3) problems.push(`${a.text} over ${b.text}`);
+    }
+  });
+  return problems;
+})()";
+
 /// The sum of the admin port's metrics whose names and labels begin so.
 fn metric(admin: SocketAddr, begin: &str) -> f64 {
     let answer = request(admin, "GET", "/metrics", b"").unwrap();
@@ -878,8 +962,13 @@ fn a_page_reports_its_own_member_gone_and_recovers() {
     scene.browser.shows("#stream", "live");
     scene.browser.shows("#watch", "live");
 
+    // It links to the pages of the members that live.
+    scene.browser.shows("#summary", "3 of 3 members alive");
+    let links = "[...document.querySelectorAll('#banner a')].map(e => e.href)";
+    let others = [scene.admins[1], scene.admins[2]].map(|admin| format!("http://{admin}/"));
     scene.cluster.kill(1);
     scene.browser.shows("#banner:not([hidden])", "does not answer");
+    assert_eq!(scene.browser.value(links), json!(others));
     assert_eq!(scene.browser.role(1), "no answer");
     assert_eq!(scene.browser.role(2), "unknown");
     scene.cluster.start_again(1);
@@ -906,7 +995,13 @@ fn the_keyboard_transfers_leadership_and_changes_members() {
     scene.browser.type_into("#add [name=url]", &url);
     scene.browser.press("Enter");
     scene.browser.shows("#add output", "204Member 4");
+    let start = format!("--peer-url {url} --port PORT --join");
+    scene.browser.shows("#add output", &start);
     scene.browser.shows("#happened", "Member 4 was added");
+    // Nothing is wrong with it.
+    scene.browser.shows("#rows", "learner, not started");
+    assert_eq!(scene.browser.role(4), "not started");
+    assert!(!scene.browser.text("#happened").contains("dead"));
     scene.cluster.start_joiner(4);
     eventually(PATIENCE, "the new member follows", || scene.browser.role(4) == "follower");
 
@@ -925,6 +1020,122 @@ fn the_keyboard_transfers_leadership_and_changes_members() {
     scene.browser.type_into("#add [name=url]", &url);
     scene.browser.press("Enter");
     scene.browser.shows("#add output", "410");
+}
+
+#[test]
+fn a_lost_majority_is_announced_until_it_is_back() {
+    let Some(mut scene) = Scene::start(&FAST) else { return };
+    scene.open(1);
+    scene.browser.shows("#summary", "3 of 3 members alive");
+    let is_hidden = "document.querySelector('#majority').hidden";
+    assert_eq!(scene.browser.value(is_hidden), true);
+    scene.cluster.kill(2);
+    scene.browser.shows("#summary", "2 of 3 members alive");
+    assert_eq!(scene.browser.value(is_hidden), true, "two are a majority");
+    scene.cluster.kill(3);
+    let why = "No majority: 2 of 3 voters must answer, and 1 does";
+    scene.browser.shows("#majority:not([hidden])", why);
+    scene.browser.shows("#majority", "Start member 2 at");
+    scene.cluster.start_again(3);
+    eventually(PATIENCE, "it is back", || scene.browser.value(is_hidden) == true);
+}
+
+#[test]
+fn a_page_begins_with_what_its_member_remembers() {
+    let Some(mut scene) = Scene::start(&FAST) else { return };
+    // No page is open. The writes are spread over some steps.
+    let written = Instant::now();
+    while written.elapsed() < Duration::from_secs(4) {
+        scene.cluster.put(2, "/key", "value");
+    }
+    scene.open(1);
+    // A point is a move or a line of the curve.
+    let curve = "document.querySelector('#throughput > svg .curve.put')?.getAttribute('d') ?? ''";
+    let mut begun = 0;
+    eventually(PATIENCE, "a curve is drawn", || {
+        begun = scene.browser.value(curve).as_str().unwrap().matches(['M', 'L']).count();
+        begun > 0
+    });
+    assert!(begun >= 3, "{begun} points");
+    scene.browser.shows("#throughput .series b", "/s");
+    scene.assert_without_problems();
+}
+
+#[test]
+fn no_row_is_ahead_of_its_leader_under_load() {
+    let Some(mut scene) = Scene::start(&FAST) else { return };
+    let (leader, _) = scene.cluster.leader();
+    let addresses = scene.cluster.addresses();
+    // They end with the process.
+    for (writer, address) in addresses.into_iter().enumerate() {
+        thread::spawn(move || {
+            let mut client = Client::new(address);
+            loop {
+                let _ = client.put(&format!("/{writer}"), b"value");
+            }
+        });
+    }
+    // Its own status is newer than the leader's.
+    scene.open(leader % 3 + 1);
+    scene.browser.shows("#summary", "3 of 3 members alive");
+    let lasts = "[...document.querySelectorAll('#rows tr')].map(row => [row.dataset.state, ...[...row.querySelectorAll('td:not(.bar)')].slice(1).map(e => Number(e.textContent.replaceAll(',', '')))])";
+    let mut moved = BTreeSet::new();
+    eventually(PATIENCE, "the rows have moved often", || {
+        let rows = scene.browser.value(lasts);
+        let rows = rows.as_array().unwrap();
+        // During an election there may be none.
+        let Some(led) = rows.iter().find(|row| row[0] == "leader") else { return false };
+        for row in rows {
+            for place in 1..=3 {
+                let [own, leaders] = [row, led].map(|row| row[place].as_u64().unwrap());
+                assert!(own <= leaders, "{row} is ahead of {led}");
+            }
+            moved.insert(row[3].as_u64().unwrap());
+        }
+        moved.len() >= 60
+    });
+}
+
+#[test]
+fn nothing_overlaps_on_a_phone_with_seven_digit_indexes() {
+    let Some(mut scene) = Scene::start_of(1, &FAST) else { return };
+    let member = |id: u64, role: &str, alive: bool, behind: u64| {
+        let sent = json!({ "append": 1, "heartbeat": 1, "vote": 0, "snapshot": 0, "other": 0 });
+        let last = 9_876_543 - behind;
+        let peers = (1..=5).map(|peer| {
+            let role = if peer == 5 { "learner" } else { "voter" };
+            json!({ "id": peer, "role": role, "last_contact_ms": 5, "sent": sent })
+        });
+        json!({
+            "id": id, "url": format!("http://192.168.100.{}:12379", 100 + id), "alive": alive, "started": id != 5,
+            "age_ms": 5, "status": (id != 5).then(|| json!({
+                "id": id, "cluster_id": "0106256837e189ab", "role": role, "term": 1234, "vote": 3, "leader": 1,
+                "commit": last, "applied": last - 1, "first": 9_000_000, "last": last, "snapshot": 9_123_456,
+                "members": peers.collect::<Vec<_>>(), "uptime_seconds": 1, "admin_url": "",
+                "puts": { "count": 1, "micros": 1 }, "gets": { "count": 1, "micros": 1 },
+            })),
+        })
+    };
+    let members = json!([
+        member(1, "leader", true, 0),
+        member(2, "pre-candidate", true, 1),
+        member(3, "follower", false, 12),
+        member(4, "follower", false, 3),
+        member(5, "learner", false, 0),
+    ]);
+    let cluster = json!({ "seen_by": 1, "cluster_id": "0106256837e189ab", "members": members });
+    let address = serve_cluster(&scene.cluster.site, cluster);
+    for width in [1280, 768, 390, 320] {
+        scene.browser.resize(width, 800);
+        scene.browser.open(address);
+        scene.browser.shows("#majority:not([hidden])", "3 of 4 voters must answer, and 2 do");
+        scene.browser.shows("#rows", "9,876,543");
+        scene.browser.shows("#found", "/app/config/region");
+        assert_eq!(scene.browser.value(MISPLACED), json!([]), "{width} pixels");
+        let is_wider = "document.documentElement.scrollWidth > innerWidth";
+        assert_eq!(scene.browser.value(is_wider), false, "{width} pixels are enough");
+    }
+    scene.assert_without_problems();
 }
 
 #[test]

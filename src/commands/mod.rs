@@ -51,7 +51,7 @@ Exit status:
 ///
 /// Without a command it runs one member of a cluster, a server in the foreground.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "raftexample", version, args_conflicts_with_subcommands = true)]
+#[command(name = "raftexample", version = env!("RAFTEXAMPLE_VERSION"), args_conflicts_with_subcommands = true)]
 #[command(after_help = AFTER_SHORT_HELP, after_long_help = AFTER_HELP)]
 pub struct Cli {
     /// The server's flags.

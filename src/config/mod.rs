@@ -48,7 +48,7 @@ const LOGGING: &str = "Logging";
 
 /// A small replicated key-value store on raft-rs: the Rust port of etcd's contrib/raftexample.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "raftexample", version, mut_args(complete))]
+#[command(name = "raftexample", version = env!("RAFTEXAMPLE_VERSION"), mut_args(complete))]
 pub struct Config {
     /// Id of this member; the first members have the ids 1, 2, … in the order of --cluster
     #[arg(long, help_heading = CLUSTER, default_value_t = 1)]
@@ -390,6 +390,25 @@ impl Config {
         Ok(Some(address))
     }
 
+    /// The URL at which operators reach the admin port that is bound to `address`: with the host of the flag,
+    /// or of the peer URL if the port is open on all addresses. Empty if only this machine reaches the port and
+    /// the other members may be elsewhere.
+    pub fn admin_url(&self, address: SocketAddr) -> String {
+        if address.ip().is_loopback() && !is_loopback(&self.own_host()) {
+            return String::new();
+        }
+        let scheme = if self.cert.is_some() { "https" } else { "http" };
+        let named = self.admin.as_deref().and_then(|admin| admin.rsplit_once(':'));
+        let host = match named {
+            Some((host, _)) if !address.ip().is_unspecified() => host.to_owned(),
+            _ => match self.own_host() {
+                host if host.contains(':') => format!("[{host}]"),
+                host => host,
+            },
+        };
+        format!("{scheme}://{host}:{}", address.port())
+    }
+
     /// The address to listen on for programs, or `None`.
     pub fn application_address(&self) -> Result<Option<SocketAddr>> {
         self.api.as_ref().map(|api| resolve_flag("--api", api)).transpose()
@@ -428,9 +447,7 @@ impl Config {
 
     /// The address to listen on for clients.
     pub fn client_address(&self) -> SocketAddr {
-        let host = self.own_host();
-        let is_loopback =
-            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let is_loopback = is_loopback(&self.own_host());
         let default = if is_loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
         SocketAddr::new(self.host.unwrap_or(default.into()), self.port)
     }
@@ -454,6 +471,10 @@ impl Config {
             ..NodeConfig::default()
         }
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// clap's message as one line: its first paragraph, which ends with the possible values, and its tips.

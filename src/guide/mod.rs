@@ -16,7 +16,7 @@ macro_rules! pages {
         /// [contributing]: crate::guide::contributing
         /// [httpapi]: crate::httpapi
         /// [kvstore]: crate::kvstore#adding-a-command
-        /// [operating]: crate::guide::operating#upgrading
+        /// [upgrading]: crate::guide::upgrading
         /// [performance]: crate::guide::performance#measure-it-yourself
         /// [snapshotter]: crate::storage::snapshotter
         /// [state-machine]: crate::raft_node::state_machine
@@ -30,7 +30,9 @@ macro_rules! pages {
 
 pages! {
     applications: "applications.md";
+    machines: "machines.md";
     operating: "operating.md";
+    upgrading: "upgrading.md";
     security: "security.md";
     testing: "testing.md";
     performance: "performance.md";
@@ -65,7 +67,7 @@ mod tests {
         let files = std::fs::read_dir(top.join("src/guide")).expect("the guide");
         pages.extend(files.map(|file| file.expect("a page").path()));
         pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-        assert_eq!(pages.len(), 10, "{pages:?}");
+        assert_eq!(pages.len(), 12, "{pages:?}");
         pages
     }
 

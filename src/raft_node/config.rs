@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub boot: u64,
     /// 64 random bits that identify the data directory if the node creates it.
     pub incarnation: u64,
+    /// Where operators reach this member, for the others to tell; empty if nowhere.
+    pub admin_url: String,
     /// The counts that the node adds to.
     pub metrics: Metrics,
 }
@@ -101,6 +103,7 @@ impl Default for NodeConfig {
             wal_sizes: wal::Sizes::default(),
             boot: random(),
             incarnation: random(),
+            admin_url: String::new(),
             metrics: Metrics::default(),
         }
     }

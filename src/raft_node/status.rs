@@ -1,6 +1,7 @@
 //! What a node tells about itself: to the admin port, and to the other members.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::mem::take;
 
 use raft::StateRole;
@@ -53,6 +54,8 @@ pub struct TickStatus {
     pub uptime_ms: u64,
     /// The program's version.
     pub version: String,
+    /// The URL of its admin port; empty if it has none.
+    pub admin_url: String,
     /// Bytes of the log's segments.
     pub wal_bytes: u64,
     /// Keys in the store, as the store counts them.
@@ -87,6 +90,13 @@ pub enum Role {
     Candidate,
     /// It leads.
     Leader,
+}
+
+impl fmt::Display for Role {
+    /// The word that JSON has for it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What a member knows of another.
@@ -149,6 +159,7 @@ impl RaftNode {
         let tick = TickStatus {
             uptime_ms: metrics.uptime().as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").into(),
+            admin_url: self.config.admin_url.clone(),
             wal_bytes: self.journal.bytes(),
             keys: metrics.keys.get() as u64,
             store_bytes: metrics.store_bytes.get() as u64,

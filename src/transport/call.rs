@@ -11,6 +11,7 @@ use reqwest::tls::TlsInfo;
 use tokio::time::timeout;
 
 use super::names::Names;
+use super::wire::NoMember;
 use super::{IDLE_CONNECTION_TIMEOUT, IDLE_CONNECTIONS, Shared, Target, TransportConfig, wire};
 use crate::channels::{PeerHeader, PeerReport, Refusal};
 use crate::error::{Error, cause};
@@ -97,6 +98,9 @@ pub(super) enum Failure {
     /// The peer may have taken it.
     #[error("{0}")]
     Unknown(String),
+    /// The peer runs another release, and took nothing.
+    #[error("{0}")]
+    OtherRelease(String),
     /// The peer, named by `header`, did not take it.
     #[error("member {} answered: {refusal}", header.from)]
     Refused { header: PeerHeader, refusal: Refusal },
@@ -114,7 +118,7 @@ impl Failure {
             Failure::Refused { header, refusal } => {
                 Some(PeerReport::Refused { header: header.clone(), refusal: refusal.clone() })
             }
-            Failure::NotSent(_) | Failure::Unknown(_) => None,
+            Failure::NotSent(_) | Failure::Unknown(_) | Failure::OtherRelease(_) => None,
         }
     }
 }
@@ -194,8 +198,11 @@ impl Shared {
             if not_sent { Failure::NotSent(why) } else { Failure::Unknown(why) }
         })?;
         let status = response.status();
-        let header = wire::identity(response.headers()).map_err(|error| {
-            Failure::Unknown(format!("answered {status} by no member: {error}"))
+        let header = wire::identity(response.headers()).map_err(|error| match error {
+            NoMember::OtherRelease(_) => Failure::OtherRelease(error.to_string()),
+            NoMember::Malformed(why) => {
+                Failure::Unknown(format!("answered {status} by no member: {why}"))
+            }
         })?;
         if let Some(tls) = &self.config.tls {
             // The handshake has checked the certificate's host and CA, but not whose it is.

@@ -142,7 +142,7 @@ pub(super) fn admit(shared: &Shared, parts: &Parts) -> Taken<(PeerHeader, Sender
 
 /// Reads the sender's identity. With TLS, a sender needs the certificate of the member that it names.
 fn identify(shared: &Shared, parts: &Parts) -> Taken<PeerHeader> {
-    let header = wire::identity(&parts.headers).map_err(malformed)?;
+    let header = wire::identity(&parts.headers).map_err(|why| malformed(why.to_string()))?;
     let Some(tls) = &shared.config.tls else { return Ok(header) };
     let Some(PeerCertificate { certificate, address, .. }) = parts.extensions.get() else {
         return Err(Rejection::Certificate("a member has a certificate".to_owned()));

@@ -55,7 +55,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::api::{Answer, Inbound, InboundBody, Outbox};
 use self::sender::PeerSender;
-pub use self::status::{ClusterWatch, Statuses};
+pub use self::status::{ClusterWatch, SLOW_INTERVAL, Statuses};
 use crate::channels::{Greeting, MemberRequest, NodeId, PeerReport, Responder, SnapshotFile};
 use crate::error::{RequestError, Result};
 use crate::membership::{Admission, MEMBERS_MAX};

@@ -97,6 +97,8 @@ pub(super) struct PeerSender {
     stream_pause: Duration,
     /// For the log, one line per change; `None` until a batch was sent.
     is_active: Option<bool>,
+    /// True if it was logged, since the peer became inactive, that it runs another release.
+    has_named_release: bool,
     /// The pause after the next failure.
     backoff: Duration,
     sent_bytes: Counter,
@@ -128,6 +130,7 @@ impl PeerSender {
             stream_from: Instant::now(),
             stream_pause: stream::PAUSE_MIN,
             is_active: None,
+            has_named_release: false,
             backoff: BACKOFF_MIN,
             sent_bytes,
             failures,
@@ -235,6 +238,7 @@ impl PeerSender {
     /// Reports a lost batch, drops what waited behind it, and pauses.
     async fn failed(&mut self, failure: &Failure) {
         let backoff_max = self.shared.config.election_timeout / 10;
+        let is_other_release = matches!(failure, Failure::OtherRelease(_));
         self.failures.inc();
         if self.is_active.replace(false) != Some(false) {
             let id = self.target.id;
@@ -242,14 +246,19 @@ impl PeerSender {
                 self.shared.logger,
                 "peer {} became inactive (message send to peer failed): {}", id, failure
             );
+            self.has_named_release = is_other_release;
+        } else if is_other_release && !self.has_named_release {
+            // It was inactive already, because it was stopped to get that release.
+            warn!(self.shared.logger, "peer {} stays inactive: {}", self.target.id, failure);
+            self.has_named_release = true;
         }
         // What waited follows on what was lost, and is out of date once the peer is back. It is
         // dropped before the report, so that what raft sends in answer to the report is not.
         let batches = &mut self.batches;
         let proposals = std::mem::take(&mut batches.proposals);
         let (mut unsent, lost) = match failure {
-            Failure::NotSent(_) => (proposals, Vec::new()),
-            Failure::Refused { .. } | Failure::Unknown(_) => (Vec::new(), proposals),
+            Failure::NotSent(_) | Failure::OtherRelease(_) => (proposals, Vec::new()),
+            _ => (Vec::new(), proposals),
         };
         unsent.extend(batches.held.take());
         for _ in 0..batches.queue_rx.len() {

@@ -446,6 +446,35 @@ async fn a_peer_that_is_down_is_reported_logged_once_and_found_again() {
     assert!(begun.elapsed() < ELECTION_TIMEOUT, "{:?}", begun.elapsed());
 }
 
+/// It was stopped to get that release, so it was inactive before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_returns_with_another_release_is_named_once() {
+    let mut one = Member::start(1).await;
+    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = port.local_addr().expect("address");
+    drop(port);
+    one.transport.add_peer(2, &format!("http://{address}"), INCARNATION);
+    one.transport.send(heartbeat(2, 0));
+    one.unreachable(2).await;
+    assert_eq!(one.log.count("peer 2 became inactive"), 1);
+
+    let listener = TcpListener::bind(address).await.expect("the port is free again");
+    let other = axum::Router::new().fallback(async || ([("raft-protocol", "999")], ""));
+    tokio::spawn(async move { axum::serve(listener, other).await });
+    let log = one.log.clone();
+    let named = "peer 2 stays inactive: this member has version";
+    eventually("the release is named", || {
+        one.transport.send(heartbeat(2, 0));
+        log.count(named) == 1
+    })
+    .await;
+    for _ in 0..5 {
+        one.transport.send(heartbeat(2, 0));
+        one.unreachable(2).await;
+    }
+    assert_eq!((log.count(named), log.count("the other one version 999")), (1, 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_without_an_answer_is_closed_in_time() {
     let mut one = Member::start(1).await;

@@ -55,7 +55,7 @@ use crate::channels::{NodeId, PEER_URL_BYTES_MAX, PeerHeader, Refusal, SnapshotF
 /// The version of this protocol. It rises with every change of a request or of the meaning of an
 /// entry, because members of different versions would apply entries differently. A sender of another
 /// version is answered 400.
-const PROTOCOL: &str = "3";
+const PROTOCOL: &str = "4";
 
 /// The most messages in one batch. An empty message has a few bytes here and hundreds in memory.
 pub(super) const BATCH_MESSAGES: usize = 65_536;
@@ -103,13 +103,30 @@ pub(super) fn put_identity(headers: &mut HeaderMap, header: &PeerHeader) -> Resu
     Ok(())
 }
 
+/// Why headers name no member that this one can talk to.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoMember {
+    /// The protocol version of a member of another release.
+    #[error(
+        "this member has version {PROTOCOL} of the peer protocol, the other one version {0}: run the same release on all members"
+    )]
+    OtherRelease(String),
+    /// What is wrong with which header.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+impl From<String> for NoMember {
+    fn from(why: String) -> Self {
+        Self::Malformed(why)
+    }
+}
+
 /// Reads the headers that [`put_identity`] wrote.
-pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, String> {
+pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, NoMember> {
     let protocol = text(headers, &PROTOCOL_HEADER)?;
     if protocol != PROTOCOL {
-        return Err(format!(
-            "this member has version {PROTOCOL} of the peer protocol, the sender version {protocol}: run the same release on all members"
-        ));
+        return Err(NoMember::OtherRelease(protocol.to_owned()));
     }
     let header = PeerHeader {
         cluster_id: hexadecimal(headers, &CLUSTER_ID, 16)?,
@@ -121,13 +138,11 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<PeerHeader, String> {
         to_incarnation: hexadecimal(headers, &TO_INCARNATION, 16)?,
     };
     if header.from == 0 {
-        return Err(format!("{FROM} is 0, which is no member's id"));
+        return Err(format!("{FROM} is 0, which is no member's id").into());
     }
     if header.url.is_empty() || header.url.len() > PEER_URL_BYTES_MAX {
-        return Err(format!(
-            "{FROM_URL} has {} bytes, not 1 to {PEER_URL_BYTES_MAX}",
-            header.url.len()
-        ));
+        let length = header.url.len();
+        return Err(format!("{FROM_URL} has {length} bytes, not 1 to {PEER_URL_BYTES_MAX}").into());
     }
     Ok(header)
 }
@@ -347,7 +362,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         put_identity(&mut headers, &header()).expect("visible ASCII");
         headers.insert(PROTOCOL_HEADER, HeaderValue::from_static("7"));
-        let why = identity(&headers).expect_err("another version");
+        let why = identity(&headers).expect_err("another version").to_string();
         assert!(why.contains(&format!("version {PROTOCOL}")) && why.contains("version 7"), "{why}");
     }
 

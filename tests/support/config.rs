@@ -46,6 +46,7 @@ pub fn config(id: NodeId, n: u64) -> NodeConfig {
         wal_sizes: sizes(SEGMENT_BYTES),
         boot: 1000 + id,
         incarnation: 100 + id,
+        admin_url: String::new(),
         metrics: Default::default(),
     }
 }

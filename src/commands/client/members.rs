@@ -267,7 +267,11 @@ fn status_table(cluster: &Value, endpoint: &str) -> String {
         let is_alive = member["alive"] == true;
         // A dead member has no status, which `text` shows as dashes.
         let status = if is_alive { &member["status"] } else { &Value::Null };
-        let role = if is_alive { text(&status["role"]) } else { "dead".to_owned() };
+        let role = match (is_alive, &member["started"]) {
+            (true, _) => text(&status["role"]),
+            (false, Value::Bool(false)) => "learner, not started".to_owned(),
+            (false, _) => "dead".to_owned(),
+        };
         let [term, commit, applied, snapshot, keys, version] =
             ["term", "commit", "applied", "snapshot", "keys", "version"]
                 .map(|name| text(&status[name]));

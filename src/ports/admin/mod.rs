@@ -23,6 +23,7 @@
 
 mod backup;
 mod checks;
+mod history;
 mod members;
 mod status;
 
@@ -45,6 +46,7 @@ use slog::warn;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 
+use self::history::History;
 use crate::httpapi::ErrorResponse;
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
@@ -86,6 +88,8 @@ struct Shared {
     /// One hash at a time, for the same reason.
     hashes: Mutex<()>,
     event_streams: Arc<Semaphore>,
+    /// What the page's charts begin with.
+    history: Arc<History>,
 }
 
 /// The limits of the port's connections.
@@ -98,13 +102,19 @@ pub fn watchers(limits: &Limits) -> usize {
     EVENT_STREAMS_MAX.min(limits.connections / 4)
 }
 
-/// The service to give to [`serve`](crate::ports::listener::serve).
+/// The service to give to [`serve`](crate::ports::listener::serve). Must be called within a tokio runtime: it
+/// starts a task that counts requests until the member stops.
 pub fn service(admin: Admin) -> impl HttpService + HttpService<Body> {
+    let history = Arc::<History>::default();
+    let Admin { status, cluster, stopping, .. } = &admin;
+    let (status, cluster, stopping) = (status.clone(), cluster.clone(), stopping.clone());
+    tokio::spawn(history::record(history.clone(), status, cluster, stopping));
     let shared = Arc::new(Shared {
         admin,
         backups: Arc::new(Semaphore::new(1)),
         hashes: Mutex::new(()),
         event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
+        history,
     });
     let member = post(members::change).put(members::change).delete(members::change);
     let router = Router::new()

@@ -15,9 +15,10 @@ const EVENT_MS = 200;
 const DOTS_PER_PAIR = 4;
 const DOTS_MAX = 150;
 const LINES_MAX = 100;
-/** Requests are counted per step; the charts show this many steps. */
+/** The charts show this time, with a point for each step. A longer pause between two points breaks the line. */
+const CHART_MS = 180_000;
 const STEP_MS = 1000;
-const STEPS = 180;
+const PAUSE_MS = 3000;
 /** The logs' scale covers at least this many entries. */
 const ENTRIES_MIN = 20;
 const VALUE_SHOWN_MAX = 1000;
@@ -49,8 +50,8 @@ const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const number = new Intl.NumberFormat("en").format;
 
-/* JSON, with ids above 2^53 as text: a number could not hold them. */
-const parse = (json) => JSON.parse(json.replace(/":(\d{16,})(?=[,}\]])/g, '":"$1"'));
+/* JSON, with ids above 2^53 as text: a number could not hold them. A quote inside of a text has a backslash. */
+const parse = (json) => JSON.parse(json.replace(/(?<!\\)":(\d{16,})(?=[,}\]])/g, '":"$1"'));
 
 function element(name, attributes = {}, text = "") {
   const isSvg = ["svg", "g", "circle", "path", "line", "text"].includes(name);
@@ -79,12 +80,35 @@ let silence = 0;
 let members = [];
 /** The last status of each member, kept while it is dead to find the changes when it returns. */
 const statuses = new Map();
+/** The last statuses of each member, newest first. */
+const recentStatuses = new Map();
+const RECENT_STATUSES = 8;
 
 /** The role of a member, or why it is not known. */
 function stateOf(member) {
   if (isBroken) return member.id === seenBy ? "no answer" : "unknown";
-  if (member.alive === false) return "dead";
+  if (member.alive === false) return member.started ? "dead" : "not started";
   return member.alive && member.status ? member.status.role : "unknown";
+}
+
+/** The members with a vote, as the leader has them, or else the member of this page. */
+function votersOf(list, leader) {
+  const said = leader ?? list.find(({ id }) => id === seenBy);
+  const voters = said?.status?.members.filter((peer) => peer.role === "voter").map((peer) => peer.id) ?? [];
+  return list.filter(({ id }) => voters.includes(id));
+}
+
+/**
+ * The status of a member for its row. The members answer at different times, so the newest status of a
+ * follower may be ahead of its leader's: then an earlier one is shown.
+ */
+function comparable({ id, status }, leader) {
+  if (!status || !leader || id === leader.id) return status;
+  const led = leader.status;
+  const isAhead = ({ term, last, commit, applied }) =>
+    term === led.term && (last > led.last || commit > led.commit || applied > led.applied);
+  const recent = recentStatuses.get(id) ?? [status];
+  return recent.find((earlier) => !isAhead(earlier)) ?? recent.at(-1);
 }
 
 /** The leader of the highest term: an older one may not know yet that it was replaced. */
@@ -102,9 +126,11 @@ function receive(cluster) {
   lastEvent = new Date();
   silence = 0;
   members = cluster.members;
+  for (const { id, status } of members) {
+    if (status) recentStatuses.set(id, [status, ...(recentStatuses.get(id) ?? [])].slice(0, RECENT_STATUSES));
+  }
   if (isFirst) note("Page opened");
   else happenings(before);
-  count();
   layOut(before);
   for (const edge of edges.values()) edge.width = Math.max(1, edge.width * 0.8);
   for (const member of members) {
@@ -135,8 +161,8 @@ function happenings(before) {
     const old = before.get(id);
     if (!old) note(`Member ${id} was added at ${host(member.url)}`, "important");
     if (old && old.url !== member.url) note(`Member ${id} was moved to ${host(member.url)}`);
-    if (alive === false && old?.alive !== false) note(`Member ${id} is dead: it does not answer`, "important bad");
-    if (alive && old?.alive === false) note(`Member ${id} answers again`, "important");
+    if (alive === false && old?.alive !== false && member.started) note(`Member ${id} is dead: it does not answer`, "important bad");
+    if (alive && old?.alive === false) note(`Member ${id} ${old.started ? "answers again" : "was started"}`, "important");
     const known = statuses.get(id);
     if (!status || !known) continue;
     // A new process counts from 0.
@@ -155,6 +181,7 @@ function happenings(before) {
     if (ids.has(id)) continue;
     note(`Member ${id} was removed`, "important");
     statuses.delete(id);
+    recentStatuses.delete(id);
   }
 }
 
@@ -319,12 +346,36 @@ function show(clusterId) {
     put($("stream"), stream === "live" ? "live" : "connection lost");
   }
   $("banner").hidden = !isBroken;
+  showMajority(leader);
   document.title = leader ? `raftexample: member ${leader.id} leads` : "raftexample: no leader";
   members.forEach(showNode);
-  showLogs();
+  showLogs(leader);
   showChoices($("remove").elements.id);
   showChoices($("lead").elements.id);
 }
+
+/** Without a majority nothing can be written, whatever else the page shows. */
+function showMajority(leader) {
+  const voters = votersOf(members, leader);
+  const needed = Math.floor(voters.length / 2) + 1;
+  const isQuarantined = ({ status }) => status?.role === "quarantined";
+  // A member that has not answered yet may be alive. A quarantined one takes no part.
+  const takePart = voters.filter((member) => member.alive !== false && !isQuarantined(member));
+  const isLost = !isBroken && voters.length > 0 && takePart.length < needed;
+  $("majority").hidden = !isLost;
+  if (!isLost) return;
+  const named = (list) => list.map(({ id, url }) => `member ${id} at ${host(url)}`).join(", ");
+  const dead = voters.filter((member) => member.alive === false);
+  const quarantined = voters.filter((member) => member.alive && isQuarantined(member));
+  put(
+    $("majority"),
+    `No majority: ${needed} of ${voters.length} voters must answer, and ${takePart.length} ${takePart.length === 1 ? "does" : "do"}. ` +
+      `Until then, writes and linearizable reads fail.${dead.length ? ` Start ${named(dead)}.` : ""}` +
+      `${quarantined.length ? ` Quarantined: ${named(quarantined)}.` : ""}`,
+  );
+}
+
+const GONE = ["dead", "not started", "no answer", "unknown"];
 
 function showNode(member) {
   const { group, number: id, role, facts, place } = nodes.get(member.id);
@@ -332,8 +383,8 @@ function showNode(member) {
   const { status } = member;
   group.dataset.id = member.id;
   group.dataset.state = state;
-  group.dataset.alive = ["dead", "no answer", "unknown"].includes(state) ? "no" : "yes";
-  const known = status ? `term ${status.term} · ${status.vote ? `vote ${status.vote}` : "no vote"}` : "";
+  group.dataset.alive = GONE.includes(state) ? "no" : "yes";
+  const known = status ? `term ${status.term} · ${status.vote ? `vote ${status.vote}` : "no vote"}` : state === "not started" ? "learner" : "";
   put(id, String(member.id));
   put(role, state);
   put(facts, known);
@@ -376,7 +427,7 @@ function nice(least) {
   return [1, 2, 2.5, 5, 10].find((step) => step * power >= least * 0.9999) * power;
 }
 
-function showLogs() {
+function showLogs(leader) {
   const wanted = members.map((member) => rowOf(member.id).row);
   const shown = [...$("rows").children];
   if (wanted.length !== shown.length || wanted.some((row, place) => row !== shown[place])) {
@@ -390,11 +441,11 @@ function showLogs() {
   for (const member of members) {
     const row = rowOf(member.id);
     const state = stateOf(member);
-    const { status } = member;
+    const status = comparable(member, leader);
     row.row.dataset.state = state;
-    row.row.dataset.alive = ["dead", "no answer", "unknown"].includes(state) ? "no" : "yes";
+    row.row.dataset.alive = GONE.includes(state) ? "no" : "yes";
     put(row.name, String(member.id));
-    put(row.state, state);
+    put(row.state, state === "not started" ? "learner, not started" : state);
     row.head.title = host(member.url);
     row.track.style.visibility = status ? "visible" : "hidden";
     for (const [name, cell] of row.cells) put(cell, status?.[name] ? number(status[name]) : "–");
@@ -425,43 +476,24 @@ function showChoices(select) {
 
 // The charts.
 
-/** One point per step: requests per second, and mean milliseconds or `null`, for each kind. */
-const points = [];
-let step = null;
+/** What the member counted, a point for each second, oldest first. */
+let points = [];
+let hasPoints = false;
 
-function totals() {
-  const all = new Map();
-  for (const { id, status } of members) {
-    const { puts, gets } = status ?? statuses.get(id) ?? {};
-    if (puts) all.set(id, { puts, gets });
-  }
-  return all;
-}
+/** The smallest difference seen between this page's clock and the member's: an event may be handled late. */
+let clockOffset = Infinity;
 
-function count() {
+/** Takes the new points of a stream, which begins with all that the member has. */
+function addPoints({ now_ms, points: added }) {
   const now = performance.now();
-  const elapsed = step ? now - step.start : 0;
-  if (step && elapsed < STEP_MS) return;
-  const all = totals();
-  // Nothing is known about a gap, so it breaks the line.
-  if (step && elapsed > 3 * STEP_MS) points.push({ at: now, gap: true });
-  else if (step) points.push({ at: now, ...measured("puts", all, elapsed), ...measured("gets", all, elapsed) });
-  while (points.length && points[0].at < now - (STEPS + 1) * STEP_MS) points.shift();
-  step = { start: now, all };
+  clockOffset = Math.min(clockOffset, now - now_ms);
+  added = added.map((point) => ({ ...point, at: point.at_ms + clockOffset }));
+  // A member that was restarted has none of before, but this page has.
+  if (!hasPoints) points = points.filter((point) => point.at < added[0].at - STEP_MS / 2);
+  hasPoints = true;
+  points.push(...added);
+  while (points.length && points[0].at < now - CHART_MS - PAUSE_MS) points.shift();
   drawCharts();
-}
-
-function measured(kind, all, elapsed) {
-  let [requests, micros] = [0, 0];
-  for (const [id, counts] of all) {
-    const before = step.all.get(id)?.[kind];
-    if (!before) continue;
-    // A smaller count is that of a restarted member.
-    const isNew = counts[kind].count < before.count;
-    requests += counts[kind].count - (isNew ? 0 : before.count);
-    micros += counts[kind].micros - (isNew ? 0 : before.micros);
-  }
-  return { [`${kind}Rate`]: (requests * 1000) / elapsed, [`${kind}Delay`]: requests ? micros / requests / 1000 : null };
 }
 
 class Chart {
@@ -482,11 +514,11 @@ class Chart {
     const [width, height] = [this.svg.clientWidth, this.svg.clientHeight];
     if (!width) return;
     const [left, top, right, bottom] = [44, 6, width - 8, height - 17];
-    const value = (point, kind) => (point.gap ? null : point[kind + this.field]);
+    const value = (point, kind) => point[kind][this.field];
     const all = points.flatMap((point) => [value(point, "puts") ?? 0, value(point, "gets") ?? 0]);
     const step = nice(Math.max(...all, this.least) / 2);
     const now = points.at(-1)?.at ?? performance.now();
-    const x = (at) => right - ((now - at) / (STEPS * STEP_MS)) * (right - left);
+    const x = (at) => right - ((now - at) / CHART_MS) * (right - left);
     const y = (of) => bottom - (of / (2 * step)) * (bottom - top);
     const drawn = [];
     for (const of of [0, step, 2 * step]) {
@@ -495,14 +527,18 @@ class Chart {
     }
     for (const minutes of [3, 2, 1, 0]) {
       const anchor = minutes === 0 ? "end" : minutes === 3 ? "start" : "middle";
-      const label = minutes ? `${minutes} min ago` : "now";
+      const label = minutes ? `${minutes} min${width < 340 ? "" : " ago"}` : "now";
       drawn.push(element("text", { x: x(now - minutes * 60000), y: height - 3, "text-anchor": anchor }, label));
     }
     for (const [kind, look] of [["gets", "get"], ["puts", "put"]]) {
       let path = "";
       let isDown = false;
+      let before = 0;
       for (const point of points) {
         const of = value(point, kind);
+        // Nothing is known of a pause, so it breaks the line.
+        if (point.at - before > PAUSE_MS) isDown = false;
+        before = point.at;
         // A point without a neighbour is a dot: its line has no length, and round ends.
         if (of !== null && x(point.at) >= left - 1) path += `${isDown ? "L" : "M"}${x(point.at).toFixed(1)} ${y(of).toFixed(1)}${isDown ? "" : "h0"}`;
         isDown = of !== null;
@@ -517,8 +553,8 @@ class Chart {
 }
 
 const charts = [
-  new Chart($("throughput"), "Rate", 10, (rate) => `${number(Math.round(rate))}/s`),
-  new Chart($("latency"), "Delay", 1, (delay) => `${delay.toFixed(delay < 10 ? 2 : 0)} ms`),
+  new Chart($("throughput"), "per_second", 10, (rate) => `${number(Math.round(rate))}/s`),
+  new Chart($("latency"), "mean_ms", 1, (delay) => `${delay.toFixed(delay < 10 ? 2 : 0)} ms`),
 ];
 const drawCharts = () => charts.forEach((chart) => chart.draw());
 
@@ -586,8 +622,18 @@ onKey("get", (form, url, key, _, button) => {
   if (button !== "delete") return ask(form, "GET", url, undefined, (text) => (text ? clip(text) : "(an empty value)"));
   if (confirm(`Delete the key ${clip(key)}?`)) ask(form, "DELETE", url, undefined, () => `${clip(key)} was deleted`);
 });
+/** How to start a member that was added, as `raftexample member add` prints it. */
+function joinCommand(id, url) {
+  // A shell may expand the brackets of an IPv6 address. No URL of a member has a quote.
+  const word = (text) => (/[^\w.,:/-]/.test(text) ? `'${text}'` : text);
+  const urls = word(members.map((member) => member.url).join());
+  const tls = url.startsWith("https:") ? " --peer-cert FILE --peer-key FILE --peer-ca FILE" : "";
+  return `raftexample --id ${id} --cluster ${urls} --peer-url ${word(url)}${tls} --port PORT --join`;
+}
+
 onSubmit("add", (form, { id, url }) => {
-  ask(form, "POST", `/members/${encodeURIComponent(id)}`, url, () => `Member ${id} was added: start it with --join`);
+  const command = joinCommand(id, url);
+  ask(form, "POST", `/members/${encodeURIComponent(id)}`, url, () => `Member ${id} was added as a learner. Start it now; it gets a vote when it has caught up:\n${command}`);
 });
 onSubmit("remove", (form, { id }) => {
   if (!confirm(`Remove member ${id} from the cluster? Its id cannot be used again.`)) return;
@@ -834,7 +880,10 @@ let source;
 function connect() {
   source?.close();
   source = new EventSource("/events");
+  hasPoints = false;
+  clockOffset = Infinity;
   source.onmessage = (event) => receive(parse(event.data));
+  source.addEventListener("points", (event) => addPoints(JSON.parse(event.data)));
   // Browsers reconnect after some errors only, so the page always does it.
   source.onerror = () => {
     source.close();
@@ -843,12 +892,26 @@ function connect() {
   };
 }
 
+/** Links to the pages of the members that were not dead. Their addresses come from them. */
+function pagesOfOthers() {
+  const links = [];
+  for (const { id, alive, status } of members) {
+    const url = status?.admin_url ?? "";
+    if (id === seenBy || alive === false || !/^https?:\/\//.test(url)) continue;
+    if (links.length) links.push(", ");
+    links.push(element("a", { href: url }, `member ${id} at ${host(url)}`));
+  }
+  return links;
+}
+
 function broken() {
   if (isBroken) return;
   isBroken = true;
   const who = seenBy ? `Member ${seenBy}` : "The member";
   const since = lastEvent === null ? "" : ` The page shows the state of ${lastEvent.toLocaleTimeString("en-GB")}.`;
   put($("banner"), `${who} at ${location.host}, which serves this page, does not answer.${since} Reconnecting.`);
+  const others = pagesOfOthers();
+  if (others.length) $("banner").append(" Pages of other members: ", ...others, ".");
   if (seenBy) note(`Member ${seenBy}, which serves this page, does not answer`, "important bad");
   doubtWatch();
   show();

@@ -20,7 +20,7 @@ use super::{Admin, Shared, json_response};
 use crate::channels::NodeId;
 use crate::httpapi::ErrorResponse;
 use crate::raft_node::{PeerStatus, Role, Status};
-use crate::transport::Statuses;
+use crate::transport::{SLOW_INTERVAL, Statuses};
 
 /// A member that has not answered for this long is shown as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
@@ -66,6 +66,7 @@ fn member_status(status: &Status) -> Value {
         "last": status.last,
         "snapshot": status.snapshot,
         "members": members.collect::<Vec<_>>(),
+        "admin_url": tick.admin_url,
         "wal_bytes": tick.wal_bytes,
         "keys": tick.keys,
         "store_bytes": tick.store_bytes,
@@ -76,24 +77,38 @@ fn member_status(status: &Status) -> Value {
     })
 }
 
-/// Every member's status as JSON. `watching` is how long the other members have been asked: until
-/// [`DEAD_AFTER`], a member that has not answered is unknown rather than dead.
-fn cluster_status(status: &Status, statuses: &Statuses, watching: Duration) -> Value {
+/// Every member's status as JSON, with this member's as of `at`. `watching` is how long the other members have
+/// been asked often: until [`DEAD_AFTER`], a member that has not answered lately is unknown rather than dead.
+fn cluster_status(
+    (at, status): (Instant, &Status),
+    statuses: &Statuses,
+    watching: Duration,
+) -> Value {
     let member = |(id, url): (&NodeId, &String)| {
+        let age_ms = |at: &Instant| at.elapsed().as_millis() as u64;
         let said = if *id == status.id {
-            Some((0, status))
+            Some((age_ms(&at), status))
         } else {
-            let age_ms = |at: &Instant| at.elapsed().as_millis() as u64;
             statuses.get(id).map(|(at, status)| (age_ms(at), &**status))
         };
         let is_alive = match said {
-            Some((age, _)) => Some(u128::from(age) <= DEAD_AFTER.as_millis()),
-            None => (watching > DEAD_AFTER).then_some(false),
+            Some((age, _)) if *id == status.id || u128::from(age) <= DEAD_AFTER.as_millis() => {
+                Some(true)
+            }
+            _ => (watching > DEAD_AFTER).then_some(false),
         };
+        // A learner that no member has heard from waits for its first start.
+        let has_heard =
+            |status: &Status| status.tick.peers.get(id).is_some_and(|peer| peer.heard_ms.is_some());
+        let is_started = said.is_some()
+            || !status.learners.contains(id)
+            || has_heard(status)
+            || statuses.values().any(|(_, status)| has_heard(status));
         json!({
             "id": id,
             "url": url,
             "alive": is_alive,
+            "started": is_started,
             "age_ms": said.map(|(age, _)| age),
             "status": said.map(|(_, status)| member_status(status)),
         })
@@ -107,20 +122,26 @@ fn cluster_status(status: &Status, statuses: &Statuses, watching: Duration) -> V
 
 pub(super) async fn cluster(State(shared): State<Arc<Shared>>) -> Response {
     let Admin { cluster, status, .. } = &shared.admin;
+    let began = Instant::now();
+    let own = status.borrow().clone();
     let mut statuses = cluster.watch();
-    // A member that answered earlier and then fell silent does not delay the response.
-    let members = status.borrow().members.urls.clone();
-    let id = status.borrow().id;
+    // A member that has been silent for so long is dead, and does not delay the response.
+    let is_known = |at: Instant| at >= began || began - at > DEAD_AFTER + 2 * SLOW_INTERVAL;
     let all_answered = |statuses: &Statuses| {
-        members.keys().all(|other| *other == id || statuses.contains_key(other))
+        let mut others = own.members.urls.keys().filter(|other| **other != own.id);
+        others.all(|other| statuses.get(other).is_some_and(|(at, _)| is_known(*at)))
     };
     // After the timeout, the members that did not answer are shown as dead.
     let _ = timeout(DEAD_AFTER, statuses.wait_for(all_answered)).await;
     let watching = DEAD_AFTER + EVENT_INTERVAL;
-    json_response(&cluster_status(&status.borrow(), &statuses.borrow(), watching))
+    // A follower's own status is the oldest one and a leader's the newest, so it is not ahead of its leader's.
+    let now = (Instant::now(), status.borrow().clone());
+    let own = if now.1.role == Role::Leader { now } else { (began, own) };
+    json_response(&cluster_status((own.0, &own.1), &statuses.borrow(), watching))
 }
 
-/// Sends the cluster's status in each event.
+/// Sends the cluster's status in each event, and events named `points` with what is new in the charts: at first
+/// all of it.
 pub(super) async fn events(
     State(shared): State<Arc<Shared>>,
 ) -> Result<impl IntoResponse, ErrorResponse> {
@@ -132,14 +153,22 @@ pub(super) async fn events(
     let began = Instant::now();
     let mut ticks = interval(EVENT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events =
-        stream::poll_fn(move |context| ticks.poll_tick(context).map(Some)).map(move |_| {
-            let _permit = &permit;
-            let statuses = shared.admin.cluster.watch();
-            let status = shared.admin.status.borrow().clone();
-            let cluster = cluster_status(&status, &statuses.borrow(), began.elapsed());
-            Ok::<_, Infallible>(Event::default().data(cluster.to_string()))
+    let mut last = None;
+    let ticks = stream::poll_fn(move |context| ticks.poll_tick(context).map(Some));
+    let events = ticks.flat_map(move |_| {
+        let _permit = &permit;
+        let statuses = shared.admin.cluster.watch();
+        let status = shared.admin.status.borrow().clone();
+        let now = (Instant::now(), &status);
+        let cluster = cluster_status(now, &statuses.borrow(), began.elapsed());
+        let points = shared.history.after(last);
+        last = points.last().map(|point| point.at).or(last);
+        let points = (!points.is_empty()).then(|| {
+            Event::default().event("points").data(shared.history.json(&points).to_string())
         });
+        let events = [Some(Event::default().data(cluster.to_string())), points];
+        stream::iter(events.into_iter().flatten().map(Ok::<_, Infallible>))
+    });
     let events = events.take_until(async move { stopping.changed().await });
     Ok(([(CACHE_CONTROL, "no-store")], Sse::new(events)))
 }
@@ -202,6 +231,8 @@ fn register_status(registry: &mut Registry, status: &Status) {
     gauge("has_leader", "1 if this member knows a leader", u64::from(status.leader != 0));
     gauge("is_leader", "1 if this member is the leader", u64::from(status.role == Role::Leader));
     gauge("is_learner", "1 if this member is a learner", u64::from(status.role == Role::Learner));
+    let is_quarantined = u64::from(status.role == Role::Quarantined);
+    gauge("is_quarantined", "1 if this member lost entries and takes no part", is_quarantined);
     gauge("members", "Members that this member knows", status.members.urls.len() as u64);
     gauge("term", "Current term", status.term);
     gauge("commit_index", "Index of the last entry known to be committed", status.commit);

@@ -868,7 +868,7 @@ pub fn status_answers(data: &[u8]) {
         assert!(again.len() <= encoded.len());
     }
     let cluster = Arc::<ClusterWatch>::default();
-    cluster.take_answer(OTHER, &encoded);
+    cluster.take_answer(OTHER, tokio::time::Instant::now(), &encoded);
     let statuses = cluster.watch();
     let is_shown = statuses.borrow().contains_key(&OTHER);
     assert_eq!(is_shown, decoded.as_ref().is_some_and(|status| status.id == OTHER));
