@@ -291,6 +291,9 @@ fn each_query_of_the_dashboard_gives_numbers() {
         let up = prometheus.query("sum(up{job=\"raftexample\"})");
         up.iter().any(|series| numbers(series).iter().any(|(_, value)| *value == 3.0))
     });
+    if updates() {
+        thread::sleep(Duration::from_secs(15));
+    }
     cluster.kill(leader);
     eventually(PATIENCE, "the alert of a dead member is pending", || {
         let query = "ALERTS{alertname=\"RaftexampleMemberDown\",alertstate=\"pending\"}";
@@ -379,7 +382,7 @@ fn draw(prometheus: &Prometheus, panels: &[Value], ago: Duration) {
                 ("query", query.as_str()),
                 ("start", &format!("{begun}")),
                 ("end", &format!("{now}")),
-                ("step", "0.5"),
+                ("step", "1"),
             ];
             let data = prometheus.api("query_range", &range).unwrap();
             lines.extend(data["result"].as_array().unwrap().iter().map(numbers));

@@ -100,15 +100,14 @@ function votersOf(list, leader) {
 
 /**
  * The status of a member for its row. The members answer at different times, so the newest status of a
- * follower may be ahead of its leader's: then an earlier one is shown.
+ * follower may be ahead of its leader's: then an earlier one is shown, or none if there is none.
  */
 function comparable({ id, status }, leader) {
   if (!status || !leader || id === leader.id) return status;
   const led = leader.status;
   const isAhead = ({ term, last, commit, applied }) =>
     term === led.term && (last > led.last || commit > led.commit || applied > led.applied);
-  const recent = recentStatuses.get(id) ?? [status];
-  return recent.find((earlier) => !isAhead(earlier)) ?? recent.at(-1);
+  return recentStatuses.get(id)?.find((recent) => !isAhead(recent));
 }
 
 /** The leader of the highest term: an older one may not know yet that it was replaced. */
