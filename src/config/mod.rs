@@ -638,6 +638,27 @@ mod tests {
     }
 
     #[test]
+    fn an_admin_url_is_told_if_other_machines_can_reach_it() {
+        let url = |flags: &str, bound: &str| {
+            let bound = bound.parse().expect("an address");
+            config(flags).expect(flags).admin_url(bound)
+        };
+        let cluster = "--cluster http://127.0.0.1:1";
+        let url_of = |admin: &str, bound: &str| url(&format!("{cluster} --admin {admin}"), bound);
+        assert_eq!(url_of("127.0.0.1:0", "127.0.0.1:7"), "http://127.0.0.1:7");
+        assert_eq!(url_of("localhost:0", "127.0.0.1:7"), "http://localhost:7");
+        // The other members are on other machines.
+        let remote = "--cluster http://192.0.2.1:1 --admin";
+        assert_eq!(url(&format!("{remote} 127.0.0.1:7"), "127.0.0.1:7"), "");
+        let tls = "--peer-cert c --peer-key k --peer-ca a --cert c --key k --admin";
+        let named = format!("--cluster https://node1.example:1 {tls}");
+        assert_eq!(url(&format!("{named} 0.0.0.0:7"), "0.0.0.0:7"), "https://node1.example:7");
+        assert_eq!(url(&format!("{named} 192.0.2.1:7"), "192.0.2.1:7"), "https://192.0.2.1:7");
+        let address = format!("--cluster https://[2001:db8::1]:1 {tls} [::]:7");
+        assert_eq!(url(&address, "[::]:7"), "https://[2001:db8::1]:7");
+    }
+
+    #[test]
     fn the_client_port_is_open_to_others_only_if_the_peer_port_is() {
         let address = |flags: &str| config(flags).expect(flags).client_address().ip().to_string();
         assert_eq!(address("--cluster http://localhost:1"), "127.0.0.1");

@@ -326,13 +326,15 @@ mod tests {
         let cluster = serde_json::json!({ "seen_by": 2, "members": [
             { "id": 1, "url": "http://a:1", "alive": false, "status": null },
             { "id": 2, "url": "http://bcd:2", "alive": true, "status": status },
+            { "id": 3, "url": "http://e:3", "alive": false, "started": false, "status": null },
         ]});
         assert_eq!(
             status_table(&cluster, "http://e:1"),
             "\
-ID  URL           ROLE    TERM  COMMIT  APPLIED  SNAPSHOT  KEYS  WAL       UPTIME  VERSION
-1   http://a:1    dead    -     -       -        -         -     -         -       -
-2*  http://bcd:2  leader  2     10      10       0         3     1.50 KiB  1m1s    0.1.0
+ID  URL           ROLE                  TERM  COMMIT  APPLIED  SNAPSHOT  KEYS  WAL       UPTIME  VERSION
+1   http://a:1    dead                  -     -       -        -         -     -         -       -
+2*  http://bcd:2  leader                2     10      10       0         3     1.50 KiB  1m1s    0.1.0
+3   http://e:3    learner, not started  -     -       -        -         -     -         -       -
 * this member answered, at http://e:1
 "
         );
