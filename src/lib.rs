@@ -57,6 +57,7 @@
 //! | connections to peers | transport | 260: four to each of 63, and one for each change on its way to the leader | – |
 //! | changes on their way to the leader | transport | 8 | the next wait, and expire |
 //! | event streams, backups, state hashes | admin port | 16, 1, 1 | 503, 503, the next waits |
+//! | points of the page's charts | admin port | 180, one for each second | the oldest is dropped |
 //! | status | raft_node → admin port, transport | the latest | replaced |
 //! | errorC: [`RaftNodeHandle::join`](raft_node::RaftNodeHandle::join) | raft_node → main | 1 | – |
 //! | log lines | all → standard error | 4,096 | dropped, and counted in the log |

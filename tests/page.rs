@@ -1087,10 +1087,11 @@ fn no_row_is_ahead_of_its_leader_under_load() {
         let Some(led) = rows.iter().find(|row| row[0] == "leader") else { return false };
         for row in rows {
             for place in 1..=3 {
-                let [own, leaders] = [row, led].map(|row| row[place].as_u64().unwrap());
+                let [own, leaders] = [row, led].map(|row| row[place].as_u64());
+                // `None` is a row without a status that can be compared.
                 assert!(own <= leaders, "{row} is ahead of {led}");
             }
-            moved.insert(row[3].as_u64().unwrap());
+            moved.extend(row[3].as_u64());
         }
         moved.len() >= 60
     });

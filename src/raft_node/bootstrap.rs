@@ -214,8 +214,15 @@ impl Bootstrap {
             let entries = if config.join { Vec::new() } else { self.additions(config) };
             return Ok(Start { cluster_id, entries });
         }
-        let missing = self.missing.iter().map(|(url, why)| format!("{url} ({why})"));
-        let missing = missing.collect::<Vec<_>>().join(", ");
+        let why = |(url, id): (&String, &NodeId)| match self.missing.get(url) {
+            Some(why) => Some(format!("{url} ({why})")),
+            // It answered before this member knew all directories.
+            None if self.cluster_id != 0 && !self.agreed.contains(id) => {
+                Some(format!("{url} (asked to agree)"))
+            }
+            None => None,
+        };
+        let missing = self.others.iter().filter_map(why).collect::<Vec<_>>().join(", ");
         Err(if config.join {
             format!(
                 "waiting for a member that counts {} as one: POST /{} with the body {} to any of them; asked {missing}",

@@ -336,7 +336,7 @@ async fn raw(url: &str, request: &[u8]) -> (u16, String) {
 }
 
 /// The headers of a request from member 1 to member 2.
-const HEADERS: &str = "host: x\r\nraft-protocol: 3\r\nraft-cluster-id: 00000000000000c1\r\n\
+const HEADERS: &str = "host: x\r\nraft-protocol: 4\r\nraft-cluster-id: 00000000000000c1\r\n\
     raft-from: 1\r\nraft-incarnation: 0000000000000007\r\nraft-from-url: http://127.0.0.1:1\r\n\
     raft-to: 2\r\nraft-to-incarnation: 0000000000000007\r\n\
     raft-boot: 0000000000000001\r\nraft-number: 1\r\n";

@@ -101,7 +101,7 @@ impl Forger {
             .http
             .post(format!("{url}{path}"))
             .timeout(PATIENCE)
-            .header("raft-protocol", "3")
+            .header("raft-protocol", "4")
             .header("raft-cluster-id", format!("{:016x}", sender.cluster_id))
             .header("raft-from", sender.from.to_string())
             .header("raft-incarnation", format!("{:016x}", sender.incarnation))

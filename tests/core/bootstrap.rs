@@ -86,6 +86,10 @@ fn first_members_begin_in_any_order_and_at_any_time() {
             }
             network.tick_until("all have begun", |network| begun(network).len() == 3);
             assert_eq!(clusters(&network).len(), 1, "{order:?} {pause}");
+            for id in order {
+                let names_none = network.member(id).logged("waiting for  before");
+                assert!(!names_none, "{:?}", network.member(id).logs);
+            }
             serves(&mut network);
         }
     }

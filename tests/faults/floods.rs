@@ -182,7 +182,7 @@ fn bodies_announced_in_a_members_name_stop_nobody() {
                 .map(|name| u64_of(identity[name].as_str().unwrap()));
             let url = &cluster.member(from).url;
             let head = format!(
-                "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\nraft-protocol: 3\r\n\
+                "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\nraft-protocol: 4\r\n\
                  raft-cluster-id: {cluster_id:016x}\r\nraft-from: {from}\r\n\
                  raft-incarnation: {incarnation:016x}\r\nraft-from-url: {url}\r\nraft-to: {to}\r\n\
                  raft-to-incarnation: 0000000000000000\r\nraft-boot: 0000000000000001\r\n\

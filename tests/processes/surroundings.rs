@@ -129,7 +129,10 @@ fn a_wrong_variable_is_named() {
 fn sighup_stops_a_member_in_order_unless_it_is_ignored() {
     let site = Site::new();
     let (flags, address) = site.single(&FAST);
-    let mut member = site.spawn("member", &flags);
+    // The tests themselves may run under nohup.
+    let mut plain = Command::new("env");
+    plain.args(["--default-signal=HUP", BINARY]).args(&flags);
+    let mut member = site.spawn_command("member", plain, false);
     serves(address);
     member.signal(Signal::SIGHUP);
     assert_eq!(member.wait(PATIENCE), 0);

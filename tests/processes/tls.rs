@@ -146,7 +146,7 @@ fn converse(stream: &mut TlsStream, head: &str) -> Result<String, String> {
 fn peer_request(path: &str, from: u64, to: u64) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\
-         raft-protocol: 3\r\nraft-cluster-id: 00000000000000c1\r\nraft-from: {from}\r\n\
+         raft-protocol: 4\r\nraft-cluster-id: 00000000000000c1\r\nraft-from: {from}\r\n\
          raft-incarnation: 0000000000000001\r\nraft-from-url: https://127.0.0.1:1\r\n\
          raft-to: {to}\r\nraft-to-incarnation: 0000000000000000\r\nraft-boot: 0000000000000001\r\nraft-number: 1\r\n\r\n"
     )
@@ -285,7 +285,7 @@ fn an_answer_with_the_certificate_of_another_member_is_none() {
             let mut head = [0; 1024];
             let _ = stream.read(&mut head);
             let _ = stream.write_all(
-                b"HTTP/1.1 204 No Content\r\nraft-protocol: 3\r\nraft-from: 3\r\n\
+                b"HTTP/1.1 204 No Content\r\nraft-protocol: 4\r\nraft-from: 3\r\n\
                   raft-cluster-id: 00000000000000c1\r\nraft-incarnation: 0000000000000001\r\n\
                   raft-from-url: https://127.0.0.1:1\r\nraft-to: 1\r\nraft-to-incarnation: 0000000000000000\r\n\r\n",
             );

@@ -9,7 +9,7 @@
 //! | `GET /status` | this member, as JSON |
 //! | `GET /members` | the members that this member knows, as JSON |
 //! | `GET /cluster` | the status of every member, as JSON |
-//! | `GET /events` | the same as server-sent events, five a second |
+//! | `GET /events` | the same as server-sent events, five a second; events named `points` have what the page's charts show |
 //! | `GET /metrics` | metrics for Prometheus: OpenMetrics if `Accept` names it, else the text format 0.0.4 |
 //! | `GET /state-hash` | a checksum of the state, and the index it belongs to |
 //! | `GET /snapshot` | a backup of the current state, for `snapshot restore`; `?local` skips asking a majority |

@@ -101,7 +101,7 @@ fn peer_request(choices: &mut Choices<'_>, member: &Member) -> Option<Request<Bo
         "/",
     ]);
     let mut headers: Vec<(String, Vec<u8>)> = [
-        ("raft-protocol", "3".to_owned()),
+        ("raft-protocol", "4".to_owned()),
         ("raft-cluster-id", format!("{:016x}", header.cluster_id)),
         ("raft-from", from.to_string()),
         ("raft-incarnation", format!("{:016x}", header.incarnation)),
