@@ -623,8 +623,8 @@ onKey("get", (form, url, key, _, button) => {
 });
 /** How to start a member that was added, as `raftexample member add` prints it. */
 function joinCommand(id, url) {
-  // A shell may expand the brackets of an IPv6 address. No URL of a member has a quote.
-  const word = (text) => (/[^\w.,:/-]/.test(text) ? `'${text}'` : text);
+  // A shell may expand the brackets of an IPv6 address.
+  const word = (text) => (/[^\w.,:/-]/.test(text) ? `'${text.replaceAll("'", "'\\''")}'` : text);
   const urls = word(members.map((member) => member.url).join());
   const tls = url.startsWith("https:") ? " --peer-cert FILE --peer-key FILE --peer-ca FILE" : "";
   return `raftexample --id ${id} --cluster ${urls} --peer-url ${word(url)}${tls} --port PORT --join`;
