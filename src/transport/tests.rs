@@ -651,7 +651,7 @@ async fn garbage_is_answered_400_and_nothing_is_delivered() {
     {
         assert_eq!(raw(&two.url, &post("/raft", HEADERS, body)).await.0, 400, "{body:?}");
     }
-    for name in ["protocol: 3", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
+    for name in ["protocol: 4", "cluster-id: 0", "from: 1", "incarnation: 0", "to: 2", "number: 1"]
     {
         let headers = HEADERS.replace(&format!("raft-{name}"), "x: y");
         assert_eq!(raw(&two.url, &post("/raft", &headers, &batch)).await.0, 400, "{name}");
