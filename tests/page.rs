@@ -1215,6 +1215,27 @@ fn both_colour_schemes_and_a_narrow_window_render() {
         assert_eq!(scene.browser.value(is_wider), false, "{width} pixels are enough");
     }
     scene.assert_without_problems();
+    if std::env::var_os("UPDATE_SCREENSHOTS").is_some() {
+        picture_phones(&mut scene);
+    }
+}
+
+/// The guide's pictures: a phone under load, and another one without a majority.
+fn picture_phones(scene: &mut Scene) {
+    let picture = |scene: &mut Scene, scheme: &str, width, file: &str| {
+        scene.browser.prefer(scheme);
+        scene.browser.resize(width, 1000);
+        let path = format!("{}/src/ports/admin/{file}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(path, scene.browser.screenshot()).unwrap();
+    };
+    scene.browser.shows("#summary", "3 of 3 members alive");
+    picture(scene, "light", 390, "page-390.png");
+    scene.cluster.kill(2);
+    scene.cluster.kill(3);
+    scene.browser.shows("#majority:not([hidden])", "No majority");
+    // The banner of the page's own member that stopped is not there.
+    scene.browser.shows("#stream", "live");
+    picture(scene, "dark", 320, "page-320.png");
 }
 
 /// The value of a key, as a page that steals it would like it.

@@ -719,6 +719,14 @@ fn admin_request(choices: &mut Choices<'_>) -> Option<(Request<Body>, Vec<u8>)> 
     Some((request, body))
 }
 
+/// The service starts a task.
+fn admin_service(admin: Admin) -> impl HttpService<Body> {
+    RUNTIME.with(|runtime| {
+        let _inside = runtime.enter();
+        admin::service(admin)
+    })
+}
+
 /// Whatever an operator, or a page in a browser, asks at the admin port: it is answered, never with a
 /// fault of the member's own, and a page of another origin changes and learns nothing.
 pub fn admin_requests(data: &[u8]) {
@@ -729,7 +737,7 @@ pub fn admin_requests(data: &[u8]) {
     let names = api.names.clone();
     let (status_tx, status) = watch::channel(own_status(&mut choices, &node.members));
     let (_stop_tx, stopping) = watch::channel(());
-    let service = admin::service(Admin {
+    let service = admin_service(Admin {
         status,
         metrics: Default::default(),
         cluster: Default::default(),
@@ -868,7 +876,9 @@ pub fn status_answers(data: &[u8]) {
         assert!(again.len() <= encoded.len());
     }
     let cluster = Arc::<ClusterWatch>::default();
-    cluster.take_answer(OTHER, tokio::time::Instant::now(), &encoded);
+    // `/cluster` waits for an answer to a question that is newer than the request.
+    let asked = tokio::time::Instant::now() + Duration::from_secs(60);
+    cluster.take_answer(OTHER, asked, &encoded);
     let statuses = cluster.watch();
     let is_shown = statuses.borrow().contains_key(&OTHER);
     assert_eq!(is_shown, decoded.as_ref().is_some_and(|status| status.id == OTHER));
@@ -878,7 +888,7 @@ pub fn status_answers(data: &[u8]) {
     let members = Members { urls: urls.into(), ..Members::default() };
     let own = Status { id: 1, leader: 1, members, ..Status::default() };
     let (_stop_tx, stopping) = watch::channel(());
-    let service = admin::service(Admin {
+    let service = admin_service(Admin {
         status: watch::channel(own).1,
         metrics: Default::default(),
         cluster,
