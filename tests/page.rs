@@ -3,8 +3,8 @@
 //!
 //! The browser is `chromium`, `chromium-browser` or `google-chrome`, or the one that the variable
 //! `CHROMIUM` names; without one the tests report that they skip. `UPDATE_SCREENSHOTS=1 cargo test
-//! --test page schemes` also remakes README's pictures, which takes two minutes; review them, and
-//! shrink them (pngquant, optipng), before keeping them.
+//! --test page schemes` also remakes the pictures of README and the guide, which takes two minutes; review
+//! them, and shrink them (pngquant, optipng), before keeping them.
 
 #![allow(clippy::unwrap_used)]
 
