@@ -177,6 +177,11 @@ fn promtool_accepts_the_alerts_and_their_tests_pass() {
     let tests = deploy().join("alerts-test.yml");
     let tested = run("promtool", &["test", "rules", tests.to_str().unwrap()]).unwrap();
     assert!(tested.status.success(), "{}", text(&tested));
+    // Without the certificates that it names.
+    let config = deploy().join("prometheus.yml");
+    let arguments = ["check", "config", "--syntax-only", config.to_str().unwrap()];
+    let checked = run("promtool", &arguments).unwrap();
+    assert!(checked.status.success(), "{}", text(&checked));
     // Each alert is tested.
     let [alerts, tests] = [alerts, tests].map(|path| fs::read_to_string(path).unwrap());
     for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
