@@ -297,17 +297,13 @@ fn each_query_of_the_dashboard_gives_numbers() {
         let up = prometheus.query("sum(up{job=\"raftexample\"})");
         up.iter().any(|series| numbers(series).iter().any(|(_, value)| *value == 3.0))
     });
-    if updates() {
-        thread::sleep(Duration::from_secs(15));
-    }
+    show_for(Duration::from_secs(15));
     cluster.kill(leader);
     eventually(PATIENCE, "the alert of a dead member is pending", || {
         let query = "ALERTS{alertname=\"RaftexampleMemberDown\",alertstate=\"pending\"}";
         prometheus.query(query).len() == 1
     });
-    if updates() {
-        thread::sleep(Duration::from_secs(20));
-    }
+    show_for(Duration::from_secs(20));
     cluster.start_again(leader);
 
     let dashboard = fs::read_to_string(deploy().join("dashboard.json")).unwrap();
@@ -330,8 +326,8 @@ fn each_query_of_the_dashboard_gives_numbers() {
             }
         }
     }
+    show_for(Duration::from_secs(20));
     if updates() {
-        thread::sleep(Duration::from_secs(40).saturating_sub(begun.elapsed() / 2));
         draw(&prometheus, panels, begun.elapsed());
     }
     is_over.store(true, Ordering::Relaxed);
@@ -349,6 +345,13 @@ fn refused(admin: SocketAddr) -> std::io::Result<()> {
 
 fn updates() -> bool {
     std::env::var_os("UPDATE_DASHBOARD").is_some()
+}
+
+/// Leaves the picture time to show a state. The test itself waits for conditions only.
+fn show_for(duration: Duration) {
+    if updates() {
+        thread::sleep(duration);
+    }
 }
 
 /// Draws the panels where Grafana places them, from what was scraped since `ago`.

@@ -98,7 +98,7 @@ pub(super) enum Failure {
     /// The peer may have taken it.
     #[error("{0}")]
     Unknown(String),
-    /// The peer runs another release, and took nothing.
+    /// An answer of another release. The outcome is unknown, because nothing checks who sent that answer.
     #[error("{0}")]
     OtherRelease(String),
     /// The peer, named by `header`, did not take it.

@@ -239,10 +239,10 @@ pub(super) async fn forward_change(
                 shared.report(refused);
             }
             Err(match failure {
-                Failure::Unknown(why) => unknown(to, &why),
-                _ => RequestError::unavailable(format!(
-                    "member {to} leads and did not take the change ({failure})"
-                )),
+                Failure::NotSent(_) | Failure::Refused { .. } => RequestError::unavailable(
+                    format!("member {to} leads and did not take the change ({failure})"),
+                ),
+                Failure::Unknown(why) | Failure::OtherRelease(why) => unknown(to, &why),
             })
         }
     };

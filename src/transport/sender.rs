@@ -257,8 +257,10 @@ impl PeerSender {
         let batches = &mut self.batches;
         let proposals = std::mem::take(&mut batches.proposals);
         let (mut unsent, lost) = match failure {
-            Failure::NotSent(_) | Failure::OtherRelease(_) => (proposals, Vec::new()),
-            _ => (Vec::new(), proposals),
+            Failure::NotSent(_) => (proposals, Vec::new()),
+            Failure::Refused { .. } | Failure::Unknown(_) | Failure::OtherRelease(_) => {
+                (Vec::new(), proposals)
+            }
         };
         unsent.extend(batches.held.take());
         for _ in 0..batches.queue_rx.len() {

@@ -109,6 +109,7 @@ pub(super) async fn ask_others(shared: Arc<Shared>) {
     }
 }
 
+/// The borrow must end before the next await.
 fn watched_interval(watched_rx: &watch::Receiver<Watched>) -> Option<Duration> {
     watched_rx.borrow().interval()
 }

@@ -422,10 +422,8 @@ async fn a_full_queue_drops_and_reports_unreachable_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_down_is_reported_logged_once_and_found_again() {
     let mut one = Member::start(1).await;
-    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = port.local_addr().expect("address");
-    drop(port);
-    one.transport.add_peer(2, &format!("http://{address}"), INCARNATION);
+    let url = nobody().await;
+    one.transport.add_peer(2, &url, INCARNATION);
     for _ in 0..5 {
         one.transport.send(heartbeat(2, 0));
         one.unreachable(2).await;
@@ -433,7 +431,7 @@ async fn a_peer_that_is_down_is_reported_logged_once_and_found_again() {
     assert_eq!(one.log.count("peer 2 became inactive (message send to peer failed): "), 1);
 
     let two = Member::start(2).await;
-    let listener = TcpListener::bind(address).await.expect("the port is free again");
+    let listener = TcpListener::bind(&url["http://".len()..]).await.expect("it is free again");
     let router = two.transport.router();
     tokio::spawn(async move { axum::serve(listener, router).await });
     let begun = Instant::now();
@@ -450,15 +448,13 @@ async fn a_peer_that_is_down_is_reported_logged_once_and_found_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_returns_with_another_release_is_named_once() {
     let mut one = Member::start(1).await;
-    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = port.local_addr().expect("address");
-    drop(port);
-    one.transport.add_peer(2, &format!("http://{address}"), INCARNATION);
+    let url = nobody().await;
+    one.transport.add_peer(2, &url, INCARNATION);
     one.transport.send(heartbeat(2, 0));
     one.unreachable(2).await;
     assert_eq!(one.log.count("peer 2 became inactive"), 1);
 
-    let listener = TcpListener::bind(address).await.expect("the port is free again");
+    let listener = TcpListener::bind(&url["http://".len()..]).await.expect("it is free again");
     let other = axum::Router::new().fallback(async || ([("raft-protocol", "999")], ""));
     tokio::spawn(async move { axum::serve(listener, other).await });
     let log = one.log.clone();
@@ -590,6 +586,20 @@ async fn only_a_proposal_that_never_left_is_given_back() {
         other => panic!("{other:?}"),
     }
     one.unreachable(3).await;
+
+    // No certificate vouches for such an answer.
+    let url = server(|mut stream| async move {
+        read_request(&mut stream).await.expect("a request");
+        let answer = b"HTTP/1.1 400 Bad Request\r\nraft-protocol: 999\r\ncontent-length: 0\r\n\r\n";
+        let _ = stream.write_all(answer).await;
+    })
+    .await;
+    one.transport.add_peer(4, &url, INCARNATION);
+    one.transport.send(proposal(4, b"answered by another release"));
+    match one.report().await {
+        PeerReport::ProposalsLost { ids } => assert_eq!(ids.len(), 1),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

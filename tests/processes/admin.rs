@@ -384,18 +384,36 @@ fn events_describe_the_cluster_until_the_member_stops() {
     assert_eq!(lines.next().unwrap(), "HTTP/1.0 200 OK");
     let head: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
     assert!(head.iter().any(|line| line == "Content-Type: text/event-stream"), "{head:?}");
+    // The cluster, or, in an event of that name, points of the charts.
     let mut next = || {
-        let line = lines.by_ref().find(|line| !line.is_empty())?;
-        let event = line.strip_prefix("data: ").expect("nothing but data");
-        Some(serde_json::from_str::<Value>(event).unwrap())
+        let mut is_points = false;
+        loop {
+            let line = lines.next()?;
+            match line.strip_prefix("data: ") {
+                Some(data) => {
+                    let data: Value = serde_json::from_str(data).unwrap();
+                    assert_eq!(data["members"].is_array(), !is_points, "{data}");
+                    return Some(data);
+                }
+                None if line == "event: points" => is_points = true,
+                None => assert_eq!(line, "", "nothing else"),
+            }
+        }
     };
-    let known = |event: &Value| {
-        event["members"].as_array().unwrap().iter().all(|member| member["alive"] == true)
+    let mut comes = |what: &str, is_it: &dyn Fn(&Value) -> bool| {
+        assert!(std::iter::from_fn(&mut next).take(200).any(|event| is_it(&event)), "{what}");
     };
-    assert!(std::iter::from_fn(&mut next).take(100).any(|event| known(&event)), "all are alive");
+    comes("all are alive", &|event| {
+        let members = event["members"].as_array();
+        members.is_some_and(|members| members.iter().all(|member| member["alive"] == true))
+    });
+    comes("a point, which was kept", &|event| event["points"].is_array());
     put(cluster.address(1), "/k", b"v");
-    let keys = |event: &Value| event["members"][1]["status"]["keys"] == 1;
-    assert!(std::iter::from_fn(&mut next).take(100).any(|event| keys(&event)), "it is seen");
+    comes("the key is seen", &|event| event["members"][1]["status"]["keys"] == 1);
+    comes("the PUT is in a point", &|event| {
+        let mut points = event["points"].as_array().into_iter().flatten();
+        points.any(|point| point["puts"]["per_second"].as_f64().unwrap() > 0.0)
+    });
     cluster.stop(1, Signal::SIGTERM);
     assert!(std::iter::from_fn(&mut next).take(1000).count() < 1000, "they end");
 }
